@@ -1,0 +1,74 @@
+# Everything a clone needs: each target makes the environment and the build it stands on.
+#   make demo    train the joint intent and slot model on SNIPS and compare its speed with plain PyTorch
+#   make test    all tests          make test-asan  the kernels' tests under the sanitizers
+#   make bench   the benchmarks     make wheel      a wheel, tried in a fresh environment
+#   make lint    style checks       make format     mend what can be mended
+#   make clean   remove what was made here
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := CMakeLists.txt pyproject.toml $(wildcard packaging/* csrc/*/*.* csrc/*/*/*.*)
+CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*/*.h csrc/*/*/*.cpp tests/kernels/*.h tests/kernels/*.cpp)
+TOOLS := cmake ninja
+
+.PHONY: demo test test-kernels test-asan bench wheel lint format clean install
+
+demo: install
+	$(BIN)/pymtl train examples/snips/snips.toml --run runs/snips --overwrite
+	$(BIN)/pymtl report runs/snips
+
+test: install test-kernels
+	$(BIN)/pytest
+
+test-kernels: $(VENV)/.tools
+	$(BIN)/cmake -S . -B build/kernels -G Ninja -DPYMTL_PYTHON=OFF -DPYMTL_TESTS=ON
+	$(BIN)/cmake --build build/kernels
+	$(BIN)/ctest --test-dir build/kernels --output-on-failure
+
+test-asan: $(VENV)/.tools
+	$(BIN)/cmake -S . -B build/asan -G Ninja -DPYMTL_PYTHON=OFF -DPYMTL_TESTS=ON -DPYMTL_SANITIZE=ON
+	$(BIN)/cmake --build build/asan
+	$(BIN)/ctest --test-dir build/asan --output-on-failure
+
+bench: install
+	$(BIN)/pymtl bench --json benchmarks/results/latest.json --plot benchmarks/results/latest.png
+
+wheel: $(VENV)/.torch
+	sh packaging/make_wheel.sh $(BIN)/python "$(TORCH)"
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+install: $(VENV)/.installed
+
+$(VENV)/.venv:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.torch: $(VENV)/.venv
+	$(BIN)/pip install -q "$(TORCH)" numpy
+	touch $@
+
+$(VENV)/.tools: $(VENV)/.venv
+	$(BIN)/pip install -q $(TOOLS)
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.venv
+	$(BIN)/pip install -q ruff clang-format
+	touch $@
+
+# Python files are used where they are; only a change to the native sources makes this again.
+$(VENV)/.installed: $(VENV)/.torch $(NATIVE)
+	$(BIN)/pip install -q -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf build dist runs $(VENV)

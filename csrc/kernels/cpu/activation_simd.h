@@ -1,0 +1,134 @@
+// exp, sigmoid and tanh on vectors, within 2 units in the last place over the whole range.
+//
+// All three reduce x = n ln2 + r with |r| <= ln2/2 and use exp(r) - 1 = r + r^2 q(r), q a minimax
+// polynomial. Sigmoid and tanh are written with exp(-|x|) in (0, 1]: nothing overflows, and the left tail
+// of sigmoid keeps its subnormal results.
+#pragma once
+
+#include "simd.h"
+
+namespace pymtl {
+namespace {
+
+template <typename T>
+struct ExpConstants;
+
+template <>
+struct ExpConstants<float> {
+  static constexpr float log2e = 1.44269504088896341f;
+  static constexpr float ln2_high = 0.693359375f;  // 9 bits: n * ln2_high is exact without fma too
+  static constexpr float ln2_low = -2.12194440054690583e-4f;
+  static constexpr float shifter = 0x1.8p23f;  // adding and subtracting it rounds to an integer
+  static constexpr float overflow = 88.8f;     // exp of more is infinite
+  static constexpr float underflow = -104.0f;  // exp of less is zero
+  static constexpr float tanh_one = 10.0f;     // tanh of more rounds to one
+  static constexpr int32_t exponent_bias = 127;
+  static constexpr int mantissa_bits = 23;
+  static constexpr int32_t subnormal_bits = 25;      // results reach 2^-150, a normal number has 2^-126
+  static constexpr float smallest_power = 0x1p-25f;  // 2^-subnormal_bits
+  static constexpr int terms = 5;
+  static constexpr float q[terms] = {0x1.6a23cep-10f, 0x1.123a2p-7f, 0x1.5558f2p-5f, 0x1.555492p-3f, 0x1.fffffcp-2f};
+};
+
+template <>
+struct ExpConstants<double> {
+  static constexpr double log2e = 1.44269504088896340736;
+  static constexpr double ln2_high = 0x1.62e42fee00000p-1;  // 33 bits, likewise
+  static constexpr double ln2_low = 0x1.a39ef35793c76p-33;
+  static constexpr double shifter = 0x1.8p52;
+  static constexpr double overflow = 709.9;
+  static constexpr double underflow = -746.0;
+  static constexpr double tanh_one = 20.0;
+  static constexpr int64_t exponent_bias = 1023;
+  static constexpr int mantissa_bits = 52;
+  static constexpr int64_t subnormal_bits = 54;
+  static constexpr double smallest_power = 0x1p-54;
+  static constexpr int terms = 10;
+  static constexpr double q[terms] = {
+      0x1.ad7f3e5c6e47dp-26, 0x1.28ad9b964f933p-22, 0x1.71df25b383d61p-19, 0x1.a01999e24fa53p-16, 0x1.a01a012a0eeb0p-13,
+      0x1.6c16c18438b84p-10, 0x1.1111111127d10p-7,  0x1.555555555083ep-5,  0x1.55555555554f9p-3,  0x1.000000000000ap-1};
+};
+
+// exp(r) - 1 of x = n ln2 + r, and n in the low bits of `shifted`; x within [underflow, overflow] or NaN.
+template <typename T>
+PYMTL_INLINE Vec<T> reduced_expm1(Vec<T> x, Vec<T>& shifted) {
+  using K = ExpConstants<T>;
+  shifted = fma(x, broadcast(K::log2e), broadcast(K::shifter));
+  const Vec<T> n = shifted - broadcast(K::shifter);
+  Vec<T> r = fma(n, broadcast(-K::ln2_high), x);
+  r = fma(n, broadcast(-K::ln2_low), r);
+  Vec<T> q = broadcast(K::q[0]);
+#pragma GCC unroll 16
+  for (int i = 1; i < K::terms; ++i) q = fma(q, r, broadcast(K::q[i]));
+  return fma(r * r, q, r);
+}
+
+// 2^n for integers n in the low bits; the shift drops all other bits.
+template <typename T>
+PYMTL_INLINE Vec<T> power_of_two(IntVec<T> n) {
+  return (Vec<T>)((n + ExpConstants<T>::exponent_bias) << ExpConstants<T>::mantissa_bits);
+}
+
+// exp(x) for x <= 0 or NaN. Scaled up while it is built, so that a subnormal result is rounded once.
+template <typename T>
+PYMTL_INLINE Vec<T> exp_nonpositive(Vec<T> x) {
+  using K = ExpConstants<T>;
+  const Vec<T> least = broadcast(K::underflow);
+  x = select<T>(x < least, least, x);  // NaN compares false and stays
+  Vec<T> shifted;
+  const Vec<T> p = reduced_expm1<T>(x, shifted);
+  const Vec<T> power = power_of_two<T>((IntVec<T>)shifted + K::subnormal_bits);
+  return fma(power, p, power) * broadcast(K::smallest_power);
+}
+
+template <typename T>
+PYMTL_INLINE Vec<T> exp(Vec<T> x) {
+  using K = ExpConstants<T>;
+  const Vec<T> least = broadcast(K::underflow);
+  const Vec<T> most = broadcast(K::overflow);
+  x = select<T>(x < least, least, x);
+  x = select<T>(x > most, most, x);
+  Vec<T> shifted;
+  const Vec<T> p = reduced_expm1<T>(x, shifted);
+  const IntVec<T> n = (IntVec<T>)shifted - (IntVec<T>)broadcast(K::shifter);
+  const IntVec<T> half = n >> 1;
+  const Vec<T> power = power_of_two<T>(half);
+  return fma(power, p, power) * power_of_two<T>(n - half);
+}
+
+template <typename T>
+PYMTL_INLINE Vec<T> absolute(Vec<T> x) {
+  const IntVec<T> sign = (IntVec<T>)broadcast(T(-0.0));
+  return (Vec<T>)((IntVec<T>)x & ~sign);
+}
+
+template <typename T>
+PYMTL_INLINE Vec<T> sigmoid(Vec<T> x) {
+  const Vec<T> one = broadcast(T(1));
+  const Vec<T> e = exp_nonpositive<T>(-absolute<T>(x));
+  return select<T>(x < Vec<T>{}, e, one) / (one + e);
+}
+
+// Near zero expm1(-2|x|) / -(expm1(-2|x|) + 2), which loses nothing; further out 1 - 2e / (1 + e), whose
+// error shrinks with e = exp(-2|x|).
+template <typename T>
+PYMTL_INLINE Vec<T> tanh(Vec<T> x) {
+  const Vec<T> one = broadcast(T(1));
+  const Vec<T> two = broadcast(T(2));
+  const Vec<T> largest = broadcast(ExpConstants<T>::tanh_one);
+  Vec<T> size = absolute<T>(x);
+  size = select<T>(size > largest, largest, size);
+  Vec<T> shifted;
+  const Vec<T> p = reduced_expm1<T>(size * -two, shifted);
+  const Vec<T> power = power_of_two<T>((IntVec<T>)shifted);
+  const Vec<T> expm1 = fma(power, p, power - one);
+  const Vec<T> e = fma(power, p, power);
+  const IntVec<T> small = size < broadcast(T(0.55));
+  const Vec<T> ratio = select<T>(small, expm1, two * e) / select<T>(small, expm1 + two, one + e);
+  const Vec<T> result = select<T>(small, Vec<T>{}, one) - ratio;
+  const IntVec<T> sign = (IntVec<T>)x & (IntVec<T>)broadcast(T(-0.0));
+  return (Vec<T>)((IntVec<T>)result | sign);
+}
+
+}  // namespace
+}  // namespace pymtl

@@ -1,0 +1,136 @@
+#include "../isa.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+#include "kernels.h"
+
+namespace pymtl {
+
+#if defined(__x86_64__)
+extern const Kernels kernels_baseline;
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#elif defined(__aarch64__)
+extern const Kernels kernels_neon;
+#endif
+
+namespace {
+
+struct Entry {
+  Isa isa;
+  const char* name;
+  const Kernels* kernels;  // null: not compiled for this architecture
+};
+
+#if defined(__x86_64__)
+constexpr Entry kEntries[] = {{Isa::baseline, "baseline", &kernels_baseline},
+                              {Isa::avx2, "avx2", &kernels_avx2},
+                              {Isa::avx512, "avx512", &kernels_avx512},
+                              {Isa::neon, "neon", nullptr}};
+#elif defined(__aarch64__)
+constexpr Entry kEntries[] = {{Isa::baseline, "baseline", nullptr},
+                              {Isa::avx2, "avx2", nullptr},
+                              {Isa::avx512, "avx512", nullptr},
+                              {Isa::neon, "neon", &kernels_neon}};
+#endif
+
+bool cpu_has(Isa isa) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  switch (isa) {
+    case Isa::baseline:
+      return true;
+    case Isa::avx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    case Isa::avx512:
+      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    case Isa::neon:
+      return false;
+  }
+  return false;
+#else
+  return isa == Isa::neon;
+#endif
+}
+
+std::string names_of(const std::vector<Isa>& isas) {
+  std::string names;
+  for (const Isa isa : isas) names += (names.empty() ? "" : ", ") + std::string(isa_name(isa));
+  return names;
+}
+
+const Entry& entry_named(const std::string& name) {
+  for (const Entry& entry : kEntries) {
+    if (name != entry.name) continue;
+    if (entry.kernels == nullptr) {
+      throw std::runtime_error("instruction set '" + name + "': this build has no kernels for it, only for " +
+                               names_of(compiled_isas()));
+    }
+    if (!cpu_has(entry.isa)) {
+      throw std::runtime_error("instruction set '" + name + "': this CPU does not have it, only " +
+                               names_of(available_isas()));
+    }
+    return entry;
+  }
+  throw std::invalid_argument("instruction set '" + name + "' is unknown: expected one of " +
+                              names_of(compiled_isas()));
+}
+
+const Entry& chosen_at_start() {
+  const char* const forced = std::getenv("PYMTL_ISA");
+  if (forced != nullptr && *forced != '\0') {
+    try {
+      return entry_named(forced);
+    } catch (const std::exception& error) {
+      throw std::runtime_error(std::string("PYMTL_ISA: ") + error.what());
+    }
+  }
+  return entry_named(isa_name(available_isas().back()));
+}
+
+std::atomic<const Entry*> active{nullptr};
+
+const Entry& active_entry() {
+  const Entry* entry = active.load(std::memory_order_acquire);
+  if (entry == nullptr) {
+    entry = &chosen_at_start();
+    active.store(entry, std::memory_order_release);
+  }
+  return *entry;
+}
+
+}  // namespace
+
+const char* isa_name(Isa isa) {
+  for (const Entry& entry : kEntries) {
+    if (entry.isa == isa) return entry.name;
+  }
+  return "unknown";
+}
+
+std::vector<Isa> compiled_isas() {
+  std::vector<Isa> isas;
+  for (const Entry& entry : kEntries) {
+    if (entry.kernels != nullptr) isas.push_back(entry.isa);
+  }
+  return isas;
+}
+
+std::vector<Isa> available_isas() {
+  std::vector<Isa> isas;
+  for (const Isa isa : compiled_isas()) {
+    if (cpu_has(isa)) isas.push_back(isa);
+  }
+  return isas;
+}
+
+Isa active_isa() { return active_entry().isa; }
+
+void force_isa(const std::string& name) { active.store(&entry_named(name), std::memory_order_release); }
+
+const Kernels& active_kernels() { return *active_entry().kernels; }
+
+}  // namespace pymtl

@@ -1,0 +1,120 @@
+// Between the code that splits work and allocates (compiled once, for any CPU) and the code that computes
+// (compiled once per instruction set): plain structs and a table of function pointers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../heads.h"
+#include "../isa.h"
+#include "../joint_loss.h"
+#include "../lstm.h"
+#include "../pooling.h"
+
+namespace pymtl {
+
+// One worker's part of lstm_forward: one recurrence, the sequences [first_row, last_row) of the batch.
+template <typename T>
+struct LstmWalk {
+  const int64_t* starts;  // [steps + 1] the first token of each step
+  int64_t steps;
+  int64_t first_row;
+  int64_t last_row;
+  bool reverse;
+  int64_t input_size;
+  int64_t hidden_size;
+  const T* input;   // [N, I]
+  const T* packed;  // this recurrence's weights, from pack_lstm
+  const T* h0;      // [B, H] or null
+  const T* c0;
+  T* output;  // [N, ...] rows `output_stride` apart, or null
+  int64_t output_stride;
+  T* h_n;                // [B, H]
+  T* c_n;                // [B, H]
+  T* gates;              // [N, 4H] or null
+  T* cells;              // [N, H] or null
+  const T* head_panels;  // from pack_heads, or null
+  int64_t head_width;
+  T* partial;  // [N, head_width] this recurrence's part of the logits
+  T* mean;     // [B, ...] rows `pooled_stride` apart, or null
+  T* max;
+  int64_t pooled_stride;
+  void* scratch;  // lstm_scratch bytes
+};
+
+// One worker's part of lstm_backward.
+template <typename T>
+struct LstmBackwardWalk {
+  const int64_t* starts;
+  int64_t steps;
+  int64_t first_row;
+  int64_t last_row;
+  bool reverse;
+  int64_t hidden_size;
+  const T* packed;  // from pack_lstm_backward
+  const T* h0;
+  const T* c0;
+  const T* output;
+  int64_t output_stride;  // of output and grad_output
+  const T* gates;
+  const T* cells;
+  const T* grad_output;
+  const T* grad_h_n;
+  const T* grad_c_n;
+  T* grad_gates;
+  T* h_previous;
+  T* grad_h0;
+  T* grad_c0;
+  void* scratch;
+};
+
+template <typename T>
+struct KernelsFor {
+  int64_t (*lstm_packed_size)(int64_t input_size, int64_t hidden_size);  // elements, one recurrence
+  void (*pack_lstm)(const LstmWeights<T>& weights, int64_t input_size, int64_t hidden_size, int64_t part, int64_t parts,
+                    T* packed);
+  size_t (*lstm_scratch)(const LstmWalk<T>& walk);
+  void (*lstm_walk)(const LstmWalk<T>& walk);
+
+  int64_t (*lstm_backward_packed_size)(int64_t hidden_size);
+  void (*pack_lstm_backward)(const T* w_hh, int64_t hidden_size, T* packed);
+  size_t (*lstm_backward_scratch)(const LstmBackwardWalk<T>& walk);
+  void (*lstm_backward_walk)(const LstmBackwardWalk<T>& walk);
+
+  int64_t (*heads_packed_size)(int64_t depth, int64_t width);  // elements, one part
+  void (*pack_heads)(const T* weight, int64_t stride, int64_t depth, int64_t width, T* packed);
+  void (*heads_rows)(const Heads<T>& args, const T* packed, int64_t first, int64_t last);
+  // output = ((partial[0] + partial[1]) + ...) + bias over rows [first, last); partials `stride` apart
+  void (*sum_parts)(const T* partial, int64_t stride, int64_t parts, const T* bias, int64_t width, int64_t first,
+                    int64_t last, T* output);
+
+  void (*pool_rows)(const Pool<T>& args, const int64_t* starts, int64_t first, int64_t last);
+  // Returns the loss summed over rows [first, last), before normalisation; writes their gradients times `scale`.
+  double (*loss_rows)(const LossTask<T>& task, double scale, int64_t first, int64_t last);
+
+  void (*exponential)(const T* x, T* y, int64_t count);
+  void (*sigmoid)(const T* x, T* y, int64_t count);
+  void (*hyperbolic_tangent)(const T* x, T* y, int64_t count);
+};
+
+struct Kernels {
+  KernelsFor<float> f32;
+  KernelsFor<double> f64;
+
+  template <typename T>
+  const KernelsFor<T>& of() const;
+};
+
+template <>
+inline const KernelsFor<float>& Kernels::of<float>() const {
+  return f32;
+}
+template <>
+inline const KernelsFor<double>& Kernels::of<double>() const {
+  return f64;
+}
+
+// Of the instruction set in use.
+const Kernels& active_kernels();
+
+}  // namespace pymtl

@@ -1,0 +1,265 @@
+// Splits an LSTM call among workers; the walks themselves are in lstm_simd.h and lstm_backward_simd.h.
+#include "../lstm.h"
+
+#include "kernels.h"
+#include "schedule.h"
+#include "workspace.h"
+
+namespace pymtl {
+namespace {
+
+// Multiply-adds of one recurrence over the whole batch.
+int64_t work_of(const LstmShape& shape) {
+  return shape.recurrences * shape.tokens * 4 * shape.hidden_size * (shape.input_size + shape.hidden_size);
+}
+
+template <typename T>
+struct ForwardPlan {
+  Executor executor;
+  int64_t slices;
+  int64_t packed_size;
+  int64_t head_size;
+  size_t scratch_size;
+  int64_t* starts;
+  int64_t* bounds;
+  T* packed;
+  T* head_panels;
+  T* partial;
+  char* scratch;
+  size_t bytes;
+
+  ForwardPlan(const LstmForward<T>& args, void* memory, const Executor& given)
+      : executor(executor_for(work_of(args.shape), given)) {
+    const LstmShape& shape = args.shape;
+    const KernelsFor<T>& kernels = active_kernels().of<T>();
+    slices = slice_count(shape, executor);
+    packed_size = kernels.lstm_packed_size(shape.input_size, shape.hidden_size);
+    head_size = args.heads.width > 0 ? kernels.heads_packed_size(shape.hidden_size, args.heads.width) : 0;
+    Workspace workspace(memory);
+    starts = workspace.take<int64_t>(shape.steps + 1);
+    bounds = workspace.take<int64_t>(slices + 1);
+    packed = workspace.take<T>(args.packed == nullptr ? shape.recurrences * packed_size : 0);
+    head_panels = workspace.take<T>(shape.recurrences * head_size);
+    partial = workspace.take<T>(args.heads.width > 0 ? shape.recurrences * shape.tokens * args.heads.width : 0);
+    scratch_size = largest_scratch(args, kernels);
+    scratch = workspace.take<char>(shape.recurrences * slices * static_cast<int64_t>(scratch_size));
+    bytes = workspace.used();
+  }
+
+  // Scratch memory of a walk over all sequences: no slice needs more.
+  static size_t largest_scratch(const LstmForward<T>& args, const KernelsFor<T>& kernels) {
+    const int64_t starts[2] = {0, args.shape.tokens};
+    LstmWalk<T> walk{};
+    walk.starts = starts;
+    walk.steps = 1;
+    walk.last_row = args.shape.batch;
+    walk.input_size = args.shape.input_size;
+    walk.hidden_size = args.shape.hidden_size;
+    static const T some{};
+    walk.head_panels = args.heads.width > 0 ? &some : nullptr;
+    walk.mean = args.heads.mean;
+    walk.max = args.heads.max;
+    return kernels.lstm_scratch(walk);
+  }
+};
+
+template <typename T>
+const T* at(const T* array, int64_t offset) {
+  return array == nullptr ? nullptr : array + offset;
+}
+
+template <typename T>
+T* at(T* array, int64_t offset) {
+  return array == nullptr ? nullptr : array + offset;
+}
+
+}  // namespace
+
+template <typename T>
+size_t lstm_packed_size(int64_t recurrences, int64_t input_size, int64_t hidden_size) {
+  return static_cast<size_t>(recurrences * active_kernels().of<T>().lstm_packed_size(input_size, hidden_size));
+}
+
+template <typename T>
+void lstm_pack(const LstmWeights<T>* weights, int64_t recurrences, int64_t input_size, int64_t hidden_size, T* packed,
+               const Executor& executor) {
+  const KernelsFor<T>& kernels = active_kernels().of<T>();
+  const int64_t size = kernels.lstm_packed_size(input_size, hidden_size);
+  for_each(executor, recurrences,
+           [&](int64_t g) { kernels.pack_lstm(weights[g], input_size, hidden_size, 0, 1, packed + g * size); });
+}
+
+template <typename T>
+size_t lstm_forward_workspace(const LstmForward<T>& args, const Executor& executor) {
+  return ForwardPlan<T>(args, nullptr, executor).bytes;
+}
+
+template <typename T>
+void lstm_forward(const LstmForward<T>& args, void* workspace, const Executor& given) {
+  const ForwardPlan<T> plan(args, workspace, given);
+  const KernelsFor<T>& kernels = active_kernels().of<T>();
+  const LstmShape& shape = args.shape;
+  const int64_t hidden = shape.hidden_size;
+  const int64_t all_hidden = shape.recurrences * hidden;
+  const LstmHeads<T>& heads = args.heads;
+  fill_starts(shape, plan.starts);
+  fill_bounds(shape, plan.starts, plan.slices, plan.bounds);
+
+  // A worker that has a recurrence to itself packs its weights just before its walk, into its own cache;
+  // several workers on one recurrence share one pack, made before.
+  const auto pack = [&](int64_t g, int64_t part, int64_t parts) {
+    if (args.packed == nullptr) {
+      kernels.pack_lstm(args.weights[g], shape.input_size, hidden, part, parts, plan.packed + g * plan.packed_size);
+    }
+    if (heads.width > 0 && part == 0) {
+      kernels.pack_heads(heads.weight + g * hidden, all_hidden, hidden, heads.width,
+                         plan.head_panels + g * plan.head_size);
+    }
+  };
+  if (plan.slices > 1) {
+    for_each(plan.executor, shape.recurrences * plan.slices,
+             [&](int64_t task) { pack(task / plan.slices, task % plan.slices, plan.slices); });
+  }
+
+  for_each(plan.executor, shape.recurrences * plan.slices, [&](int64_t task) {
+    const int64_t g = task / plan.slices;
+    const int64_t slice = task % plan.slices;
+    if (plan.slices == 1) pack(g, 0, 1);
+    const int64_t state = g * shape.batch * hidden;
+    LstmWalk<T> walk{};
+    walk.starts = plan.starts;
+    walk.steps = shape.steps;
+    walk.first_row = plan.bounds[slice];
+    walk.last_row = plan.bounds[slice + 1];
+    walk.reverse = args.weights[g].reverse;
+    walk.input_size = shape.input_size;
+    walk.hidden_size = hidden;
+    walk.input = args.input;
+    walk.packed = (args.packed == nullptr ? plan.packed : args.packed) + g * plan.packed_size;
+    walk.h0 = at(args.h0, state);
+    walk.c0 = at(args.c0, state);
+    walk.output = at(args.output, g * hidden);
+    walk.output_stride = all_hidden;
+    walk.h_n = args.h_n + state;
+    walk.c_n = args.c_n + state;
+    walk.gates = at(args.gates, g * shape.tokens * 4 * hidden);
+    walk.cells = at(args.cells, g * shape.tokens * hidden);
+    walk.head_panels = heads.width > 0 ? plan.head_panels + g * plan.head_size : nullptr;
+    walk.head_width = heads.width;
+    walk.partial = at(plan.partial, g * shape.tokens * heads.width);
+    walk.mean = at(heads.mean, g * hidden);
+    walk.max = at(heads.max, g * hidden);
+    walk.pooled_stride = all_hidden;
+    walk.scratch = plan.scratch + static_cast<size_t>(task) * plan.scratch_size;
+    if (walk.last_row > walk.first_row) kernels.lstm_walk(walk);
+  });
+
+  if (heads.width > 0) {
+    constexpr int64_t kBlock = 256;
+    const int64_t blocks = (shape.tokens + kBlock - 1) / kBlock;
+    const Executor executor = executor_for(shape.recurrences * shape.tokens * heads.width, plan.executor);
+    for_each(executor, blocks, [&](int64_t block) {
+      kernels.sum_parts(plan.partial, shape.tokens * heads.width, shape.recurrences, heads.bias, heads.width,
+                        block * kBlock, std::min((block + 1) * kBlock, shape.tokens), heads.logits);
+    });
+  }
+}
+
+namespace {
+
+template <typename T>
+struct BackwardPlan {
+  Executor executor;
+  int64_t slices;
+  int64_t packed_size;
+  size_t scratch_size;
+  int64_t* starts;
+  int64_t* bounds;
+  T* packed;
+  char* scratch;
+  size_t bytes;
+
+  BackwardPlan(const LstmBackward<T>& args, void* memory, const Executor& given)
+      : executor(executor_for(work_of(args.shape), given)) {
+    const LstmShape& shape = args.shape;
+    const KernelsFor<T>& kernels = active_kernels().of<T>();
+    slices = slice_count(shape, executor);
+    packed_size = kernels.lstm_backward_packed_size(shape.hidden_size);
+    Workspace workspace(memory);
+    starts = workspace.take<int64_t>(shape.steps + 1);
+    bounds = workspace.take<int64_t>(slices + 1);
+    packed = workspace.take<T>(shape.recurrences * packed_size);
+    LstmBackwardWalk<T> walk{};
+    walk.last_row = shape.batch;
+    walk.hidden_size = shape.hidden_size;
+    scratch_size = (kernels.lstm_backward_scratch(walk) + 63) / 64 * 64;
+    scratch = workspace.take<char>(shape.recurrences * slices * static_cast<int64_t>(scratch_size));
+    bytes = workspace.used();
+  }
+};
+
+}  // namespace
+
+template <typename T>
+size_t lstm_backward_workspace(const LstmBackward<T>& args, const Executor& executor) {
+  return BackwardPlan<T>(args, nullptr, executor).bytes;
+}
+
+template <typename T>
+void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor& given) {
+  const BackwardPlan<T> plan(args, workspace, given);
+  const KernelsFor<T>& kernels = active_kernels().of<T>();
+  const LstmShape& shape = args.shape;
+  const int64_t hidden = shape.hidden_size;
+  fill_starts(shape, plan.starts);
+  fill_bounds(shape, plan.starts, plan.slices, plan.bounds);
+
+  const auto pack = [&](int64_t g) {
+    kernels.pack_lstm_backward(args.weights[g].w_hh, hidden, plan.packed + g * plan.packed_size);
+  };
+  if (plan.slices > 1) for_each(plan.executor, shape.recurrences, pack);
+
+  for_each(plan.executor, shape.recurrences * plan.slices, [&](int64_t task) {
+    const int64_t g = task / plan.slices;
+    const int64_t slice = task % plan.slices;
+    if (plan.slices == 1) pack(g);
+    const int64_t state = g * shape.batch * hidden;
+    const int64_t tokens = g * shape.tokens * hidden;
+    LstmBackwardWalk<T> walk{};
+    walk.starts = plan.starts;
+    walk.steps = shape.steps;
+    walk.first_row = plan.bounds[slice];
+    walk.last_row = plan.bounds[slice + 1];
+    walk.reverse = args.weights[g].reverse;
+    walk.hidden_size = hidden;
+    walk.packed = plan.packed + g * plan.packed_size;
+    walk.h0 = at(args.h0, state);
+    walk.c0 = at(args.c0, state);
+    walk.output = args.output + g * hidden;
+    walk.output_stride = shape.recurrences * hidden;
+    walk.gates = args.gates + 4 * tokens;
+    walk.cells = args.cells + tokens;
+    walk.grad_output = at(args.grad_output, g * hidden);
+    walk.grad_h_n = at(args.grad_h_n, state);
+    walk.grad_c_n = at(args.grad_c_n, state);
+    walk.grad_gates = args.grad_gates + 4 * tokens;
+    walk.h_previous = args.h_previous + tokens;
+    walk.grad_h0 = at(args.grad_h0, state);
+    walk.grad_c0 = at(args.grad_c0, state);
+    walk.scratch = plan.scratch + static_cast<size_t>(task) * plan.scratch_size;
+    if (walk.last_row > walk.first_row) kernels.lstm_backward_walk(walk);
+  });
+}
+
+#define PYMTL_INSTANTIATE(T)                                                                      \
+  template size_t lstm_packed_size<T>(int64_t, int64_t, int64_t);                                 \
+  template void lstm_pack(const LstmWeights<T>*, int64_t, int64_t, int64_t, T*, const Executor&); \
+  template size_t lstm_forward_workspace(const LstmForward<T>&, const Executor&);                 \
+  template void lstm_forward(const LstmForward<T>&, void*, const Executor&);                      \
+  template size_t lstm_backward_workspace(const LstmBackward<T>&, const Executor&);               \
+  template void lstm_backward(const LstmBackward<T>&, void*, const Executor&);
+PYMTL_INSTANTIATE(float)
+PYMTL_INSTANTIATE(double)
+#undef PYMTL_INSTANTIATE
+
+}  // namespace pymtl

@@ -1,0 +1,345 @@
+// The LSTM's walk over time, forward. One worker takes one recurrence and some sequences through all
+// steps: no barrier, its weights stay in its own cache, and no gate leaves its registers in inference.
+#pragma once
+
+#include <limits>
+
+#include "activation_simd.h"
+#include "kernels.h"
+#include "panels.h"
+
+namespace pymtl {
+namespace {
+
+constexpr int kGates = 4;
+static_assert(kGates == kPanelVectors, "a gate panel holds one vector of units, once per gate");
+
+template <typename T>
+constexpr int64_t padded_units(int64_t hidden_size) {
+  return (hidden_size + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+}
+
+// A recurrence's weights: W_ih [units/lanes][I][gates][lanes], W_hh [units/lanes][H][gates][lanes] and the
+// sum of the biases [units/lanes][gates][lanes]. Units past H are zero.
+template <typename T>
+struct PackedLstm {
+  int64_t input_size;
+  int64_t hidden_size;
+
+  int64_t units() const { return padded_units<T>(hidden_size); }
+  int64_t panels() const { return units() / kLanes<T>; }
+  int64_t w_hh() const { return kGates * units() * input_size; }
+  int64_t bias() const { return w_hh() + kGates * units() * hidden_size; }
+  int64_t size() const { return bias() + kGates * units(); }
+};
+
+template <typename T>
+int64_t lstm_packed_size(int64_t input_size, int64_t hidden_size) {
+  return PackedLstm<T>{input_size, hidden_size}.size();
+}
+
+// Packs every `parts`-th panel from `part` on, so that several workers can share the work.
+template <typename T>
+void pack_lstm(const LstmWeights<T>& weights, int64_t input_size, int64_t hidden_size, int64_t part, int64_t parts,
+               T* packed) {
+  const PackedLstm<T> layout{input_size, hidden_size};
+  constexpr int n = kLanes<T>;
+  for (int64_t panel = part; panel < layout.panels(); panel += parts) {
+    const int64_t unit = panel * n;
+    const int64_t count = hidden_size - unit < n ? hidden_size - unit : n;
+    for (int gate = 0; gate < kGates; ++gate) {
+      const int64_t row = gate * hidden_size + unit;
+      pack_rows(weights.w_ih + row * input_size, input_size, count, input_size,
+                packed + (panel * input_size * kGates + gate) * n, kGates * n);
+      pack_rows(weights.w_hh + row * hidden_size, hidden_size, count, hidden_size,
+                packed + layout.w_hh() + (panel * hidden_size * kGates + gate) * n, kGates * n);
+      Vec<T> bias = {};
+      if (weights.b_ih != nullptr) bias = load_part(weights.b_ih + row, count, T(0));
+      if (weights.b_hh != nullptr) bias = bias + load_part(weights.b_hh + row, count, T(0));
+      store(packed + layout.bias() + (panel * kGates + gate) * n, bias);
+    }
+  }
+}
+
+// to[r] = from[r] + rows[r] * panel, one vector of units for all gates. A function of its own, so that the
+// accumulators have the registers to themselves.
+template <typename T, int R>
+__attribute__((noinline)) void add_product(const T* const* rows, int64_t depth, const T* panel, const T* from,
+                                           int64_t from_stride, T* to, int64_t to_stride) {
+  Vec<T> acc[R][kGates];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int gate = 0; gate < kGates; ++gate) acc[r][gate] = load(from + r * from_stride + gate * kLanes<T>);
+  }
+  multiply_tile<T, R, kGates>(rows, depth, panel, acc);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int gate = 0; gate < kGates; ++gate) store(to + r * to_stride + gate * kLanes<T>, acc[r][gate]);
+  }
+}
+
+// How a walk's scratch memory is laid out. Every array starts on a cache line.
+template <typename T>
+struct LstmScratch {
+  // Gates of this many tokens are projected at a time: enough rows to use each panel of W_ih well, few
+  // enough to stay in the second-level cache until the walk reads them.
+  static constexpr int64_t kBlockBytes = 192 * 1024;
+  // h of this many tokens waits in first-level cache for the heads' projection.
+  static constexpr int64_t kHeadTokens = 4 * kTileRows;
+
+  int64_t rows;
+  int64_t units;
+  int64_t block;  // tokens of a block, unless one step alone has more
+  int64_t slots;  // steps of h that are kept
+  size_t pointers, waiting, waiting_rows, gates, hidden, cell, sum, max, size;
+
+  explicit LstmScratch(const LstmWalk<T>& walk) {
+    rows = walk.last_row - walk.first_row;
+    units = padded_units<T>(walk.hidden_size);
+    const int64_t fitting = kBlockBytes / (kGates * units * static_cast<int64_t>(sizeof(T)));
+    block = fitting < 2 * kTileRows ? 2 * kTileRows : fitting;
+    const int64_t all = walk.starts[walk.steps] - walk.starts[0];
+    if (block > all) block = all;
+    if (block < rows) block = rows;
+    // Every size below grows with `rows`, so that a plan made for the whole batch fits each slice of it.
+    const bool heads = walk.head_panels != nullptr;
+    slots = heads && rows > 0 ? (kHeadTokens + rows - 1) / rows + 1 : 2;
+    const int64_t kept = (heads ? kHeadTokens : 0) + 2 * rows;
+    size_t at = 0;
+    const auto take = [&at](int64_t count, size_t bytes) {
+      const size_t here = at;
+      at += (static_cast<size_t>(count) * bytes + 63) / 64 * 64;
+      return here;
+    };
+    pointers = take(block, sizeof(const T*));
+    waiting = take(heads ? kept : 0, sizeof(const T*));
+    waiting_rows = take(heads ? kept : 0, sizeof(T*));
+    gates = take(block * kGates * units, sizeof(T));
+    hidden = take(kept * units, sizeof(T));
+    cell = take(rows * units, sizeof(T));
+    sum = take(walk.mean != nullptr ? rows * units : 0, sizeof(T));
+    max = take(walk.max != nullptr ? rows * units : 0, sizeof(T));
+    size = at;
+  }
+};
+
+template <typename T>
+size_t lstm_scratch(const LstmWalk<T>& walk) {
+  return LstmScratch<T>(walk).size;
+}
+
+template <typename T>
+class LstmWalker {
+ public:
+  explicit LstmWalker(const LstmWalk<T>& walk)
+      : walk_(walk),
+        layout_{walk.input_size, walk.hidden_size},
+        scratch_(walk),
+        rows_(scratch_.rows),
+        units_(scratch_.units),
+        pointers_(at<const T*>(scratch_.pointers)),
+        waiting_(at<const T*>(scratch_.waiting)),
+        waiting_rows_(at<T*>(scratch_.waiting_rows)),
+        gates_(at<T>(scratch_.gates)),
+        hidden_(at<T>(scratch_.hidden)),
+        cell_(at<T>(scratch_.cell)),
+        sum_(walk.mean != nullptr ? at<T>(scratch_.sum) : nullptr),
+        max_(walk.max != nullptr ? at<T>(scratch_.max) : nullptr) {}
+
+  void run() {
+    int64_t done = 0;
+    while (done < walk_.steps) {
+      const int64_t end = project_block(done);
+      const T* gates = gates_;
+      for (; done < end; ++done) {
+        const int64_t t = step_at(done);
+        const int64_t active = rows_at(t);
+        if (active == 0) continue;
+        start_rows(active);
+        step(t, active, gates);
+        finish_rows(t, active);
+        gates += active * kGates * units_;
+        slot_ = (slot_ + 1) % scratch_.slots;
+      }
+    }
+    project_heads();
+  }
+
+ private:
+  template <typename U>
+  U* at(size_t offset) const {
+    return reinterpret_cast<U*>(static_cast<char*>(walk_.scratch) + offset);
+  }
+
+  int64_t step_at(int64_t k) const { return walk_.reverse ? walk_.steps - 1 - k : k; }
+
+  // How many of this worker's sequences have a token at step t.
+  int64_t rows_at(int64_t t) const {
+    if (t < 0 || t >= walk_.steps) return 0;
+    const int64_t rows = walk_.starts[t + 1] - walk_.starts[t] - walk_.first_row;
+    return rows < 0 ? 0 : rows < rows_ ? rows : rows_;
+  }
+
+  int64_t token(int64_t t, int64_t row) const { return walk_.starts[t] + walk_.first_row + row; }
+
+  T* hidden(int64_t slot, int64_t row) const { return hidden_ + (slot * rows_ + row) * units_; }
+
+  int64_t previous_slot() const { return (slot_ + scratch_.slots - 1) % scratch_.slots; }
+
+  // gates_ = W_ih x + b for the tokens of the next steps, in walking order. Returns the step to stop at.
+  int64_t project_block(int64_t first) {
+    int64_t count = 0;
+    int64_t end = first;
+    for (; end < walk_.steps; ++end) {
+      const int64_t t = step_at(end);
+      const int64_t active = rows_at(t);
+      if (count + active > scratch_.block) break;
+      for (int64_t row = 0; row < active; ++row) pointers_[count++] = walk_.input + token(t, row) * walk_.input_size;
+    }
+    for (int64_t panel = 0; panel < layout_.panels(); ++panel) {
+      const T* const bias = walk_.packed + layout_.bias() + panel * kGates * kLanes<T>;
+      const T* const w_ih = walk_.packed + panel * kGates * kLanes<T> * walk_.input_size;
+      T* const gates = gates_ + panel * kGates * kLanes<T>;
+      for_row_groups(count, [&]<int R>(int64_t row) {
+        add_product<T, R>(pointers_ + row, walk_.input_size, w_ih, bias, 0, gates + row * kGates * units_,
+                          kGates * units_);
+      });
+    }
+    return end;
+  }
+
+  // Sequences whose first step this is take their initial state.
+  void start_rows(int64_t active) {
+    for (; started_ < active; ++started_) {
+      set_state(walk_.h0, started_, hidden(previous_slot(), started_));
+      set_state(walk_.c0, started_, cell_ + started_ * units_);
+      for (int64_t unit = 0; unit < units_; unit += kLanes<T>) {
+        if (sum_ != nullptr) store(sum_ + started_ * units_ + unit, Vec<T>{});
+        if (max_ != nullptr) store(max_ + started_ * units_ + unit, broadcast(-std::numeric_limits<T>::infinity()));
+      }
+    }
+  }
+
+  void set_state(const T* initial, int64_t row, T* state) const {
+    for (int64_t unit = 0; unit < units_; unit += kLanes<T>) {
+      Vec<T> value = {};
+      if (initial != nullptr) {
+        value = load_part(initial + (walk_.first_row + row) * walk_.hidden_size + unit, walk_.hidden_size - unit, T(0));
+      }
+      store(state + unit, value);
+    }
+  }
+
+  void step(int64_t t, int64_t active, const T* gates) {
+    for (int64_t row = 0; row < active; ++row) pointers_[row] = hidden(previous_slot(), row);
+    for (int64_t panel = 0; panel < layout_.panels(); ++panel) {
+      const T* const w_hh = walk_.packed + layout_.w_hh() + panel * kGates * kLanes<T> * walk_.hidden_size;
+      const T* const from = gates + panel * kGates * kLanes<T>;
+      for_row_groups(active, [&]<int R>(int64_t row) {
+        alignas(64) T sums[R][kGates][kLanes<T>];
+        add_product<T, R>(pointers_ + row, walk_.hidden_size, w_hh, from + row * kGates * units_, kGates * units_,
+                          &sums[0][0][0], kGates * kLanes<T>);
+        for (int r = 0; r < R; ++r) update_cell(t, row + r, panel * kLanes<T>, sums[r]);
+      });
+    }
+  }
+
+  void update_cell(int64_t t, int64_t row, int64_t unit, const T (&sums)[kGates][kLanes<T>]) const {
+    const Vec<T> i = sigmoid<T>(load(sums[0]));
+    const Vec<T> f = sigmoid<T>(load(sums[1]));
+    const Vec<T> g = tanh<T>(load(sums[2]));
+    const Vec<T> o = sigmoid<T>(load(sums[3]));
+    T* const cell = cell_ + row * units_ + unit;
+    const Vec<T> c = fma(f, load(cell), i * g);
+    const Vec<T> h = o * tanh<T>(c);
+    store(cell, c);
+    store(hidden(slot_, row) + unit, h);
+    const int64_t valid = walk_.hidden_size - unit;
+    if (walk_.output != nullptr) store_part(walk_.output + token(t, row) * walk_.output_stride + unit, h, valid);
+    if (walk_.gates != nullptr) {
+      T* const gates = walk_.gates + token(t, row) * kGates * walk_.hidden_size + unit;
+      store_part(gates, i, valid);
+      store_part(gates + walk_.hidden_size, f, valid);
+      store_part(gates + 2 * walk_.hidden_size, g, valid);
+      store_part(gates + 3 * walk_.hidden_size, o, valid);
+      store_part(walk_.cells + token(t, row) * walk_.hidden_size + unit, c, valid);
+    }
+    if (sum_ != nullptr) {
+      T* const sum = sum_ + row * units_ + unit;
+      store(sum, load(sum) + h);
+    }
+    if (max_ != nullptr) {
+      T* const max = max_ + row * units_ + unit;
+      store(max, maximum<T>(load(max), h));
+    }
+  }
+
+  // Sequences whose last step this was give their final state and features; all give h to the heads.
+  void finish_rows(int64_t t, int64_t active) {
+    const int64_t staying = walk_.reverse ? (t == 0 ? 0 : active) : rows_at(t + 1);
+    for (int64_t row = staying; row < active; ++row) {
+      const int64_t to = (walk_.first_row + row) * walk_.hidden_size;
+      const int64_t pooled = (walk_.first_row + row) * walk_.pooled_stride;
+      const Vec<T> length = broadcast(static_cast<T>(sum_ != nullptr ? length_of(row) : 1));
+      for (int64_t unit = 0; unit < walk_.hidden_size; unit += kLanes<T>) {
+        const int64_t valid = walk_.hidden_size - unit;
+        store_part(walk_.h_n + to + unit, load(hidden(slot_, row) + unit), valid);
+        store_part(walk_.c_n + to + unit, load(cell_ + row * units_ + unit), valid);
+        if (sum_ != nullptr) store_part(walk_.mean + pooled + unit, load(sum_ + row * units_ + unit) / length, valid);
+        if (max_ != nullptr) store_part(walk_.max + pooled + unit, load(max_ + row * units_ + unit), valid);
+      }
+    }
+    if (walk_.head_panels == nullptr) return;
+    for (int64_t row = 0; row < active; ++row) {
+      waiting_[waiting_count_] = hidden(slot_, row);
+      waiting_rows_[waiting_count_++] = walk_.partial + token(t, row) * walk_.head_width;
+    }
+    if (++waiting_steps_ == scratch_.slots - 1) project_heads();
+  }
+
+  int64_t length_of(int64_t row) const {
+    int64_t length = walk_.steps;
+    while (length > 0 && rows_at(length - 1) <= row) --length;
+    return length;
+  }
+
+  // The waiting h through the heads' weights.
+  void project_heads() {
+    if (waiting_count_ > 0) {
+      const PanelLayout<T> layout{walk_.hidden_size, walk_.head_width};
+      multiply_panels<T>(waiting_, waiting_count_, layout, walk_.head_panels,
+                         [&](int64_t n, int64_t column, int64_t valid, Vec<T> value)
+                             PYMTL_INLINE_LAMBDA { store_part(waiting_rows_[n] + column, value, valid); });
+    }
+    waiting_count_ = 0;
+    waiting_steps_ = 0;
+  }
+
+  const LstmWalk<T>& walk_;
+  const PackedLstm<T> layout_;
+  const LstmScratch<T> scratch_;
+  const int64_t rows_;
+  const int64_t units_;
+  const T** const pointers_;
+  const T** const waiting_;
+  T** const waiting_rows_;
+  T* const gates_;
+  T* const hidden_;
+  T* const cell_;
+  T* const sum_;
+  T* const max_;
+  int64_t slot_ = 1;           // of the step being computed; the one before holds its h_{t-1}
+  int64_t started_ = 0;        // sequences that have their initial state
+  int64_t waiting_count_ = 0;  // tokens whose h waits for the heads
+  int64_t waiting_steps_ = 0;
+};
+
+template <typename T>
+void lstm_walk(const LstmWalk<T>& walk) {
+  LstmWalker<T>(walk).run();
+}
+
+}  // namespace
+}  // namespace pymtl

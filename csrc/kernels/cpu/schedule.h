@@ -1,0 +1,55 @@
+// How the sequences of a packed batch are shared out among workers.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <numeric>
+
+#include "../executor.h"
+#include "../lstm.h"
+
+namespace pymtl {
+
+// Below this many multiply-adds a call is over before a second thread has woken up.
+constexpr int64_t kWorthSharing = 64 * 1024;
+
+inline void serially(int64_t count, Executor::Task task, void* state) {
+  for (int64_t i = 0; i < count; ++i) task(state, i);
+}
+
+// The caller's executor, or one of a single thread if `work` multiply-adds are too few to share.
+inline Executor executor_for(int64_t work, const Executor& executor) {
+  return work < kWorthSharing ? Executor{serially, 1} : executor;
+}
+
+// starts [steps + 1]: the first token of each step.
+inline void fill_starts(const LstmShape& shape, int64_t* starts) {
+  starts[0] = 0;
+  for (int64_t t = 0; t < shape.steps; ++t) {
+    starts[t + 1] = starts[t] + (shape.batch_sizes == nullptr ? shape.batch : shape.batch_sizes[t]);
+  }
+}
+
+// Into how many slices of sequences each recurrence is cut so that the tasks fill all threads.
+inline int64_t slice_count(const LstmShape& shape, const Executor& executor) {
+  const int64_t threads = std::max<int64_t>(executor.threads, 1);
+  const int64_t slices = threads / std::gcd(threads, std::max<int64_t>(shape.recurrences, 1));
+  return std::max<int64_t>(1, std::min(slices, shape.batch));
+}
+
+// bounds [slices + 1]: slice s holds sequences [bounds[s], bounds[s + 1]), about as many tokens as any other.
+inline void fill_bounds(const LstmShape& shape, const int64_t* starts, int64_t slices, int64_t* bounds) {
+  const int64_t tokens = starts[shape.steps];
+  int64_t length = shape.steps;
+  int64_t before = 0;
+  int64_t slice = 1;
+  bounds[0] = 0;
+  for (int64_t row = 0; row < shape.batch && slice < slices; ++row) {
+    while (length > 0 && starts[length] - starts[length - 1] <= row) --length;
+    before += length;
+    while (slice < slices && before * slices >= tokens * slice) bounds[slice++] = row + 1;
+  }
+  while (slice <= slices) bounds[slice++] = shape.batch;
+}
+
+}  // namespace pymtl

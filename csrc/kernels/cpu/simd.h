@@ -1,0 +1,201 @@
+// A vector of the widest registers this file is compiled for, as a small value type. Included only by
+// the per-instruction-set translation unit: everything is in an anonymous namespace, because a function
+// compiled with AVX that the linker shares with other files is an illegal instruction on an older CPU.
+//
+// Multiplications and additions fuse only where `fma` says so (the build turns contraction off), so that
+// an expression gives the same bits wherever it is inlined. Baseline x86-64 has no fused operation; there
+// `fma` rounds twice.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#else
+#error "no vector registers known for this architecture"
+#endif
+
+#define PYMTL_INLINE inline __attribute__((always_inline))
+#define PYMTL_INLINE_LAMBDA __attribute__((always_inline))
+
+namespace pymtl {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+constexpr int kTileRows = 6;  // 24 accumulators of 32 registers
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+constexpr int kTileRows = 3;  // 12 accumulators of 16 registers
+#elif defined(__SSE2__)
+constexpr int kVectorBytes = 16;
+constexpr int kTileRows = 3;
+#else
+constexpr int kVectorBytes = 16;
+constexpr int kTileRows = 6;
+#endif
+
+template <typename T>
+struct VectorOf;
+template <>
+struct VectorOf<float> {
+  typedef float Type __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t Int __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct VectorOf<double> {
+  typedef double Type __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t Int __attribute__((vector_size(kVectorBytes)));
+};
+template <typename T>
+using Vec = typename VectorOf<T>::Type;
+template <typename T>
+using IntVec = typename VectorOf<T>::Int;
+template <typename T>
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+
+template <typename T>
+PYMTL_INLINE Vec<T> load(const T* from) {
+  Vec<T> value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+template <typename T>
+PYMTL_INLINE void store(T* to, Vec<T> value) {
+  std::memcpy(to, &value, sizeof value);
+}
+
+PYMTL_INLINE Vec<float> broadcast(float x) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_set1_ps(x);
+#elif defined(__AVX2__)
+  return (Vec<float>)_mm256_set1_ps(x);
+#elif defined(__SSE2__)
+  return (Vec<float>)_mm_set1_ps(x);
+#else
+  return (Vec<float>)vdupq_n_f32(x);
+#endif
+}
+
+PYMTL_INLINE Vec<double> broadcast(double x) {
+#if defined(__AVX512F__)
+  return (Vec<double>)_mm512_set1_pd(x);
+#elif defined(__AVX2__)
+  return (Vec<double>)_mm256_set1_pd(x);
+#elif defined(__SSE2__)
+  return (Vec<double>)_mm_set1_pd(x);
+#else
+  return (Vec<double>)vdupq_n_f64(x);
+#endif
+}
+
+// a * b + c
+PYMTL_INLINE Vec<float> fma(Vec<float> a, Vec<float> b, Vec<float> c) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+  return (Vec<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__SSE2__)
+  return a * b + c;
+#else
+  return (Vec<float>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#endif
+}
+
+PYMTL_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
+#if defined(__AVX512F__)
+  return (Vec<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+#elif defined(__AVX2__)
+  return (Vec<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+#elif defined(__SSE2__)
+  return a * b + c;
+#else
+  return (Vec<double>)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+#endif
+}
+
+// The first `count` lanes (0 <= count <= lanes) from memory, the others `fill`. Reads nothing past them.
+template <typename T>
+PYMTL_INLINE Vec<T> load_part(const T* from, int64_t count, T fill) {
+  if (count >= kLanes<T>) return load(from);
+  T lanes[kLanes<T>];
+  for (int i = 0; i < kLanes<T>; ++i) lanes[i] = fill;
+  for (int64_t i = 0; i < count; ++i) lanes[i] = from[i];
+  return load(lanes);
+}
+
+// Stores the first `count` lanes; touches nothing past them.
+template <typename T>
+PYMTL_INLINE void store_part(T* to, Vec<T> value, int64_t count) {
+  if (count >= kLanes<T>) return store(to, value);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), (__m512)value);
+  } else {
+    _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1), (__m512d)value);
+  }
+#else
+  T lanes[kLanes<T>];
+  store(lanes, value);
+  for (int64_t i = 0; i < count; ++i) to[i] = lanes[i];
+#endif
+}
+
+template <typename T>
+PYMTL_INLINE Vec<T> select(IntVec<T> condition, Vec<T> yes, Vec<T> no) {
+  return condition ? yes : no;
+}
+
+// The sum and the maximum of the lanes, in one fixed order.
+template <typename T>
+PYMTL_INLINE T sum_lanes(Vec<T> value) {
+  T total = value[0];
+  for (int i = 1; i < kLanes<T>; ++i) total += value[i];
+  return total;
+}
+
+// NaN, if any lane is.
+template <typename T>
+PYMTL_INLINE Vec<T> maximum(Vec<T> a, Vec<T> b) {
+  return select<T>((a > b) | (a != a), a, b);
+}
+
+template <typename T>
+PYMTL_INLINE T max_lanes(Vec<T> value) {
+  T best = value[0];
+  for (int i = 1; i < kLanes<T>; ++i) best = (best > value[i] || best != best) ? best : value[i];
+  return best;
+}
+
+template <typename T, int... Lane>
+PYMTL_INLINE void interleave(Vec<T> a, Vec<T> b, Vec<T>& low, Vec<T>& high, std::integer_sequence<int, Lane...>) {
+  constexpr int n = kLanes<T>;
+  low = __builtin_shufflevector(a, b, (Lane / 2 + (Lane % 2) * n)...);
+  high = __builtin_shufflevector(a, b, (n / 2 + Lane / 2 + (Lane % 2) * n)...);
+}
+
+// Transposes a square of lanes x lanes: log2(lanes) rounds of a perfect shuffle of the rows.
+template <typename T>
+PYMTL_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
+  constexpr int n = kLanes<T>;
+#pragma GCC unroll 8
+  for (int round = 1; round < n; round *= 2) {
+    Vec<T> next[n];
+#pragma GCC unroll 16
+    for (int i = 0; i < n / 2; ++i) {
+      interleave<T>(rows[i], rows[i + n / 2], next[2 * i], next[2 * i + 1], std::make_integer_sequence<int, n>{});
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) rows[i] = next[i];
+  }
+}
+
+}  // namespace
+}  // namespace pymtl

@@ -1,0 +1,32 @@
+// Between a padded batch with lengths and the packed layout of PackedSequence (see lstm.h). Rows are
+// moved as bytes, so any element type will do.
+#pragma once
+
+#include <cstdint>
+
+#include "executor.h"
+
+namespace pymtl {
+
+struct Packing {
+  int64_t steps;                  // T of the padded batch; batch_sizes may end in zeros
+  int64_t batch;                  // B
+  const int64_t* batch_sizes;     // [T]
+  const int64_t* sorted_indices;  // [B] the padded row of each packed sequence, or null: in order
+  int64_t row_bytes;              // one token's size
+  int64_t step_stride;            // bytes from a padded token to the next of its sequence
+  int64_t sequence_stride;        // bytes from a padded sequence to the next
+};
+
+// Sorts by length, longest first, equal ones in order. lengths: [B], each in [1, steps].
+// Writes batch_sizes [steps], sorted_indices [B], unsorted_indices [B].
+void packing_order(const int64_t* lengths, int64_t batch, int64_t steps, int64_t* batch_sizes, int64_t* sorted_indices,
+                   int64_t* unsorted_indices);
+
+// packed [N, row_bytes] <- padded. Padding is not read.
+void pack(const Packing& args, const void* padded, void* packed, const Executor& executor);
+
+// padded <- packed [N, row_bytes]; every padding token becomes zero bytes.
+void unpack(const Packing& args, const void* packed, void* padded, const Executor& executor);
+
+}  // namespace pymtl

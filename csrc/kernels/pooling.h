@@ -1,0 +1,40 @@
+// Sentence features from the packed states of an encoder: mean and maximum over each sequence's tokens.
+// A recurrence that walked backwards is summed backwards, the order of the pooling fused into the walk,
+// so both give the same bits.
+#pragma once
+
+#include <cstdint>
+
+#include "executor.h"
+#include "lstm.h"
+
+namespace pymtl {
+
+enum class Pooling { mean, max };
+
+template <typename T>
+struct Pool {
+  LstmShape shape;      // recurrences, steps, batch, tokens, hidden_size, batch_sizes are read
+  const bool* reverse;  // [G]
+  Pooling kind;
+  const T* input;   // [N, G*H]
+  T* output;        // [B, G*H]
+  int64_t* argmax;  // [B, G*H] the token each maximum came from; for Pooling::max, else null
+};
+
+template <typename T>
+void pool_forward(const Pool<T>& args, const Executor& executor);
+
+template <typename T>
+struct PoolBackward {
+  LstmShape shape;
+  Pooling kind;
+  const T* grad_output;   // [B, G*H]
+  const int64_t* argmax;  // [B, G*H] for Pooling::max, else null
+  T* grad_input;          // [N, G*H]
+};
+
+template <typename T>
+void pool_backward(const PoolBackward<T>& args, const Executor& executor);
+
+}  // namespace pymtl

@@ -1,0 +1,81 @@
+#include "kernels/joint_loss.h"
+
+#include "tensors.h"
+
+namespace pymtl::ops {
+namespace {
+
+Loss kind_of(const std::string& kind) {
+  if (kind == "cross_entropy") return Loss::cross_entropy;
+  if (kind == "mean_squared_error") return Loss::mean_squared_error;
+  STD_TORCH_CHECK(kind == "binary_cross_entropy",
+                  "kinds: expected 'cross_entropy', 'mean_squared_error' or 'binary_cross_entropy', got '", kind, "'");
+  return Loss::binary_cross_entropy;
+}
+
+std::tuple<Tensor, Tensors> joint_loss(Tensors logits, Tensors targets, std::vector<std::string> kinds, Tensors weights,
+                                       std::vector<int64_t> ignore_index, std::vector<double> label_smoothing,
+                                       bool gradients) {
+  const size_t count = logits.size();
+  STD_TORCH_CHECK(count > 0, "logits: expected at least one task, got none");
+  STD_TORCH_CHECK(targets.size() == count, "targets: expected ", count, " tensors, got ", targets.size());
+  STD_TORCH_CHECK(kinds.size() == count, "kinds: expected ", count, " names, got ", kinds.size());
+  STD_TORCH_CHECK(weights.size() == count, "weights: expected ", count, " tensors, got ", weights.size());
+  STD_TORCH_CHECK(ignore_index.size() == count, "ignore_index: expected ", count, " numbers, got ",
+                  ignore_index.size());
+  STD_TORCH_CHECK(label_smoothing.size() == count, "label_smoothing: expected ", count, " numbers, got ",
+                  label_smoothing.size());
+  return with_real_type(logits[0], "logits[0]", [&]<typename T>() {
+    const ScalarType type = logits[0].scalar_type();
+    const Tensor losses = make(logits[0], {static_cast<int64_t>(count)});
+    Tensors grads;
+    Tensors kept;
+    std::vector<LossTask<T>> tasks;
+    for (size_t k = 0; k < count; ++k) {
+      LossTask<T> task{};
+      task.kind = kind_of(kinds[k]);
+      STD_TORCH_CHECK(logits[k].dim() == 2, element("logits", k), ": expected [rows, classes], got ", logits[k].dim(),
+                      "-D");
+      task.rows = logits[k].size(0);
+      task.classes = logits[k].size(1);
+      // A slice of the columns of stacked logits is read where it is.
+      const bool rows_contiguous = logits[k].is_cpu() && logits[k].stride(1) == 1;
+      check_cpu(logits[k], element("logits", k));
+      check_type(logits[k], element("logits", k), type);
+      kept.push_back(rows_contiguous ? logits[k] : torch::stable::contiguous(logits[k]));
+      task.logits = read<T>(kept.back());
+      task.row_stride = rows_contiguous ? logits[k].stride(0) : task.classes;
+      if (task.kind == Loss::cross_entropy) {
+        kept.push_back(checked(targets[k], element("targets", k), ScalarType::Long, {task.rows}));
+        task.class_targets = read<int64_t>(kept.back());
+      } else {
+        kept.push_back(checked(targets[k], element("targets", k), type, {task.rows, task.classes}));
+        task.value_targets = read<T>(kept.back());
+      }
+      if (weights[k].numel() > 0) {
+        kept.push_back(checked(weights[k], element("weights", k), type, {task.classes}));
+        task.weight = read<T>(kept.back());
+      }
+      task.ignore_index = ignore_index[k];
+      task.label_smoothing = label_smoothing[k];
+      const int64_t bad = first_bad_target(task);
+      STD_TORCH_CHECK(bad < 0, element("targets", k), ": expected classes from 0 to ", task.classes - 1,
+                      " or ignore_index ", task.ignore_index, ", got ", bad < 0 ? 0 : task.class_targets[bad],
+                      " at row ", bad, ", out of bounds");
+      task.loss = write<T>(losses) + k;
+      if (gradients) {
+        grads.push_back(make(logits[0], {task.rows, task.classes}));
+        task.grad = write<T>(grads.back());
+      }
+      tasks.push_back(task);
+    }
+    const Tensor workspace = make_workspace(logits[0], joint_loss_workspace(tasks.data(), tasks.size()));
+    pymtl::joint_loss(tasks.data(), static_cast<int64_t>(tasks.size()), workspace.mutable_data_ptr(), torch_executor());
+    return std::make_tuple(losses, grads);
+  });
+}
+
+}  // namespace
+}  // namespace pymtl::ops
+
+STABLE_TORCH_LIBRARY_IMPL(pymtl, CPU, m) { m.impl("joint_loss", TORCH_BOX(&pymtl::ops::joint_loss)); }

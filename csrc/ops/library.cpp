@@ -1,0 +1,47 @@
+// The schemas of all ops. N tokens, T steps, B sequences, I input size, H hidden size, G recurrences.
+//
+// An LSTM's input is either [T, B, I] with no batch_sizes (a dense batch) or packed [N, I] with batch_sizes
+// [T]; its output has the same rank. A result nobody asked for is an empty tensor.
+#include "tensors.h"
+
+STABLE_TORCH_LIBRARY(pymtl, m) {
+  m.def(
+      "lstm_inference(Tensor input, Tensor? batch_sizes, Tensor[] weight_ih, Tensor[] weight_hh, "
+      "Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, Tensor? h0, Tensor? c0, Tensor? packed) "
+      "-> (Tensor output, Tensor h_n, Tensor c_n)");
+  m.def(
+      "lstm_training(Tensor input, Tensor? batch_sizes, Tensor[] weight_ih, Tensor[] weight_hh, "
+      "Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, Tensor? h0, Tensor? c0) "
+      "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)");
+  // needs: gradients wanted of [input, weight_ih, weight_hh, biases, h0 and c0]. The gradients of b_ih and
+  // b_hh are equal, grad_bias is either.
+  m.def(
+      "lstm_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, "
+      "Tensor? batch_sizes, Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_ih, Tensor[] bias_hh, "
+      "bool[] reverse, Tensor? h0, Tensor? c0, Tensor output, Tensor gates, Tensor cells, bool[] needs) "
+      "-> (Tensor grad_input, Tensor[] grad_weight_ih, Tensor[] grad_weight_hh, Tensor[] grad_bias, "
+      "Tensor grad_h0, Tensor grad_c0)");
+  m.def(
+      "lstm_heads(Tensor input, Tensor? batch_sizes, Tensor[] weight_ih, Tensor[] weight_hh, "
+      "Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, Tensor? h0, Tensor? c0, Tensor? packed, "
+      "Tensor? head_weight, Tensor? head_bias, bool mean, bool max) "
+      "-> (Tensor logits, Tensor mean, Tensor max, Tensor h_n, Tensor c_n)");
+  m.def(
+      "lstm_pack(Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse) "
+      "-> Tensor");
+
+  m.def("heads(Tensor input, Tensor weight, Tensor? bias, int parts) -> Tensor");
+
+  m.def("pool(Tensor input, Tensor? batch_sizes, bool[] reverse, str kind) -> (Tensor output, Tensor argmax)");
+  m.def("pool_backward(Tensor grad_output, Tensor? batch_sizes, Tensor argmax, SymInt[] size, str kind) -> Tensor");
+
+  m.def(
+      "joint_loss(Tensor[] logits, Tensor[] targets, str[] kinds, Tensor[] weights, int[] ignore_index, "
+      "float[] label_smoothing, bool gradients) -> (Tensor losses, Tensor[] grad_logits)");
+
+  m.def(
+      "packing_order(Tensor lengths, SymInt steps) "
+      "-> (Tensor batch_sizes, Tensor sorted_indices, Tensor unsorted_indices)");
+  m.def("pack(Tensor padded, Tensor batch_sizes, Tensor? sorted_indices, bool batch_first) -> Tensor");
+  m.def("unpack(Tensor packed, Tensor batch_sizes, Tensor? sorted_indices, bool batch_first) -> Tensor");
+}

@@ -1,0 +1,304 @@
+#include "kernels/lstm.h"
+
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+
+#include "batch.h"
+#include "tensors.h"
+
+namespace pymtl::ops {
+namespace {
+
+// A layer's weights, checked and contiguous; the list keeps copies alive that a kernel points into.
+template <typename T>
+struct Layer {
+  int64_t recurrences;
+  int64_t input_size;
+  int64_t hidden_size;
+  Tensors kept;  // w_ih, w_hh and the biases of one recurrence after another
+  std::vector<LstmWeights<T>> weights;
+
+  Layer(const Tensors& weight_ih, const Tensors& weight_hh, const Tensors& bias_ih, const Tensors& bias_hh,
+        const std::vector<bool>& reverse, ScalarType type) {
+    const size_t count = weight_ih.size();
+    STD_TORCH_CHECK(count > 0, "weight_ih: expected at least one recurrence, got none");
+    STD_TORCH_CHECK(weight_hh.size() == count, "weight_hh: expected ", count, " tensors, got ", weight_hh.size());
+    STD_TORCH_CHECK(bias_ih.empty() || bias_ih.size() == count, "bias_ih: expected ", count, " tensors or none, got ",
+                    bias_ih.size());
+    STD_TORCH_CHECK(bias_hh.size() == bias_ih.size(), "bias_hh: expected ", bias_ih.size(), " tensors, got ",
+                    bias_hh.size());
+    STD_TORCH_CHECK(reverse.size() == count, "reverse: expected ", count, " flags, got ", reverse.size());
+    STD_TORCH_CHECK(weight_ih[0].dim() == 2 && weight_hh[0].dim() == 2,
+                    "weight_ih and weight_hh: expected matrices, got ", weight_ih[0].dim(), "-D and ",
+                    weight_hh[0].dim(), "-D tensors");
+    recurrences = static_cast<int64_t>(count);
+    input_size = weight_ih[0].size(1);
+    hidden_size = weight_hh[0].size(1);
+    STD_TORCH_CHECK(input_size > 0 && hidden_size > 0, "weight_ih and weight_hh: expected sizes above zero, got ",
+                    input_size, " and ", hidden_size, " columns");
+    for (size_t g = 0; g < count; ++g) {
+      weights.push_back({keep(weight_ih[g], element("weight_ih", g), type, {4 * hidden_size, input_size}),
+                         keep(weight_hh[g], element("weight_hh", g), type, {4 * hidden_size, hidden_size}),
+                         bias_ih.empty() ? nullptr : keep(bias_ih[g], element("bias_ih", g), type, {4 * hidden_size}),
+                         bias_hh.empty() ? nullptr : keep(bias_hh[g], element("bias_hh", g), type, {4 * hidden_size}),
+                         reverse[g]});
+    }
+  }
+
+  const Tensor& kept_weight_ih(int64_t g) const {
+    return kept[static_cast<size_t>(g) * (kept.size() / weights.size())];
+  }
+
+ private:
+  const T* keep(const Tensor& tensor, const std::string& name, ScalarType type, const Sizes& sizes) {
+    kept.push_back(checked(tensor, name, type, sizes));
+    return read<T>(kept.back());
+  }
+};
+
+template <typename T>
+LstmShape shape_of(const Layer<T>& layer, const Batch& batch) {
+  return {layer.recurrences,
+          batch.steps,
+          batch.batch,
+          batch.tokens,
+          layer.input_size,
+          layer.hidden_size,
+          read<int64_t>(batch.batch_sizes)};
+}
+
+OptionalTensor checked_packed(const OptionalTensor& packed, ScalarType type, size_t size) {
+  return checked(packed, "packed (weights frozen under another instruction set do not fit this one)", type,
+                 {static_cast<int64_t>(size)});
+}
+
+struct ForwardResult {
+  Tensor output, h_n, c_n, gates, cells;
+};
+
+enum class Keep { nothing, for_backward };
+
+ForwardResult forward(const Tensor& given_input, const OptionalTensor& batch_sizes, const Tensors& weight_ih,
+                      const Tensors& weight_hh, const Tensors& bias_ih, const Tensors& bias_hh,
+                      const std::vector<bool>& reverse, const OptionalTensor& given_h0, const OptionalTensor& given_c0,
+                      const OptionalTensor& given_packed, Keep keep) {
+  return with_real_type(given_input, "input", [&]<typename T>() {
+    const ScalarType type = given_input.scalar_type();
+    const Batch batch(given_input, batch_sizes);
+    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, type);
+    const int64_t G = layer.recurrences;
+    const int64_t H = layer.hidden_size;
+    const Tensor input = checked(given_input, "input", type, batch.with(layer.input_size));
+    const OptionalTensor h0 = checked(given_h0, "h0", type, {G, batch.batch, H});
+    const OptionalTensor c0 = checked(given_c0, "c0", type, {G, batch.batch, H});
+    const OptionalTensor packed = checked_packed(given_packed, type, lstm_packed_size<T>(G, layer.input_size, H));
+    const bool train = keep == Keep::for_backward;
+    const ForwardResult result{make(input, batch.with(G * H)), make(input, {G, batch.batch, H}),
+                               make(input, {G, batch.batch, H}), make(input, {train ? G : 0, batch.tokens, 4 * H}),
+                               make(input, {train ? G : 0, batch.tokens, H})};
+    if (batch.tokens == 0) return result;
+    LstmForward<T> args{};
+    args.shape = shape_of(layer, batch);
+    args.weights = layer.weights.data();
+    args.packed = read<T>(packed);
+    args.input = read<T>(input);
+    args.h0 = read<T>(h0);
+    args.c0 = read<T>(c0);
+    args.output = write<T>(result.output);
+    args.h_n = write<T>(result.h_n);
+    args.c_n = write<T>(result.c_n);
+    args.gates = write<T>(result.gates);
+    args.cells = write<T>(result.cells);
+    const Executor executor = torch_executor();
+    const Tensor workspace = make_workspace(input, lstm_forward_workspace(args, executor));
+    lstm_forward(args, workspace.mutable_data_ptr(), executor);
+    return result;
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor> lstm_inference(Tensor input, OptionalTensor batch_sizes, Tensors weight_ih,
+                                                  Tensors weight_hh, Tensors bias_ih, Tensors bias_hh,
+                                                  std::vector<bool> reverse, OptionalTensor h0, OptionalTensor c0,
+                                                  OptionalTensor packed) {
+  const ForwardResult result =
+      forward(input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, h0, c0, packed, Keep::nothing);
+  return {result.output, result.h_n, result.c_n};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_training(Tensor input, OptionalTensor batch_sizes,
+                                                                 Tensors weight_ih, Tensors weight_hh, Tensors bias_ih,
+                                                                 Tensors bias_hh, std::vector<bool> reverse,
+                                                                 OptionalTensor h0, OptionalTensor c0) {
+  const ForwardResult result = forward(input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, h0, c0,
+                                       std::nullopt, Keep::for_backward);
+  return {result.output, result.h_n, result.c_n, result.gates, result.cells};
+}
+
+// out = a b, or out += a b, by Torch's own matrix product.
+void multiply_into(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate) {
+  if (accumulate) {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
+  } else {
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
+  }
+}
+
+Tensor transposed(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
+
+// The gradients one may ask for, in the order of the op's argument `needs`.
+struct Needs {
+  bool input, weight_ih, weight_hh, bias, state;
+
+  explicit Needs(const std::vector<bool>& flags) {
+    STD_TORCH_CHECK(flags.size() == 5, "needs: expected 5 flags, got ", flags.size());
+    input = flags[0];
+    weight_ih = flags[1];
+    weight_hh = flags[2];
+    bias = flags[3];
+    state = flags[4];
+  }
+};
+
+std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> lstm_backward(
+    OptionalTensor given_grad_output, OptionalTensor given_grad_h_n, OptionalTensor given_grad_c_n, Tensor given_input,
+    OptionalTensor batch_sizes, Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh,
+    std::vector<bool> reverse, OptionalTensor given_h0, OptionalTensor given_c0, Tensor given_output,
+    Tensor given_gates, Tensor given_cells, std::vector<bool> flags) {
+  return with_real_type(given_input, "input", [&]<typename T>() {
+    const ScalarType type = given_input.scalar_type();
+    const Needs needs(flags);
+    const Batch batch(given_input, batch_sizes);
+    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, type);
+    const int64_t G = layer.recurrences;
+    const int64_t I = layer.input_size;
+    const int64_t H = layer.hidden_size;
+    const int64_t N = batch.tokens;
+    const Sizes state = {G, batch.batch, H};
+    const Tensor input = checked(given_input, "input", type, batch.with(I));
+    const Tensor output = checked(given_output, "output", type, batch.with(G * H));
+    const Tensor gates = checked(given_gates, "gates", type, {G, N, 4 * H});
+    const Tensor cells = checked(given_cells, "cells", type, {G, N, H});
+    const OptionalTensor h0 = checked(given_h0, "h0", type, state);
+    const OptionalTensor c0 = checked(given_c0, "c0", type, state);
+    const OptionalTensor grad_output = checked(given_grad_output, "grad_output", type, batch.with(G * H));
+    const OptionalTensor grad_h_n = checked(given_grad_h_n, "grad_h_n", type, state);
+    const OptionalTensor grad_c_n = checked(given_grad_c_n, "grad_c_n", type, state);
+
+    const Tensor grad_gates = make(input, {G, N, 4 * H});
+    const Tensor h_previous = make(input, {G, N, H});
+    const Sizes no_state = {0, batch.batch, H};
+    const Tensor grad_h0 = make(input, needs.state ? state : no_state);
+    const Tensor grad_c0 = make(input, needs.state ? state : no_state);
+    if (N > 0) {
+      LstmBackward<T> args{};
+      args.shape = shape_of(layer, batch);
+      args.weights = layer.weights.data();
+      args.h0 = read<T>(h0);
+      args.c0 = read<T>(c0);
+      args.output = read<T>(output);
+      args.gates = read<T>(gates);
+      args.cells = read<T>(cells);
+      args.grad_output = read<T>(grad_output);
+      args.grad_h_n = read<T>(grad_h_n);
+      args.grad_c_n = read<T>(grad_c_n);
+      args.grad_gates = write<T>(grad_gates);
+      args.h_previous = write<T>(h_previous);
+      args.grad_h0 = write<T>(grad_h0);
+      args.grad_c0 = write<T>(grad_c0);
+      const Executor executor = torch_executor();
+      const Tensor workspace = make_workspace(input, lstm_backward_workspace(args, executor));
+      lstm_backward(args, workspace.mutable_data_ptr(), executor);
+    }
+
+    Tensor grad_input = make(input, {0});
+    if (needs.input) grad_input = make(input, {N, I});
+    const Tensor tokens = torch::stable::view(input, {N, I});
+    Tensors grad_w_ih, grad_w_hh, grad_bias;
+    for (int64_t g = 0; g < G; ++g) {
+      const Tensor grad = torch::stable::select(grad_gates, 0, g);
+      if (needs.input) multiply_into(grad_input, grad, layer.kept_weight_ih(g), g > 0);
+      if (needs.weight_ih) {
+        grad_w_ih.push_back(make(input, {4 * H, I}));
+        multiply_into(grad_w_ih.back(), transposed(grad), tokens, false);
+      }
+      if (needs.weight_hh) {
+        grad_w_hh.push_back(make(input, {4 * H, H}));
+        multiply_into(grad_w_hh.back(), transposed(grad), torch::stable::select(h_previous, 0, g), false);
+      }
+      if (needs.bias) grad_bias.push_back(torch::stable::sum(grad, Sizes{0}));
+    }
+    if (needs.input) grad_input = torch::stable::view(grad_input, batch.with(I));
+    return std::make_tuple(grad_input, grad_w_ih, grad_w_hh, grad_bias, grad_h0, grad_c0);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_heads(Tensor given_input, OptionalTensor batch_sizes,
+                                                              Tensors weight_ih, Tensors weight_hh, Tensors bias_ih,
+                                                              Tensors bias_hh, std::vector<bool> reverse,
+                                                              OptionalTensor given_h0, OptionalTensor given_c0,
+                                                              OptionalTensor given_packed,
+                                                              OptionalTensor given_head_weight,
+                                                              OptionalTensor given_head_bias, bool mean, bool max) {
+  return with_real_type(given_input, "input", [&]<typename T>() {
+    const ScalarType type = given_input.scalar_type();
+    const Batch batch(given_input, batch_sizes);
+    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, type);
+    const int64_t G = layer.recurrences;
+    const int64_t H = layer.hidden_size;
+    const Tensor input = checked(given_input, "input", type, batch.with(layer.input_size));
+    const OptionalTensor h0 = checked(given_h0, "h0", type, {G, batch.batch, H});
+    const OptionalTensor c0 = checked(given_c0, "c0", type, {G, batch.batch, H});
+    const OptionalTensor packed = checked_packed(given_packed, type, lstm_packed_size<T>(G, layer.input_size, H));
+    if (given_head_weight.has_value()) {
+      STD_TORCH_CHECK(given_head_weight->dim() == 2, "head_weight: expected a matrix, got ", given_head_weight->dim(),
+                      "-D");
+    }
+    const int64_t C = given_head_weight.has_value() ? given_head_weight->size(0) : 0;
+    const OptionalTensor head_weight = checked(given_head_weight, "head_weight", type, {C, G * H});
+    const OptionalTensor head_bias = checked(given_head_bias, "head_bias", type, {C});
+
+    const Tensor logits = make(input, batch.with(C));
+    const Tensor means = make(input, {mean ? batch.batch : 0, G * H});
+    const Tensor maxima = make(input, {max ? batch.batch : 0, G * H});
+    const Tensor h_n = make(input, {G, batch.batch, H});
+    const Tensor c_n = make(input, {G, batch.batch, H});
+    if (batch.tokens > 0) {
+      LstmForward<T> args{};
+      args.shape = shape_of(layer, batch);
+      args.weights = layer.weights.data();
+      args.packed = read<T>(packed);
+      args.input = read<T>(input);
+      args.h0 = read<T>(h0);
+      args.c0 = read<T>(c0);
+      args.h_n = write<T>(h_n);
+      args.c_n = write<T>(c_n);
+      args.heads = {C, read<T>(head_weight), read<T>(head_bias), write<T>(logits), write<T>(means), write<T>(maxima)};
+      const Executor executor = torch_executor();
+      const Tensor workspace = make_workspace(input, lstm_forward_workspace(args, executor));
+      lstm_forward(args, workspace.mutable_data_ptr(), executor);
+    }
+    return std::make_tuple(logits, means, maxima, h_n, c_n);
+  });
+}
+
+Tensor lstm_pack(Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh, std::vector<bool> reverse) {
+  STD_TORCH_CHECK(!weight_ih.empty(), "weight_ih: expected at least one recurrence, got none");
+  return with_real_type(weight_ih[0], "weight_ih", [&]<typename T>() {
+    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, weight_ih[0].scalar_type());
+    const size_t size = lstm_packed_size<T>(layer.recurrences, layer.input_size, layer.hidden_size);
+    const Tensor packed = make(weight_ih[0], {static_cast<int64_t>(size)});
+    pymtl::lstm_pack(layer.weights.data(), layer.recurrences, layer.input_size, layer.hidden_size, write<T>(packed),
+                     torch_executor());
+    return packed;
+  });
+}
+
+}  // namespace
+}  // namespace pymtl::ops
+
+STABLE_TORCH_LIBRARY_IMPL(pymtl, CPU, m) {
+  m.impl("lstm_inference", TORCH_BOX(&pymtl::ops::lstm_inference));
+  m.impl("lstm_training", TORCH_BOX(&pymtl::ops::lstm_training));
+  m.impl("lstm_backward", TORCH_BOX(&pymtl::ops::lstm_backward));
+  m.impl("lstm_heads", TORCH_BOX(&pymtl::ops::lstm_heads));
+  m.impl("lstm_pack", TORCH_BOX(&pymtl::ops::lstm_pack));
+}

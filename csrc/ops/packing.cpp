@@ -1,0 +1,118 @@
+#include "kernels/packing.h"
+
+#include "tensors.h"
+
+namespace pymtl::ops {
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor> packing_order(Tensor given_lengths, int64_t steps) {
+  STD_TORCH_CHECK(given_lengths.dim() == 1, "lengths: expected one dimension, got ", given_lengths.dim());
+  const int64_t batch = given_lengths.size(0);
+  const Tensor lengths = checked(given_lengths, "lengths", ScalarType::Long, {batch});
+  const int64_t* const values = read<int64_t>(lengths);
+  for (int64_t row = 0; row < batch; ++row) {
+    STD_TORCH_CHECK(values[row] > 0 && values[row] <= steps, "lengths: expected lengths from 1 to ", steps,
+                    ", the padded batch's steps, got ", values[row], " at position ", row);
+  }
+  const Tensor batch_sizes = make(lengths, {steps});
+  const Tensor sorted = make(lengths, {batch});
+  const Tensor unsorted = make(lengths, {batch});
+  pymtl::packing_order(values, batch, steps, write<int64_t>(batch_sizes), write<int64_t>(sorted),
+                       write<int64_t>(unsorted));
+  return {batch_sizes, sorted, unsorted};
+}
+
+// The index work of a packing, checked so that every index it leads to is inside the padded tensor.
+struct Order {
+  Tensor batch_sizes;
+  OptionalTensor sorted_indices;
+  int64_t steps;
+  int64_t batch;
+  int64_t tokens = 0;
+
+  Order(const Tensor& given_sizes, const OptionalTensor& given_indices)
+      : batch_sizes(given_sizes), sorted_indices(given_indices) {
+    STD_TORCH_CHECK(given_sizes.dim() == 1, "batch_sizes: expected one dimension, got ", given_sizes.dim());
+    steps = given_sizes.size(0);
+    batch_sizes = checked(given_sizes, "batch_sizes", ScalarType::Long, {steps});
+    const int64_t* const sizes = read<int64_t>(batch_sizes);
+    batch = steps > 0 ? sizes[0] : 0;
+    for (int64_t t = 0; t < steps; ++t) {
+      STD_TORCH_CHECK(sizes[t] >= 0 && (t == 0 || sizes[t] <= sizes[t - 1]),
+                      "batch_sizes: expected sizes that never increase and are not negative, got ", sizes[t],
+                      " at step ", t);
+      tokens += sizes[t];
+    }
+    sorted_indices = checked(given_indices, "sorted_indices", ScalarType::Long, {batch});
+    const int64_t* const indices = read<int64_t>(sorted_indices);
+    std::vector<bool> seen(static_cast<size_t>(batch), false);
+    for (int64_t row = 0; indices != nullptr && row < batch; ++row) {
+      STD_TORCH_CHECK(indices[row] >= 0 && indices[row] < batch && !seen[indices[row]],
+                      "sorted_indices: expected each index below ", batch, " once, got ", indices[row], " at position ",
+                      row);
+      seen[indices[row]] = true;
+    }
+  }
+
+  Packing packing(int64_t row_bytes, bool batch_first) const {
+    return {steps,
+            batch,
+            read<int64_t>(batch_sizes),
+            read<int64_t>(sorted_indices),
+            row_bytes,
+            batch_first ? row_bytes : batch * row_bytes,
+            batch_first ? steps * row_bytes : row_bytes};
+  }
+
+  Sizes padded_sizes(bool batch_first) const { return batch_first ? Sizes{batch, steps} : Sizes{steps, batch}; }
+};
+
+int64_t bytes_of_rows(const Tensor& tensor, size_t leading) {
+  int64_t bytes = static_cast<int64_t>(tensor.element_size());
+  for (int64_t d = static_cast<int64_t>(leading); d < tensor.dim(); ++d) bytes *= tensor.size(d);
+  return bytes;
+}
+
+Tensor pack(Tensor given_padded, Tensor batch_sizes, OptionalTensor sorted_indices, bool batch_first) {
+  const Order order(batch_sizes, sorted_indices);
+  STD_TORCH_CHECK(given_padded.dim() >= 2, "padded: expected at least two dimensions, got ", given_padded.dim());
+  Sizes sizes = sizes_of(given_padded);
+  const Sizes leading = order.padded_sizes(batch_first);
+  sizes[0] = leading[0];
+  sizes[1] = leading[1];
+  const Tensor padded = checked(given_padded, "padded", given_padded.scalar_type(), sizes);
+  sizes.erase(sizes.begin());
+  sizes[0] = order.tokens;
+  const Tensor packed = make(padded, sizes);
+  if (packed.numel() > 0) {
+    pymtl::pack(order.packing(bytes_of_rows(padded, 2), batch_first), padded.const_data_ptr(),
+                packed.mutable_data_ptr(), torch_executor());
+  }
+  return packed;
+}
+
+Tensor unpack(Tensor given_packed, Tensor batch_sizes, OptionalTensor sorted_indices, bool batch_first) {
+  const Order order(batch_sizes, sorted_indices);
+  STD_TORCH_CHECK(given_packed.dim() >= 1, "packed: expected at least one dimension, got a scalar");
+  Sizes sizes = sizes_of(given_packed);
+  sizes[0] = order.tokens;
+  const Tensor packed = checked(given_packed, "packed", given_packed.scalar_type(), sizes);
+  sizes.erase(sizes.begin());
+  const Sizes leading = order.padded_sizes(batch_first);
+  sizes.insert(sizes.begin(), leading.begin(), leading.end());
+  const Tensor padded = make(packed, sizes);
+  if (padded.numel() > 0) {
+    pymtl::unpack(order.packing(bytes_of_rows(packed, 1), batch_first), packed.const_data_ptr(),
+                  padded.mutable_data_ptr(), torch_executor());
+  }
+  return padded;
+}
+
+}  // namespace
+}  // namespace pymtl::ops
+
+STABLE_TORCH_LIBRARY_IMPL(pymtl, CPU, m) {
+  m.impl("packing_order", TORCH_BOX(&pymtl::ops::packing_order));
+  m.impl("pack", TORCH_BOX(&pymtl::ops::pack));
+  m.impl("unpack", TORCH_BOX(&pymtl::ops::unpack));
+}

@@ -1,0 +1,104 @@
+"""The losses of all tasks in one pass over their logits: wrapper, fake kernel and derivative."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pymtl.ops.library  # noqa: F401  (defines torch.ops.pymtl)
+from pymtl import reference
+from pymtl.ops.autograd import wants_gradient
+
+
+def joint_loss(
+    logits: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    kinds: Sequence[str],
+    *,
+    weights: Sequence[Tensor | None] | None = None,
+    ignore_index: Sequence[int] | None = None,
+    label_smoothing: Sequence[float] | None = None,
+) -> Tensor:
+    """The mean loss of each of K tasks.
+
+    Args:
+        logits: K tensors [M_k, C_k], float32 or float64 on the CPU; columns of a stacked tensor are read in place.
+        targets: for ``"cross_entropy"`` int64 [M_k] classes, for the others [M_k, C_k] of the logits' dtype,
+            NaN where there is no label.
+        kinds: ``"cross_entropy"`` (as :func:`torch.nn.functional.cross_entropy`), ``"mean_squared_error"`` or
+            ``"binary_cross_entropy"`` (with logits) for each task.
+        weights: class weights, for binary cross-entropy weights of the positives; [C_k] each, None for ones.
+        ignore_index: the class that means no label, -100 by default.
+        label_smoothing: of the cross-entropies, 0 by default.
+
+    Returns:
+        [K]; a task without any label gives 0 and no gradient.
+
+    Raises:
+        IndexError: a class is neither in range nor ``ignore_index``.
+        RuntimeError: a size, dtype or device does not fit.
+
+    """
+    count = len(logits)
+    given = weights if weights is not None else [None] * count
+    arguments = (
+        list(logits),
+        list(targets),
+        list(kinds),
+        [l.new_empty(0) if w is None else w for l, w in zip(logits, given, strict=True)],
+        [-100] * count if ignore_index is None else list(ignore_index),
+        [0.0] * count if label_smoothing is None else list(label_smoothing),
+    )
+    try:
+        return torch.ops.pymtl.joint_loss(*arguments, wants_gradient(*logits))[0]
+    except RuntimeError as error:
+        # The stable C++ interface knows one type of error only; torch's own loss raises IndexError here.
+        if "out of bounds" in str(error):
+            raise IndexError(str(error).splitlines()[0]) from None
+        raise
+
+
+@torch.library.register_fake("pymtl::joint_loss")
+def _joint_loss_fake(
+    logits: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    kinds: Sequence[str],
+    weights: Sequence[Tensor],
+    ignore_index: Sequence[int],
+    label_smoothing: Sequence[float],
+    gradients: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    grads = [l.new_empty(l.shape) for l in logits] if gradients else []
+    return logits[0].new_empty(len(logits)), grads
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
+    logits, targets, kinds, weights, ignore_index, label_smoothing, gradients = inputs
+    grads = output[1]
+    ctx.mark_non_differentiable(*grads)
+    ctx.save_for_backward(*logits, *targets, *weights, *grads)
+    ctx.settings = (list(kinds), list(ignore_index), list(label_smoothing))
+    ctx.gradients = gradients
+
+
+def _backward(ctx: Any, grad_losses: Tensor, _: Any) -> tuple[Any, ...]:
+    if not ctx.gradients:
+        raise RuntimeError("joint_loss kept no gradients: call it with gradients=True")
+    count = len(ctx.settings[0])
+    saved = [ctx.saved_tensors[i : i + count] for i in range(0, 4 * count, count)]
+    logits, targets, weights, grads = saved
+    if torch.is_grad_enabled():
+        # A derivative of this derivative is wanted: the plain PyTorch loss has them all.
+        leaves = [l.view_as(l) for l in logits]
+        losses = reference.joint_loss(leaves, targets, *ctx.settings[:1], weights, *ctx.settings[1:])
+        scaled = torch.autograd.grad(losses, leaves, grad_losses, create_graph=True, allow_unused=True)
+    else:
+        scaled = tuple(g * s for g, s in zip(grads, grad_losses.unbind(), strict=True))
+    nothing = [None] * count
+    return list(scaled), nothing, None, nothing, None, None, None
+
+
+torch.library.register_autograd("pymtl::joint_loss", _backward, setup_context=_setup)

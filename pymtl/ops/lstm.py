@@ -1,0 +1,376 @@
+"""The LSTM ops: wrapper, fake kernels and derivatives.
+
+Dimensions: N tokens, T steps, B sequences, I input size, H hidden size, G recurrences in one call (2 for a
+bidirectional layer). An input is dense ``[T, B, I]`` with ``batch_sizes=None``, or packed ``[N, I]`` with
+``batch_sizes`` ``[T]`` as in :class:`torch.nn.utils.rnn.PackedSequence`; the output has the same rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import pymtl.ops.library  # noqa: F401  (defines torch.ops.pymtl)
+from pymtl import reference
+from pymtl.ops.autograd import below_autograd, no_derivative, wants_gradient
+
+
+class LSTMWeights(NamedTuple):
+    """The weights of G recurrences, in nn.LSTM's shapes and gate order (i, f, g, o).
+
+    ``weight_ih`` G tensors [4H, I], ``weight_hh`` G tensors [4H, H], ``bias_ih`` and ``bias_hh`` G tensors
+    [4H] each or none at all, ``reverse`` G flags: walk each sequence from its last token to its first.
+    """
+
+    weight_ih: list[Tensor]
+    weight_hh: list[Tensor]
+    bias_ih: list[Tensor]
+    bias_hh: list[Tensor]
+    reverse: list[bool]
+
+    def tensors(self) -> list[Tensor]:
+        """All weights, flat."""
+        return [*self.weight_ih, *self.weight_hh, *self.bias_ih, *self.bias_hh]
+
+
+class LSTMHeadsResult(NamedTuple):
+    """What :func:`lstm_heads` returns; a part that was not asked for is an empty tensor."""
+
+    logits: Tensor
+    mean: Tensor
+    max: Tensor
+    h_n: Tensor
+    c_n: Tensor
+
+
+def lstm(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    weights: LSTMWeights,
+    h0: Tensor | None = None,
+    c0: Tensor | None = None,
+    *,
+    packed: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Runs G recurrences over a batch (Hochreiter & Schmidhuber 1997; gates as in :class:`torch.nn.LSTM`).
+
+    Args:
+        input: [T, B, I], or packed [N, I] with ``batch_sizes``; float32 or float64 on the CPU.
+        batch_sizes: int64 [T], never increasing, on the CPU; or None.
+        weights: of the G recurrences, of the input's dtype.
+        h0, c0: [G, B, H] initial states; zeros if None.
+        packed: these weights from :func:`lstm_pack`, to save the packing; not used where a gradient is wanted.
+
+    Returns:
+        ``output`` [T, B, G*H] or [N, G*H], and ``h_n``, ``c_n`` [G, B, H] at each sequence's own last step.
+
+    Raises:
+        RuntimeError: a size, dtype or device does not fit; the message names the argument.
+
+    """
+    if wants_gradient(input, h0, c0, *weights.tensors()):
+        output, h_n, c_n, _, _ = torch.ops.pymtl.lstm_training(input, batch_sizes, *weights, h0, c0)
+        return output, h_n, c_n
+    with below_autograd():
+        return torch.ops.pymtl.lstm_inference(input, batch_sizes, *weights, h0, c0, packed)
+
+
+def lstm_heads(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    weights: LSTMWeights,
+    head_weight: Tensor | None,
+    head_bias: Tensor | None,
+    *,
+    mean: bool = False,
+    max: bool = False,
+    h0: Tensor | None = None,
+    c0: Tensor | None = None,
+    packed: Tensor | None = None,
+) -> LSTMHeadsResult:
+    """:func:`lstm` with the heads' projection and the pooling inside its walk; h itself is never written.
+
+    For inference; it records no gradient. The results are the same bits as those of :func:`lstm` followed by
+    :func:`pymtl.ops.heads` and :func:`pymtl.ops.pool`.
+
+    Args:
+        head_weight: [C, G*H] the weights of all token heads, stacked; None for none.
+        head_bias: [C] or None.
+        mean, max: whether to pool h over each sequence's tokens.
+
+    Returns:
+        ``logits`` [T, B, C] or [N, C], ``mean`` and ``max`` [B, G*H], ``h_n`` and ``c_n`` [G, B, H].
+
+    """
+    with below_autograd():
+        return LSTMHeadsResult(
+            *torch.ops.pymtl.lstm_heads(input, batch_sizes, *weights, h0, c0, packed, head_weight, head_bias, mean, max)
+        )
+
+
+def lstm_pack(weights: LSTMWeights) -> Tensor:
+    """Packs weights for the argument ``packed`` of :func:`lstm`: a copy, good for the instruction set in use only."""
+    return torch.ops.pymtl.lstm_pack(*weights)
+
+
+@torch.library.register_fake("pymtl::lstm_inference")
+def _lstm_inference_fake(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    weight_ih: Sequence[Tensor],
+    weight_hh: Sequence[Tensor],
+    bias_ih: Sequence[Tensor],
+    bias_hh: Sequence[Tensor],
+    reverse: Sequence[bool],
+    h0: Tensor | None,
+    c0: Tensor | None,
+    packed: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    recurrences, hidden_size = len(weight_hh), weight_hh[0].shape[1]
+    batch = _fake_batch(input, batch_sizes, h0, c0)
+    state = input.new_empty(recurrences, batch, hidden_size)
+    output = input.new_empty(*input.shape[:-1], recurrences * hidden_size)
+    return output, state, torch.empty_like(state)
+
+
+def _fake_batch(input: Tensor, batch_sizes: Tensor | None, *states: Tensor | None) -> Any:
+    """B: of a packed batch it is data, not a shape, unless an initial state tells."""
+    if batch_sizes is None:
+        return input.shape[1]
+    for state in states:
+        if state is not None:
+            return state.shape[1]
+    return torch.library.get_ctx().new_dynamic_size()
+
+
+@torch.library.register_fake("pymtl::lstm_training")
+def _lstm_training_fake(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    weight_ih: Sequence[Tensor],
+    weight_hh: Sequence[Tensor],
+    bias_ih: Sequence[Tensor],
+    bias_hh: Sequence[Tensor],
+    reverse: Sequence[bool],
+    h0: Tensor | None,
+    c0: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    results = _lstm_inference_fake(input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, h0, c0)
+    recurrences, hidden_size = len(weight_hh), weight_hh[0].shape[1]
+    tokens = input.shape[0] if batch_sizes is not None else input.shape[0] * input.shape[1]
+    gates = input.new_empty(recurrences, tokens, 4 * hidden_size)
+    return *results, gates, input.new_empty(recurrences, tokens, hidden_size)
+
+
+@torch.library.register_fake("pymtl::lstm_backward")
+def _lstm_backward_fake(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    weight_ih: Sequence[Tensor],
+    weight_hh: Sequence[Tensor],
+    bias_ih: Sequence[Tensor],
+    bias_hh: Sequence[Tensor],
+    reverse: Sequence[bool],
+    h0: Tensor | None,
+    c0: Tensor | None,
+    output: Tensor,
+    gates: Tensor,
+    cells: Tensor,
+    needs: Sequence[bool],
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor], Tensor, Tensor]:
+    recurrences, hidden_size = len(weight_hh), weight_hh[0].shape[1]
+    needs_input, needs_weight_ih, needs_weight_hh, needs_bias, needs_state = needs
+    batch = _fake_batch(input, batch_sizes, h0, c0, grad_h_n, grad_c_n)
+    state = input.new_empty(recurrences if needs_state else 0, batch, hidden_size)
+    return (
+        input.new_empty(input.shape if needs_input else 0),
+        [input.new_empty(w.shape) for w in weight_ih] if needs_weight_ih else [],
+        [input.new_empty(w.shape) for w in weight_hh] if needs_weight_hh else [],
+        [input.new_empty(4 * hidden_size) for _ in weight_hh] if needs_bias else [],
+        state,
+        torch.empty_like(state),
+    )
+
+
+@torch.library.register_fake("pymtl::lstm_heads")
+def _lstm_heads_fake(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    weight_ih: Sequence[Tensor],
+    weight_hh: Sequence[Tensor],
+    bias_ih: Sequence[Tensor],
+    bias_hh: Sequence[Tensor],
+    reverse: Sequence[bool],
+    h0: Tensor | None,
+    c0: Tensor | None,
+    packed: Tensor | None,
+    head_weight: Tensor | None,
+    head_bias: Tensor | None,
+    mean: bool,
+    max: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    output, h_n, c_n = _lstm_inference_fake(input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, h0, c0)
+    classes = 0 if head_weight is None else head_weight.shape[0]
+    features, batch = output.shape[-1], h_n.shape[1]
+    return (
+        input.new_empty(*input.shape[:-1], classes),
+        input.new_empty(batch if mean else 0, features),
+        input.new_empty(batch if max else 0, features),
+        h_n,
+        c_n,
+    )
+
+
+@torch.library.register_fake("pymtl::lstm_pack")
+def _lstm_pack_fake(
+    weight_ih: Sequence[Tensor],
+    weight_hh: Sequence[Tensor],
+    bias_ih: Sequence[Tensor],
+    bias_hh: Sequence[Tensor],
+    reverse: Sequence[bool],
+) -> Tensor:
+    # The size depends on the width of the vector registers in use.
+    return weight_ih[0].new_empty(torch.library.get_ctx().new_dynamic_size())
+
+
+def _setup_training(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, h0, c0 = inputs
+    hidden, _, _, gates, cells = output
+    ctx.save_for_backward(input, batch_sizes, h0, c0, hidden, gates, cells, *weight_ih, *weight_hh, *bias_ih, *bias_hh)
+    ctx.mark_non_differentiable(gates, cells)
+    ctx.set_materialize_grads(False)
+    ctx.reverse = list(reverse)
+    ctx.has_bias = len(bias_ih) > 0
+    ctx.needs = [
+        input.requires_grad,
+        any(w.requires_grad for w in weight_ih),
+        any(w.requires_grad for w in weight_hh),
+        any(b.requires_grad for b in (*bias_ih, *bias_hh)),
+        any(s is not None and s.requires_grad for s in (h0, c0)),
+    ]
+
+
+def _training_backward(
+    ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, grad_c_n: Tensor | None, *_: Any
+) -> tuple[Any, ...]:
+    input, batch_sizes, h0, c0, hidden, gates, cells, *weights = ctx.saved_tensors
+    count = len(ctx.reverse)
+    weight_ih, weight_hh = weights[:count], weights[count : 2 * count]
+    bias_ih, bias_hh = weights[2 * count : 3 * count], weights[3 * count :]
+    grad_input, grad_w_ih, grad_w_hh, grad_bias, grad_h0, grad_c0 = torch.ops.pymtl.lstm_backward(
+        grad_output,
+        grad_h_n,
+        grad_c_n,
+        input,
+        batch_sizes,
+        weight_ih,
+        weight_hh,
+        bias_ih,
+        bias_hh,
+        ctx.reverse,
+        h0,
+        c0,
+        hidden,
+        gates,
+        cells,
+        ctx.needs,
+    )
+    nothing = [None] * count
+    needs_input, needs_weight_ih, needs_weight_hh, needs_bias, _ = ctx.needs
+    biases = (grad_bias if needs_bias else nothing) if ctx.has_bias else []
+    return (
+        grad_input if needs_input else None,
+        None,
+        grad_w_ih if needs_weight_ih else nothing,
+        grad_w_hh if needs_weight_hh else nothing,
+        biases,
+        list(biases),
+        None,
+        grad_h0 if h0 is not None and h0.requires_grad else None,
+        grad_c0 if c0 is not None and c0.requires_grad else None,
+    )
+
+
+torch.library.register_autograd("pymtl::lstm_training", _training_backward, setup_context=_setup_training)
+for _op in ("lstm_inference", "lstm_heads"):
+    torch.library.register_autograd(f"pymtl::{_op}", no_derivative(_op, "pymtl.ops.lstm with gradients enabled"))
+
+
+def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    *grads, input, batch_sizes, w_ih, w_hh, b_ih, b_hh, reverse, h0, c0, _, _, _, needs = inputs
+    ctx.save_for_backward(*grads, input, batch_sizes, h0, c0, *w_ih, *w_hh, *b_ih, *b_hh)
+    ctx.reverse, ctx.needs, ctx.has_bias = list(reverse), list(needs), len(b_ih) > 0
+
+
+def _double_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+    """The derivative of the derivative, from the original inputs by the plain PyTorch recurrence.
+
+    The saved gates are functions of the inputs too; taken as constants they would give wrong second
+    derivatives, so nothing but the inputs is used here.
+    """
+    *first, input, batch_sizes, h0, c0 = ctx.saved_tensors[:7]
+    weights = list(ctx.saved_tensors[7:])
+    count = len(ctx.reverse)
+    groups = [weights[i * count : (i + 1) * count] for i in range(4 if ctx.has_bias else 2)]
+    if not ctx.has_bias:
+        groups += [[], []]
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        leaves = [
+            t if t is None or t.requires_grad else t.detach().requires_grad_()
+            for t in (*first, input, h0, c0, *weights)
+        ]
+        # New views, so that the derivative stops here and not at what the caller made these from.
+        views = [None if t is None else t.view_as(t) for t in leaves]
+        seeds, (x, h, c), flat = views[:3], views[3:6], views[6:]
+        lists = [flat[i * count : (i + 1) * count] for i in range(len(flat) // count)]
+        lists += [[]] * (4 - len(lists))
+        results = reference.lstm(x, batch_sizes, *lists, ctx.reverse, h, c)
+        outputs = [r for r, s in zip(results, seeds, strict=True) if s is not None]
+        seeds_given = [s for s in seeds if s is not None]
+        wanted = [t for t in (x, *flat, h, c) if t is not None]
+        gradients = iter(torch.autograd.grad(outputs, wanted, seeds_given, create_graph=True, allow_unused=True))
+        grad_x = next(gradients)
+        grad_lists = [[next(gradients) for _ in group] for group in lists]
+        grad_h = next(gradients) if h is not None else None
+        grad_c = next(gradients) if c is not None else None
+        needs_input, needs_weight_ih, needs_weight_hh, needs_bias, needs_state = ctx.needs
+        pairs: list[tuple[Tensor | None, Tensor | None]] = []
+        if needs_input:
+            pairs.append((grad_x, grads[0]))
+        for needed, ours, theirs in (
+            (needs_weight_ih, grad_lists[0], grads[1]),
+            (needs_weight_hh, grad_lists[1], grads[2]),
+            (needs_bias, grad_lists[2], grads[3]),
+        ):
+            if needed:
+                pairs.extend(zip(ours, theirs, strict=True))
+        if needs_state:
+            pairs.extend(((grad_h, grads[4]), (grad_c, grads[5])))
+        pairs = [(a, b) for a, b in pairs if a is not None and b is not None and a.requires_grad]
+        at = [t for t in views if t is not None]
+        second = iter(
+            torch.autograd.grad(
+                [a for a, _ in pairs],
+                at,
+                [b for _, b in pairs],
+                create_graph=again,
+                allow_unused=True,
+            )
+            if pairs
+            else [None] * len(at)
+        )
+    result = [None if v is None else next(second) for v in views]
+    flat_grads = result[6:]
+    grouped = [flat_grads[i * count : (i + 1) * count] for i in range(len(flat_grads) // count)]
+    grouped += [[]] * (4 - len(grouped))
+    return (*result[:4], None, *grouped, None, result[4], result[5], None, None, None, None)
+
+
+torch.library.register_autograd("pymtl::lstm_backward", _double_backward, setup_context=_setup_backward)

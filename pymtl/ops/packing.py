@@ -1,0 +1,98 @@
+"""Between padded batches with lengths and the packed layout: wrappers, fake kernels and derivatives."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import pymtl.ops.library  # noqa: F401  (defines torch.ops.pymtl)
+from pymtl.ops.autograd import below_autograd, wants_gradient
+
+
+class PackingOrder(NamedTuple):
+    """The index work of one packing, done once for every tensor packed the same way.
+
+    ``batch_sizes`` int64 [T], the number of sequences with a token at each step, ending in zeros where the
+    padded batch has steps that no sequence reaches; ``sorted_indices`` int64 [B], the padded row of each
+    packed sequence; ``unsorted_indices`` int64 [B], its inverse.
+    """
+
+    batch_sizes: Tensor
+    sorted_indices: Tensor
+    unsorted_indices: Tensor
+
+
+def packing_order(lengths: Tensor, steps: int) -> PackingOrder:
+    """Sorts sequences by length, longest first, equal ones in order.
+
+    Args:
+        lengths: int64 [B] on the CPU, each from 1 to ``steps``.
+        steps: T of the padded batch.
+
+    Raises:
+        RuntimeError: a length is out of range, or ``lengths`` has another shape, dtype or device.
+
+    """
+    return PackingOrder(*torch.ops.pymtl.packing_order(lengths, steps))
+
+
+def pack(padded: Tensor, order: PackingOrder, *, batch_first: bool = False) -> Tensor:
+    """The tokens of a padded batch [T, B, ...] ([B, T, ...] if ``batch_first``), packed: [N, ...].
+
+    Any dtype; padding is not read. Differentiable.
+    """
+    args = (padded, order.batch_sizes, order.sorted_indices, batch_first)
+    if wants_gradient(padded):
+        return torch.ops.pymtl.pack(*args)
+    with below_autograd():
+        return torch.ops.pymtl.pack(*args)
+
+
+def unpack(packed: Tensor, order: PackingOrder, *, batch_first: bool = False) -> Tensor:
+    """The padded batch [T, B, ...] ([B, T, ...] if ``batch_first``) of packed tokens [N, ...], zeros at padding.
+
+    Any dtype. Differentiable.
+    """
+    args = (packed, order.batch_sizes, order.sorted_indices, batch_first)
+    if wants_gradient(packed):
+        return torch.ops.pymtl.unpack(*args)
+    with below_autograd():
+        return torch.ops.pymtl.unpack(*args)
+
+
+@torch.library.register_fake("pymtl::packing_order")
+def _packing_order_fake(lengths: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    return lengths.new_empty(steps), torch.empty_like(lengths), torch.empty_like(lengths)
+
+
+@torch.library.register_fake("pymtl::pack")
+def _pack_fake(padded: Tensor, batch_sizes: Tensor, sorted_indices: Tensor | None, batch_first: bool) -> Tensor:
+    return padded.new_empty(torch.library.get_ctx().new_dynamic_size(), *padded.shape[2:])
+
+
+@torch.library.register_fake("pymtl::unpack")
+def _unpack_fake(packed: Tensor, batch_sizes: Tensor, sorted_indices: Tensor | None, batch_first: bool) -> Tensor:
+    steps = batch_sizes.shape[0]
+    batch = torch.library.get_ctx().new_dynamic_size() if sorted_indices is None else sorted_indices.shape[0]
+    leading = (batch, steps) if batch_first else (steps, batch)
+    return packed.new_empty(*leading, *packed.shape[1:])
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, batch_sizes, sorted_indices, batch_first = inputs
+    ctx.save_for_backward(batch_sizes, sorted_indices)
+    ctx.batch_first = batch_first
+
+
+def _pack_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return torch.ops.pymtl.unpack(grad, *ctx.saved_tensors, ctx.batch_first), None, None, None
+
+
+def _unpack_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    return torch.ops.pymtl.pack(grad, *ctx.saved_tensors, ctx.batch_first), None, None, None
+
+
+torch.library.register_autograd("pymtl::pack", _pack_backward, setup_context=_setup)
+torch.library.register_autograd("pymtl::unpack", _unpack_backward, setup_context=_setup)

@@ -1,0 +1,82 @@
+"""Pooling over the tokens of each sequence: wrapper, fake kernels and derivative."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pymtl.ops.library  # noqa: F401  (defines torch.ops.pymtl)
+from pymtl.ops.autograd import below_autograd, wants_gradient
+
+
+def pool(input: Tensor, batch_sizes: Tensor | None, kind: str, *, reverse: Sequence[bool] = (False,)) -> Tensor:
+    """The mean or the maximum of each sequence's tokens.
+
+    Args:
+        input: [T, B, F], or packed [N, F] with ``batch_sizes`` [T].
+        kind: ``"mean"`` or ``"max"``.
+        reverse: one flag for each recurrence that wrote a part of the features; a backward recurrence's part
+            is summed from the last token on, as in :func:`pymtl.ops.lstm_heads`, so that both give the same bits.
+
+    Returns:
+        [B, F]. The gradient of a maximum goes to the token it came from.
+
+    Raises:
+        RuntimeError: a size, dtype, device or ``kind`` does not fit.
+
+    """
+    if wants_gradient(input):
+        return torch.ops.pymtl.pool(input, batch_sizes, reverse, kind)[0]
+    with below_autograd():
+        return torch.ops.pymtl.pool(input, batch_sizes, reverse, kind)[0]
+
+
+@torch.library.register_fake("pymtl::pool")
+def _pool_fake(input: Tensor, batch_sizes: Tensor | None, reverse: Sequence[bool], kind: str) -> tuple[Tensor, Tensor]:
+    batch = input.shape[1] if batch_sizes is None else torch.library.get_ctx().new_dynamic_size()
+    output = input.new_empty(batch, input.shape[-1])
+    argmax = input.new_empty(batch if kind == "max" else 0, input.shape[-1], dtype=torch.int64)
+    return output, argmax
+
+
+@torch.library.register_fake("pymtl::pool_backward")
+def _pool_backward_fake(
+    grad_output: Tensor, batch_sizes: Tensor | None, argmax: Tensor, size: Sequence[int], kind: str
+) -> Tensor:
+    return grad_output.new_empty(size)
+
+
+def _setup_pool(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    input, batch_sizes, _, kind = inputs
+    ctx.save_for_backward(batch_sizes, output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.size, ctx.kind = input.shape, kind
+
+
+def _pool_backward(ctx: Any, grad_output: Tensor, _: Any) -> tuple[Any, ...]:
+    batch_sizes, argmax = ctx.saved_tensors
+    grad = torch.ops.pymtl.pool_backward(grad_output, batch_sizes, argmax, ctx.size, ctx.kind)
+    return grad, None, None, None
+
+
+def _setup_pool_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, batch_sizes, argmax, _, kind = inputs
+    ctx.save_for_backward(batch_sizes, argmax)
+    ctx.kind = kind
+
+
+def _pool_double_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    # Pooling's derivative is linear in grad_output: pool the new gradient at the same places.
+    batch_sizes, argmax = ctx.saved_tensors
+    if ctx.kind == "max":
+        pooled = grad.reshape(-1, grad.shape[-1]).gather(0, argmax)
+    else:
+        pooled = pool(grad, batch_sizes, "mean")
+    return pooled, None, None, None, None
+
+
+torch.library.register_autograd("pymtl::pool", _pool_backward, setup_context=_setup_pool)
+torch.library.register_autograd("pymtl::pool_backward", _pool_double_backward, setup_context=_setup_pool_backward)

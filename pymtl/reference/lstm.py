@@ -1,0 +1,76 @@
+"""The LSTM recurrence, one step after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def lstm(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    weight_ih: Sequence[Tensor],
+    weight_hh: Sequence[Tensor],
+    bias_ih: Sequence[Tensor],
+    bias_hh: Sequence[Tensor],
+    reverse: Sequence[bool],
+    h0: Tensor | None = None,
+    c0: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What :func:`pymtl.ops.lstm` computes; see there for the shapes."""
+    dense = batch_sizes is None
+    sizes = [input.shape[1]] * input.shape[0] if dense else [int(s) for s in batch_sizes]
+    tokens = input.reshape(-1, input.shape[-1])
+    outputs, h_last, c_last = [], [], []
+    for g, backwards in enumerate(reverse):
+        bias = bias_ih[g] + bias_hh[g] if len(bias_ih) > 0 else None
+        output, h, c = _recurrence(
+            tokens,
+            sizes,
+            weight_ih[g],
+            weight_hh[g],
+            bias,
+            backwards,
+            None if h0 is None else h0[g],
+            None if c0 is None else c0[g],
+        )
+        outputs.append(output)
+        h_last.append(h)
+        c_last.append(c)
+    output = torch.cat(outputs, dim=-1)
+    if dense:
+        output = output.reshape(*input.shape[:2], output.shape[-1])
+    return output, torch.stack(h_last), torch.stack(c_last)
+
+
+def _recurrence(
+    tokens: Tensor,
+    sizes: list[int],
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias: Tensor | None,
+    reverse: bool,
+    h0: Tensor | None,
+    c0: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    hidden_size = weight_hh.shape[1]
+    batch = sizes[0]
+    h = tokens.new_zeros(batch, hidden_size) if h0 is None else h0
+    c = tokens.new_zeros(batch, hidden_size) if c0 is None else c0
+    steps = list(tokens.split(sizes))
+    outputs: list[Tensor] = [tokens.new_empty(0)] * len(sizes)
+    for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
+        active = sizes[t]
+        gates = steps[t] @ weight_ih.t() + h[:active] @ weight_hh.t()
+        if bias is not None:
+            gates = gates + bias
+        i, f, g, o = gates.chunk(4, dim=-1)
+        c_next = f.sigmoid() * c[:active] + i.sigmoid() * g.tanh()
+        h_next = o.sigmoid() * c_next.tanh()
+        outputs[t] = h_next
+        # Sequences that have no token at this step keep their state.
+        h = torch.cat([h_next, h[active:]])
+        c = torch.cat([c_next, c[active:]])
+    return torch.cat(outputs), h, c

@@ -1,0 +1,16 @@
+"""Pooling over the tokens of each sequence."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pool(input: Tensor, batch_sizes: Tensor | None, kind: str) -> Tensor:
+    """What :func:`pymtl.ops.pool` computes; see there for the shapes."""
+    steps = list(input) if batch_sizes is None else list(input.split([int(s) for s in batch_sizes]))
+    pooled = []
+    for row in range(steps[0].shape[0]):
+        sequence = torch.stack([step[row] for step in steps if step.shape[0] > row])
+        pooled.append(sequence.mean(0) if kind == "mean" else sequence.amax(0))
+    return torch.stack(pooled)
