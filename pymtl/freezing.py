@@ -1,0 +1,39 @@
+"""Packed weights kept from call to call, for who asks for them."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from torch import nn
+
+from pymtl.lstm import LSTM
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def freeze(module: Module) -> Module:
+    """Packs the weights of every :class:`pymtl.LSTM` inside once, to save the packing of each call.
+
+    For inference with weights that stay as they are: calls that want gradients do not use the snapshot, nor do
+    calls whose parameters are not the very objects, at the very versions, that it was made from. ``train()``,
+    ``to()`` and its kin, ``load_state_dict`` and :func:`unfreeze` drop it; pickling and deepcopy leave it out.
+    What no one can see, such as an edit through ``.data``, it does not see either.
+
+    Returns:
+        ``module``.
+
+    Raises:
+        RuntimeError: an LSTM inside is in training mode.
+    """
+    for child in module.modules():
+        if isinstance(child, LSTM):
+            child.freeze()
+    return module
+
+
+def unfreeze(module: Module) -> Module:
+    """Drops what :func:`freeze` made. Returns ``module``."""
+    for child in module.modules():
+        if isinstance(child, LSTM):
+            child.unfreeze()
+    return module

@@ -1,0 +1,394 @@
+"""The drop-in LSTM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from pymtl import ops
+from pymtl.ops.autograd import wants_gradient
+from pymtl.packing import as_lengths
+
+State = tuple[Tensor, Tensor]
+
+_KERNEL_DTYPES = (torch.float32, torch.float64)
+
+
+class _Snapshot(NamedTuple):
+    """Packed weights and the parameters, with their versions, that they were made from."""
+
+    parameters: list[Tensor]
+    versions: list[int]
+    isa: str
+    packed: list[Tensor]
+
+    def is_of(self, parameters: Sequence[Tensor]) -> bool:
+        from pymtl import _native
+
+        return self.isa == _native.active_isa() and all(
+            p is q and p._version == version for p, q, version in zip(parameters, self.parameters, self.versions)
+        )
+
+
+class LSTM(nn.RNNBase):
+    """:class:`torch.nn.LSTM`, faster: the same constructor, parameters, ``state_dict`` and results.
+
+    float32 and float64 on the CPU run through this library's kernels; ``proj_size``, autocast, other dtypes
+    and other devices run through torch's own path. Beyond nn.LSTM, a padded batch may come with ``lengths``,
+    and on the CPU a sequence's result is the same bits in any batch, at any padding and number of threads.
+
+    Hochreiter & Schmidhuber 1997, "Long Short-Term Memory", with the forget gate of Gers et al. 2000.
+
+    Shapes: L layers, D directions, B sequences, T steps, I input size, H hidden size.
+
+    - input: ``[T, B, I]`` (``[B, T, I]`` if ``batch_first``), unbatched ``[T, I]``, or a
+      :class:`~torch.nn.utils.rnn.PackedSequence`;
+    - ``h_0``, ``c_0``: ``[L*D, B, H]`` (unbatched ``[L*D, H]``), zeros if not given;
+    - output: the input's layout with D*H features; ``h_n``, ``c_n`` as ``h_0`` and ``c_0``, at each sequence's
+      own last step.
+    """
+
+    _snapshot: _Snapshot | None = None
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device,
+            dtype,
+        )
+
+    # Other people's code calls these on an nn.LSTM.
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args = nn.LSTM.check_forward_args
+    permute_hidden = nn.LSTM.permute_hidden
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+    ) -> tuple[Any, State]:
+        """Runs the LSTM.
+
+        Args:
+            input: see the class.
+            hx: the initial states ``(h_0, c_0)``.
+            lengths: of the sequences of a padded batch, in any order: int64 [B] on the CPU or integers, each
+                from 1 to T. Padding is neither read nor computed on; the output is zero there.
+
+        Returns:
+            ``output, (h_n, c_n)``.
+
+        Raises:
+            ValueError: the input is not 2-D or 3-D or has another dtype than the weights, or ``lengths`` comes
+                with a PackedSequence or an unbatched input.
+            RuntimeError: a size, dtype or device does not fit; the message names the argument.
+        """
+        if isinstance(input, PackedSequence):
+            if lengths is not None:
+                raise ValueError("lengths: expected none with a PackedSequence, which has its own")
+            return self._forward_packed(input, hx)
+        if not isinstance(input, Tensor):
+            raise TypeError(f"input: expected a Tensor or a PackedSequence, got {type(input).__name__}")
+        if input.dim() not in (2, 3):
+            raise ValueError(f"LSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        if lengths is not None:
+            if input.dim() != 3:
+                raise ValueError("lengths: expected none with an unbatched (2-D) input")
+            return self._forward_lengths(input, hx, lengths)
+        weights = self._weights()
+        if not self._kernels_take(input, weights):
+            return nn.LSTM.forward(self, input, hx)
+
+        batched = input.dim() == 3
+        if not batched:
+            input = input.unsqueeze(0 if self.batch_first else 1)
+        self.check_input(input, None)
+        h0, c0 = self._initial_state(hx, input.shape[0 if self.batch_first else 1], batched)
+        if self.batch_first:
+            input = input.transpose(0, 1)
+        if input.shape[0] == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        output, h_n, c_n = self._layers(input, None, weights, h0, c0)
+        if self.batch_first:
+            output = output.transpose(0, 1)
+        if not batched:
+            return output.squeeze(0 if self.batch_first else 1), (h_n.squeeze(1), c_n.squeeze(1))
+        return output, (h_n, c_n)
+
+    def _forward_packed(self, input: PackedSequence, hx: State | None) -> tuple[PackedSequence, State]:
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        weights = self._weights()
+        if not self._kernels_take(data, weights):
+            return nn.LSTM.forward(self, input, hx)
+        self.check_input(data, batch_sizes)
+        h0, c0 = self._initial_state(hx, int(batch_sizes[0]), batched=True)
+        h0, c0 = _permute(h0, sorted_indices), _permute(c0, sorted_indices)
+        output, h_n, c_n = self._layers(data, batch_sizes, weights, h0, c0)
+        packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+        return packed, (_permute(h_n, unsorted_indices), _permute(c_n, unsorted_indices))
+
+    def _forward_lengths(
+        self, input: Tensor, hx: State | None, lengths: Tensor | Sequence[int]
+    ) -> tuple[Tensor, State]:
+        self.check_input(input, None)
+        batch, steps = input.shape[:2] if self.batch_first else (input.shape[1], input.shape[0])
+        lengths = as_lengths(lengths, batch)
+        weights = self._weights()
+        if not self._kernels_take(input, weights):
+            packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
+            result, state = nn.LSTM.forward(self, packed, hx)
+            return pad_packed_sequence(result, self.batch_first, total_length=steps)[0], state
+        h0, c0 = self._initial_state(hx, batch, batched=True)
+        order = ops.packing_order(lengths, steps)
+        data = ops.pack(input, order, batch_first=self.batch_first)
+        h0, c0 = _permute(h0, order.sorted_indices), _permute(c0, order.sorted_indices)
+        output, h_n, c_n = self._layers(data, order.batch_sizes, weights, h0, c0)
+        padded = ops.unpack(output, order, batch_first=self.batch_first)
+        return padded, (_permute(h_n, order.unsorted_indices), _permute(c_n, order.unsorted_indices))
+
+    def _weights(self) -> list[Tensor]:
+        """The weights of this very call, in the order of ``_flat_weights_names``.
+
+        Looked up by name each time: parametrizations, functional_call, weight-drop and others replace them.
+        """
+        parameters = self._parameters
+        names = self._flat_weights_names
+        if all(name in parameters for name in names):
+            return [parameters[name] for name in names]
+        return [getattr(self, name) for name in names]
+
+    def _kernels_take(self, input: Tensor, weights: Sequence[Tensor]) -> bool:
+        return (
+            self.proj_size == 0
+            and input.device.type == "cpu"
+            and weights[0].device.type == "cpu"
+            and weights[0].dtype in _KERNEL_DTYPES
+            and not torch.is_autocast_enabled("cpu")
+        )
+
+    def _initial_state(
+        self, hx: State | None, batch: int, batched: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        if hx is None:
+            return None, None
+        h0, c0 = hx
+        dims = 3 if batched else 2
+        if h0.dim() != dims or c0.dim() != dims:
+            kind = "batched 3-D" if batched else "unbatched 2-D"
+            raise RuntimeError(
+                f"For {kind} input, hx and cx should also be {dims}-D but got ({h0.dim()}-D, {c0.dim()}-D) tensors"
+            )
+        if not batched:
+            h0, c0 = h0.unsqueeze(1), c0.unsqueeze(1)
+        expected = (self.num_layers * self._directions(), batch, self.hidden_size)
+        self.check_hidden_size(h0, expected, "Expected hidden[0] size {}, got {}")
+        self.check_hidden_size(c0, expected, "Expected hidden[1] size {}, got {}")
+        return h0, c0
+
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    def _layer_weights(self, weights: Sequence[Tensor], layer: int) -> ops.LSTMWeights:
+        directions = self._directions()
+        each = 4 if self.bias else 2
+        flat = weights[layer * directions * each : (layer + 1) * directions * each]
+        return ops.LSTMWeights(
+            list(flat[0::each]),
+            list(flat[1::each]),
+            list(flat[2::each]) if self.bias else [],
+            list(flat[3::each]) if self.bias else [],
+            [False, True][:directions],
+        )
+
+    def _packed(self, weights: Sequence[Tensor], layer: int) -> Tensor | None:
+        snapshot = self._snapshot
+        if snapshot is None or not snapshot.is_of(weights):
+            return None
+        return snapshot.packed[layer]
+
+    def _layers(
+        self,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        weights: Sequence[Tensor],
+        h0: Tensor | None,
+        c0: Tensor | None,
+        layers: int | None = None,
+    ) -> State | Any:
+        """Output of the last of the first ``layers`` layers (all by default), and the states of each."""
+        directions = self._directions()
+        h_last, c_last = [], []
+        for layer in range(self.num_layers if layers is None else layers):
+            if layer > 0:
+                input = self._between_layers(input)
+            states = slice(layer * directions, (layer + 1) * directions)
+            input, h_n, c_n = ops.lstm(
+                input,
+                batch_sizes,
+                self._layer_weights(weights, layer),
+                None if h0 is None else h0[states],
+                None if c0 is None else c0[states],
+                packed=self._packed(weights, layer),
+            )
+            h_last.append(h_n)
+            c_last.append(c_n)
+        if len(h_last) == 1:
+            return input, h_last[0], c_last[0]
+        return input, torch.cat(h_last), torch.cat(c_last)
+
+    def _between_layers(self, output: Tensor) -> Tensor:
+        # Drawn over the same tensor in the same order as nn.LSTM does: the same seed gives the same mask.
+        if self.dropout > 0 and self.training:
+            return F.dropout(output, self.dropout, training=True)
+        return output
+
+    def forward_heads(
+        self,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        head_weight: Tensor | None,
+        head_bias: Tensor | None,
+        *,
+        mean: bool = False,
+        max: bool = False,
+    ) -> ops.LSTMHeadsResult:
+        """The encoder with token heads and pooling; for model code, which has packed its tokens already.
+
+        Where no gradient is wanted the last layer's states go straight into the heads and are never written;
+        otherwise they are, for the backward pass. The results are the same bits.
+
+        Args:
+            input: [T, B, I], or packed [N, I] with ``batch_sizes`` [T].
+            head_weight, head_bias: [C, D*H] and [C] of all token heads, stacked, or None.
+            mean, max: whether to pool the last layer's states over each sequence's tokens.
+
+        Returns:
+            ``logits`` [T, B, C] or [N, C]; ``mean``, ``max`` [B, D*H]; ``h_n``, ``c_n`` [L*D, B, H].
+        """
+        weights = self._weights()
+        if not self._kernels_take(input, weights):
+            raise RuntimeError(
+                f"input: expected float32 or float64 on the CPU and no proj_size, got {input.dtype} on "
+                f"{input.device} and proj_size={self.proj_size}"
+            )
+        if not wants_gradient(input, head_weight, head_bias, *weights):
+            return self._forward_heads_fused(input, batch_sizes, weights, head_weight, head_bias, mean, max)
+        output, h_n, c_n = self._layers(input, batch_sizes, weights, None, None)
+        reverse = [False, True][: self._directions()]
+        empty = output.new_empty(0)
+        logits = empty
+        if head_weight is not None:
+            tokens = output.reshape(-1, output.shape[-1])
+            logits = ops.heads(tokens, head_weight, head_bias, parts=len(reverse))
+            logits = logits.reshape(*output.shape[:-1], head_weight.shape[0])
+        return ops.LSTMHeadsResult(
+            logits,
+            ops.pool(output, batch_sizes, "mean", reverse=reverse) if mean else empty,
+            ops.pool(output, batch_sizes, "max", reverse=reverse) if max else empty,
+            h_n,
+            c_n,
+        )
+
+    def _forward_heads_fused(
+        self,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        weights: Sequence[Tensor],
+        head_weight: Tensor | None,
+        head_bias: Tensor | None,
+        mean: bool,
+        max: bool,
+    ) -> ops.LSTMHeadsResult:
+        last = self.num_layers - 1
+        h_last, c_last = [], []
+        if last > 0:
+            input, h_n, c_n = self._layers(input, batch_sizes, weights, None, None, layers=last)
+            input = self._between_layers(input)
+            h_last, c_last = [h_n], [c_n]
+        result = ops.lstm_heads(
+            input,
+            batch_sizes,
+            self._layer_weights(weights, last),
+            head_weight,
+            head_bias,
+            mean=mean,
+            max=max,
+            packed=self._packed(weights, last),
+        )
+        if last == 0:
+            return result
+        return result._replace(
+            h_n=torch.cat([*h_last, result.h_n]), c_n=torch.cat([*c_last, result.c_n])
+        )
+
+    def freeze(self) -> None:
+        """Packs the weights once, for calls without gradients; :func:`pymtl.freeze` does so for a whole model.
+
+        Raises:
+            RuntimeError: the module is in training mode, or its weights are inference tensors, whose changes
+                nobody could notice.
+        """
+        from pymtl import _native
+
+        if self.training:
+            raise RuntimeError("freeze: expected a module in eval mode, got one in training mode: call eval() first")
+        weights = self._weights()
+        if not self._kernels_take(weights[0], weights):
+            return
+        if any(w.is_inference() for w in weights):
+            raise RuntimeError("freeze: expected ordinary weights, got inference tensors, whose changes go unnoticed")
+        with torch.no_grad():
+            packed = [ops.lstm_pack(self._layer_weights(weights, layer)) for layer in range(self.num_layers)]
+        self._snapshot = _Snapshot(weights, [w._version for w in weights], _native.active_isa(), packed)
+
+    def unfreeze(self) -> None:
+        """Drops what :meth:`freeze` made."""
+        self._snapshot = None
+
+    def train(self, mode: bool = True) -> LSTM:
+        self.unfreeze()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LSTM:
+        self.unfreeze()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+        self.unfreeze()
+        super()._load_from_state_dict(state_dict, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state.pop("_snapshot", None)
+        return state
+
+
+def _permute(state: Tensor | None, indices: Tensor | None) -> Tensor | None:
+    return state if state is None or indices is None else state.index_select(1, indices)

@@ -1,0 +1,43 @@
+"""Packed batches: the one layout inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from pymtl import ops
+
+
+def as_lengths(lengths: Tensor | Sequence[int], batch: int) -> Tensor:
+    """``lengths`` as the int64 tensor [B] the ops take.
+
+    Raises:
+        RuntimeError: it is not one-dimensional int64 on the CPU, or has another count than ``batch``. Whether
+            each length is within 1 and T is for :func:`pymtl.ops.packing_order` to check.
+    """
+    if not isinstance(lengths, Tensor):
+        lengths = torch.as_tensor(lengths, dtype=torch.int64)
+    if lengths.dim() != 1 or lengths.device.type != "cpu" or lengths.dtype != torch.int64:
+        raise RuntimeError(
+            f"lengths: expected a 1D CPU int64 tensor, got a {lengths.dim()}D {lengths.device} {lengths.dtype} tensor"
+        )
+    if lengths.shape[0] != batch:
+        raise RuntimeError(f"lengths: expected {batch} lengths, one for each sequence, got {lengths.shape[0]}")
+    return lengths
+
+
+def pack(padded: Tensor, lengths: Tensor | Sequence[int], *, batch_first: bool = False) -> PackedSequence:
+    """:func:`torch.nn.utils.rnn.pack_padded_sequence` for sequences in any order, of any dtype.
+
+    Args:
+        padded: [T, B, ...], or [B, T, ...] if ``batch_first``.
+        lengths: int64 [B] on the CPU or integers, each from 1 to T.
+    """
+    batch, steps = padded.shape[:2] if batch_first else (padded.shape[1], padded.shape[0])
+    order = ops.packing_order(as_lengths(lengths, batch), steps)
+    data = ops.pack(padded, order, batch_first=batch_first)
+    longest = int((order.batch_sizes > 0).sum())
+    return PackedSequence(data, order.batch_sizes[:longest], order.sorted_indices, order.unsorted_indices)
