@@ -7,15 +7,29 @@ all heads and the loss are C++ kernels. :class:`LSTM` is a drop-in replacement o
 from pymtl._native import version as __version__
 from pymtl.convert import convert, revert
 from pymtl.freezing import freeze, unfreeze
+from pymtl.heads import ClassificationHead, Head, MultiLabelHead, RegressionHead, TokenClassificationHead
+from pymtl.joint_loss import BinaryCrossEntropy, CrossEntropy, JointLoss, JointLossResult, MeanSquaredError
 from pymtl.lstm import LSTM
+from pymtl.models import MultiTaskModel
 from pymtl.packing import pack
 
 __all__ = [
-    "__version__",
+    "BinaryCrossEntropy",
+    "ClassificationHead",
+    "CrossEntropy",
+    "Head",
+    "JointLoss",
+    "JointLossResult",
     "LSTM",
+    "MeanSquaredError",
+    "MultiLabelHead",
+    "MultiTaskModel",
+    "RegressionHead",
+    "TokenClassificationHead",
+    "__version__",
     "convert",
-    "revert",
     "freeze",
-    "unfreeze",
     "pack",
+    "revert",
+    "unfreeze",
 ]

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from pymtl import ops
-from pymtl.ops.autograd import wants_gradient
 from pymtl.packing import as_lengths
 
 State = tuple[Tensor, Tensor]
@@ -184,6 +183,10 @@ class LSTM(nn.RNNBase):
             return [parameters[name] for name in names]
         return [getattr(self, name) for name in names]
 
+    def kernels_take(self, input: Tensor) -> bool:
+        """Whether this library's kernels run such an input (and these weights), rather than torch's own path."""
+        return self._kernels_take(input, self._weights())
+
     def _kernels_take(self, input: Tensor, weights: Sequence[Tensor]) -> bool:
         return (
             self.proj_size == 0
@@ -241,7 +244,7 @@ class LSTM(nn.RNNBase):
         h0: Tensor | None,
         c0: Tensor | None,
         layers: int | None = None,
-    ) -> State | Any:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Output of the last of the first ``layers`` layers (all by default), and the states of each."""
         directions = self._directions()
         h_last, c_last = [], []
@@ -279,10 +282,10 @@ class LSTM(nn.RNNBase):
         mean: bool = False,
         max: bool = False,
     ) -> ops.LSTMHeadsResult:
-        """The encoder with token heads and pooling; for model code, which has packed its tokens already.
+        """The encoder with token heads and pooling fused into its last layer, whose states are never written.
 
-        Where no gradient is wanted the last layer's states go straight into the heads and are never written;
-        otherwise they are, for the backward pass. The results are the same bits.
+        For inference in model code, which has packed its tokens already; no gradient is recorded. The results
+        are the same bits as those of :meth:`forward`, :func:`pymtl.ops.heads` and :func:`pymtl.ops.pool`.
 
         Args:
             input: [T, B, I], or packed [N, I] with ``batch_sizes`` [T].
@@ -290,49 +293,14 @@ class LSTM(nn.RNNBase):
             mean, max: whether to pool the last layer's states over each sequence's tokens.
 
         Returns:
-            ``logits`` [T, B, C] or [N, C]; ``mean``, ``max`` [B, D*H]; ``h_n``, ``c_n`` [L*D, B, H].
+            ``logits`` [T, B, C] or [N, C]; ``mean``, ``max`` [B, D*H]; ``h_n``, ``c_n`` [D, B, H] of the last layer.
         """
         weights = self._weights()
-        if not self._kernels_take(input, weights):
-            raise RuntimeError(
-                f"input: expected float32 or float64 on the CPU and no proj_size, got {input.dtype} on "
-                f"{input.device} and proj_size={self.proj_size}"
-            )
-        if not wants_gradient(input, head_weight, head_bias, *weights):
-            return self._forward_heads_fused(input, batch_sizes, weights, head_weight, head_bias, mean, max)
-        output, h_n, c_n = self._layers(input, batch_sizes, weights, None, None)
-        reverse = [False, True][: self._directions()]
-        empty = output.new_empty(0)
-        logits = empty
-        if head_weight is not None:
-            tokens = output.reshape(-1, output.shape[-1])
-            logits = ops.heads(tokens, head_weight, head_bias, parts=len(reverse))
-            logits = logits.reshape(*output.shape[:-1], head_weight.shape[0])
-        return ops.LSTMHeadsResult(
-            logits,
-            ops.pool(output, batch_sizes, "mean", reverse=reverse) if mean else empty,
-            ops.pool(output, batch_sizes, "max", reverse=reverse) if max else empty,
-            h_n,
-            c_n,
-        )
-
-    def _forward_heads_fused(
-        self,
-        input: Tensor,
-        batch_sizes: Tensor | None,
-        weights: Sequence[Tensor],
-        head_weight: Tensor | None,
-        head_bias: Tensor | None,
-        mean: bool,
-        max: bool,
-    ) -> ops.LSTMHeadsResult:
         last = self.num_layers - 1
-        h_last, c_last = [], []
         if last > 0:
-            input, h_n, c_n = self._layers(input, batch_sizes, weights, None, None, layers=last)
+            input, _, _ = self._layers(input, batch_sizes, weights, None, None, layers=last)
             input = self._between_layers(input)
-            h_last, c_last = [h_n], [c_n]
-        result = ops.lstm_heads(
+        return ops.lstm_heads(
             input,
             batch_sizes,
             self._layer_weights(weights, last),
@@ -341,11 +309,6 @@ class LSTM(nn.RNNBase):
             mean=mean,
             max=max,
             packed=self._packed(weights, last),
-        )
-        if last == 0:
-            return result
-        return result._replace(
-            h_n=torch.cat([*h_last, result.h_n]), c_n=torch.cat([*c_last, result.c_n])
         )
 
     def freeze(self) -> None:

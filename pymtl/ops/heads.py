@@ -29,6 +29,8 @@ def heads(input: Tensor, weight: Tensor, bias: Tensor | None, *, parts: int = 1)
 
     """
     if wants_gradient(input, weight, bias):
+        if not torch.compiler.is_compiling():
+            return _Heads.apply(input, weight, bias, parts)
         return torch.ops.pymtl.heads(input, weight, bias, parts)
     with below_autograd():
         return torch.ops.pymtl.heads(input, weight, bias, parts)
@@ -53,6 +55,18 @@ def _heads_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         grad.sum(0) if needs_bias else None,
         None,
     )
+
+
+class _Heads(torch.autograd.Function):
+    """The registered derivative without its dispatch in Python."""
+
+    @staticmethod
+    def forward(input: Tensor, weight: Tensor, bias: Tensor | None, parts: int) -> Tensor:
+        with below_autograd():
+            return torch.ops.pymtl.heads(input, weight, bias, parts)
+
+    setup_context = staticmethod(_setup_heads)
+    backward = staticmethod(_heads_backward)
 
 
 torch.library.register_autograd("pymtl::heads", _heads_backward, setup_context=_setup_heads)

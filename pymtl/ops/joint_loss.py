@@ -10,7 +10,7 @@ from torch import Tensor
 
 import pymtl.ops.library  # noqa: F401  (defines torch.ops.pymtl)
 from pymtl import reference
-from pymtl.ops.autograd import wants_gradient
+from pymtl.ops.autograd import below_autograd, wants_gradient
 
 
 def joint_loss(
@@ -53,7 +53,12 @@ def joint_loss(
         [0.0] * count if label_smoothing is None else list(label_smoothing),
     )
     try:
-        return torch.ops.pymtl.joint_loss(*arguments, wants_gradient(*logits))[0]
+        if torch.compiler.is_compiling():
+            return torch.ops.pymtl.joint_loss(*arguments, wants_gradient(*logits))[0]
+        if wants_gradient(*logits):
+            return _JointLoss.apply(arguments[1:], *logits)[0]
+        with below_autograd():
+            return torch.ops.pymtl.joint_loss(*arguments, False)[0]
     except RuntimeError as error:
         # The stable C++ interface knows one type of error only; torch's own loss raises IndexError here.
         if "out of bounds" in str(error):
@@ -99,6 +104,25 @@ def _backward(ctx: Any, grad_losses: Tensor, _: Any) -> tuple[Any, ...]:
         scaled = tuple(g * s for g, s in zip(grads, grad_losses.unbind(), strict=True))
     nothing = [None] * count
     return list(scaled), nothing, None, nothing, None, None, None
+
+
+class _JointLoss(torch.autograd.Function):
+    """The registered derivative without its dispatch in Python."""
+
+    @staticmethod
+    def forward(others: tuple[Any, ...], *logits: Tensor) -> tuple[Tensor, ...]:
+        with below_autograd():
+            losses, grads = torch.ops.pymtl.joint_loss(list(logits), *others, True)
+        return losses, *grads
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        others, *logits = inputs
+        _setup(ctx, (logits, *others, True), (output[0], list(output[1:])))
+
+    @staticmethod
+    def backward(ctx: Any, grad_losses: Tensor, *_: Any) -> tuple[Any, ...]:
+        return None, *_backward(ctx, grad_losses, None)[0]
 
 
 torch.library.register_autograd("pymtl::joint_loss", _backward, setup_context=_setup)

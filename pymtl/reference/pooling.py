@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 
-def pool(input: Tensor, batch_sizes: Tensor | None, kind: str) -> Tensor:
-    """What :func:`pymtl.ops.pool` computes; see there for the shapes."""
+def pool(input: Tensor, batch_sizes: Tensor | None, kind: str, *, reverse: Sequence[bool] = (False,)) -> Tensor:
+    """What :func:`pymtl.ops.pool` computes; ``reverse`` only orders a sum and is ignored here."""
     steps = list(input) if batch_sizes is None else list(input.split([int(s) for s in batch_sizes]))
     pooled = []
     for row in range(steps[0].shape[0]):

@@ -1,0 +1,66 @@
+"""The multi-task model as one writes it without this library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from pymtl.heads import Head
+
+
+class MultiTaskModel(nn.Module):
+    """:class:`pymtl.MultiTaskModel` on nn.LSTM, pack_padded_sequence and F.linear.
+
+    The parameters have the same names, so either model loads the other's ``state_dict``. Padded batches, batch
+    first, only.
+
+    Args:
+        embedding, heads, dropout: as for pymtl.MultiTaskModel.
+        encoder: an nn.LSTM with ``batch_first=True``.
+        packed: run the encoder on a PackedSequence; otherwise on the padded batch as it is, whose padding then
+            changes the results of a backward direction: only the time it takes is of interest.
+    """
+
+    def __init__(
+        self,
+        embedding: nn.Module,
+        encoder: nn.LSTM,
+        heads: Mapping[str, Head],
+        dropout: float = 0.0,
+        packed: bool = True,
+    ) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.encoder = encoder
+        self.dropout = dropout
+        self.packed = packed
+        self.heads = nn.ModuleDict(heads)
+        for head in heads.values():
+            head.materialize((2 if encoder.bidirectional else 1) * encoder.hidden_size)
+
+    def forward(self, tokens: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        embedded = F.dropout(self.embedding(tokens), self.dropout, self.training)
+        if self.packed:
+            packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
+            output, (h_n, _) = self.encoder(packed)
+            states, _ = pad_packed_sequence(output, batch_first=True, total_length=tokens.shape[1])
+        else:
+            states, (h_n, _) = self.encoder(embedded)
+        states = F.dropout(states, self.dropout, self.training)
+        directions = 2 if self.encoder.bidirectional else 1
+        features = {
+            None: states,
+            "last": F.dropout(h_n[-directions:].transpose(0, 1).flatten(1), self.dropout, self.training),
+        }
+        valid = (torch.arange(tokens.shape[1]) < lengths.unsqueeze(1)).unsqueeze(-1)
+        if any(head.pooling == "mean" for head in self.heads.values()):
+            features["mean"] = torch.where(valid, states, 0.0).sum(1) / lengths.unsqueeze(1)
+        if any(head.pooling == "max" for head in self.heads.values()):
+            features["max"] = torch.where(valid, states, -torch.inf).amax(1)
+        return {
+            task: F.linear(features[head.pooling], head.weight, head.bias) for task, head in self.heads.items()
+        }
