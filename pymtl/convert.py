@@ -40,9 +40,7 @@ def convert(module: Module, inplace: bool = False) -> Module:
             continue
         child.__class__ = _fast_class(type(child))
     if left_alone:
-        warnings.warn(
-            "convert left alone what overrides nn.LSTM.forward: " + ", ".join(left_alone), stacklevel=2
-        )
+        warnings.warn("convert left alone what overrides nn.LSTM.forward: " + ", ".join(left_alone), stacklevel=2)
     return module
 
 

@@ -30,9 +30,7 @@ class Head(nn.Module):
         in_features: F, the encoder's features; None to learn them from the model.
     """
 
-    def __init__(
-        self, out_features: int, pooling: Pooling | None, loss: Loss, in_features: int | None = None
-    ) -> None:
+    def __init__(self, out_features: int, pooling: Pooling | None, loss: Loss, in_features: int | None = None) -> None:
         super().__init__()
         if not isinstance(out_features, int) or out_features < 1:
             raise ValueError(f"{type(self).__name__}: expected a number of outputs above 0, got {out_features!r}")
@@ -93,18 +91,14 @@ class ClassificationHead(Head):
 class TokenClassificationHead(Head):
     """One of ``num_classes`` classes for each token. Logits [B, T, C], targets int64 [B, T]."""
 
-    def __init__(
-        self, num_classes: int, loss: CrossEntropy | None = None, in_features: int | None = None
-    ) -> None:
+    def __init__(self, num_classes: int, loss: CrossEntropy | None = None, in_features: int | None = None) -> None:
         super().__init__(num_classes, None, loss or CrossEntropy(), in_features)
 
 
 class RegressionHead(Head):
     """``num_targets`` numbers for each sequence. Predictions [B, C], targets of the same shape, or [B] of one."""
 
-    def __init__(
-        self, num_targets: int = 1, pooling: Pooling = "last", in_features: int | None = None
-    ) -> None:
+    def __init__(self, num_targets: int = 1, pooling: Pooling = "last", in_features: int | None = None) -> None:
         super().__init__(num_targets, pooling, MeanSquaredError(), in_features)
 
 

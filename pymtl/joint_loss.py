@@ -121,8 +121,7 @@ class JointLoss(nn.Module):
                 [y for _, y in rows],
                 [loss.kind for loss in losses],
                 weights=[
-                    None if loss.weight is None else z.new_tensor(loss.weight)
-                    for (z, _), loss in zip(rows, losses)
+                    None if loss.weight is None else z.new_tensor(loss.weight) for (z, _), loss in zip(rows, losses)
                 ],
                 ignore_index=[loss.ignore_index for loss in losses],
                 label_smoothing=[loss.label_smoothing for loss in losses],
@@ -165,9 +164,7 @@ class JointLoss(nn.Module):
         return z.reshape(-1, classes), target.reshape(-1) if by_class else target.reshape(-1, classes)
 
     def extra_repr(self) -> str:
-        return ", ".join(
-            f"{task}: {self.loss_weights[task]:g} x {loss}" for task, loss in self.losses.items()
-        )
+        return ", ".join(f"{task}: {self.loss_weights[task]:g} x {loss}" for task, loss in self.losses.items())
 
 
 def _check_known(argument: str, given: Mapping[str, object], known: Mapping[str, object]) -> None:

@@ -196,9 +196,7 @@ class LSTM(nn.RNNBase):
             and not torch.is_autocast_enabled("cpu")
         )
 
-    def _initial_state(
-        self, hx: State | None, batch: int, batched: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def _initial_state(self, hx: State | None, batch: int, batched: bool) -> tuple[Tensor | None, Tensor | None]:
         if hx is None:
             return None, None
         h0, c0 = hx

@@ -104,9 +104,7 @@ class MultiTaskModel(nn.Module):
             if lengths is None:
                 lengths = torch.full((batch,), steps, dtype=torch.int64)
             order = ops.packing_order(as_lengths(lengths, batch), steps)
-            token_logits, sentence_logits = self._logits(
-                ops.pack(tokens, order, batch_first=batch_first), order
-            )
+            token_logits, sentence_logits = self._logits(ops.pack(tokens, order, batch_first=batch_first), order)
             whole = None if token_logits is None else ops.unpack(token_logits, order, batch_first=batch_first)
         return self._by_task(whole, sentence_logits, order.unsorted_indices)
 
@@ -140,9 +138,7 @@ class MultiTaskModel(nn.Module):
             }
         pooled["last"] = h_n.transpose(0, 1).flatten(1)
         project = ops.heads if take else reference.heads
-        sentence_logits = {
-            kind: project(pooled[kind], *_stacked(heads)) for kind, heads in wanted.items() if heads
-        }
+        sentence_logits = {kind: project(pooled[kind], *_stacked(heads)) for kind, heads in wanted.items() if heads}
         return (token_logits if token_heads else None), sentence_logits
 
     def _needs_states(self, *tensors: Tensor | None) -> bool:

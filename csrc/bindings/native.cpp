@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include "kernels/isa.h"
+#include "kernels/peak.h"
 
 namespace {
 
@@ -29,6 +30,10 @@ PYBIND11_MODULE(_native, m) {
   m.def("force_isa", &pymtl::force_isa, pybind11::arg("name"),
         "Use this instruction set from the next call on. Raises ValueError for an unknown name and RuntimeError for "
         "one that this CPU or this build lacks.");
+  m.def(
+      "peak_gflops", [](bool float64) { return float64 ? pymtl::peak_gflops<double>() : pymtl::peak_gflops<float>(); },
+      pybind11::arg("float64") = false, pybind11::call_guard<pybind11::gil_scoped_release>(),
+      "GFLOP/s of register-only multiply-adds on the calling thread, under the instruction set in use.");
   m.attr("version") = PYMTL_VERSION;
   m.attr("compiler") = PYMTL_COMPILER;
   m.attr("build_type") = PYMTL_BUILD_TYPE;

@@ -1,6 +1,6 @@
 // Sentence features from the packed states of an encoder: mean and maximum over each sequence's tokens.
 // A recurrence that walked backwards is summed backwards, the order of the pooling fused into the walk,
-// so both give the same bits.
+// so both give the same bits. The mean's sums carry their rounding errors along (Kahan 1965).
 #pragma once
 
 #include <cstdint>

@@ -8,13 +8,12 @@ namespace {
 Tensor heads(Tensor given_input, Tensor given_weight, OptionalTensor given_bias, int64_t parts) {
   return with_real_type(given_input, "input", [&]<typename T>() {
     const ScalarType type = given_input.scalar_type();
-    STD_TORCH_CHECK(given_input.dim() == 2, "input: expected [rows, features], got ", given_input.dim(), "-D");
-    STD_TORCH_CHECK(given_weight.dim() == 2, "weight: expected [classes, features], got ", given_weight.dim(), "-D");
+    check(given_input.dim() == 2, "input: expected [rows, features], got ", given_input.dim(), "-D");
+    check(given_weight.dim() == 2, "weight: expected [classes, features], got ", given_weight.dim(), "-D");
     const int64_t rows = given_input.size(0);
     const int64_t width = given_weight.size(0);
     const int64_t features = given_weight.size(1);
-    STD_TORCH_CHECK(parts > 0 && features % parts == 0, "parts: expected a divisor of the ", features,
-                    " features, got ", parts);
+    check(parts > 0 && features % parts == 0, "parts: expected a divisor of the ", features, " features, got ", parts);
     const Tensor input = checked(given_input, "input", type, {rows, features});
     const Tensor weight = checked(given_weight, "weight", type, {width, features});
     const OptionalTensor bias = checked(given_bias, "bias", type, {width});

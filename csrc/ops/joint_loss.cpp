@@ -8,8 +8,8 @@ namespace {
 Loss kind_of(const std::string& kind) {
   if (kind == "cross_entropy") return Loss::cross_entropy;
   if (kind == "mean_squared_error") return Loss::mean_squared_error;
-  STD_TORCH_CHECK(kind == "binary_cross_entropy",
-                  "kinds: expected 'cross_entropy', 'mean_squared_error' or 'binary_cross_entropy', got '", kind, "'");
+  check(kind == "binary_cross_entropy",
+        "kinds: expected 'cross_entropy', 'mean_squared_error' or 'binary_cross_entropy', got '", kind, "'");
   return Loss::binary_cross_entropy;
 }
 
@@ -17,14 +17,12 @@ std::tuple<Tensor, Tensors> joint_loss(Tensors logits, Tensors targets, std::vec
                                        std::vector<int64_t> ignore_index, std::vector<double> label_smoothing,
                                        bool gradients) {
   const size_t count = logits.size();
-  STD_TORCH_CHECK(count > 0, "logits: expected at least one task, got none");
-  STD_TORCH_CHECK(targets.size() == count, "targets: expected ", count, " tensors, got ", targets.size());
-  STD_TORCH_CHECK(kinds.size() == count, "kinds: expected ", count, " names, got ", kinds.size());
-  STD_TORCH_CHECK(weights.size() == count, "weights: expected ", count, " tensors, got ", weights.size());
-  STD_TORCH_CHECK(ignore_index.size() == count, "ignore_index: expected ", count, " numbers, got ",
-                  ignore_index.size());
-  STD_TORCH_CHECK(label_smoothing.size() == count, "label_smoothing: expected ", count, " numbers, got ",
-                  label_smoothing.size());
+  check(count > 0, "logits: expected at least one task, got none");
+  check(targets.size() == count, "targets: expected ", count, " tensors, got ", targets.size());
+  check(kinds.size() == count, "kinds: expected ", count, " names, got ", kinds.size());
+  check(weights.size() == count, "weights: expected ", count, " tensors, got ", weights.size());
+  check(ignore_index.size() == count, "ignore_index: expected ", count, " numbers, got ", ignore_index.size());
+  check(label_smoothing.size() == count, "label_smoothing: expected ", count, " numbers, got ", label_smoothing.size());
   return with_real_type(logits[0], "logits[0]", [&]<typename T>() {
     const ScalarType type = logits[0].scalar_type();
     const Tensor losses = make(logits[0], {static_cast<int64_t>(count)});
@@ -34,8 +32,7 @@ std::tuple<Tensor, Tensors> joint_loss(Tensors logits, Tensors targets, std::vec
     for (size_t k = 0; k < count; ++k) {
       LossTask<T> task{};
       task.kind = kind_of(kinds[k]);
-      STD_TORCH_CHECK(logits[k].dim() == 2, element("logits", k), ": expected [rows, classes], got ", logits[k].dim(),
-                      "-D");
+      check(logits[k].dim() == 2, element("logits", k), ": expected [rows, classes], got ", logits[k].dim(), "-D");
       task.rows = logits[k].size(0);
       task.classes = logits[k].size(1);
       // A slice of the columns of stacked logits is read where it is.
@@ -56,12 +53,13 @@ std::tuple<Tensor, Tensors> joint_loss(Tensors logits, Tensors targets, std::vec
         kept.push_back(checked(weights[k], element("weights", k), type, {task.classes}));
         task.weight = read<T>(kept.back());
       }
+      check(label_smoothing[k] >= 0 && label_smoothing[k] <= 1, element("label_smoothing", k),
+            ": expected a number from 0 to 1, got ", label_smoothing[k]);
       task.ignore_index = ignore_index[k];
       task.label_smoothing = label_smoothing[k];
       const int64_t bad = first_bad_target(task);
-      STD_TORCH_CHECK(bad < 0, element("targets", k), ": expected classes from 0 to ", task.classes - 1,
-                      " or ignore_index ", task.ignore_index, ", got ", bad < 0 ? 0 : task.class_targets[bad],
-                      " at row ", bad, ", out of bounds");
+      check(bad < 0, element("targets", k), ": expected classes from 0 to ", task.classes - 1, " or ignore_index ",
+            task.ignore_index, ", got ", bad < 0 ? 0 : task.class_targets[bad], " at row ", bad, ", out of bounds");
       task.loss = write<T>(losses) + k;
       if (gradients) {
         grads.push_back(make(logits[0], {task.rows, task.classes}));

@@ -20,21 +20,19 @@ struct Layer {
   Layer(const Tensors& weight_ih, const Tensors& weight_hh, const Tensors& bias_ih, const Tensors& bias_hh,
         const std::vector<bool>& reverse, ScalarType type) {
     const size_t count = weight_ih.size();
-    STD_TORCH_CHECK(count > 0, "weight_ih: expected at least one recurrence, got none");
-    STD_TORCH_CHECK(weight_hh.size() == count, "weight_hh: expected ", count, " tensors, got ", weight_hh.size());
-    STD_TORCH_CHECK(bias_ih.empty() || bias_ih.size() == count, "bias_ih: expected ", count, " tensors or none, got ",
-                    bias_ih.size());
-    STD_TORCH_CHECK(bias_hh.size() == bias_ih.size(), "bias_hh: expected ", bias_ih.size(), " tensors, got ",
-                    bias_hh.size());
-    STD_TORCH_CHECK(reverse.size() == count, "reverse: expected ", count, " flags, got ", reverse.size());
-    STD_TORCH_CHECK(weight_ih[0].dim() == 2 && weight_hh[0].dim() == 2,
-                    "weight_ih and weight_hh: expected matrices, got ", weight_ih[0].dim(), "-D and ",
-                    weight_hh[0].dim(), "-D tensors");
+    check(count > 0, "weight_ih: expected at least one recurrence, got none");
+    check(weight_hh.size() == count, "weight_hh: expected ", count, " tensors, got ", weight_hh.size());
+    check(bias_ih.empty() || bias_ih.size() == count, "bias_ih: expected ", count, " tensors or none, got ",
+          bias_ih.size());
+    check(bias_hh.size() == bias_ih.size(), "bias_hh: expected ", bias_ih.size(), " tensors, got ", bias_hh.size());
+    check(reverse.size() == count, "reverse: expected ", count, " flags, got ", reverse.size());
+    check(weight_ih[0].dim() == 2 && weight_hh[0].dim() == 2, "weight_ih and weight_hh: expected matrices, got ",
+          weight_ih[0].dim(), "-D and ", weight_hh[0].dim(), "-D tensors");
     recurrences = static_cast<int64_t>(count);
     input_size = weight_ih[0].size(1);
     hidden_size = weight_hh[0].size(1);
-    STD_TORCH_CHECK(input_size > 0 && hidden_size > 0, "weight_ih and weight_hh: expected sizes above zero, got ",
-                    input_size, " and ", hidden_size, " columns");
+    check(input_size > 0 && hidden_size > 0, "weight_ih and weight_hh: expected sizes above zero, got ", input_size,
+          " and ", hidden_size, " columns");
     for (size_t g = 0; g < count; ++g) {
       weights.push_back({keep(weight_ih[g], element("weight_ih", g), type, {4 * hidden_size, input_size}),
                          keep(weight_hh[g], element("weight_hh", g), type, {4 * hidden_size, hidden_size}),
@@ -149,7 +147,7 @@ struct Needs {
   bool input, weight_ih, weight_hh, bias, state;
 
   explicit Needs(const std::vector<bool>& flags) {
-    STD_TORCH_CHECK(flags.size() == 5, "needs: expected 5 flags, got ", flags.size());
+    check(flags.size() == 5, "needs: expected 5 flags, got ", flags.size());
     input = flags[0];
     weight_ih = flags[1];
     weight_hh = flags[2];
@@ -224,7 +222,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> lstm_backward(
         grad_w_hh.push_back(make(input, {4 * H, H}));
         multiply_into(grad_w_hh.back(), transposed(grad), torch::stable::select(h_previous, 0, g), false);
       }
-      if (needs.bias) grad_bias.push_back(torch::stable::sum(grad, Sizes{0}));
+      if (needs.bias && !bias_ih.empty()) grad_bias.push_back(torch::stable::sum(grad, Sizes{0}));
     }
     if (needs.input) grad_input = torch::stable::view(grad_input, batch.with(I));
     return std::make_tuple(grad_input, grad_w_ih, grad_w_hh, grad_bias, grad_h0, grad_c0);
@@ -249,8 +247,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_heads(Tensor given_input
     const OptionalTensor c0 = checked(given_c0, "c0", type, {G, batch.batch, H});
     const OptionalTensor packed = checked_packed(given_packed, type, lstm_packed_size<T>(G, layer.input_size, H));
     if (given_head_weight.has_value()) {
-      STD_TORCH_CHECK(given_head_weight->dim() == 2, "head_weight: expected a matrix, got ", given_head_weight->dim(),
-                      "-D");
+      check(given_head_weight->dim() == 2, "head_weight: expected a matrix, got ", given_head_weight->dim(), "-D");
     }
     const int64_t C = given_head_weight.has_value() ? given_head_weight->size(0) : 0;
     const OptionalTensor head_weight = checked(given_head_weight, "head_weight", type, {C, G * H});
@@ -281,7 +278,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_heads(Tensor given_input
 }
 
 Tensor lstm_pack(Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh, std::vector<bool> reverse) {
-  STD_TORCH_CHECK(!weight_ih.empty(), "weight_ih: expected at least one recurrence, got none");
+  check(!weight_ih.empty(), "weight_ih: expected at least one recurrence, got none");
   return with_real_type(weight_ih[0], "weight_ih", [&]<typename T>() {
     const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, weight_ih[0].scalar_type());
     const size_t size = lstm_packed_size<T>(layer.recurrences, layer.input_size, layer.hidden_size);

@@ -6,13 +6,14 @@ namespace pymtl::ops {
 namespace {
 
 std::tuple<Tensor, Tensor, Tensor> packing_order(Tensor given_lengths, int64_t steps) {
-  STD_TORCH_CHECK(given_lengths.dim() == 1, "lengths: expected one dimension, got ", given_lengths.dim());
+  check(given_lengths.dim() == 1, "lengths: expected one dimension, got ", given_lengths.dim());
+  check(steps >= 0, "steps: expected a number of at least 0, got ", steps);
   const int64_t batch = given_lengths.size(0);
   const Tensor lengths = checked(given_lengths, "lengths", ScalarType::Long, {batch});
   const int64_t* const values = read<int64_t>(lengths);
   for (int64_t row = 0; row < batch; ++row) {
-    STD_TORCH_CHECK(values[row] > 0 && values[row] <= steps, "lengths: expected lengths from 1 to ", steps,
-                    ", the padded batch's steps, got ", values[row], " at position ", row);
+    check(values[row] > 0 && values[row] <= steps, "lengths: expected lengths from 1 to ", steps,
+          ", the padded batch's steps, got ", values[row], " at position ", row);
   }
   const Tensor batch_sizes = make(lengths, {steps});
   const Tensor sorted = make(lengths, {batch});
@@ -32,24 +33,22 @@ struct Order {
 
   Order(const Tensor& given_sizes, const OptionalTensor& given_indices)
       : batch_sizes(given_sizes), sorted_indices(given_indices) {
-    STD_TORCH_CHECK(given_sizes.dim() == 1, "batch_sizes: expected one dimension, got ", given_sizes.dim());
+    check(given_sizes.dim() == 1, "batch_sizes: expected one dimension, got ", given_sizes.dim());
     steps = given_sizes.size(0);
     batch_sizes = checked(given_sizes, "batch_sizes", ScalarType::Long, {steps});
     const int64_t* const sizes = read<int64_t>(batch_sizes);
     batch = steps > 0 ? sizes[0] : 0;
     for (int64_t t = 0; t < steps; ++t) {
-      STD_TORCH_CHECK(sizes[t] >= 0 && (t == 0 || sizes[t] <= sizes[t - 1]),
-                      "batch_sizes: expected sizes that never increase and are not negative, got ", sizes[t],
-                      " at step ", t);
+      check(sizes[t] >= 0 && (t == 0 || sizes[t] <= sizes[t - 1]),
+            "batch_sizes: expected sizes that never increase and are not negative, got ", sizes[t], " at step ", t);
       tokens += sizes[t];
     }
     sorted_indices = checked(given_indices, "sorted_indices", ScalarType::Long, {batch});
     const int64_t* const indices = read<int64_t>(sorted_indices);
     std::vector<bool> seen(static_cast<size_t>(batch), false);
     for (int64_t row = 0; indices != nullptr && row < batch; ++row) {
-      STD_TORCH_CHECK(indices[row] >= 0 && indices[row] < batch && !seen[indices[row]],
-                      "sorted_indices: expected each index below ", batch, " once, got ", indices[row], " at position ",
-                      row);
+      check(indices[row] >= 0 && indices[row] < batch && !seen[indices[row]],
+            "sorted_indices: expected each index below ", batch, " once, got ", indices[row], " at position ", row);
       seen[indices[row]] = true;
     }
   }
@@ -75,7 +74,7 @@ int64_t bytes_of_rows(const Tensor& tensor, size_t leading) {
 
 Tensor pack(Tensor given_padded, Tensor batch_sizes, OptionalTensor sorted_indices, bool batch_first) {
   const Order order(batch_sizes, sorted_indices);
-  STD_TORCH_CHECK(given_padded.dim() >= 2, "padded: expected at least two dimensions, got ", given_padded.dim());
+  check(given_padded.dim() >= 2, "padded: expected at least two dimensions, got ", given_padded.dim());
   Sizes sizes = sizes_of(given_padded);
   const Sizes leading = order.padded_sizes(batch_first);
   sizes[0] = leading[0];
@@ -93,7 +92,7 @@ Tensor pack(Tensor given_padded, Tensor batch_sizes, OptionalTensor sorted_indic
 
 Tensor unpack(Tensor given_packed, Tensor batch_sizes, OptionalTensor sorted_indices, bool batch_first) {
   const Order order(batch_sizes, sorted_indices);
-  STD_TORCH_CHECK(given_packed.dim() >= 1, "packed: expected at least one dimension, got a scalar");
+  check(given_packed.dim() >= 1, "packed: expected at least one dimension, got a scalar");
   Sizes sizes = sizes_of(given_packed);
   sizes[0] = order.tokens;
   const Tensor packed = checked(given_packed, "packed", given_packed.scalar_type(), sizes);

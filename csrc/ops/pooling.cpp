@@ -9,7 +9,7 @@ namespace pymtl::ops {
 namespace {
 
 Pooling kind_of(const std::string& kind) {
-  STD_TORCH_CHECK(kind == "mean" || kind == "max", "kind: expected 'mean' or 'max', got '", kind, "'");
+  check(kind == "mean" || kind == "max", "kind: expected 'mean' or 'max', got '", kind, "'");
   return kind == "mean" ? Pooling::mean : Pooling::max;
 }
 
@@ -25,8 +25,8 @@ std::tuple<Tensor, Tensor> pool(Tensor given_input, OptionalTensor batch_sizes, 
     const Batch batch(given_input, batch_sizes);
     const int64_t features = given_input.size(given_input.dim() - 1);
     const int64_t recurrences = static_cast<int64_t>(reverse.size());
-    STD_TORCH_CHECK(recurrences > 0 && features % recurrences == 0, "reverse: expected a number of flags that divides ",
-                    "the ", features, " features, got ", recurrences);
+    check(recurrences > 0 && features % recurrences == 0, "reverse: expected a number of flags that divides ", "the ",
+          features, " features, got ", recurrences);
     const Tensor input = checked(given_input, "input", given_input.scalar_type(), batch.with(features));
     const Tensor output = make(input, {batch.batch, features});
     const Tensor argmax = make(input, {pooling == Pooling::max ? batch.batch : 0, features}, ScalarType::Long);
@@ -45,7 +45,7 @@ Tensor pool_backward(Tensor given_grad_output, OptionalTensor batch_sizes, Tenso
                      std::vector<int64_t> size, std::string kind) {
   return with_real_type(given_grad_output, "grad_output", [&]<typename T>() {
     const Pooling pooling = kind_of(kind);
-    STD_TORCH_CHECK(!size.empty(), "size: expected the size of the pooled input, got none");
+    check(!size.empty(), "size: expected the size of the pooled input, got none");
     const Tensor grad_input = make(given_grad_output, size);
     const Batch batch(grad_input, batch_sizes);
     const int64_t features = size.back();
@@ -55,8 +55,8 @@ Tensor pool_backward(Tensor given_grad_output, OptionalTensor batch_sizes, Tenso
         checked(given_argmax, "argmax", ScalarType::Long, {pooling == Pooling::max ? batch.batch : 0, features});
     const int64_t* const tokens = read<int64_t>(argmax);
     for (int64_t i = 0; i < argmax.numel(); ++i) {
-      STD_TORCH_CHECK(tokens[i] >= 0 && tokens[i] < batch.tokens, "argmax: expected tokens below ", batch.tokens,
-                      ", got ", tokens[i]);
+      check(tokens[i] >= 0 && tokens[i] < batch.tokens, "argmax: expected tokens below ", batch.tokens, ", got ",
+            tokens[i]);
     }
     if (grad_input.numel() > 0) {
       pool_backward(

@@ -9,6 +9,7 @@
 
 #include <optional>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,16 @@ using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
 using OptionalTensor = std::optional<Tensor>;
 using Sizes = std::vector<int64_t>;
+
+// Raises RuntimeError with the parts of the message, if the condition does not hold. Torch's own macro would put
+// this file's path in front.
+template <typename... Parts>
+void check(bool holds, const Parts&... message) {
+  if (holds) return;
+  std::ostringstream out;
+  (out << ... << message);
+  throw std::runtime_error(out.str());
+}
 
 inline std::string text(const Sizes& sizes) {
   std::ostringstream out;
@@ -45,16 +56,16 @@ inline Sizes sizes_of(const Tensor& tensor) {
 
 inline void check_sizes(const Tensor& tensor, const std::string& name, const Sizes& expected) {
   const Sizes actual = sizes_of(tensor);
-  STD_TORCH_CHECK(actual == expected, name, ": expected size ", text(expected), ", got ", text(actual));
+  check(actual == expected, name, ": expected size ", text(expected), ", got ", text(actual));
 }
 
 inline void check_cpu(const Tensor& tensor, const std::string& name) {
-  STD_TORCH_CHECK(tensor.is_cpu(), name, ": expected a tensor on the CPU, got one on another device");
+  check(tensor.is_cpu(), name, ": expected a tensor on the CPU, got one on another device");
 }
 
 inline void check_type(const Tensor& tensor, const std::string& name, ScalarType expected) {
-  STD_TORCH_CHECK(tensor.scalar_type() == expected, name, ": expected dtype ", torch::headeronly::toString(expected),
-                  ", got ", torch::headeronly::toString(tensor.scalar_type()));
+  check(tensor.scalar_type() == expected, name, ": expected dtype ", torch::headeronly::toString(expected), ", got ",
+        torch::headeronly::toString(tensor.scalar_type()));
 }
 
 // A contiguous tensor on the CPU with this type and these sizes, copied if need be.
@@ -111,8 +122,8 @@ inline pymtl::Executor torch_executor() {
 template <typename Function>
 auto with_real_type(const Tensor& tensor, const std::string& name, Function&& function) {
   const ScalarType type = tensor.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, name,
-                  ": expected dtype Float or Double, got ", torch::headeronly::toString(type));
+  check(type == ScalarType::Float || type == ScalarType::Double, name, ": expected dtype Float or Double, got ",
+        torch::headeronly::toString(type));
   return type == ScalarType::Float ? function.template operator()<float>() : function.template operator()<double>();
 }
 

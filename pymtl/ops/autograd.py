@@ -8,10 +8,19 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def wants_gradient(*tensors: Tensor | None) -> bool:
-    """Whether autograd has to record a call with these inputs."""
+    """Whether autograd has to record a call with these inputs.
+
+    Raises:
+        NotImplementedError: one of them carries a forward-mode tangent, which the ops would drop.
+    """
+    if forward_ad._current_level >= 0 and any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    ):
+        raise NotImplementedError("pymtl's ops have no forward-mode derivatives; pymtl.reference has")
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
@@ -31,12 +40,18 @@ def no_derivative(op: str, instead: str) -> Any:
     return backward
 
 
-def flatten(groups: Iterable[Iterable[Tensor | None] | Tensor | None]) -> list[Tensor]:
-    """All tensors of a nested argument list, in order."""
-    tensors: list[Tensor] = []
-    for group in groups:
-        if isinstance(group, Tensor):
-            tensors.append(group)
-        elif group is not None:
-            tensors.extend(t for t in group if t is not None)
-    return tensors
+def check_one_device(**arguments: Tensor | Iterable[Tensor] | None) -> None:
+    """For fake kernels, which also answer for tensors on the meta device: all of one device, or an error.
+
+    Raises:
+        RuntimeError: names the argument that is elsewhere than the first.
+    """
+    device = None
+    for name, value in arguments.items():
+        single = isinstance(value, Tensor)
+        for position, tensor in enumerate([value] if single else value or ()):
+            device = device or tensor.device
+            if tensor.device != device:
+                where = "the CPU" if device.type == "cpu" else str(device)
+                label = name if single else f"{name}[{position}]"
+                raise RuntimeError(f"{label}: expected a tensor on {where}, got one on {tensor.device}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import pymtl.ops.library  # noqa: F401  (defines torch.ops.pymtl)
-from pymtl.ops.autograd import below_autograd, wants_gradient
+from pymtl.ops.autograd import below_autograd, check_one_device, wants_gradient
 
 
 def heads(input: Tensor, weight: Tensor, bias: Tensor | None, *, parts: int = 1) -> Tensor:
@@ -38,6 +38,7 @@ def heads(input: Tensor, weight: Tensor, bias: Tensor | None, *, parts: int = 1)
 
 @torch.library.register_fake("pymtl::heads")
 def _heads_fake(input: Tensor, weight: Tensor, bias: Tensor | None, parts: int) -> Tensor:
+    check_one_device(input=input, weight=weight, bias=bias)
     return input.new_empty(input.shape[0], weight.shape[0])
 
 

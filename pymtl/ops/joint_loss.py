@@ -10,7 +10,7 @@ from torch import Tensor
 
 import pymtl.ops.library  # noqa: F401  (defines torch.ops.pymtl)
 from pymtl import reference
-from pymtl.ops.autograd import below_autograd, wants_gradient
+from pymtl.ops.autograd import below_autograd, check_one_device, wants_gradient
 
 
 def joint_loss(
@@ -43,6 +43,8 @@ def joint_loss(
 
     """
     count = len(logits)
+    if count == 0:
+        raise RuntimeError("logits: expected at least one task, got none")
     given = weights if weights is not None else [None] * count
     arguments = (
         list(logits),
@@ -52,6 +54,8 @@ def joint_loss(
         [-100] * count if ignore_index is None else list(ignore_index),
         [0.0] * count if label_smoothing is None else list(label_smoothing),
     )
+    if any(t.requires_grad for t in (*arguments[1], *arguments[3])):
+        raise RuntimeError("targets and weights: expected tensors without gradients, which joint_loss does not have")
     try:
         if torch.compiler.is_compiling():
             return torch.ops.pymtl.joint_loss(*arguments, wants_gradient(*logits))[0]
@@ -76,12 +80,15 @@ def _joint_loss_fake(
     label_smoothing: Sequence[float],
     gradients: bool,
 ) -> tuple[Tensor, list[Tensor]]:
+    check_one_device(logits=logits, targets=targets, weights=weights)
     grads = [l.new_empty(l.shape) for l in logits] if gradients else []
     return logits[0].new_empty(len(logits)), grads
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
     logits, targets, kinds, weights, ignore_index, label_smoothing, gradients = inputs
+    if any(t.requires_grad for t in (*targets, *weights)):
+        raise RuntimeError("targets and weights: expected tensors without gradients, which joint_loss does not have")
     grads = output[1]
     ctx.mark_non_differentiable(*grads)
     ctx.save_for_backward(*logits, *targets, *weights, *grads)
@@ -99,7 +106,12 @@ def _backward(ctx: Any, grad_losses: Tensor, _: Any) -> tuple[Any, ...]:
         # A derivative of this derivative is wanted: the plain PyTorch loss has them all.
         leaves = [l.view_as(l) for l in logits]
         losses = reference.joint_loss(leaves, targets, *ctx.settings[:1], weights, *ctx.settings[1:])
-        scaled = torch.autograd.grad(losses, leaves, grad_losses, create_graph=True, allow_unused=True)
+        wanted = [k for k, leaf in enumerate(leaves) if leaf.requires_grad]
+        gradients = torch.autograd.grad(
+            losses, [leaves[k] for k in wanted], grad_losses, create_graph=True, allow_unused=True
+        )
+        by_task = dict(zip(wanted, gradients))
+        scaled = tuple(by_task.get(k) for k in range(count))
     else:
         scaled = tuple(g * s for g, s in zip(grads, grad_losses.unbind(), strict=True))
     nothing = [None] * count

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import pymtl.ops.library  # noqa: F401  (defines torch.ops.pymtl)
 from pymtl import reference
-from pymtl.ops.autograd import below_autograd, no_derivative, wants_gradient
+from pymtl.ops.autograd import below_autograd, check_one_device, no_derivative, wants_gradient
 
 
 class LSTMWeights(NamedTuple):
@@ -71,12 +71,28 @@ def lstm(
         RuntimeError: a size, dtype or device does not fit; the message names the argument.
 
     """
+    _check_counts(weights)
     if wants_gradient(input, h0, c0, *weights.tensors()):
         if torch.compiler.is_compiling():
             return torch.ops.pymtl.lstm_training(input, batch_sizes, *weights, h0, c0)[:3]
         return _LSTM.apply(input, batch_sizes, h0, c0, weights.reverse, *weights.tensors())[:3]
     with below_autograd():
         return torch.ops.pymtl.lstm_inference(input, batch_sizes, *weights, h0, c0, packed)
+
+
+def _check_counts(weights: LSTMWeights) -> None:
+    """The op checks this too, but the list of arguments autograd takes is flat."""
+    count, biases = len(weights.weight_ih), len(weights.bias_ih)
+    if count == 0:
+        raise RuntimeError("weight_ih: expected at least one recurrence, got none")
+    if len(weights.weight_hh) != count:
+        raise RuntimeError(f"weight_hh: expected {count} tensors, got {len(weights.weight_hh)}")
+    if biases not in (0, count):
+        raise RuntimeError(f"bias_ih: expected {count} tensors or none, got {biases}")
+    if len(weights.bias_hh) != biases:
+        raise RuntimeError(f"bias_hh: expected {biases} tensors, got {len(weights.bias_hh)}")
+    if len(weights.reverse) != count:
+        raise RuntimeError(f"reverse: expected {count} flags, got {len(weights.reverse)}")
 
 
 def lstm_heads(
@@ -130,6 +146,17 @@ def _lstm_inference_fake(
     c0: Tensor | None,
     packed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    check_one_device(
+        input=input,
+        batch_sizes=batch_sizes,
+        weight_ih=weight_ih,
+        weight_hh=weight_hh,
+        bias_ih=bias_ih,
+        bias_hh=bias_hh,
+        h0=h0,
+        c0=c0,
+        packed=packed,
+    )
     recurrences, hidden_size = len(weight_hh), weight_hh[0].shape[1]
     batch = _fake_batch(input, batch_sizes, h0, c0)
     state = input.new_empty(recurrences, batch, hidden_size)
@@ -193,7 +220,7 @@ def _lstm_backward_fake(
         input.new_empty(input.shape if needs_input else 0),
         [input.new_empty(w.shape) for w in weight_ih] if needs_weight_ih else [],
         [input.new_empty(w.shape) for w in weight_hh] if needs_weight_hh else [],
-        [input.new_empty(4 * hidden_size) for _ in weight_hh] if needs_bias else [],
+        [input.new_empty(4 * hidden_size) for _ in weight_hh] if needs_bias and len(bias_ih) > 0 else [],
         state,
         torch.empty_like(state),
     )
@@ -217,6 +244,7 @@ def _lstm_heads_fake(
     max: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     output, h_n, c_n = _lstm_inference_fake(input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, h0, c0)
+    check_one_device(input=input, head_weight=head_weight, head_bias=head_bias)
     classes = 0 if head_weight is None else head_weight.shape[0]
     features, batch = output.shape[-1], h_n.shape[1]
     return (
@@ -326,7 +354,7 @@ def _grouped(weights: Sequence[Tensor], count: int) -> list[list[Tensor]]:
 
 
 torch.library.register_autograd("pymtl::lstm_training", _training_backward, setup_context=_setup_training)
-for _op in ("lstm_inference", "lstm_heads"):
+for _op in ("lstm_inference", "lstm_heads", "lstm_pack"):
     torch.library.register_autograd(f"pymtl::{_op}", no_derivative(_op, "pymtl.ops.lstm with gradients enabled"))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import pymtl.ops.library  # noqa: F401  (defines torch.ops.pymtl)
-from pymtl.ops.autograd import below_autograd, wants_gradient
+from pymtl.ops.autograd import below_autograd, check_one_device, wants_gradient
 
 
 class PackingOrder(NamedTuple):
@@ -69,11 +69,13 @@ def _packing_order_fake(lengths: Tensor, steps: int) -> tuple[Tensor, Tensor, Te
 
 @torch.library.register_fake("pymtl::pack")
 def _pack_fake(padded: Tensor, batch_sizes: Tensor, sorted_indices: Tensor | None, batch_first: bool) -> Tensor:
+    check_one_device(padded=padded, batch_sizes=batch_sizes, sorted_indices=sorted_indices)
     return padded.new_empty(torch.library.get_ctx().new_dynamic_size(), *padded.shape[2:])
 
 
 @torch.library.register_fake("pymtl::unpack")
 def _unpack_fake(packed: Tensor, batch_sizes: Tensor, sorted_indices: Tensor | None, batch_first: bool) -> Tensor:
+    check_one_device(packed=packed, batch_sizes=batch_sizes, sorted_indices=sorted_indices)
     steps = batch_sizes.shape[0]
     batch = torch.library.get_ctx().new_dynamic_size() if sorted_indices is None else sorted_indices.shape[0]
     leading = (batch, steps) if batch_first else (steps, batch)

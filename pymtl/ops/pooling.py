@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import pymtl.ops.library  # noqa: F401  (defines torch.ops.pymtl)
-from pymtl.ops.autograd import below_autograd, wants_gradient
+from pymtl.ops.autograd import below_autograd, check_one_device, wants_gradient
 
 
 def pool(input: Tensor, batch_sizes: Tensor | None, kind: str, *, reverse: Sequence[bool] = (False,)) -> Tensor:
@@ -36,6 +36,7 @@ def pool(input: Tensor, batch_sizes: Tensor | None, kind: str, *, reverse: Seque
 
 @torch.library.register_fake("pymtl::pool")
 def _pool_fake(input: Tensor, batch_sizes: Tensor | None, reverse: Sequence[bool], kind: str) -> tuple[Tensor, Tensor]:
+    check_one_device(input=input, batch_sizes=batch_sizes)
     batch = input.shape[1] if batch_sizes is None else torch.library.get_ctx().new_dynamic_size()
     output = input.new_empty(batch, input.shape[-1])
     argmax = input.new_empty(batch if kind == "max" else 0, input.shape[-1], dtype=torch.int64)
@@ -46,6 +47,7 @@ def _pool_fake(input: Tensor, batch_sizes: Tensor | None, reverse: Sequence[bool
 def _pool_backward_fake(
     grad_output: Tensor, batch_sizes: Tensor | None, argmax: Tensor, size: Sequence[int], kind: str
 ) -> Tensor:
+    check_one_device(grad_output=grad_output, batch_sizes=batch_sizes, argmax=argmax)
     return grad_output.new_empty(size)
 
 

@@ -61,6 +61,4 @@ class MultiTaskModel(nn.Module):
             features["mean"] = torch.where(valid, states, 0.0).sum(1) / lengths.unsqueeze(1)
         if any(head.pooling == "max" for head in self.heads.values()):
             features["max"] = torch.where(valid, states, -torch.inf).amax(1)
-        return {
-            task: F.linear(features[head.pooling], head.weight, head.bias) for task, head in self.heads.items()
-        }
+        return {task: F.linear(features[head.pooling], head.weight, head.bias) for task, head in self.heads.items()}

@@ -1,8 +1,8 @@
 // exp, sigmoid and tanh on vectors, within 2 units in the last place over the whole range.
 //
-// All three reduce x = n ln2 + r with |r| <= ln2/2 and use exp(r) - 1 = r + r^2 q(r), q a minimax
-// polynomial. Sigmoid and tanh are written with exp(-|x|) in (0, 1]: nothing overflows, and the left tail
-// of sigmoid keeps its subnormal results.
+// All three reduce x = n ln2 + r with |r| <= ln2/2 and use exp(r) - 1 = r + r^2 q(r), q a polynomial
+// fitted to the relative error of exp(r) - 1. Sigmoid is written with exp(-|x|) in (0, 1]: nothing
+// overflows, and its left tail keeps its subnormal results.
 #pragma once
 
 #include "simd.h"
@@ -27,7 +27,7 @@ struct ExpConstants<float> {
   static constexpr int32_t subnormal_bits = 25;      // results reach 2^-150, a normal number has 2^-126
   static constexpr float smallest_power = 0x1p-25f;  // 2^-subnormal_bits
   static constexpr int terms = 5;
-  static constexpr float q[terms] = {0x1.6a23cep-10f, 0x1.123a2p-7f, 0x1.5558f2p-5f, 0x1.555492p-3f, 0x1.fffffcp-2f};
+  static constexpr float q[terms] = {0x1.6bebfep-10f, 0x1.1227b0p-7f, 0x1.555674p-5f, 0x1.5554b0p-3f, 0x1.fffffep-2f};
 };
 
 template <>
@@ -45,8 +45,8 @@ struct ExpConstants<double> {
   static constexpr double smallest_power = 0x1p-54;
   static constexpr int terms = 10;
   static constexpr double q[terms] = {
-      0x1.ad7f3e5c6e47dp-26, 0x1.28ad9b964f933p-22, 0x1.71df25b383d61p-19, 0x1.a01999e24fa53p-16, 0x1.a01a012a0eeb0p-13,
-      0x1.6c16c18438b84p-10, 0x1.1111111127d10p-7,  0x1.555555555083ep-5,  0x1.55555555554f9p-3,  0x1.000000000000ap-1};
+      0x1.af38d53857513p-26, 0x1.2891a8c1d838dp-22, 0x1.71de0d9c145d0p-19, 0x1.a019b8ef67c6cp-16, 0x1.a01a01a7c8d47p-13,
+      0x1.6c16c17893833p-10, 0x1.11111111109adp-7,  0x1.5555555553d4fp-5,  0x1.5555555555556p-3,  0x1.0000000000001p-1};
 };
 
 // exp(r) - 1 of x = n ln2 + r, and n in the low bits of `shifted`; x within [underflow, overflow] or NaN.
@@ -73,8 +73,7 @@ PYMTL_INLINE Vec<T> power_of_two(IntVec<T> n) {
 template <typename T>
 PYMTL_INLINE Vec<T> exp_nonpositive(Vec<T> x) {
   using K = ExpConstants<T>;
-  const Vec<T> least = broadcast(K::underflow);
-  x = select<T>(x < least, least, x);  // NaN compares false and stays
+  x = at_least(x, broadcast(K::underflow));
   Vec<T> shifted;
   const Vec<T> p = reduced_expm1<T>(x, shifted);
   const Vec<T> power = power_of_two<T>((IntVec<T>)shifted + K::subnormal_bits);
@@ -84,10 +83,7 @@ PYMTL_INLINE Vec<T> exp_nonpositive(Vec<T> x) {
 template <typename T>
 PYMTL_INLINE Vec<T> exp(Vec<T> x) {
   using K = ExpConstants<T>;
-  const Vec<T> least = broadcast(K::underflow);
-  const Vec<T> most = broadcast(K::overflow);
-  x = select<T>(x < least, least, x);
-  x = select<T>(x > most, most, x);
+  x = at_most(at_least(x, broadcast(K::underflow)), broadcast(K::overflow));
   Vec<T> shifted;
   const Vec<T> p = reduced_expm1<T>(x, shifted);
   const IntVec<T> n = (IntVec<T>)shifted - (IntVec<T>)broadcast(K::shifter);
@@ -97,37 +93,33 @@ PYMTL_INLINE Vec<T> exp(Vec<T> x) {
 }
 
 template <typename T>
-PYMTL_INLINE Vec<T> absolute(Vec<T> x) {
-  const IntVec<T> sign = (IntVec<T>)broadcast(T(-0.0));
-  return (Vec<T>)((IntVec<T>)x & ~sign);
+PYMTL_INLINE Vec<T> negated_absolute(Vec<T> x) {
+  return (Vec<T>)((IntVec<T>)x | (IntVec<T>)broadcast(T(-0.0)));
 }
 
 template <typename T>
 PYMTL_INLINE Vec<T> sigmoid(Vec<T> x) {
   const Vec<T> one = broadcast(T(1));
-  const Vec<T> e = exp_nonpositive<T>(-absolute<T>(x));
-  return select<T>(x < Vec<T>{}, e, one) / (one + e);
+  const Vec<T> e = exp_nonpositive<T>(negated_absolute<T>(x));
+  const Vec<T> ratio = select<T>((IntVec<T>)x < IntVec<T>{}, e, one) / (one + e);
+  // On the left e / (1 + e) = e - e e / (1 + e): the ratio's rounding errors shrink with e.
+  return select<T>(x < broadcast(T(-1)), fma(-e, ratio, e), ratio);
 }
 
-// Near zero expm1(-2|x|) / -(expm1(-2|x|) + 2), which loses nothing; further out 1 - 2e / (1 + e), whose
-// error shrinks with e = exp(-2|x|).
+// |expm1(y) / (expm1(y) + 2)| with y = -2|x| near zero, where that sign has the smaller rounding errors, and
+// y = 2|x| further out, where the exponential's error counts the less the larger it is.
 template <typename T>
 PYMTL_INLINE Vec<T> tanh(Vec<T> x) {
   const Vec<T> one = broadcast(T(1));
-  const Vec<T> two = broadcast(T(2));
-  const Vec<T> largest = broadcast(ExpConstants<T>::tanh_one);
-  Vec<T> size = absolute<T>(x);
-  size = select<T>(size > largest, largest, size);
+  const Vec<T> size = at_least(negated_absolute<T>(x), broadcast(-ExpConstants<T>::tanh_one));
+  const Vec<T> factor = select<T>(size < broadcast(T(-0.3)), broadcast(T(-2)), broadcast(T(2)));
   Vec<T> shifted;
-  const Vec<T> p = reduced_expm1<T>(size * -two, shifted);
+  const Vec<T> p = reduced_expm1<T>(size * factor, shifted);
   const Vec<T> power = power_of_two<T>((IntVec<T>)shifted);
   const Vec<T> expm1 = fma(power, p, power - one);
-  const Vec<T> e = fma(power, p, power);
-  const IntVec<T> small = size < broadcast(T(0.55));
-  const Vec<T> ratio = select<T>(small, expm1, two * e) / select<T>(small, expm1 + two, one + e);
-  const Vec<T> result = select<T>(small, Vec<T>{}, one) - ratio;
-  const IntVec<T> sign = (IntVec<T>)x & (IntVec<T>)broadcast(T(-0.0));
-  return (Vec<T>)((IntVec<T>)result | sign);
+  const Vec<T> result = expm1 / (expm1 + broadcast(T(2)));
+  const IntVec<T> sign = (IntVec<T>)broadcast(T(-0.0));
+  return (Vec<T>)(((IntVec<T>)result & ~sign) | ((IntVec<T>)x & sign));
 }
 
 }  // namespace

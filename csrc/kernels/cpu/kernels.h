@@ -92,6 +92,8 @@ struct KernelsFor {
   // Returns the loss summed over rows [first, last), before normalisation; writes their gradients times `scale`.
   double (*loss_rows)(const LossTask<T>& task, double scale, int64_t first, int64_t last);
 
+  int64_t (*multiply_adds)(int64_t rounds, T* sink);
+
   void (*exponential)(const T* x, T* y, int64_t count);
   void (*sigmoid)(const T* x, T* y, int64_t count);
   void (*hyperbolic_tangent)(const T* x, T* y, int64_t count);

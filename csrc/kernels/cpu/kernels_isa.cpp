@@ -5,6 +5,7 @@
 #include "kernels.h"
 #include "lstm_backward_simd.h"
 #include "lstm_simd.h"
+#include "peak_simd.h"
 #include "pooling_simd.h"
 
 #define PYMTL_JOIN_(a, b) a##b
@@ -37,6 +38,7 @@ constexpr KernelsFor<T> kernels_for() {
       .sum_parts = sum_parts<T>,
       .pool_rows = pool_rows<T>,
       .loss_rows = loss_rows<T>,
+      .multiply_adds = multiply_adds<T>,
       .exponential = map<T, exp<T>>,
       .sigmoid = map<T, sigmoid<T>>,
       .hyperbolic_tangent = map<T, tanh<T>>,

@@ -119,7 +119,7 @@ struct LstmScratch {
     gates = take(block * kGates * units, sizeof(T));
     hidden = take(kept * units, sizeof(T));
     cell = take(rows * units, sizeof(T));
-    sum = take(walk.mean != nullptr ? rows * units : 0, sizeof(T));
+    sum = take(walk.mean != nullptr ? 2 * rows * units : 0, sizeof(T));
     max = take(walk.max != nullptr ? rows * units : 0, sizeof(T));
     size = at;
   }
@@ -186,6 +186,9 @@ class LstmWalker {
 
   T* hidden(int64_t slot, int64_t row) const { return hidden_ + (slot * rows_ + row) * units_; }
 
+  // Elements of the sums over tokens; as many rounding errors stand behind them.
+  int64_t sum_size() const { return rows_ * units_; }
+
   int64_t previous_slot() const { return (slot_ + scratch_.slots - 1) % scratch_.slots; }
 
   // gates_ = W_ih x + b for the tokens of the next steps, in walking order. Returns the step to stop at.
@@ -217,6 +220,7 @@ class LstmWalker {
       set_state(walk_.c0, started_, cell_ + started_ * units_);
       for (int64_t unit = 0; unit < units_; unit += kLanes<T>) {
         if (sum_ != nullptr) store(sum_ + started_ * units_ + unit, Vec<T>{});
+        if (sum_ != nullptr) store(sum_ + sum_size() + started_ * units_ + unit, Vec<T>{});
         if (max_ != nullptr) store(max_ + started_ * units_ + unit, broadcast(-std::numeric_limits<T>::infinity()));
       }
     }
@@ -241,39 +245,60 @@ class LstmWalker {
         alignas(64) T sums[R][kGates][kLanes<T>];
         add_product<T, R>(pointers_ + row, walk_.hidden_size, w_hh, from + row * kGates * units_, kGates * units_,
                           &sums[0][0][0], kGates * kLanes<T>);
-        for (int r = 0; r < R; ++r) update_cell(t, row + r, panel * kLanes<T>, sums[r]);
+        update_cells(t, row, R, panel * kLanes<T>, sums);
       });
     }
   }
 
-  void update_cell(int64_t t, int64_t row, int64_t unit, const T (&sums)[kGates][kLanes<T>]) const {
-    const Vec<T> i = sigmoid<T>(load(sums[0]));
-    const Vec<T> f = sigmoid<T>(load(sums[1]));
-    const Vec<T> g = tanh<T>(load(sums[2]));
-    const Vec<T> o = sigmoid<T>(load(sums[3]));
-    T* const cell = cell_ + row * units_ + unit;
-    const Vec<T> c = fma(f, load(cell), i * g);
-    const Vec<T> h = o * tanh<T>(c);
-    store(cell, c);
-    store(hidden(slot_, row) + unit, h);
+  // From the gates' sums of one vector of units to c and h, for `count` sequences from `first` on.
+  __attribute__((noinline)) void update_cells(int64_t t, int64_t first, int64_t count, int64_t unit,
+                                              const T (*sums)[kGates][kLanes<T>]) const {
     const int64_t valid = walk_.hidden_size - unit;
-    if (walk_.output != nullptr) store_part(walk_.output + token(t, row) * walk_.output_stride + unit, h, valid);
-    if (walk_.gates != nullptr) {
-      T* const gates = walk_.gates + token(t, row) * kGates * walk_.hidden_size + unit;
-      store_part(gates, i, valid);
-      store_part(gates + walk_.hidden_size, f, valid);
-      store_part(gates + 2 * walk_.hidden_size, g, valid);
-      store_part(gates + 3 * walk_.hidden_size, o, valid);
-      store_part(walk_.cells + token(t, row) * walk_.hidden_size + unit, c, valid);
+    T* const cell = cell_ + first * units_ + unit;
+    T* const hidden_state = hidden(slot_, first) + unit;
+    for (int64_t r = 0; r < count; ++r) {
+      const Vec<T> i = sigmoid<T>(load(sums[r][0]));
+      const Vec<T> f = sigmoid<T>(load(sums[r][1]));
+      const Vec<T> g = tanh<T>(load(sums[r][2]));
+      const Vec<T> o = sigmoid<T>(load(sums[r][3]));
+      const Vec<T> c = fma(f, load(cell + r * units_), i * g);
+      const Vec<T> h = o * tanh<T>(c);
+      store(cell + r * units_, c);
+      store(hidden_state + r * units_, h);
+      if (walk_.gates != nullptr) keep_for_backward(token(t, first + r), unit, valid, i, f, g, o, c);
+    }
+    if (walk_.output != nullptr) {
+      T* const output = walk_.output + token(t, first) * walk_.output_stride + unit;
+      for (int64_t r = 0; r < count; ++r) {
+        store_part(output + r * walk_.output_stride, load(hidden_state + r * units_), valid);
+      }
     }
     if (sum_ != nullptr) {
-      T* const sum = sum_ + row * units_ + unit;
-      store(sum, load(sum) + h);
+      T* const sum = sum_ + first * units_ + unit;
+      for (int64_t r = 0; r < count; ++r) {
+        Vec<T> total = load(sum + r * units_);
+        Vec<T> error = load(sum + sum_size() + r * units_);
+        add_compensated<T>(load(hidden_state + r * units_), total, error);
+        store(sum + r * units_, total);
+        store(sum + sum_size() + r * units_, error);
+      }
     }
     if (max_ != nullptr) {
-      T* const max = max_ + row * units_ + unit;
-      store(max, maximum<T>(load(max), h));
+      T* const max = max_ + first * units_ + unit;
+      for (int64_t r = 0; r < count; ++r) {
+        store(max + r * units_, maximum<T>(load(max + r * units_), load(hidden_state + r * units_)));
+      }
     }
+  }
+
+  void keep_for_backward(int64_t token, int64_t unit, int64_t valid, Vec<T> i, Vec<T> f, Vec<T> g, Vec<T> o,
+                         Vec<T> c) const {
+    T* const gates = walk_.gates + token * kGates * walk_.hidden_size + unit;
+    store_part(gates, i, valid);
+    store_part(gates + walk_.hidden_size, f, valid);
+    store_part(gates + 2 * walk_.hidden_size, g, valid);
+    store_part(gates + 3 * walk_.hidden_size, o, valid);
+    store_part(walk_.cells + token * walk_.hidden_size + unit, c, valid);
   }
 
   // Sequences whose last step this was give their final state and features; all give h to the heads.

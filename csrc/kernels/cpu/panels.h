@@ -48,6 +48,7 @@ PYMTL_INLINE void multiply_tile(const T* const* rows, int64_t depth, const T* pa
   const T* row[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) row[r] = rows[r];
+#pragma GCC unroll 2
   for (int64_t k = 0; k < depth; ++k) {
     // Whichever operand has fewer vectors stays in registers while the other passes by.
     if constexpr (R <= V) {

@@ -22,12 +22,13 @@ void pool_rows(const Pool<T>& args, const int64_t* starts, int64_t first, int64_
         const int64_t column = g * size + unit;
         const bool mean = args.kind == Pooling::mean;
         Vec<T> value = mean ? Vec<T>{} : broadcast(-std::numeric_limits<T>::infinity());
+        Vec<T> error = {};
         int64_t best[kLanes<T>] = {};
         for (int64_t k = 0; k < length; ++k) {
           const int64_t token = starts[args.reverse[g] ? length - 1 - k : k] + row;
           const Vec<T> h = load_part(args.input + token * stride + column, valid, T(0));
           if (mean) {
-            value = value + h;
+            add_compensated<T>(h, value, error);
             continue;
           }
           const Vec<T> greater = maximum<T>(value, h);

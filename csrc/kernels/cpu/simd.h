@@ -153,12 +153,52 @@ PYMTL_INLINE Vec<T> select(IntVec<T> condition, Vec<T> yes, Vec<T> no) {
   return condition ? yes : no;
 }
 
+// The larger and the smaller of x and a limit; NaN where x is.
+PYMTL_INLINE Vec<float> at_least(Vec<float> x, Vec<float> limit) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_max_ps((__m512)limit, (__m512)x);
+#elif defined(__AVX2__)
+  return (Vec<float>)_mm256_max_ps((__m256)limit, (__m256)x);
+#elif defined(__SSE2__)
+  return (Vec<float>)_mm_max_ps((__m128)limit, (__m128)x);
+#else
+  return (Vec<float>)vmaxq_f32((float32x4_t)limit, (float32x4_t)x);
+#endif
+}
+
+PYMTL_INLINE Vec<double> at_least(Vec<double> x, Vec<double> limit) {
+#if defined(__AVX512F__)
+  return (Vec<double>)_mm512_max_pd((__m512d)limit, (__m512d)x);
+#elif defined(__AVX2__)
+  return (Vec<double>)_mm256_max_pd((__m256d)limit, (__m256d)x);
+#elif defined(__SSE2__)
+  return (Vec<double>)_mm_max_pd((__m128d)limit, (__m128d)x);
+#else
+  return (Vec<double>)vmaxq_f64((float64x2_t)limit, (float64x2_t)x);
+#endif
+}
+
+template <typename V>
+PYMTL_INLINE V at_most(V x, V limit) {
+  return -at_least(-x, -limit);
+}
+
 // The sum and the maximum of the lanes, in one fixed order.
 template <typename T>
 PYMTL_INLINE T sum_lanes(Vec<T> value) {
   T total = value[0];
   for (int i = 1; i < kLanes<T>; ++i) total += value[i];
   return total;
+}
+
+// sum += x with the rounding error carried along in `error` (Kahan 1965): long sums keep their accuracy.
+template <typename T>
+PYMTL_INLINE void add_compensated(Vec<T> x, Vec<T>& sum, Vec<T>& error) {
+  const Vec<T> corrected = x - error;
+  const Vec<T> next = sum + corrected;
+  error = (next - sum) - corrected;
+  error = select<T>(error == error, error, Vec<T>{});  // an infinite sum has no error, and stays infinite
+  sum = next;
 }
 
 // NaN, if any lane is.

@@ -1,0 +1,51 @@
+"""The command line: ``pymtl train``, ``predict``, ``report``, ``bench`` and ``info``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = ("train", "predict", "report", "bench", "info")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a subcommand; returns the exit status: 0, 1 for trouble, 2 for bad arguments, 130 for Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        prog="pymtl", description="Recurrent multi-task learning, fast: train, predict and measure."
+    )
+    parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name in COMMANDS:
+        command = importlib.import_module(f"pymtl.commands.{name}")
+        command.add_parser(parsers).set_defaults(run=command.run)
+    arguments = parser.parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 0
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in (
+            "rich",
+            "seqeval",
+            "safetensors",
+            "matplotlib",
+            "tomli",
+            "sklearn",
+        ):
+            raise
+        print(f"pymtl: error: this command needs {error.name}: pip install 'pymtl[cli]'", file=sys.stderr)
+        return 1
+    except (OSError, ValueError, RuntimeError) as error:
+        from pymtl.training.errors import ConfigError, DataError, RunError
+
+        if not isinstance(error, OSError | ConfigError | DataError | RunError):
+            raise
+        print(f"pymtl: error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

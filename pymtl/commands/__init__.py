@@ -1,0 +1,1 @@
+"""The subcommands of ``pymtl``, one module each: ``add_parser`` describes it, ``run`` does it."""

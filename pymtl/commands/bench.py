@@ -1,0 +1,128 @@
+"""``pymtl bench``: the LSTM beside nn.LSTM."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = """examples:
+  pymtl bench                                         the default shapes
+  pymtl bench --shape 1,40,64,128 --shape 8,40,64,128
+  pymtl bench --threads 1 --json result.json --plot result.png
+
+columns: p50 and p90 are milliseconds; 'x' is how many times as fast pymtl is (median of interleaved ratios);
+GFLOP/s count the matrix products (a training step thrice the forward pass), '% peak' is their share of this
+machine's measured register-only multiply-adds; error is the largest difference from nn.LSTM over the largest value.
+"""
+
+
+def add_parser(parsers: Any) -> argparse.ArgumentParser:
+    parser = parsers.add_parser(
+        "bench",
+        help="time the LSTM beside nn.LSTM on your own shapes",
+        description="Time a bidirectional LSTM layer beside nn.LSTM: inference and training steps, dense and of "
+        "variable length, all contenders interleaved in one process.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--shape", action="append", metavar="B,T,I,H", help="batch, steps, input and hidden size; may be repeated"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
+    parser.add_argument("--seconds", type=float, default=1.0, metavar="S", help="time for each row (default: 1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results with machine, versions and date")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios (PNG)")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    import torch
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from pymtl.benchmark.lstm import DEFAULT_SHAPES, Shape, recurrence
+    from pymtl.benchmark.lstm import run as measure
+    from pymtl.commands.info import gather
+    from pymtl.training.errors import ConfigError
+
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    try:
+        shapes = [Shape.parse(text) for text in arguments.shape or ()] or [Shape(*s) for s in DEFAULT_SHAPES]
+    except ValueError as error:
+        raise ConfigError(f"--shape: {error}") from None
+    console = Console()
+    result: dict[str, Any] = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": gather(),
+        "rows": [],
+        "recurrence": [],
+    }
+    with Progress(console=console, transient=True) as progress:
+        modes = sum(2 if shape.batch == 1 else 4 for shape in shapes)
+        task = progress.add_task("layers", total=modes)
+        for row in measure(shapes, arguments.seconds):
+            result["rows"].append(row)
+            progress.advance(task)
+        if not arguments.shape:
+            task = progress.add_task("kernel", total=16)
+            for row in recurrence(arguments.seconds / 2):
+                result["recurrence"].append(row)
+                progress.advance(task)
+    machine = result["machine"]
+    console.print(
+        f"{machine['cpu']}, {machine['instruction set in use']}, {machine['threads']} threads, torch {machine['torch']}"
+    )
+    console.print(_layers_table(result["rows"]))
+    if result["recurrence"]:
+        console.print(_recurrence_table(result["recurrence"]))
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if arguments.plot:
+        from pymtl.benchmark.plots import speed_ratios
+
+        arguments.plot.parent.mkdir(parents=True, exist_ok=True)
+        speed_ratios(result).savefig(arguments.plot, dpi=120)
+    return 0
+
+
+def _layers_table(rows: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table(title="A bidirectional layer")
+    for heading in ("shape", "mode", "contender"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("p50", "p90", "x", "GFLOP/s", "% peak", "error"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        first = True
+        for name, timed in row["contenders"].items():
+            own = (f"{row['gflops']:.0f}", f"{100 * row['share_of_peak']:.0f}", f"{row['parity']:.0e}")
+            table.add_row(
+                row["shape"] if first else "",
+                row["mode"] if first else "",
+                name,
+                f"{timed['p50']:.3f}",
+                f"{timed['p90']:.3f}",
+                "" if name == "pymtl" else f"{timed['ratio']:.2f}",
+                *(own if first else ("", "", "")),
+            )
+            first = False
+        table.add_section()
+    return table
+
+
+def _recurrence_table(rows: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table(title="The kernel: one direction, one thread, weights packed before")
+    table.add_column("shape", no_wrap=True)
+    for heading in ("p50", "GFLOP/s", "% peak"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(row["shape"], f"{row['p50']:.3f}", f"{row['gflops']:.0f}", f"{100 * row['share_of_peak']:.0f}")
+    return table

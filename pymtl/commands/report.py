@@ -1,0 +1,65 @@
+"""``pymtl report``: a trained model's scores, its speed beside plain PyTorch, and how equal the two are."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+NAMES = {
+    "pymtl": "pymtl",
+    "reference": "plain PyTorch, packed",
+    "reference-padded": "plain PyTorch, padded",
+}
+
+
+def add_parser(parsers: Any) -> argparse.ArgumentParser:
+    parser = parsers.add_parser(
+        "report",
+        help="scores of a trained model, and its speed beside plain PyTorch",
+        description="Print a trained model's test scores and, on the same batches, the time of a training step "
+        "(loss, backward, clipping and Adam included) and of an inference batch, beside the same model on "
+        "nn.LSTM. 'padded' runs nn.LSTM over padding, which changes its results; it is shown for its time.",
+    )
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder of pymtl train")
+    parser.add_argument("--batches", type=int, default=100, metavar="N", help="batches to time (default: 100)")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from pymtl.commands.train import scores_table
+    from pymtl.training.data import read_records
+    from pymtl.training.run import Run
+    from pymtl.training.speed import compare
+
+    console = Console()
+    run = Run(arguments.run_folder)
+    backend, config, vocabulary = run.load_backend()
+    train = read_records(config.path(config.data.train), config)
+    test = read_records(config.path(config.data.test or config.data.valid), config)
+    if config.data.test and run.path("test.json").exists():
+        console.print(scores_table(run.read_json("test.json"), len(test)))
+    with console.status("timing ..."):
+        result = compare(backend, config, vocabulary, train, test, arguments.batches)
+    table = Table(title=f"Time of a batch of {config.training.batch_size} sentences, median of {arguments.batches}")
+    table.add_column("")
+    for part in ("training step", "inference"):
+        table.add_column(f"{part} ms", justify="right")
+        table.add_column("pymtl is faster by", justify="right")
+    for name, label in NAMES.items():
+        cells = []
+        for part in ("training", "inference"):
+            row = result[part][name]
+            cells += [f"{row['p50']:.2f}", "" if name == "pymtl" else f"{row['ratio']:.2f} x"]
+        table.add_row(label, *cells)
+    console.print(table)
+    parity = result["parity"]
+    console.print(
+        f"largest difference from plain PyTorch with the same weights, relative to the largest value: "
+        f"logits {parity['logits']:.1e}, gradients {parity['gradients']:.1e}"
+    )
+    run.write_json("report.json", result)
+    return 0

@@ -1,0 +1,1 @@
+"""Training multi-task models from a configuration: what ``pymtl train`` and ``pymtl predict`` run."""

@@ -1,0 +1,95 @@
+"""How fast a trained model runs beside the same model in plain PyTorch, and how equal they are."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pymtl.benchmark.timing import interleaved
+from pymtl.training.backends import BACKENDS, Backend
+from pymtl.training.config import Config
+from pymtl.training.data import Batch, Encoder, Record, Vocabulary, buckets
+
+
+def compare(
+    backend: Backend, config: Config, vocabulary: Vocabulary, train: list[Record], test: list[Record], batches: int = 40
+) -> dict[str, Any]:
+    """Times a training step and an inference batch of every backend on the same batches, interleaved.
+
+    Returns:
+        For ``training`` and ``inference`` each backend's median milliseconds and its ratio to ours (median of
+        ratios); ``parity``, the largest difference of a logit and of a parameter's gradient between ours and
+        the reference from the same weights, each over the largest magnitude.
+    """
+    models = {name: _same(backend, name, config, vocabulary) for name in BACKENDS}
+    encoder = Encoder(vocabulary, config)
+    generator = torch.Generator().manual_seed(config.seed)
+    training = [
+        encoder.batch(train, indices)
+        for indices, _ in zip(buckets(train, config.training.batch_size, generator), range(batches))
+    ]
+    inference = [
+        encoder.batch(test, indices)
+        for indices, _ in zip(buckets(test, config.training.batch_size, generator), range(batches))
+    ]
+    parity = _parity(models["pymtl"], models["reference"], training[:8])
+    steps = {name: _Step(model, config) for name, model in models.items()}
+    result: dict[str, Any] = {"parity": parity}
+    result["training"] = interleaved({name: step.train for name, step in steps.items()}, training, "pymtl")
+    for model in models.values():
+        model.model.eval()
+    with torch.inference_mode():
+        result["inference"] = interleaved({name: step.infer for name, step in steps.items()}, inference, "pymtl")
+    return result
+
+
+def _same(backend: Backend, name: str, config: Config, vocabulary: Vocabulary) -> Backend:
+    other = Backend(name, config, vocabulary)
+    other.model.load_state_dict(copy.deepcopy(backend.model.state_dict()))
+    return other
+
+
+class _Step:
+    def __init__(self, backend: Backend, config: Config) -> None:
+        self.backend = backend
+        self.clip_norm = config.training.clip_norm
+        self.optimizer = torch.optim.Adam(backend.model.parameters(), lr=1e-5, fused=True)
+        backend.model.train()
+
+    def train(self, batch: Batch) -> None:
+        self.optimizer.zero_grad()
+        self.backend.loss(batch)[0].backward()
+        nn.utils.clip_grad_norm_(self.backend.model.parameters(), self.clip_norm)
+        self.optimizer.step()
+
+    def infer(self, batch: Batch) -> None:
+        self.backend.logits(batch)
+
+
+def _parity(ours: Backend, theirs: Backend, batches: list[Batch]) -> dict[str, float]:
+    """Without dropout, whose masks differ with the layout."""
+    largest = {"logits": 0.0, "gradients": 0.0}
+    ours.model.eval()
+    theirs.model.eval()
+    for batch in batches:
+        valid = torch.arange(batch.tokens.shape[1]) < batch.lengths.unsqueeze(1)
+        a, b = ours.logits(batch), theirs.logits(batch)
+        for task in a:
+            # At padding ours is zero and the reference its bias; only tokens count.
+            pair = (a[task][valid], b[task][valid]) if a[task].dim() == 3 else (a[task], b[task])
+            largest["logits"] = max(largest["logits"], _relative(*pair))
+        for backend in (ours, theirs):
+            backend.model.zero_grad()
+            backend.loss(batch)[0].backward()
+        for p, q in zip(ours.model.parameters(), theirs.model.parameters()):
+            if p.grad is not None and q.grad is not None:
+                largest["gradients"] = max(largest["gradients"], _relative(p.grad, q.grad))
+    return largest
+
+
+def _relative(ours: Tensor, theirs: Tensor) -> float:
+    ours, theirs = ours.detach(), theirs.detach()
+    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))

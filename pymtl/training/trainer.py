@@ -1,0 +1,142 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from pymtl.training.backends import Backend
+from pymtl.training.config import Config
+from pymtl.training.data import Batch, Encoder, Record, Vocabulary, buckets
+from pymtl.training.errors import RunError
+from pymtl.training.metrics import evaluate, selection_score
+from pymtl.training.run import Run
+
+EVALUATION_BATCH = 64
+
+
+class Progress(Protocol):
+    """Who watches a training run."""
+
+    def steps(self, epoch: int, total: int) -> Iterator[int]:
+        """Yields 0 to ``total`` - 1 while showing how far the epoch is."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """Called with the line that goes into metrics.jsonl, after each epoch."""
+
+
+@dataclass
+class Trainer:
+    """Trains one model on one configuration; :meth:`fit` may be interrupted after any epoch and resumed."""
+
+    run: Run
+    config: Config
+    vocabulary: Vocabulary
+    backend: Backend
+    train: list[Record]
+    valid: list[Record]
+    progress: Progress
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.encoder = Encoder(self.vocabulary, self.config)
+        settings = self.config.training
+        self.optimizer = torch.optim.Adam(self.backend.model.parameters(), lr=settings.learning_rate, fused=True)
+        self.valid_batches = [
+            self.encoder.batch(self.valid, indices) for indices in buckets(self.valid, EVALUATION_BATCH, None)
+        ]
+
+    def fit(self) -> None:
+        """Trains until the last epoch or until validation has not improved for ``patience`` epochs.
+
+        After each epoch the run folder holds the best weights so far and a state to resume from. Epochs are
+        seeded one by one, so a resumed run continues as the uninterrupted one would have.
+        """
+        settings = self.config.training
+        while len(self.epochs) < settings.epochs and self._epochs_without_improvement() < settings.patience:
+            record = self._epoch(len(self.epochs) + 1)
+            self.epochs.append(record)
+            if self._best_epoch() == record["epoch"]:
+                self.run.save_model(self.backend.model)
+            self.run.save_state(self._state())
+            self.run.write_metrics(self.epochs)
+            self.progress.epoch(record)
+
+    def resume(self) -> None:
+        """Takes up the state of the last finished epoch.
+
+        Raises:
+            RunError: there is none, or it is damaged or of another model.
+        """
+        state = self.run.load_state()
+        try:
+            self.backend.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.epochs = list(state["epochs"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise RunError(f"{self.run.path('state.pt')}: of another model: {error}") from None
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "model": self.backend.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epochs": self.epochs,
+        }
+
+    def _best_epoch(self) -> int:
+        return max(self.epochs, key=lambda e: e["selection"])["epoch"]
+
+    def _epochs_without_improvement(self) -> int:
+        return len(self.epochs) - self._best_epoch() if self.epochs else 0
+
+    def _epoch(self, number: int) -> dict[str, Any]:
+        started = time.perf_counter()
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number)
+        torch.manual_seed(self.config.seed * 1_000_003 + number)
+        batches = list(buckets(self.train, self.config.training.batch_size, generator))
+        self.backend.model.train()
+        totals: dict[str, float] = {}
+        for step in self.progress.steps(number, len(batches)):
+            batch = self.encoder.batch(self.train, batches[step])
+            losses = self.step(self._drop_words(batch, generator))
+            for name, value in losses.items():
+                totals[name] = totals.get(name, 0.0) + value / len(batches)
+        self.backend.model.eval()
+        scores = evaluate(self.backend.logits, self.valid_batches, self.valid, self.config, self.vocabulary)
+        return {
+            "epoch": number,
+            "loss": totals,
+            "valid": scores,
+            "selection": selection_score(scores),
+            "seconds": time.perf_counter() - started,
+        }
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        """One optimisation step; returns the losses."""
+        self.optimizer.zero_grad()
+        total, per_task = self.backend.loss(batch)
+        total.backward()
+        nn.utils.clip_grad_norm_(self.backend.model.parameters(), self.config.training.clip_norm)
+        self.optimizer.step()
+        return {"total": total.item(), **{name: loss.item() for name, loss in per_task.items()}}
+
+    def _drop_words(self, batch: Batch, generator: torch.Generator) -> Batch:
+        """Replaces a share of the tokens by the unknown token, so that it is trained too."""
+        share = self.config.training.word_dropout
+        if share == 0:
+            return batch
+        dropped = torch.rand(batch.tokens.shape, generator=generator) < share
+        tokens = torch.where(dropped & (batch.tokens != 0), torch.ones_like(batch.tokens), batch.tokens)
+        return Batch(tokens, batch.lengths, batch.targets, batch.indices)
+
+
+def test_scores(backend: Backend, records: list[Record], config: Config, vocabulary: Vocabulary) -> dict[str, float]:
+    """The scores of a trained model on labelled records."""
+    encoder = Encoder(vocabulary, config)
+    batches = [encoder.batch(records, indices) for indices in buckets(records, EVALUATION_BATCH, None)]
+    return evaluate(backend.logits, batches, records, config, vocabulary)

@@ -1,0 +1,49 @@
+"""Fixtures that set something of the whole process and put it back."""
+
+import os
+
+# Idle OpenMP threads sleep instead of spinning: on a busy machine the tests' many small calls are ten times faster.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import pytest
+import torch
+
+from pymtl import _native
+
+
+@pytest.fixture(params=_native.available_isas())
+def isa(request):
+    """Runs the test under each instruction set of this CPU."""
+    before = _native.active_isa()
+    _native.force_isa(request.param)
+    yield request.param
+    _native.force_isa(before)
+
+
+@pytest.fixture
+def threads():
+    """A function that sets the number of threads for the rest of the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def filled_memory():
+    """A function after which new memory holds NaN and large integers until the test ends."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+
+    def fill():
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        assert torch.empty(3).isnan().all()
+
+    yield fill
+    torch.use_deterministic_algorithms(before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """The same random numbers on every run."""
+    torch.manual_seed(0)

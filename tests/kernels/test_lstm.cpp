@@ -1,0 +1,591 @@
+// lstm_forward and lstm_backward against plain loops in long double, and the promise that a sequence's
+// results are the same bits whatever else happens.
+#include "bounded.h"
+#include "check.h"
+#include "kernels/lstm.h"
+#include "lstm_case.h"
+
+namespace pymtl::test {
+namespace {
+
+const std::vector<int64_t> kHiddenSizes = {1, 3, 7, 16, 17, 33, 64};
+const std::vector<int64_t> kInputSizes = {1, 5, 16, 40};
+const std::vector<int64_t> kBatches = {1, 2, 3, 6, 7, 13};
+const std::vector<int64_t> kSteps = {1, 2, 9};
+const std::vector<int64_t> kRecurrences = {1, 2, 4};
+const std::vector<int64_t> kHeadWidths = {0, 1, 7, 64, 72, 130};
+
+// ---------------------------------------------------------------------------------------------------------
+// The forward reference: lstm.h's formulas, one sequence after another, in any arithmetic.
+
+template <typename Value, typename T>
+std::vector<Value> row_of(const Buffer<T>& array, int64_t row, int64_t width) {
+  std::vector<Value> values(static_cast<size_t>(width));
+  if (array) std::copy_n(array.data() + row * width, width, values.begin());
+  return values;
+}
+
+// Row `row` of an array <- values.
+template <typename Value>
+void put_row(const std::vector<Value>& values, std::vector<Value>& array, int64_t row) {
+  std::copy(values.begin(), values.end(), array.begin() + row * static_cast<int64_t>(values.size()));
+}
+
+template <typename Value>
+struct Reference {
+  std::vector<Value> output, h_n, c_n, gates, cells, logits, mean, max;
+};
+
+// With `forced`, every step starts from the state that the kernel wrote for the step before, and the heads
+// and features from the states that it wrote: then a bound is of one step's rounding, however long the walk.
+template <typename Value, typename T>
+Reference<Value> reference_forward(const LstmModel<T>& model, const LstmBatch<T>& batch, const LstmResult<T>* forced) {
+  const int64_t G = model.recurrences;
+  const int64_t I = model.input_size;
+  const int64_t H = model.hidden_size;
+  const int64_t B = batch.batch();
+  const int64_t N = batch.tokens();
+  const int64_t C = model.head_width;
+  const auto zeros = [](int64_t count) { return std::vector<Value>(static_cast<size_t>(count)); };
+  Reference<Value> r{zeros(N * G * H), zeros(B * G * H), zeros(B * G * H), zeros(N * 4 * G * H),
+                     zeros(N * G * H), zeros(N * C),     zeros(B * G * H), zeros(B * G * H)};
+  std::vector<Value> states = zeros(N * G * H);  // those the heads read
+  for (int64_t g = 0; g < G; ++g) {
+    const LstmWeights<T> weights = model.weights()[static_cast<size_t>(g)];
+    for (int64_t row = 0; row < B; ++row) {
+      std::vector<Value> h = row_of<Value>(batch.h0, g * B + row, H);
+      std::vector<Value> c = row_of<Value>(batch.c0, g * B + row, H);
+      std::vector<Value> sum = zeros(H);
+      std::vector<Value> max = zeros(H);
+      std::vector<Value> gates = zeros(4 * H);
+      for (int64_t k = 0; k < batch.length(row); ++k) {
+        const int64_t token = batch.walked(k, row, weights.reverse);
+        const std::vector<Value> x = row_of<Value>(batch.input, token, I);
+        for (int64_t j = 0; j < 4 * H; ++j) {
+          Value a{};
+          if (weights.b_ih != nullptr) a = Value(weights.b_ih[j]);
+          if (weights.b_hh != nullptr) a = a + Value(weights.b_hh[j]);
+          a = add_products(a, weights.w_ih + j * I, x.data(), I);
+          a = add_products(a, weights.w_hh + j * H, h.data(), H);
+          gates[static_cast<size_t>(j)] = j / H == 2 ? tanh_of(a) : sigmoid_of(a);
+        }
+        for (size_t u = 0, n = static_cast<size_t>(H); u < n; ++u) {
+          c[u] = gates[n + u] * c[u] + gates[u] * gates[2 * n + u];
+          h[u] = gates[3 * n + u] * tanh_of(c[u]);
+        }
+        put_row(h, r.output, token * G + g);
+        put_row(gates, r.gates, g * N + token);
+        put_row(c, r.cells, g * N + token);
+        if (forced != nullptr) {
+          h = row_of<Value>(forced->output, token * G + g, H);
+          c = row_of<Value>(forced->cells, g * N + token, H);
+        }
+        put_row(h, states, token * G + g);
+        for (size_t u = 0; u < h.size(); ++u) {
+          sum[u] = sum[u] + h[u];
+          max[u] = k == 0 ? h[u] : largest(max[u], h[u]);
+        }
+      }
+      for (Value& s : sum) s = s / static_cast<T>(batch.length(row));
+      put_row(h, r.h_n, g * B + row);
+      put_row(c, r.c_n, g * B + row);
+      put_row(sum, r.mean, row * G + g);
+      put_row(max, r.max, row * G + g);
+    }
+  }
+  for (int64_t token = 0; token < N; ++token) {
+    for (int64_t column = 0; column < C; ++column) {
+      Value logit{};
+      for (int64_t g = 0; g < G; ++g) {
+        const T* const weight = model.head_weight.data() + (column * G + g) * H;
+        logit = logit + add_products(Value{}, weight, &states[static_cast<size_t>((token * G + g) * H)], H);
+      }
+      if (model.head_bias) logit = logit + Value(model.head_bias[column]);
+      r.logits[static_cast<size_t>(token * C + column)] = logit;
+    }
+  }
+  return r;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// The backward reference.
+
+// What comes from above in the backward pass; null: zeros.
+template <typename T>
+struct Gradients {
+  Buffer<T> output, h_n, c_n;
+
+  Gradients() = default;
+  Gradients(const LstmModel<T>& model, const LstmBatch<T>& batch, bool of_output, bool of_h_n, bool of_c_n,
+            Random& random) {
+    if (of_output) output = uniform<T>(batch.tokens() * model.all_hidden(), random);
+    if (of_h_n) h_n = uniform<T>(batch.batch() * model.all_hidden(), random);
+    if (of_c_n) c_n = uniform<T>(batch.batch() * model.all_hidden(), random);
+  }
+};
+
+template <typename T>
+struct BackwardResult {
+  Buffer<T> grad_gates, h_previous, grad_h0, grad_c0;
+};
+
+template <typename T>
+BackwardResult<T> run_backward(const LstmModel<T>& model, const LstmBatch<T>& batch, const LstmResult<T>& forward,
+                               const Gradients<T>& gradients, bool grad_h0, bool grad_c0, const Executor& executor) {
+  BackwardResult<T> result;
+  result.grad_gates = Buffer<T>(batch.tokens() * 4 * model.all_hidden());
+  result.h_previous = Buffer<T>(batch.tokens() * model.all_hidden());
+  if (grad_h0) result.grad_h0 = Buffer<T>(batch.batch() * model.all_hidden());
+  if (grad_c0) result.grad_c0 = Buffer<T>(batch.batch() * model.all_hidden());
+
+  // The header says that the input's weights and the biases are not read.
+  std::vector<LstmWeights<T>> weights = model.weights();
+  for (LstmWeights<T>& w : weights) w = {nullptr, w.w_hh, nullptr, nullptr, w.reverse};
+  LstmBackward<T> args{};
+  args.shape = batch.shape(model);
+  args.weights = weights.data();
+  args.h0 = batch.h0.data();
+  args.c0 = batch.c0.data();
+  args.output = forward.output.data();
+  args.gates = forward.gates.data();
+  args.cells = forward.cells.data();
+  args.grad_output = gradients.output.data();
+  args.grad_h_n = gradients.h_n.data();
+  args.grad_c_n = gradients.c_n.data();
+  args.grad_gates = result.grad_gates.data();
+  args.h_previous = result.h_previous.data();
+  args.grad_h0 = result.grad_h0.data();
+  args.grad_c0 = result.grad_c0.data();
+  Workspace workspace = workspace_of(lstm_backward_workspace(args, executor));
+  lstm_backward(args, workspace.data(), executor);
+  return result;
+}
+
+template <typename Value>
+struct BackwardReference {
+  std::vector<Value> grad_gates, h_previous, grad_h0, grad_c0;
+};
+
+// From what the forward kernel saved, and the gradient of each state from the gates' gradients that the
+// backward kernel wrote, so that the bounds are of one step's rounding.
+template <typename T>
+BackwardReference<Bounded<T>> reference_backward(const LstmModel<T>& model, const LstmBatch<T>& batch,
+                                                 const LstmResult<T>& forward, const Gradients<T>& gradients,
+                                                 const BackwardResult<T>& forced) {
+  using Value = Bounded<T>;
+  const int64_t G = model.recurrences;
+  const int64_t H = model.hidden_size;
+  const int64_t B = batch.batch();
+  const int64_t N = batch.tokens();
+  const Value one(1);
+  const auto zeros = [](int64_t count) { return std::vector<Value>(static_cast<size_t>(count)); };
+  BackwardReference<Value> r{zeros(N * 4 * G * H), zeros(N * G * H), zeros(B * G * H), zeros(B * G * H)};
+  for (int64_t g = 0; g < G; ++g) {
+    const LstmWeights<T> weights = model.weights()[static_cast<size_t>(g)];
+    std::vector<T> columns(static_cast<size_t>(4 * H * H));  // W_hh^T
+    for (int64_t j = 0; j < 4 * H; ++j) {
+      for (int64_t u = 0; u < H; ++u) columns[static_cast<size_t>(u * 4 * H + j)] = weights.w_hh[j * H + u];
+    }
+    for (int64_t row = 0; row < B; ++row) {
+      std::vector<Value> dh = row_of<Value>(gradients.h_n, g * B + row, H);
+      std::vector<Value> dc = row_of<Value>(gradients.c_n, g * B + row, H);
+      std::vector<Value> da = zeros(4 * H);
+      for (int64_t k = batch.length(row) - 1; k >= 0; --k) {
+        const bool first = k == 0;
+        const int64_t token = batch.walked(k, row, weights.reverse);
+        const int64_t before = first ? 0 : batch.walked(k - 1, row, weights.reverse);
+        const std::vector<Value> gates = row_of<Value>(forward.gates, g * N + token, 4 * H);
+        const std::vector<Value> cell = row_of<Value>(forward.cells, g * N + token, H);
+        const std::vector<Value> c_before =
+            first ? row_of<Value>(batch.c0, g * B + row, H) : row_of<Value>(forward.cells, g * N + before, H);
+        const std::vector<Value> h_before =
+            first ? row_of<Value>(batch.h0, g * B + row, H) : row_of<Value>(forward.output, before * G + g, H);
+        const std::vector<Value> from_above = row_of<Value>(gradients.output, token * G + g, H);
+        for (size_t u = 0, n = static_cast<size_t>(H); u < n; ++u) {
+          const Value i = gates[u];
+          const Value f = gates[n + u];
+          const Value z = gates[2 * n + u];  // the gate called g elsewhere
+          const Value o = gates[3 * n + u];
+          const Value tanh_c = tanh_of(cell[u]);
+          const Value grad_h = dh[u] + from_above[u];
+          const Value grad_c = dc[u] + grad_h * o * (one - tanh_c * tanh_c);
+          da[u] = grad_c * z * (i * (one - i));
+          da[n + u] = grad_c * c_before[u] * (f * (one - f));
+          da[2 * n + u] = grad_c * i * (one - z * z);
+          da[3 * n + u] = grad_h * tanh_c * (o * (one - o));
+          dc[u] = grad_c * f;
+        }
+        put_row(da, r.grad_gates, g * N + token);
+        put_row(h_before, r.h_previous, g * N + token);
+        da = row_of<Value>(forced.grad_gates, g * N + token, 4 * H);
+        for (size_t u = 0; u < dh.size(); ++u) {
+          dh[u] = add_products(Value(), &columns[u * static_cast<size_t>(4 * H)], da.data(), 4 * H);
+        }
+      }
+      put_row(dh, r.grad_h0, g * B + row);
+      put_row(dc, r.grad_c0, g * B + row);
+    }
+  }
+  return r;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Every combination of sizes, with and without everything optional, forward and backward.
+
+inline double largest_part_of_plain = 0;
+
+// max|ours - truth| <= 2 max|plain - truth| + 4 eps max|truth|, the project's promise. Of a tensor with enough
+// elements: the largest of a few errors of the plain loop may be small by luck.
+template <typename T>
+void check_no_worse(const char* array, const Buffer<T>& actual, const std::vector<T>& plain,
+                    const std::vector<long double>& truth) {
+  constexpr int64_t kEnough = 64;
+  if (actual.size() < kEnough) return;
+  long double error = 0, plain_error = 0, size = 0;
+  for (size_t i = 0; i < truth.size(); ++i) {
+    error = std::max(error, std::abs(actual[static_cast<int64_t>(i)] - truth[i]));
+    plain_error = std::max(plain_error, std::abs(plain[i] - truth[i]));
+    size = std::max(size, std::abs(truth[i]));
+  }
+  const long double allowed = 2 * plain_error + 4 * std::numeric_limits<T>::epsilon() * size;
+  CHECK(error <= allowed, array, error, plain_error, size);
+  if (allowed > 0) largest_part_of_plain = std::max(largest_part_of_plain, static_cast<double>(error / allowed));
+}
+
+template <typename T>
+void check_case(const ModelOptions& options, int64_t batch_size, int64_t steps, Random& random) {
+  const LstmModel<T> model(options, random);
+  const Layout layout = static_cast<Layout>(random.below(3));
+  const bool even = layout == Layout::dense || random.below(4) == 0;
+  const std::vector<int64_t> lengths =
+      even ? std::vector<int64_t>(static_cast<size_t>(batch_size), steps) : ragged(batch_size, steps, random);
+  const LstmBatch<T> batch(model, lengths, layout, random.flip(), random.flip(), random);
+  Asked asked;
+  asked.mean = random.flip();
+  asked.max = random.flip();
+  asked.packed_weights = random.flip();
+  const Context context(kTypeName<T>, " G=", options.recurrences, " I=", options.input_size, " H=", options.hidden_size,
+                        " B=", batch_size, " T=", steps, " C=", options.head_width, " layout ",
+                        static_cast<int>(layout), even ? " even" : " ragged", options.b_ih ? " b_ih" : "",
+                        options.b_hh ? " b_hh" : "", batch.h0 ? " h0" : "", batch.c0 ? " c0" : "",
+                        asked.packed_weights ? " packed" : "", model.reverse[0] ? " first reverse" : "");
+  const LstmResult<T> result = run_forward(model, batch, asked, serial());
+  const Reference<Bounded<T>> expected = reference_forward<Bounded<T>>(model, batch, &result);
+  check_within("output", result.output, expected.output);
+  check_within("h_n", result.h_n, expected.h_n);
+  check_within("c_n", result.c_n, expected.c_n);
+  check_within("gates", result.gates, expected.gates);
+  check_within("cells", result.cells, expected.cells);
+  check_within("logits", result.logits, expected.logits);
+  check_within("mean", result.mean, expected.mean);
+  check_within("max", result.max, expected.max);
+
+  const Gradients<T> gradients(model, batch, random.below(4) != 0, random.flip(), random.flip(), random);
+  const bool grad_h0 = random.flip();
+  const bool grad_c0 = random.flip();
+  const BackwardResult<T> back = run_backward(model, batch, result, gradients, grad_h0, grad_c0, serial());
+  const BackwardReference<Bounded<T>> expected_back = reference_backward(model, batch, result, gradients, back);
+  check_within("grad_gates", back.grad_gates, expected_back.grad_gates);
+  check_within("h_previous", back.h_previous, expected_back.h_previous);
+  check_within("grad_h0", back.grad_h0, expected_back.grad_h0);
+  check_within("grad_c0", back.grad_c0, expected_back.grad_c0);
+
+  // The whole walk at once, by the error that a plain loop in T makes. Some cases are enough.
+  if (random.below(4) != 0) return;
+  const Reference<long double> truth = reference_forward<long double, T>(model, batch, nullptr);
+  const Reference<T> plain = reference_forward<T, T>(model, batch, nullptr);
+  check_no_worse("output", result.output, plain.output, truth.output);
+  check_no_worse("h_n", result.h_n, plain.h_n, truth.h_n);
+  check_no_worse("c_n", result.c_n, plain.c_n, truth.c_n);
+  check_no_worse("logits", result.logits, plain.logits, truth.logits);
+  check_no_worse("mean", result.mean, plain.mean, truth.mean);
+  check_no_worse("max", result.max, plain.max, truth.max);
+}
+
+template <typename T>
+void against_reference() {
+  largest_part_of_bound = 0;
+  Random random(1);
+  for (const int64_t hidden : kHiddenSizes) {
+    for (const int64_t input : kInputSizes) {
+      for (const int64_t batch : kBatches) {
+        for (const int64_t steps : kSteps) {
+          for (const int64_t recurrences : kRecurrences) {
+            ModelOptions options;
+            options.recurrences = recurrences;
+            options.input_size = input;
+            options.hidden_size = hidden;
+            options.b_ih = random.flip();
+            options.b_hh = random.flip();
+            options.head_width = kHeadWidths[static_cast<size_t>(random.below(6))];
+            options.head_bias = random.flip();
+            check_case<T>(options, batch, steps, random);
+          }
+        }
+      }
+    }
+  }
+  std::printf("         largest error: %.2f of its bound, %.2f of what is allowed over a plain loop's\n",
+              largest_part_of_bound, largest_part_of_plain);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Bits.
+
+struct Sizes {
+  int64_t recurrences, input_size, hidden_size, batch, steps, head_width;
+};
+
+// Small and large enough for threads, for several blocks of projected gates, for a step with more rows than a
+// block, and for the heads' ring of states to go round.
+const std::vector<Sizes> kSizes = {
+    {1, 1, 1, 2, 1, 1},      {2, 5, 3, 6, 9, 7},      {4, 16, 7, 13, 9, 64},  {2, 1, 16, 7, 9, 72},
+    {2, 40, 17, 13, 9, 130}, {2, 5, 33, 30, 9, 1},    {2, 16, 64, 13, 9, 72}, {1, 40, 64, 3, 2, 0},
+    {2, 5, 16, 2, 60, 72},   {2, 20, 130, 30, 9, 64}, {1, 7, 600, 22, 2, 7},
+};
+
+template <typename T>
+BackwardResult<T> check_backward_bits(const LstmModel<T>& model, const LstmBatch<T>& batch,
+                                      const LstmResult<T>& forward, const Gradients<T>& gradients) {
+  BackwardResult<T> base = run_backward(model, batch, forward, gradients, true, true, serial());
+  CHECK(not_finite(base.grad_gates) + not_finite(base.h_previous) == 0);
+  CHECK(not_finite(base.grad_h0) + not_finite(base.grad_c0) == 0);
+  const auto check_same_arrays = [&](const BackwardResult<T>& other) {
+    check_same_row("grad_gates", base.grad_gates, 0, other.grad_gates, 0, base.grad_gates.size());
+    check_same_row("h_previous", base.h_previous, 0, other.h_previous, 0, base.h_previous.size());
+    check_same_row("grad_h0", base.grad_h0, 0, other.grad_h0, 0, base.grad_h0.size());
+    check_same_row("grad_c0", base.grad_c0, 0, other.grad_c0, 0, base.grad_c0.size());
+  };
+  for (const NamedExecutor& named : executors()) {
+    const Context context("backward, ", named.name);
+    check_same_arrays(run_backward(model, batch, forward, gradients, true, true, named.executor));
+  }
+  const Context context("backward, no gradient of the initial state");
+  check_same_arrays(run_backward(model, batch, forward, gradients, false, false, threads<3>()));
+  return base;
+}
+
+template <typename T>
+void check_some(const LstmModel<T>& model, const LstmBatch<T>& batch, const LstmResult<T>& base,
+                const Gradients<T>& gradients, const BackwardResult<T>& base_back, const std::vector<int64_t>& rows,
+                Layout layout, const Executor& executor) {
+  const Context context("sequences ", rows.front(), " to ", rows.back(), ", ", rows.size(), " of them, in layout ",
+                        static_cast<int>(layout));
+  const LstmBatch<T> some(model, batch, rows, layout);
+  const LstmResult<T> result = run_forward(model, some, {}, executor);
+  check_same(model, batch, base, rows, some, result);
+
+  Gradients<T> some_gradients;
+  some_gradients.output = some.take_tokens(batch, rows, gradients.output, model.all_hidden());
+  some_gradients.h_n = some.take_states(batch, rows, gradients.h_n, model);
+  some_gradients.c_n = some.take_states(batch, rows, gradients.c_n, model);
+  const BackwardResult<T> back = run_backward(model, some, result, some_gradients, true, true, executor);
+  const int64_t hidden = model.hidden_size;
+  for (int64_t g = 0; g < model.recurrences; ++g) {
+    for (int64_t row = 0; row < some.batch(); ++row) {
+      const int64_t from = rows[static_cast<size_t>(row)];
+      for (int64_t t = 0; t < some.length(row); ++t) {
+        const int64_t token_a = g * batch.tokens() + batch.token(t, from);
+        const int64_t token_b = g * some.tokens() + some.token(t, row);
+        check_same_row("grad_gates", base_back.grad_gates, token_a, back.grad_gates, token_b, 4 * hidden);
+        check_same_row("h_previous", base_back.h_previous, token_a, back.h_previous, token_b, hidden);
+      }
+      const int64_t row_a = g * batch.batch() + from;
+      const int64_t row_b = g * some.batch() + row;
+      check_same_row("grad_h0", base_back.grad_h0, row_a, back.grad_h0, row_b, hidden);
+      check_same_row("grad_c0", base_back.grad_c0, row_a, back.grad_c0, row_b, hidden);
+    }
+  }
+}
+
+template <typename T>
+void check_bits(const Sizes& sizes, Layout layout, Random& random) {
+  ModelOptions options;
+  options.recurrences = sizes.recurrences;
+  options.input_size = sizes.input_size;
+  options.hidden_size = sizes.hidden_size;
+  options.head_width = sizes.head_width;
+  const LstmModel<T> model(options, random);
+  const bool dense = layout == Layout::dense;
+  const LstmBatch<T> batch(model,
+                           dense ? std::vector<int64_t>(static_cast<size_t>(sizes.batch), sizes.steps)
+                                 : ragged(sizes.batch, sizes.steps, random),
+                           layout, random.flip(), random.flip(), random);
+  const std::vector<int64_t> rows = all_rows(sizes.batch);
+  const Context context(kTypeName<T>, " G=", sizes.recurrences, " I=", sizes.input_size, " H=", sizes.hidden_size,
+                        " B=", sizes.batch, " T=", sizes.steps, " C=", sizes.head_width, " layout ",
+                        static_cast<int>(layout));
+
+  const LstmResult<T> base = run_forward(model, batch, {}, serial());
+  check_finite(base);
+  for (const NamedExecutor& named : executors()) {
+    for (const bool packed : {false, true}) {
+      const Context how(named.name, packed ? ", packed weights" : "");
+      Asked asked;
+      asked.packed_weights = packed;
+      check_same(model, batch, base, rows, batch, run_forward(model, batch, asked, named.executor));
+    }
+  }
+
+  for (int mask = 0; mask < 32; ++mask) {
+    Asked asked;
+    asked.output = (mask & 1) != 0;
+    asked.saved = (mask & 2) != 0;
+    asked.heads = (mask & 4) != 0;
+    asked.mean = (mask & 8) != 0;
+    asked.max = (mask & 16) != 0;
+    const Context how("asked for", asked.output ? " output" : "", asked.saved ? " gates and cells" : "",
+                      asked.heads ? " heads" : "", asked.mean ? " mean" : "", asked.max ? " max" : "");
+    check_same(model, batch, base, rows, batch, run_forward(model, batch, asked, mask % 2 ? serial() : threads<2>()));
+  }
+
+  const Gradients<T> gradients(model, batch, true, true, true, random);
+  const BackwardResult<T> back = check_backward_bits(model, batch, base, gradients);
+  const auto check_rows = [&](const std::vector<int64_t>& some, Layout in, const Executor& executor) {
+    check_some(model, batch, base, gradients, back, some, in, executor);
+  };
+  for (const int64_t row : rows) check_rows({row}, row % 2 == 0 ? Layout::dense : Layout::padded, threads<2>());
+  std::vector<int64_t> odd;
+  for (const int64_t row : rows) {
+    if (row % 2 == 1) odd.push_back(row);
+  }
+  check_rows(odd, Layout::packed, threads<3>());
+  check_rows({rows.begin(), rows.begin() + (sizes.batch + 1) / 2}, Layout::padded, serial());
+  check_rows({rows.begin() + sizes.batch / 2, rows.end()}, Layout::packed, threads<2>());
+  if (dense) {
+    check_rows(rows, Layout::packed, serial());
+    check_rows(rows, Layout::padded, threads<5>());
+    check_rows(odd, Layout::dense, threads<2>());
+  }
+
+  // The batch may count sequences that have no token.
+  if (!dense) {
+    LstmBatch<T> longer(model, batch, rows, layout);
+    longer.lengths.insert(longer.lengths.end(), {0, 0});
+    longer.h0 = Buffer<T>();
+    longer.c0 = Buffer<T>();
+    LstmBatch<T> same(model, batch, rows, layout);
+    same.h0 = Buffer<T>();
+    same.c0 = Buffer<T>();
+    const Context how("two more sequences, empty");
+    check_same(model, longer, run_forward(model, longer, {}, threads<5>()), rows, same,
+               run_forward(model, same, {}, serial()));
+  }
+
+  // What is not a number stays in its own sequence.
+  LstmBatch<T> broken(model, batch, rows, layout);
+  broken.input[broken.token(0, 0) * sizes.input_size] = std::numeric_limits<T>::quiet_NaN();
+  broken.input[broken.token(broken.length(1) - 1, 1) * sizes.input_size] = std::numeric_limits<T>::infinity();
+  const LstmResult<T> broken_result = run_forward(model, broken, {}, threads<2>());
+  CHECK(std::isnan(broken_result.output[broken.token(0, 0) * model.all_hidden()]));
+  if (sizes.batch > 2) {
+    const std::vector<int64_t> others(rows.begin() + 2, rows.end());
+    const Context how("beside what is not a number");
+    check_same(model, broken, broken_result, others, LstmBatch<T>(model, batch, others, Layout::packed),
+               run_forward(model, LstmBatch<T>(model, batch, others, Layout::packed), {}, serial()));
+  }
+}
+
+template <typename T>
+void same_bits_always() {
+  Random random(2);
+  for (const Sizes& sizes : kSizes) {
+    for (const Layout layout : {Layout::dense, Layout::packed, Layout::padded}) {
+      if (sizes.hidden_size > 100 && layout != Layout::packed) continue;  // they take long
+      check_bits<T>(sizes, layout, random);
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// The forward and the backward kernel together, by differences of a scalar.
+
+void against_differences() {
+  Random random(3);
+  ModelOptions options;
+  options.recurrences = 2;
+  options.input_size = 4;
+  options.hidden_size = 5;
+  LstmModel<double> model(options, random);
+  LstmBatch<double> batch(model, {4, 3, 3, 1}, Layout::padded, true, true, random);
+  const int64_t G = model.recurrences;
+  const int64_t I = model.input_size;
+  const int64_t H = model.hidden_size;
+  const int64_t N = batch.tokens();
+  const Gradients<double> gradients(model, batch, true, true, true, random);
+  const auto loss = [&] {
+    const LstmResult<double> result = run_forward(model, batch, {}, serial());
+    double sum = 0;
+    for (int64_t i = 0; i < result.output.size(); ++i) sum += result.output[i] * gradients.output[i];
+    for (int64_t i = 0; i < result.h_n.size(); ++i) sum += result.h_n[i] * gradients.h_n[i];
+    for (int64_t i = 0; i < result.c_n.size(); ++i) sum += result.c_n[i] * gradients.c_n[i];
+    return sum;
+  };
+  // Fourth order: with this step both truncation and cancellation are below 1e-11 for values of this size.
+  const auto check_gradient = [&](const char* name, double& value, double gradient) {
+    constexpr double kStep = 1e-3;
+    const double given = value;
+    const auto loss_at = [&](double offset) {
+      value = given + offset;
+      return loss();
+    };
+    const double near = loss_at(kStep) - loss_at(-kStep);
+    const double far = loss_at(2 * kStep) - loss_at(-2 * kStep);
+    value = given;
+    const double difference = (8 * near - far) / (12 * kStep);
+    CHECK(std::abs(difference - gradient) <= 1e-10, name, difference, gradient);
+  };
+
+  const BackwardResult<double> back =
+      run_backward(model, batch, run_forward(model, batch, {}, serial()), gradients, true, true, serial());
+  for (int64_t g = 0; g < G; ++g) {
+    const double* const da = back.grad_gates.data() + g * N * 4 * H;
+    const double* const h_previous = back.h_previous.data() + g * N * H;
+    const size_t at = static_cast<size_t>(g);
+    for (int64_t j = 0; j < 4 * H; ++j) {
+      double bias = 0;
+      for (int64_t n = 0; n < N; ++n) bias += da[n * 4 * H + j];
+      check_gradient("b_ih", model.b_ih[at][j], bias);
+      check_gradient("b_hh", model.b_hh[at][j], bias);
+      for (int64_t k = 0; k < I; ++k) {
+        double sum = 0;
+        for (int64_t n = 0; n < N; ++n) sum += da[n * 4 * H + j] * batch.input[n * I + k];
+        check_gradient("w_ih", model.w_ih[at][j * I + k], sum);
+      }
+      for (int64_t k = 0; k < H; ++k) {
+        double sum = 0;
+        for (int64_t n = 0; n < N; ++n) sum += da[n * 4 * H + j] * h_previous[n * H + k];
+        check_gradient("w_hh", model.w_hh[at][j * H + k], sum);
+      }
+    }
+  }
+  for (int64_t n = 0; n < N; ++n) {
+    for (int64_t k = 0; k < I; ++k) {
+      double sum = 0;
+      for (int64_t g = 0; g < G; ++g) {
+        for (int64_t j = 0; j < 4 * H; ++j) {
+          sum += back.grad_gates[(g * N + n) * 4 * H + j] * model.w_ih[static_cast<size_t>(g)][j * I + k];
+        }
+      }
+      check_gradient("input", batch.input[n * I + k], sum);
+    }
+  }
+  for (int64_t i = 0; i < back.grad_h0.size(); ++i) {
+    check_gradient("h0", batch.h0[i], back.grad_h0[i]);
+    check_gradient("c0", batch.c0[i], back.grad_c0[i]);
+  }
+}
+
+}  // namespace
+}  // namespace pymtl::test
+
+int main() {
+  using namespace pymtl::test;
+  return run_tests({
+      {"against long double, float", against_reference<float>},
+      {"against long double, double", against_reference<double>},
+      {"against differences", against_differences},
+      {"the same bits always, float", same_bits_always<float>},
+      {"the same bits always, double", same_bits_always<double>},
+  });
+}

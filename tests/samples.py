@@ -1,0 +1,229 @@
+"""Sample inputs of the ops, and the ways to run them: ours, PyTorch's modules and the plain reference."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.utils.rnn import PackedSequence
+
+from pymtl import ops, reference
+
+DTYPES = [torch.float32, torch.float64]
+BOTH = (False, True)
+
+
+def spread(tensor):
+    """The same values, non-contiguous: every second element of a larger tensor, in all dimensions."""
+    filler = torch.nan if tensor.is_floating_point() else -1
+    larger = torch.full([2 * n for n in tensor.shape], filler, dtype=tensor.dtype)
+    view = larger[tuple(slice(None, None, 2) for _ in tensor.shape)]
+    return view.copy_(tensor)
+
+
+def transposed(tensor):
+    """The same values with the strides of the first two dimensions exchanged."""
+    return tensor.transpose(0, 1).contiguous().transpose(0, 1) if tensor.dim() > 1 else spread(tensor)
+
+
+def shifted(tensor):
+    """The same values, contiguous, at an address that is aligned to one element only."""
+    return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
+
+
+@dataclass(frozen=True)
+class LSTMCase:
+    """Sizes and options of a call; ``lengths`` given, longest first, means packed."""
+
+    input_size: int
+    hidden_size: int
+    steps: int = 5
+    batch: int = 3
+    lengths: tuple[int, ...] | None = None
+    reverse: tuple[bool, ...] = BOTH
+    bias: bool = True
+    h0: bool = False
+    c0: bool = False
+    scale: float = 1.0
+
+    def __str__(self):
+        shape = f"T{self.steps}-B{self.batch}"
+        if self.lengths is not None:
+            shape = "lengths-" + "-".join(map(str, self.lengths[:6])) + ("-etc" if len(self.lengths) > 6 else "")
+        directions = "".join("b" if backwards else "f" for backwards in self.reverse)
+        options = [name for name in ("h0", "c0") if getattr(self, name)]
+        options += [] if self.bias else ["nobias"]
+        options += [] if self.scale == 1.0 else [f"scale{self.scale:g}"]
+        return "-".join([f"I{self.input_size}-H{self.hidden_size}-{directions}-{shape}", *options])
+
+
+@dataclass(frozen=True)
+class LSTMSample:
+    """The tensors of a call."""
+
+    input: torch.Tensor
+    batch_sizes: torch.Tensor | None
+    weights: ops.LSTMWeights
+    h0: torch.Tensor | None = None
+    c0: torch.Tensor | None = None
+
+    def tensors(self):
+        """All floating-point tensors by name."""
+        named = {"input": self.input}
+        for field in self.weights._fields[:4]:
+            named |= {f"{field}[{g}]": tensor for g, tensor in enumerate(getattr(self.weights, field))}
+        return named | {name: getattr(self, name) for name in ("h0", "c0") if getattr(self, name) is not None}
+
+    def map(self, function):
+        """The same call with ``function(name, tensor)`` for each of its tensors."""
+        new = {name: function(name, tensor) for name, tensor in self.tensors().items()}
+        groups = [
+            [new[f"{field}[{g}]"] for g in range(len(getattr(self.weights, field)))]
+            for field in self.weights._fields[:4]
+        ]
+        weights = ops.LSTMWeights(*groups, self.weights.reverse)
+        return replace(self, input=new["input"], weights=weights, h0=new.get("h0"), c0=new.get("c0"))
+
+    def to(self, dtype):
+        return self.map(lambda _, tensor: tensor.to(dtype))
+
+    def leaves(self, names=None):
+        """Fresh leaves; those of ``names``, all by default, require a gradient."""
+        return self.map(lambda name, t: t.detach().clone().requires_grad_(names is None or name in names))
+
+
+def sizes_of(lengths):
+    """PackedSequence's batch_sizes of sequences sorted by length."""
+    return torch.tensor([sum(length > t for length in lengths) for t in range(max(lengths))])
+
+
+def random_lengths(batch, longest, seed):
+    """Lengths from 1 to ``longest``, longest first, both ends included."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, longest + 1, (batch,), generator=generator).tolist()
+    lengths[0] = longest
+    lengths[-1] = 1 if batch > 1 else longest
+    return tuple(sorted(lengths, reverse=True))
+
+
+def lstm_weights(input_size, hidden_size, reverse=BOTH, *, bias=True, dtype=torch.float32, seed=0, scale=1.0):
+    """Weights drawn as nn.LSTM draws its own, times ``scale``."""
+    generator = torch.Generator().manual_seed(seed)
+    bound = scale / hidden_size**0.5
+
+    def draw(*size):
+        return [
+            torch.empty(4 * hidden_size, *size, dtype=dtype).uniform_(-bound, bound, generator=generator)
+            for _ in reverse
+        ]
+
+    return ops.LSTMWeights(
+        draw(input_size), draw(hidden_size), draw() if bias else [], draw() if bias else [], list(reverse)
+    )
+
+
+def lstm_sample(case, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*size):
+        return torch.randn(*size, dtype=dtype, generator=generator)
+
+    weights = lstm_weights(
+        case.input_size, case.hidden_size, case.reverse, bias=case.bias, dtype=dtype, seed=seed + 1, scale=case.scale
+    )
+    batch_sizes = None
+    batch = case.batch
+    leading = (case.steps, case.batch)
+    if case.lengths is not None:
+        batch_sizes = sizes_of(case.lengths)
+        batch = len(case.lengths)
+        leading = (sum(case.lengths),)
+    state = (len(case.reverse), batch, case.hidden_size)
+    return LSTMSample(
+        draw(*leading, case.input_size),
+        batch_sizes,
+        weights,
+        0.5 * draw(*state) if case.h0 else None,
+        draw(*state) if case.c0 else None,
+    )
+
+
+def run_ours(sample, **options):
+    results = ops.lstm(sample.input, sample.batch_sizes, sample.weights, sample.h0, sample.c0, **options)
+    return dict(zip(("output", "h_n", "c_n"), results))
+
+
+def run_reference(sample):
+    results = reference.lstm(sample.input, sample.batch_sizes, *sample.weights, sample.h0, sample.c0)
+    return dict(zip(("output", "h_n", "c_n"), results))
+
+
+def run_nn_lstm(sample):
+    """PyTorch's own modules: one bidirectional nn.LSTM for a forward and a backward recurrence side by side.
+
+    nn.LSTM knows no backward recurrence alone: that is the second half of a bidirectional one.
+    """
+    reverse = list(sample.weights.reverse)
+    outputs, h_last, c_last = [], [], []
+    g = 0
+    while g < len(reverse):
+        both = reverse[g : g + 2] == [False, True]
+        members = [g, g + 1] if both else [g, g] if reverse[g] else [g]
+        output, h_n, c_n = _nn_lstm(sample, members)
+        if reverse[g]:
+            output, h_n, c_n = output[..., output.shape[-1] // 2 :], h_n[1:], c_n[1:]
+        outputs.append(output)
+        h_last.append(h_n)
+        c_last.append(c_n)
+        g += 2 if both else 1
+    return {"output": torch.cat(outputs, -1), "h_n": torch.cat(h_last), "c_n": torch.cat(c_last)}
+
+
+def _nn_lstm(sample, members):
+    weights = sample.weights
+    input_size, hidden_size = weights.weight_ih[0].shape[1], weights.weight_hh[0].shape[1]
+    bias = len(weights.bias_ih) > 0
+    dtype = sample.input.dtype
+    module = nn.LSTM(input_size, hidden_size, bias=bias, bidirectional=len(members) == 2, dtype=dtype)
+    parameters = {
+        f"{field}_l0" + ("_reverse" if place == 1 else ""): getattr(weights, field)[g]
+        for place, g in enumerate(members)
+        for field in weights._fields[: 4 if bias else 2]
+    }
+    states = None
+    if sample.h0 is not None or sample.c0 is not None:
+        given = sample.h0 if sample.h0 is not None else sample.c0
+        states = tuple(
+            torch.zeros_like(given)[members] if state is None else state[members] for state in (sample.h0, sample.c0)
+        )
+    inputs = sample.input
+    if sample.batch_sizes is not None:
+        inputs = PackedSequence(inputs, sample.batch_sizes[sample.batch_sizes > 0])
+    output, (h_n, c_n) = functional_call(module, parameters, (inputs, states))
+    return (output if sample.batch_sizes is None else output.data), h_n, c_n
+
+
+def random_like(results, seed=100):
+    """Gradients to start a backward pass from."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(r.shape, dtype=r.dtype, generator=generator) for name, r in results.items()}
+
+
+def with_gradients(run, sample, seeds, names=None):
+    """The results of ``run(sample)`` and the gradients of ``names`` (all tensors by default), in one mapping.
+
+    ``seeds`` maps the results that the loss reads to their gradients.
+    """
+    sample = sample.leaves(names)
+    results = run(sample)
+    wanted = {name: tensor for name, tensor in sample.tensors().items() if tensor.requires_grad}
+    dtype = sample.input.dtype
+    gradients = torch.autograd.grad(
+        [results[name] for name in seeds],
+        list(wanted.values()),
+        [seed.to(dtype) for seed in seeds.values()],
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    detached = {name: result.detach() for name, result in results.items()}
+    return detached | {f"gradient of {name}": gradient for name, gradient in zip(wanted, gradients)}
