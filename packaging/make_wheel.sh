@@ -19,7 +19,7 @@ wheel=$(ls -t dist/*.whl | head -n 1)
 "$python" -m venv build/wheel-env
 tools=$PWD/build/wheel-env/bin
 "$tools/python" -m pip install -q "$torch"
-PATH=$tools "$tools/python" -m pip install -q --no-deps "$wheel"
+PATH=$tools "$tools/python" -m pip install -q "$wheel"
 cd build  # away from the sources, so that the wheel is what gets imported
 PATH=$tools "$tools/python" ../packaging/smoke_test.py
 PATH=$tools "$tools/pymtl" info

@@ -68,22 +68,32 @@ struct LstmForward {
   LstmHeads<T> heads;
 };
 
+// Where the gradients of a recurrence's weights go; null: not wanted. Those of b_ih and b_hh are equal.
+template <typename T>
+struct LstmWeightGradients {
+  T* w_ih;  // [4H, I]
+  T* w_hh;  // [4H, H]
+  T* bias;  // [4H]
+};
+
 template <typename T>
 struct LstmBackward {
   LstmShape shape;
-  const LstmWeights<T>* weights;  // [G]; only w_hh and reverse are read
-  const T* h0;                    // as in the forward pass
+  const LstmWeights<T>* weights;  // [G]
+  const T* input;                 // as in the forward pass
+  const T* h0;
   const T* c0;
-  const T* output;       // [N, G*H] from the forward pass
-  const T* gates;        // [G, N, 4H] from the forward pass
-  const T* cells;        // [G, N, H] from the forward pass
-  const T* grad_output;  // [N, G*H] or null: zeros
-  const T* grad_h_n;     // [G, B, H] or null: zeros
-  const T* grad_c_n;     // [G, B, H] or null: zeros
-  T* grad_gates;         // [G, N, 4H] gradient of a, the gates before activation
-  T* h_previous;         // [G, N, H] h_{t-1} of every token: grad W_hh = grad_gates^T h_previous
-  T* grad_h0;            // [G, B, H] or null: not wanted
-  T* grad_c0;            // [G, B, H] or null: not wanted
+  const T* output;                             // [N, G*H] from the forward pass
+  const T* gates;                              // [G, N, 4H] from the forward pass
+  const T* cells;                              // [G, N, H] from the forward pass
+  const T* grad_output;                        // [N, G*H] or null: zeros
+  const T* grad_h_n;                           // [G, B, H] or null: zeros
+  const T* grad_c_n;                           // [G, B, H] or null: zeros
+  T* grad_gates;                               // [G, N, 4H] gradient of a, the gates before activation
+  T* grad_input;                               // [N, I] or null: not wanted
+  const LstmWeightGradients<T>* grad_weights;  // [G]
+  T* grad_h0;                                  // [G, B, H] or null: not wanted
+  T* grad_c0;                                  // [G, B, H] or null: not wanted
 };
 
 // Elements of T that lstm_pack writes under the instruction set in use.

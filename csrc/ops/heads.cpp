@@ -1,5 +1,6 @@
 #include "kernels/heads.h"
 
+#include "scratch.h"
 #include "tensors.h"
 
 namespace pymtl::ops {
@@ -21,8 +22,8 @@ Tensor heads(Tensor given_input, Tensor given_weight, OptionalTensor given_bias,
     if (output.numel() > 0) {
       const Heads<T> args{rows,           parts,           features / parts, width,
                           read<T>(input), read<T>(weight), read<T>(bias),    write<T>(output)};
-      const Tensor workspace = make_workspace(input, heads_workspace(args));
-      heads_forward(args, workspace.mutable_data_ptr(), torch_executor());
+      const Scratch workspace(heads_workspace(args));
+      heads_forward(args, workspace.memory(), torch_executor());
     }
     return output;
   });

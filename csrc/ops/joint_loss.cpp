@@ -1,5 +1,6 @@
 #include "kernels/joint_loss.h"
 
+#include "scratch.h"
 #include "tensors.h"
 
 namespace pymtl::ops {
@@ -67,8 +68,8 @@ std::tuple<Tensor, Tensors> joint_loss(Tensors logits, Tensors targets, std::vec
       }
       tasks.push_back(task);
     }
-    const Tensor workspace = make_workspace(logits[0], joint_loss_workspace(tasks.data(), tasks.size()));
-    pymtl::joint_loss(tasks.data(), static_cast<int64_t>(tasks.size()), workspace.mutable_data_ptr(), torch_executor());
+    const Scratch workspace(joint_loss_workspace(tasks.data(), tasks.size()));
+    pymtl::joint_loss(tasks.data(), static_cast<int64_t>(tasks.size()), workspace.memory(), torch_executor());
     return std::make_tuple(losses, grads);
   });
 }

@@ -1,8 +1,7 @@
 #include "kernels/lstm.h"
 
-#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
-
 #include "batch.h"
+#include "scratch.h"
 #include "tensors.h"
 
 namespace pymtl::ops {
@@ -14,7 +13,7 @@ struct Layer {
   int64_t recurrences;
   int64_t input_size;
   int64_t hidden_size;
-  Tensors kept;  // w_ih, w_hh and the biases of one recurrence after another
+  Tensors kept;
   std::vector<LstmWeights<T>> weights;
 
   Layer(const Tensors& weight_ih, const Tensors& weight_hh, const Tensors& bias_ih, const Tensors& bias_hh,
@@ -40,10 +39,6 @@ struct Layer {
                          bias_hh.empty() ? nullptr : keep(bias_hh[g], element("bias_hh", g), type, {4 * hidden_size}),
                          reverse[g]});
     }
-  }
-
-  const Tensor& kept_weight_ih(int64_t g) const {
-    return kept[static_cast<size_t>(g) * (kept.size() / weights.size())];
   }
 
  private:
@@ -107,8 +102,8 @@ ForwardResult forward(const Tensor& given_input, const OptionalTensor& batch_siz
     args.gates = write<T>(result.gates);
     args.cells = write<T>(result.cells);
     const Executor executor = torch_executor();
-    const Tensor workspace = make_workspace(input, lstm_forward_workspace(args, executor));
-    lstm_forward(args, workspace.mutable_data_ptr(), executor);
+    const Scratch workspace(lstm_forward_workspace(args, executor));
+    lstm_forward(args, workspace.memory(), executor);
     return result;
   });
 }
@@ -130,17 +125,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_training(Tensor input, O
                                        std::nullopt, Keep::for_backward);
   return {result.output, result.h_n, result.c_n, result.gates, result.cells};
 }
-
-// out = a b, or out += a b, by Torch's own matrix product.
-void multiply_into(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate) {
-  if (accumulate) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1.0, 1.0));
-  } else {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
-  }
-}
-
-Tensor transposed(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
 
 // The gradients one may ask for, in the order of the op's argument `needs`.
 struct Needs {
@@ -181,15 +165,28 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> lstm_backward(
     const OptionalTensor grad_h_n = checked(given_grad_h_n, "grad_h_n", type, state);
     const OptionalTensor grad_c_n = checked(given_grad_c_n, "grad_c_n", type, state);
 
-    const Tensor grad_gates = make(input, {G, N, 4 * H});
-    const Tensor h_previous = make(input, {G, N, H});
     const Sizes no_state = {0, batch.batch, H};
     const Tensor grad_h0 = make(input, needs.state ? state : no_state);
     const Tensor grad_c0 = make(input, needs.state ? state : no_state);
+    const Tensor grad_input = needs.input ? make(input, batch.with(I)) : make(input, {0});
+    Tensors grad_w_ih, grad_w_hh, grad_bias;
+    std::vector<LstmWeightGradients<T>> grad_weights(static_cast<size_t>(G));
+    for (LstmWeightGradients<T>& wanted : grad_weights) {
+      // Without tokens no kernel runs and the gradients are zero.
+      const auto want = [&](bool needed, Tensors& list, const Sizes& sizes) -> T* {
+        if (!needed) return nullptr;
+        list.push_back(N > 0 ? make(input, sizes) : torch::stable::new_zeros(input, sizes));
+        return write<T>(list.back());
+      };
+      wanted.w_ih = want(needs.weight_ih, grad_w_ih, {4 * H, I});
+      wanted.w_hh = want(needs.weight_hh, grad_w_hh, {4 * H, H});
+      wanted.bias = want(needs.bias && !bias_ih.empty(), grad_bias, {4 * H});
+    }
     if (N > 0) {
       LstmBackward<T> args{};
       args.shape = shape_of(layer, batch);
       args.weights = layer.weights.data();
+      args.input = read<T>(input);
       args.h0 = read<T>(h0);
       args.c0 = read<T>(c0);
       args.output = read<T>(output);
@@ -198,33 +195,16 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> lstm_backward(
       args.grad_output = read<T>(grad_output);
       args.grad_h_n = read<T>(grad_h_n);
       args.grad_c_n = read<T>(grad_c_n);
-      args.grad_gates = write<T>(grad_gates);
-      args.h_previous = write<T>(h_previous);
+      args.grad_input = write<T>(grad_input);
+      args.grad_weights = grad_weights.data();
       args.grad_h0 = write<T>(grad_h0);
       args.grad_c0 = write<T>(grad_c0);
       const Executor executor = torch_executor();
-      const Tensor workspace = make_workspace(input, lstm_backward_workspace(args, executor));
-      lstm_backward(args, workspace.mutable_data_ptr(), executor);
+      const size_t bytes = lstm_backward_workspace(args, executor);
+      const Scratch workspace(bytes + static_cast<size_t>(G * N * 4 * H) * sizeof(T));
+      args.grad_gates = reinterpret_cast<T*>(static_cast<char*>(workspace.memory()) + bytes);
+      pymtl::lstm_backward(args, workspace.memory(), executor);
     }
-
-    Tensor grad_input = make(input, {0});
-    if (needs.input) grad_input = make(input, {N, I});
-    const Tensor tokens = torch::stable::view(input, {N, I});
-    Tensors grad_w_ih, grad_w_hh, grad_bias;
-    for (int64_t g = 0; g < G; ++g) {
-      const Tensor grad = torch::stable::select(grad_gates, 0, g);
-      if (needs.input) multiply_into(grad_input, grad, layer.kept_weight_ih(g), g > 0);
-      if (needs.weight_ih) {
-        grad_w_ih.push_back(make(input, {4 * H, I}));
-        multiply_into(grad_w_ih.back(), transposed(grad), tokens, false);
-      }
-      if (needs.weight_hh) {
-        grad_w_hh.push_back(make(input, {4 * H, H}));
-        multiply_into(grad_w_hh.back(), transposed(grad), torch::stable::select(h_previous, 0, g), false);
-      }
-      if (needs.bias && !bias_ih.empty()) grad_bias.push_back(torch::stable::sum(grad, Sizes{0}));
-    }
-    if (needs.input) grad_input = torch::stable::view(grad_input, batch.with(I));
     return std::make_tuple(grad_input, grad_w_ih, grad_w_hh, grad_bias, grad_h0, grad_c0);
   });
 }
@@ -270,8 +250,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_heads(Tensor given_input
       args.c_n = write<T>(c_n);
       args.heads = {C, read<T>(head_weight), read<T>(head_bias), write<T>(logits), write<T>(means), write<T>(maxima)};
       const Executor executor = torch_executor();
-      const Tensor workspace = make_workspace(input, lstm_forward_workspace(args, executor));
-      lstm_forward(args, workspace.mutable_data_ptr(), executor);
+      const Scratch workspace(lstm_forward_workspace(args, executor));
+      lstm_forward(args, workspace.memory(), executor);
     }
     return std::make_tuple(logits, means, maxima, h_n, c_n);
   });

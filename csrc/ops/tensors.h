@@ -104,11 +104,6 @@ inline Tensor make(const Tensor& like, const Sizes& sizes, ScalarType type) {
   return torch::stable::new_empty(like, sizes, type);
 }
 
-// Scratch memory; Torch's CPU allocations begin on a cache line.
-inline Tensor make_workspace(const Tensor& like, size_t bytes) {
-  return make(like, {static_cast<int64_t>(bytes)}, ScalarType::Byte);
-}
-
 inline pymtl::Executor torch_executor() {
   const auto for_each = [](int64_t count, pymtl::Executor::Task task, void* state) {
     torch::stable::parallel_for(0, count, 1, [task, state](int64_t first, int64_t last) {

@@ -22,7 +22,7 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
         "nn.LSTM. 'padded' runs nn.LSTM over padding, which changes its results; it is shown for its time.",
     )
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder of pymtl train")
-    parser.add_argument("--batches", type=int, default=100, metavar="N", help="batches to time (default: 100)")
+    parser.add_argument("--batches", type=int, default=200, metavar="N", help="batches to time (default: 200)")
     return parser
 
 

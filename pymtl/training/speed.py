@@ -14,8 +14,11 @@ from pymtl.training.config import Config
 from pymtl.training.data import Batch, Encoder, Record, Vocabulary, buckets
 
 
+BLOCK = 20  # batches a contender runs in a row: its parameters and Adam's moments fill most of the cache
+
+
 def compare(
-    backend: Backend, config: Config, vocabulary: Vocabulary, train: list[Record], test: list[Record], batches: int = 40
+    backend: Backend, config: Config, vocabulary: Vocabulary, train: list[Record], test: list[Record], batches: int = 200
 ) -> dict[str, Any]:
     """Times a training step and an inference batch of every backend on the same batches, interleaved.
 
@@ -38,11 +41,11 @@ def compare(
     parity = _parity(models["pymtl"], models["reference"], training[:8])
     steps = {name: _Step(model, config) for name, model in models.items()}
     result: dict[str, Any] = {"parity": parity}
-    result["training"] = interleaved({name: step.train for name, step in steps.items()}, training, "pymtl")
+    result["training"] = interleaved({name: step.train for name, step in steps.items()}, training, "pymtl", BLOCK)
     for model in models.values():
         model.model.eval()
     with torch.inference_mode():
-        result["inference"] = interleaved({name: step.infer for name, step in steps.items()}, inference, "pymtl")
+        result["inference"] = interleaved({name: step.infer for name, step in steps.items()}, inference, "pymtl", BLOCK)
     return result
 
 

@@ -97,6 +97,23 @@ Bounded<T> add_products(Bounded<T> sum, const T* weights, const Bounded<T>* x, i
   return sum;
 }
 
+// The mean, summed with compensation: the sum is then off by 2 units of the sizes of all that is added, to
+// first order, however many those are (Higham, section 4.3).
+template <typename T>
+Bounded<T> mean_of(const std::vector<Bounded<T>>& values) {
+  constexpr double kUnit = Bounded<T>::kUnit;
+  const double count = static_cast<double>(values.size());
+  Bounded<T> sum;
+  double size = 0;
+  for (const Bounded<T>& x : values) {
+    sum.value += x.value;
+    sum.error += x.error;
+    size += std::abs(static_cast<double>(x.value)) + x.error;
+  }
+  sum.error += (2 * kUnit + 4 * count * kUnit * kUnit) * size;
+  return sum / static_cast<T>(count);
+}
+
 // The same names for plain numbers, so that a reference can be written once.
 template <std::floating_point R>
 R sigmoid_of(R x) {
@@ -109,6 +126,12 @@ R tanh_of(R x) {
 template <std::floating_point R>
 R largest(R a, R b) {
   return std::max(a, b);
+}
+template <std::floating_point R>
+R mean_of(const std::vector<R>& values) {
+  R sum = 0;
+  for (const R x : values) sum += x;
+  return sum / static_cast<R>(values.size());
 }
 template <typename T, std::floating_point R>
 R add_products(R sum, const T* weights, const R* x, int64_t count) {

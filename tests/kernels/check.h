@@ -96,7 +96,7 @@ inline int run_tests(std::initializer_list<Test> tests) {
       std::printf(unknown ? "failed: there is no instruction set %s\n"
                           : "skipped: this CPU or this build lacks the instruction set %s\n",
                   wanted);
-      return unknown ? 1 : 77;
+      return unknown || failure_count > 0 ? 1 : 77;
     }
   }
   const std::string isa = isa_name(active_isa());

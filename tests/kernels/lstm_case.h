@@ -161,7 +161,7 @@ struct LstmBatch {
 // What lstm_forward is asked for, and how.
 struct Asked {
   bool output = true;
-  bool saved = true;  // gates and cells, for the backward pass
+  bool saved = true;  // gates and cells, which the backward pass needs both
   bool heads = true;
   bool mean = true;
   bool max = true;

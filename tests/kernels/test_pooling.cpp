@@ -29,6 +29,25 @@ Buffer<bool> directions(int64_t recurrences, Random& random) {
   return reverse;
 }
 
+// The first token, in the order of the walk, that holds a sequence's maximum of a column; NaN is above all.
+template <typename T>
+int64_t largest_token(const LstmBatch<T>& batch, bool backward, const Buffer<T>& input, int64_t width, int64_t row,
+                      int64_t column) {
+  int64_t best = batch.walked(0, row, backward);
+  for (int64_t k = 1; k < batch.length(row); ++k) {
+    const int64_t token = batch.walked(k, row, backward);
+    const T most = input[best * width + column];
+    const T value = input[token * width + column];
+    if (value > most || (std::isnan(value) && !std::isnan(most))) best = token;
+  }
+  return best;
+}
+
+template <typename T>
+bool same_number(T a, T b) {
+  return a == b || (std::isnan(a) && std::isnan(b));
+}
+
 template <typename T>
 void check_forward(const LstmModel<T>& model, const LstmBatch<T>& batch, const Buffer<bool>& reverse,
                    const Buffer<T>& input) {
@@ -37,21 +56,19 @@ void check_forward(const LstmModel<T>& model, const LstmBatch<T>& batch, const B
   const LstmShape shape = batch.shape(model);
   const Pooled<T> mean = run_pool(shape, reverse, Pooling::mean, input, serial());
   const Pooled<T> max = run_pool(shape, reverse, Pooling::max, input, serial());
+  const auto check_max = [&](const Pooled<T>& pooled, const Buffer<T>& of, int64_t row, int64_t column) {
+    const int64_t best = largest_token(batch, reverse[column / H], of, GH, row, column);
+    const int64_t at = row * GH + column;
+    CHECK(same_number(pooled.values[at], of[best * GH + column]), row, column, pooled.values[at]);
+    CHECK(pooled.tokens[at] == best, row, column, pooled.tokens[at], best);
+  };
   std::vector<Bounded<T>> expected;
   for (int64_t row = 0; row < batch.batch(); ++row) {
     for (int64_t column = 0; column < GH; ++column) {
-      const bool backward = reverse[column / H];
-      Bounded<T> sum;
-      int64_t best = batch.walked(0, row, backward);  // the first of equal ones, in the order of the walk
-      for (int64_t k = 0; k < batch.length(row); ++k) {
-        const int64_t token = batch.walked(k, row, backward);
-        sum = sum + Bounded<T>(input[token * GH + column]);
-        if (input[token * GH + column] > input[best * GH + column]) best = token;
-      }
-      expected.push_back(sum / static_cast<T>(batch.length(row)));
-      const int64_t at = row * GH + column;
-      CHECK(max.values[at] == input[best * GH + column], row, column, max.values[at], input[best * GH + column]);
-      CHECK(max.tokens[at] == best, row, column, max.tokens[at], best);
+      std::vector<Bounded<T>> values;
+      for (int64_t t = 0; t < batch.length(row); ++t) values.push_back(input[batch.token(t, row) * GH + column]);
+      expected.push_back(mean_of(values));
+      check_max(max, input, row, column);
     }
   }
   check_within("mean", mean.values, expected);
@@ -65,21 +82,37 @@ void check_forward(const LstmModel<T>& model, const LstmBatch<T>& batch, const B
     CHECK(same_bits(max.tokens.data(), max_again.tokens.data(), max.tokens.size()));
   }
 
-  // What is not a number shows, in its own sequence and column, and says where it was.
-  if (batch.tokens() < 2) return;
-  Buffer<T> broken(input.size());
-  std::copy_n(input.data(), input.size(), broken.data());
-  const int64_t token = batch.token(batch.length(0) - 1, 0);
-  const int64_t column = GH - 1;
-  broken[token * GH + column] = std::numeric_limits<T>::quiet_NaN();
-  const Pooled<T> broken_mean = run_pool(shape, reverse, Pooling::mean, broken, serial());
-  const Pooled<T> broken_max = run_pool(shape, reverse, Pooling::max, broken, serial());
-  for (int64_t at = 0; at < mean.values.size(); ++at) {
-    const bool here = at == column;
-    CHECK(here ? std::isnan(broken_mean.values[at]) : same_bits(&broken_mean.values[at], &mean.values[at], 1), at);
-    CHECK(here ? std::isnan(broken_max.values[at]) : same_bits(&broken_max.values[at], &max.values[at], 1), at);
-    CHECK(broken_max.tokens[at] == (here ? token : max.tokens[at]), at, broken_max.tokens[at]);
+  // What is not finite shows, in its own sequence and column.
+  const T infinity = std::numeric_limits<T>::infinity();
+  for (const T broken : {std::numeric_limits<T>::quiet_NaN(), infinity, -infinity}) {
+    const Context how("beside ", broken);
+    Buffer<T> holed(input.size());
+    std::copy_n(input.data(), input.size(), holed.data());
+    holed[batch.token(batch.length(0) / 2, 0) * GH + GH - 1] = broken;
+    const Pooled<T> holed_mean = run_pool(shape, reverse, Pooling::mean, holed, serial());
+    const Pooled<T> holed_max = run_pool(shape, reverse, Pooling::max, holed, serial());
+    CHECK(same_number(holed_mean.values[GH - 1], broken), holed_mean.values[GH - 1]);
+    check_max(holed_max, holed, 0, GH - 1);
+    for (int64_t at = 0; at < mean.values.size(); ++at) {
+      if (at == GH - 1) continue;
+      CHECK(same_bits(&holed_mean.values[at], &mean.values[at], 1), at);
+      CHECK(same_bits(&holed_max.values[at], &max.values[at], 1), at);
+      CHECK(holed_max.tokens[at] == max.tokens[at], at, holed_max.tokens[at]);
+    }
   }
+}
+
+// Sums that grow long: without compensation the mean would lose digits.
+template <typename T>
+void long_sequences() {
+  Random random(2);
+  ModelOptions options;
+  options.recurrences = 2;
+  options.hidden_size = 5;
+  const LstmModel<T> model(options, random);
+  const LstmBatch<T> batch(model, {20000, 19999, 3000}, Layout::packed, false, false, random);
+  const Buffer<bool> reverse = directions(options.recurrences, random);
+  check_forward(model, batch, reverse, uniform<T>(batch.tokens() * model.all_hidden(), random, 0.5, 1));
 }
 
 template <typename T>
@@ -171,5 +204,7 @@ int main() {
   return run_tests({
       {"mean and maximum, float", all_cases<float>},
       {"mean and maximum, double", all_cases<double>},
+      {"long sequences, float", long_sequences<float>},
+      {"long sequences, double", long_sequences<double>},
   });
 }

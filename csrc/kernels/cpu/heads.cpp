@@ -13,7 +13,7 @@ size_t heads_workspace(const Heads<T>& args) {
 
 template <typename T>
 void heads_forward(const Heads<T>& args, void* workspace, const Executor& given) {
-  constexpr int64_t kBlock = 48;
+  constexpr int64_t kBlock = 24;
   const KernelsFor<T>& kernels = active_kernels().of<T>();
   const Executor executor = executor_for(args.rows * args.parts * args.depth * args.width, given);
   const int64_t size = kernels.heads_packed_size(args.depth, args.width);

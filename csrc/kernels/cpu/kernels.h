@@ -52,20 +52,53 @@ struct LstmBackwardWalk {
   bool reverse;
   int64_t hidden_size;
   const T* packed;  // from pack_lstm_backward
-  const T* h0;
   const T* c0;
-  const T* output;
-  int64_t output_stride;  // of output and grad_output
   const T* gates;
   const T* cells;
-  const T* grad_output;
+  const T* grad_output;  // rows `output_stride` apart
+  int64_t output_stride;
   const T* grad_h_n;
   const T* grad_c_n;
   T* grad_gates;
-  T* h_previous;
   T* grad_h0;
   T* grad_c0;
   void* scratch;
+};
+
+// One worker's part of the gradients of a recurrence's weights: some of the 4H rows of each.
+template <typename T>
+struct LstmWeightGradient {
+  const int64_t* starts;
+  int64_t steps;
+  int64_t tokens;
+  bool reverse;
+  int64_t input_size;
+  int64_t hidden_size;
+  int64_t first_column;  // of grad_gates
+  int64_t last_column;
+  const T* grad_gates;  // [N, 4H]
+  const T* input;       // [N, I]
+  const T* h0;          // [B, H] or null
+  const T* output;      // [N, ...] rows `output_stride` apart
+  int64_t output_stride;
+  T* w_ih;  // [4H, I] or null
+  T* w_hh;  // [4H, H] or null
+  T* bias;  // [4H] or null
+  void* scratch;
+};
+
+// One worker's part of the gradient of the input: some tokens.
+template <typename T>
+struct LstmInputGradient {
+  int64_t recurrences;
+  int64_t tokens;
+  int64_t input_size;
+  int64_t hidden_size;
+  int64_t first_token;
+  int64_t last_token;
+  const T* grad_gates;  // [G, N, 4H]
+  const T* packed;      // of every recurrence, from pack_lstm_input_gradient
+  T* grad_input;        // [N, I]
 };
 
 template <typename T>
@@ -80,6 +113,12 @@ struct KernelsFor {
   void (*pack_lstm_backward)(const T* w_hh, int64_t hidden_size, T* packed);
   size_t (*lstm_backward_scratch)(const LstmBackwardWalk<T>& walk);
   void (*lstm_backward_walk)(const LstmBackwardWalk<T>& walk);
+
+  size_t (*lstm_weight_gradient_scratch)(const LstmWeightGradient<T>& args);
+  void (*lstm_weight_gradient)(const LstmWeightGradient<T>& args);
+  int64_t (*lstm_input_gradient_packed_size)(int64_t input_size, int64_t hidden_size);
+  void (*pack_lstm_input_gradient)(const T* w_ih, int64_t input_size, int64_t hidden_size, T* packed);
+  void (*lstm_input_gradient)(const LstmInputGradient<T>& args);
 
   int64_t (*heads_packed_size)(int64_t depth, int64_t width);  // elements, one part
   void (*pack_heads)(const T* weight, int64_t stride, int64_t depth, int64_t width, T* packed);

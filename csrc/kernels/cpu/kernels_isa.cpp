@@ -4,6 +4,7 @@
 #include "joint_loss_simd.h"
 #include "kernels.h"
 #include "lstm_backward_simd.h"
+#include "lstm_gradients_simd.h"
 #include "lstm_simd.h"
 #include "peak_simd.h"
 #include "pooling_simd.h"
@@ -32,6 +33,11 @@ constexpr KernelsFor<T> kernels_for() {
       .pack_lstm_backward = pack_lstm_backward<T>,
       .lstm_backward_scratch = lstm_backward_scratch<T>,
       .lstm_backward_walk = lstm_backward_walk<T>,
+      .lstm_weight_gradient_scratch = lstm_weight_gradient_scratch<T>,
+      .lstm_weight_gradient = lstm_weight_gradient<T>,
+      .lstm_input_gradient_packed_size = lstm_input_gradient_packed_size<T>,
+      .pack_lstm_input_gradient = pack_lstm_input_gradient<T>,
+      .lstm_input_gradient = lstm_input_gradient<T>,
       .heads_packed_size = heads_packed_size<T>,
       .pack_heads = pack_heads<T>,
       .heads_rows = heads_rows<T>,

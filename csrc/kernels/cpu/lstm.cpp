@@ -1,6 +1,8 @@
 // Splits an LSTM call among workers; the walks themselves are in lstm_simd.h and lstm_backward_simd.h.
 #include "../lstm.h"
 
+#include <algorithm>
+
 #include "kernels.h"
 #include "schedule.h"
 #include "workspace.h"
@@ -172,10 +174,12 @@ struct BackwardPlan {
   Executor executor;
   int64_t slices;
   int64_t packed_size;
+  int64_t input_packed_size;
   size_t scratch_size;
   int64_t* starts;
   int64_t* bounds;
   T* packed;
+  T* input_packed;
   char* scratch;
   size_t bytes;
 
@@ -185,18 +189,33 @@ struct BackwardPlan {
     const KernelsFor<T>& kernels = active_kernels().of<T>();
     slices = slice_count(shape, executor);
     packed_size = kernels.lstm_backward_packed_size(shape.hidden_size);
+    input_packed_size = kernels.lstm_input_gradient_packed_size(shape.input_size, shape.hidden_size);
     Workspace workspace(memory);
     starts = workspace.take<int64_t>(shape.steps + 1);
     bounds = workspace.take<int64_t>(slices + 1);
     packed = workspace.take<T>(shape.recurrences * packed_size);
+    input_packed = workspace.take<T>(args.grad_input != nullptr ? shape.recurrences * input_packed_size : 0);
+    // The walks' scratch memory serves the weights' gradients after them.
     LstmBackwardWalk<T> walk{};
     walk.last_row = shape.batch;
     walk.hidden_size = shape.hidden_size;
-    scratch_size = (kernels.lstm_backward_scratch(walk) + 63) / 64 * 64;
+    LstmWeightGradient<T> gradient{};
+    gradient.input_size = shape.input_size;
+    gradient.hidden_size = shape.hidden_size;
+    gradient.tokens = shape.tokens;
+    gradient.last_column = 4 * shape.hidden_size;
+    scratch_size = std::max(kernels.lstm_backward_scratch(walk), kernels.lstm_weight_gradient_scratch(gradient));
+    scratch_size = (scratch_size + 63) / 64 * 64;
     scratch = workspace.take<char>(shape.recurrences * slices * static_cast<int64_t>(scratch_size));
     bytes = workspace.used();
   }
 };
+
+// Column or token `part` of `parts` equal shares of `count`, in whole groups of `unit`.
+int64_t share(int64_t count, int64_t part, int64_t parts, int64_t unit) {
+  const int64_t groups = (count + unit - 1) / unit;
+  return std::min(count, groups * part / parts * unit);
+}
 
 }  // namespace
 
@@ -216,6 +235,10 @@ void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor&
 
   const auto pack = [&](int64_t g) {
     kernels.pack_lstm_backward(args.weights[g].w_hh, hidden, plan.packed + g * plan.packed_size);
+    if (args.grad_input != nullptr) {
+      kernels.pack_lstm_input_gradient(args.weights[g].w_ih, shape.input_size, hidden,
+                                       plan.input_packed + g * plan.input_packed_size);
+    }
   };
   if (plan.slices > 1) for_each(plan.executor, shape.recurrences, pack);
 
@@ -233,9 +256,7 @@ void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor&
     walk.reverse = args.weights[g].reverse;
     walk.hidden_size = hidden;
     walk.packed = plan.packed + g * plan.packed_size;
-    walk.h0 = at(args.h0, state);
     walk.c0 = at(args.c0, state);
-    walk.output = args.output + g * hidden;
     walk.output_stride = shape.recurrences * hidden;
     walk.gates = args.gates + 4 * tokens;
     walk.cells = args.cells + tokens;
@@ -243,11 +264,51 @@ void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor&
     walk.grad_h_n = at(args.grad_h_n, state);
     walk.grad_c_n = at(args.grad_c_n, state);
     walk.grad_gates = args.grad_gates + 4 * tokens;
-    walk.h_previous = args.h_previous + tokens;
     walk.grad_h0 = at(args.grad_h0, state);
     walk.grad_c0 = at(args.grad_c0, state);
     walk.scratch = plan.scratch + static_cast<size_t>(task) * plan.scratch_size;
     if (walk.last_row > walk.first_row) kernels.lstm_backward_walk(walk);
+  });
+
+  // Every task has a share of a recurrence's weight rows and of the tokens' input gradients: equal work. All
+  // sums are whole within a task, so no result depends on the number of tasks.
+  const int64_t tasks = shape.recurrences * plan.slices;
+  for_each(plan.executor, tasks, [&](int64_t task) {
+    constexpr int64_t kUnit = 48;  // a whole number of tiles' rows on every instruction set
+    const int64_t g = task / plan.slices;
+    const int64_t slice = task % plan.slices;
+    const LstmWeightGradients<T>& wanted = args.grad_weights[g];
+    LstmWeightGradient<T> gradient{};
+    gradient.starts = plan.starts;
+    gradient.steps = shape.steps;
+    gradient.tokens = shape.tokens;
+    gradient.reverse = args.weights[g].reverse;
+    gradient.input_size = shape.input_size;
+    gradient.hidden_size = hidden;
+    gradient.first_column = share(4 * hidden, slice, plan.slices, kUnit);
+    gradient.last_column = share(4 * hidden, slice + 1, plan.slices, kUnit);
+    gradient.grad_gates = args.grad_gates + g * shape.tokens * 4 * hidden;
+    gradient.input = args.input;
+    gradient.h0 = at(args.h0, g * shape.batch * hidden);
+    gradient.output = args.output + g * hidden;
+    gradient.output_stride = shape.recurrences * hidden;
+    gradient.w_ih = wanted.w_ih;
+    gradient.w_hh = wanted.w_hh;
+    gradient.bias = wanted.bias;
+    gradient.scratch = plan.scratch + static_cast<size_t>(task) * plan.scratch_size;
+    if (gradient.last_column > gradient.first_column) kernels.lstm_weight_gradient(gradient);
+    if (args.grad_input == nullptr) return;
+    LstmInputGradient<T> input{};
+    input.recurrences = shape.recurrences;
+    input.tokens = shape.tokens;
+    input.input_size = shape.input_size;
+    input.hidden_size = hidden;
+    input.first_token = share(shape.tokens, task, tasks, kUnit / 8);
+    input.last_token = share(shape.tokens, task + 1, tasks, kUnit / 8);
+    input.grad_gates = args.grad_gates;
+    input.packed = plan.input_packed;
+    input.grad_input = args.grad_input;
+    kernels.lstm_input_gradient(input);
   });
 }
 

@@ -1,5 +1,5 @@
 // The LSTM's walk back over time: from the gradients of h and c to those of the gates before activation
-// and of the initial state. The weights' gradients are products of what this writes.
+// and of the initial state.
 //
 //   do = dh tanh(c)         dc += dh o (1 - tanh(c)^2)
 //   di = dc g               df = dc c_{t-1}             dg = dc i
@@ -118,18 +118,9 @@ class LstmBackwardWalker {
     const T* const cells = walk_.cells + here * size_;
     const T* const grad_output =
         walk_.grad_output == nullptr ? nullptr : walk_.grad_output + here * walk_.output_stride;
-    const T* h_before;
-    const T* c_before;
-    if (before == kInitialState) {
-      const int64_t initial = (walk_.first_row + row) * size_;
-      h_before = walk_.h0 == nullptr ? nullptr : walk_.h0 + initial;
-      c_before = walk_.c0 == nullptr ? nullptr : walk_.c0 + initial;
-    } else {
-      h_before = walk_.output + token(before, row) * walk_.output_stride;
-      c_before = walk_.cells + token(before, row) * size_;
-    }
+    const T* c_before = walk_.c0 == nullptr ? nullptr : walk_.c0 + (walk_.first_row + row) * size_;
+    if (before != kInitialState) c_before = walk_.cells + token(before, row) * size_;
     T* const grad_gates = walk_.grad_gates + here * kGates * size_;
-    T* const h_previous = walk_.h_previous + here * size_;
 
     for (int64_t unit = 0; unit < size_; unit += kLanes<T>) {
       const int64_t valid = size_ - unit;
@@ -148,7 +139,6 @@ class LstmBackwardWalker {
       store_part(grad_gates + size_ + unit, dc * part(c_before) * (f * (one - f)), valid);
       store_part(grad_gates + 2 * size_ + unit, dc * i * (one - g * g), valid);
       store_part(grad_gates + 3 * size_ + unit, dh * tanh_c * (o * (one - o)), valid);
-      store_part(h_previous + unit, part(h_before), valid);
     }
   }
 

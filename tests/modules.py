@@ -1,0 +1,276 @@
+"""Modules of ours beside PyTorch's own with the same weights, and the ways to run, compare and change them."""
+
+import copy
+from functools import partial
+
+import numpy as np
+import torch
+from longdouble import lstm as lstm_in_long_double
+from parity import assert_parity, wide
+from samples import LSTMSample
+from torch import nn
+from torch.func import functional_call
+from torch.nn.utils import parametrizations
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from pymtl import LSTM, ops
+
+
+def lstm_pair(input_size, hidden_size, **options):
+    """Ours and nn.LSTM, of the same weights."""
+    theirs = nn.LSTM(input_size, hidden_size, **options)
+    ours = LSTM(input_size, hidden_size, **options)
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def input_of(module, batch=3, steps=6):
+    """A padded batch, or one sequence if ``batch`` is None."""
+    leading = [steps] if batch is None else [batch, steps] if module.batch_first else [steps, batch]
+    return torch.randn(*leading, module.input_size, dtype=module.weight_ih_l0.dtype)
+
+
+def states_of(module, batch=3):
+    rows = module.num_layers * (2 if module.bidirectional else 1)
+    leading = [rows] if batch is None else [rows, batch]
+    sizes = module.proj_size or module.hidden_size, module.hidden_size
+    return tuple(0.5 * torch.randn(*leading, size, dtype=module.weight_ih_l0.dtype) for size in sizes)
+
+
+def data_of(value):
+    return value.data if isinstance(value, PackedSequence) else value
+
+
+def with_data(value, data):
+    return PackedSequence(data, *value[1:]) if isinstance(value, PackedSequence) else data
+
+
+def named(output, state):
+    return {"output": data_of(output), "h_n": state[0], "c_n": state[1]}
+
+
+def run(module, *args, **options):
+    """A call's results, without gradients."""
+    with torch.no_grad():
+        return named(*module(*args, **options))
+
+
+def by_packing(lengths, module, input, hx=None):
+    """What ``module(input, hx, lengths=lengths)`` stands for."""
+    steps = input.shape[1 if module.batch_first else 0]
+    packed = pack_padded_sequence(input, lengths, module.batch_first, enforce_sorted=False)
+    output, state = module(packed, hx)
+    return pad_packed_sequence(output, module.batch_first, total_length=steps)[0], state
+
+
+def seeds_for(results):
+    """Gradients to start from, exact in every dtype that is compared."""
+    generator = torch.Generator().manual_seed(7)
+    return {name: torch.randn(r.shape, generator=generator).bfloat16() for name, r in results.items()}
+
+
+def with_gradients(module, input, hx=None, *, call=None, dtype=None):
+    """Results and gradients of the input, the states and every parameter, in one mapping."""
+    dtype = dtype or data_of(input).dtype
+    module.zero_grad()
+    leaves = {"input": data_of(input)} | ({} if hx is None else {"h0": hx[0], "c0": hx[1]})
+    leaves = {name: leaf.detach().to(dtype, copy=True).requires_grad_() for name, leaf in leaves.items()}
+    torch.manual_seed(1)
+    call = call or (lambda module, *args: module(*args))
+    states = None if hx is None else (leaves["h0"], leaves["c0"])
+    results = named(*call(module, with_data(input, leaves["input"]), states))
+    leaves |= dict(module.named_parameters())
+    seeds = [seed.to(results[name].dtype) for name, seed in seeds_for(results).items()]
+    gradients = torch.autograd.grad(list(results.values()), list(leaves.values()), seeds)
+    detached = {name: result.detach() for name, result in results.items()}
+    return detached | {f"gradient of {name}": gradient for name, gradient in zip(leaves, gradients)}
+
+
+def compare(ours, theirs, input, hx=None, *, call=None, reference=None):
+    """Holds the results and all gradients of two float32 modules to the rule."""
+    with torch.no_grad():
+        theirs._init_flat_weights()  # holds what parametrizations computed, which deepcopy refuses if it has a graph
+    truth = with_gradients(copy.deepcopy(theirs).double(), input, hx, call=reference, dtype=torch.float64)
+    assert_parity(with_gradients(ours, input, hx, call=call), with_gradients(theirs, input, hx, call=reference), truth)
+
+
+def stack_in_long_double(module, input, hx=None):
+    """The same for a module of any layers in long double; the input time first or packed and sorted, no dropout."""
+    directions = 2 if module.bidirectional else 1
+    batch_sizes = input.batch_sizes if isinstance(input, PackedSequence) else None
+    x = data_of(input)
+    states = [[]] * module.num_layers
+    if hx is not None:
+        states = list(zip(hx[0].split(directions), hx[1].split(directions)))
+    samples, results = [], []
+    for layer in range(module.num_layers):
+        suffixes = [f"_l{layer}" + ("_reverse" if d else "") for d in range(directions)]
+        groups = [
+            [getattr(module, name + suffix).detach() for suffix in suffixes]
+            for name in ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if module.bias else ()))
+        ]
+        groups += [[]] * (4 - len(groups))
+        samples.append(LSTMSample(x, batch_sizes, ops.LSTMWeights(*groups, [False, True][:directions]), *states[layer]))
+        results.append(lstm_in_long_double(samples[-1], {}))
+        x = results[-1]["output"]
+    values = {"output": x} | {name: np.concatenate([r[name] for r in results]) for name in ("h_n", "c_n")}
+    seeds = {name: wide(seed.double()) for name, seed in seeds_for(values).items()}
+    d_output, gradients = seeds["output"], {}
+    for layer in reversed(range(module.num_layers)):
+        rows = slice(layer * directions, (layer + 1) * directions)
+        back = lstm_in_long_double(
+            samples[layer], {"output": d_output, "h_n": seeds["h_n"][rows], "c_n": seeds["c_n"][rows]}
+        )
+        d_output = back["gradient of input"]
+        for d in range(directions):
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if module.bias else 2]:
+                suffix = f"_l{layer}" + ("_reverse" if d else "")
+                gradients[f"gradient of {name}{suffix}"] = back[f"gradient of {name}[{d}]"]
+        if hx is not None:
+            for name in ("h0", "c0"):
+                gradients.setdefault(f"gradient of {name}", []).insert(0, back[f"gradient of {name}"])
+    gradients["gradient of input"] = d_output
+    if hx is not None:
+        gradients |= {f"gradient of {name}": np.concatenate(gradients[f"gradient of {name}"]) for name in ("h0", "c0")}
+    return values | gradients
+
+
+# What people do to a module's weights. Each takes a module, nn.LSTM or ours, and returns how to call it then.
+
+
+def fresh_after(change, theirs, x):
+    """Results of a new module of ours with the weights that nn.LSTM uses after ``change(theirs)``."""
+    seen = {}
+    call = change(theirs)
+    theirs.register_forward_pre_hook(
+        lambda module, _: seen.update({n: getattr(module, n).detach().clone() for n in module._flat_weights_names})
+    )
+    run(call, x)
+    dtype = seen["weight_ih_l0"].dtype
+    fresh = LSTM(theirs.input_size, theirs.hidden_size, bidirectional=theirs.bidirectional, dtype=dtype)
+    fresh.load_state_dict(seen)
+    return run(fresh, x.to(dtype))
+
+
+def edit_in_place(module):
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(1.5)
+    return module
+
+
+def edit_through_data(module):
+    for parameter in module.parameters():
+        parameter.data.mul_(1.5)
+    return module
+
+
+def replace_data(module):
+    for parameter in module.parameters():
+        parameter.data = 1.5 * parameter.data
+    return module
+
+
+def load(module, **options):
+    module.load_state_dict({name: 1.5 * tensor for name, tensor in module.state_dict().items()}, **options)
+    return module
+
+
+def optimizer_step(module):
+    for parameter in module.parameters():
+        parameter.grad = -0.5 * parameter.detach()
+    torch.optim.SGD(module.parameters(), 1.0).step()
+    module.zero_grad()
+    return module
+
+
+def new_parameter(module):
+    module.weight_hh_l0 = nn.Parameter(1.5 * module.weight_hh_l0.detach())
+    module.bias_ih_l0 = nn.Parameter(1.5 * module.bias_ih_l0.detach())
+    return module
+
+
+def plain_tensor(module):
+    """Weight-drop (Merity et al. 2018): the Parameter goes, a tensor made from it takes its name."""
+    raw = module.weight_hh_l0
+    del module._parameters["weight_hh_l0"]
+    module.register_parameter("weight_hh_l0_raw", raw)
+    module.weight_hh_l0 = 1.5 * raw
+    return module
+
+
+def weight_norm(module):
+    parametrizations.weight_norm(module, "weight_hh_l0")
+    with torch.no_grad():
+        module.parametrizations.weight_hh_l0.original0.mul_(1.5)
+    return module
+
+
+def orthogonal(module):
+    torch.manual_seed(5)
+    return parametrizations.orthogonal(module, "weight_hh_l0")
+
+
+def spectral_norm(module):
+    torch.manual_seed(5)
+    # In training mode every look at the weight would be another step of its power iteration.
+    return parametrizations.spectral_norm(module, "weight_ih_l0").eval()
+
+
+def old_weight_norm(module):
+    torch.nn.utils.weight_norm(module, "weight_hh_l0")
+    with torch.no_grad():
+        module.weight_hh_l0_g.mul_(1.5)
+    return module
+
+
+def functional(module):
+    return partial(functional_call, module, {name: 1.5 * p for name, p in module.state_dict().items()})
+
+
+def functional_double(module):
+    weights = {name: p.double() for name, p in module.state_dict().items()}
+    return lambda input: functional_call(module, weights, input.double())
+
+
+def to_double(module):
+    module.double()
+    return lambda input: module(input.double())
+
+
+def to_double_and_back(module):
+    return module.double().float()
+
+
+def reset(module):
+    torch.manual_seed(3)
+    module.reset_parameters()
+    return module
+
+
+def load_by_assigning(module):
+    return load(module, assign=True)
+
+
+WEIGHT_CHANGES = {
+    function.__name__: function
+    for function in (
+        edit_in_place,
+        edit_through_data,
+        replace_data,
+        load,
+        load_by_assigning,
+        optimizer_step,
+        new_parameter,
+        plain_tensor,
+        weight_norm,
+        orthogonal,
+        spectral_norm,
+        old_weight_norm,
+        functional,
+        functional_double,
+        to_double,
+        to_double_and_back,
+        reset,
+    )
+}

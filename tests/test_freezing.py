@@ -1,0 +1,264 @@
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from modules import WEIGHT_CHANGES, fresh_after, input_of, lstm_pair, named, run, with_gradients
+from parity import assert_same_bits
+from torch import nn
+
+import pymtl
+from pymtl import LSTM, _native
+
+# Nobody can see these: a frozen module goes on with the weights it was frozen with, as pymtl.freeze says.
+INVISIBLE = {"edit_through_data", "replace_data"}
+visible = {name: change for name, change in WEIGHT_CHANGES.items() if name not in INVISIBLE}
+EVERY = {"plain": {}, "bidirectional": {"bidirectional": True}, "3 layers": {"num_layers": 3, "bidirectional": True}}
+every_option = pytest.mark.parametrize("options", EVERY.values(), ids=EVERY)
+
+
+def frozen_pair(**options):
+    ours, theirs = lstm_pair(5, 7, **{"bidirectional": True, **options})
+    return pymtl.freeze(ours.eval()), theirs.eval()
+
+
+def is_frozen(module):
+    """Whether calls without gradients use a snapshot: an edit that nobody can see is not seen."""
+    x = input_of(module)
+    before = run(module, x)
+    parameter = next(iter(module.parameters()))
+    original = parameter.data.clone()
+    parameter.data.add_(1.0)
+    after = run(module, x)
+    parameter.data.copy_(original)
+    return torch.equal(before["output"], after["output"])
+
+
+@every_option
+def test_a_frozen_module_gives_the_same_bits(options):
+    ours = LSTM(5, 7, **options).eval()
+    x, lengths = input_of(ours), [6, 2, 4]
+    expected = run(ours, x), run(ours, x, lengths=lengths), run(ours, x[:1])
+    assert pymtl.freeze(ours) is ours
+    assert is_frozen(ours)
+    actual = run(ours, x), run(ours, x, lengths=lengths), run(ours, x[:1])
+    for a, b in zip(actual, expected):
+        assert_same_bits(a, b)
+
+
+def test_every_lstm_inside_a_module_is_frozen_and_unfrozen():
+    model = nn.ModuleDict({"a": LSTM(5, 7), "b": nn.ModuleList([LSTM(5, 7), nn.Linear(2, 2), nn.LSTM(5, 7)])}).eval()
+    ours = [model["a"], model["b"][0]]
+    assert pymtl.freeze(model) is model
+    assert all(is_frozen(module) for module in ours)
+    assert pymtl.unfreeze(model) is model
+    assert not any(is_frozen(module) for module in ours)
+
+
+def test_freezing_in_training_mode_is_refused():
+    with pytest.raises(RuntimeError, match=r"expected a module in eval mode"):
+        pymtl.freeze(nn.Sequential(LSTM(5, 7)))
+    model = nn.Sequential(LSTM(5, 7)).eval()
+    model[0].train()
+    with pytest.raises(RuntimeError, match=r"expected a module in eval mode"):
+        pymtl.freeze(model)
+
+
+def test_freezing_inference_tensors_is_refused():
+    with torch.inference_mode():
+        module = LSTM(5, 7).eval()
+    with pytest.raises(RuntimeError, match="inference tensors"):
+        pymtl.freeze(module)
+
+
+@pytest.mark.parametrize("options", [{"proj_size": 3}, {"dtype": torch.bfloat16}, {"device": "meta"}], ids=str)
+def test_freezing_what_torchs_own_path_runs_changes_nothing(options):
+    module = LSTM(5, 7, **options).eval()
+    x = torch.randn(6, 3, 5, dtype=module.weight_ih_l0.dtype, device=module.weight_ih_l0.device)
+    expected = run(module, x)
+    actual = run(pymtl.freeze(module), x)
+    if x.device.type == "cpu":
+        assert_same_bits(actual, expected)
+    assert module._snapshot is None
+
+
+# Weights that changed.
+
+
+@pytest.mark.parametrize("change", visible.values(), ids=visible)
+def test_a_frozen_module_uses_the_weights_that_nn_lstm_would_use(change):
+    ours, theirs = frozen_pair()
+    x = input_of(ours)
+    run(ours, x)
+    assert_same_bits(run(change(ours), x), fresh_after(change, theirs, x))
+
+
+@pytest.mark.parametrize("change", visible.values(), ids=visible)
+def test_a_module_frozen_after_a_change_uses_the_weights_that_nn_lstm_would_use(change):
+    ours, theirs = frozen_pair()
+    x = input_of(ours)
+    call = change(ours.eval())
+    pymtl.freeze(ours)
+    assert_same_bits(run(call, x), fresh_after(change, theirs, x))
+    with torch.no_grad():
+        for module in (ours, theirs):
+            for parameter in module.parameters():
+                parameter.mul_(0.5)
+    assert_same_bits(
+        run(ours, x.to(next(ours.parameters()).dtype)),
+        fresh_after(lambda m: m, theirs, x.to(next(ours.parameters()).dtype)),
+    )
+
+
+@pytest.mark.parametrize("name", sorted(INVISIBLE))
+def test_edits_through_data_are_seen_from_unfreezing_on(name):
+    ours, theirs = frozen_pair()
+    x = input_of(ours)
+    before = run(ours, x)
+    WEIGHT_CHANGES[name](ours)
+    assert_same_bits(run(ours, x), before)
+    expected = fresh_after(WEIGHT_CHANGES[name], theirs, x)
+    assert_same_bits(named(*ours(x)), expected)  # with gradients
+    pymtl.unfreeze(ours)
+    assert_same_bits(run(ours, x), expected)
+
+
+def test_one_changed_parameter_of_any_layer_is_noticed():
+    names = [name for name, _ in LSTM(5, 7, 3, bidirectional=True).named_parameters()]
+    for name in names:
+        ours, theirs = frozen_pair(num_layers=3)
+        x = input_of(ours)
+        with torch.no_grad():
+            ours.get_parameter(name)[0] += 1
+            theirs.get_parameter(name)[0] += 1
+        fresh = LSTM(5, 7, 3, bidirectional=True)
+        fresh.load_state_dict(theirs.state_dict())
+        assert_same_bits(run(ours, x), run(fresh, x))
+
+
+def test_edits_through_a_view_or_a_detached_tensor_are_noticed():
+    for alias in (lambda p: p.detach(), lambda p: p[2:9], lambda p: p.view(-1)):
+        ours, theirs = frozen_pair()
+        x = input_of(ours)
+        for module in (ours, theirs):
+            with torch.no_grad():
+                alias(module.weight_hh_l0).fill_(0.25)
+        assert_same_bits(run(ours, x), fresh_after(lambda m: m, theirs, x))
+
+
+def test_exchanged_parameters_are_noticed():
+    """The same objects at the same versions, in other places."""
+    ours, theirs = frozen_pair()
+    x = input_of(ours)
+    for module in (ours, theirs):
+        forward, backward = module.weight_hh_l0, module.weight_hh_l0_reverse
+        module.weight_hh_l0, module.weight_hh_l0_reverse = backward, forward
+    assert_same_bits(run(ours, x), fresh_after(lambda m: m, theirs, x))
+
+
+# What drops a snapshot.
+
+DROPPED_BY = {
+    "unfreeze": lambda module: pymtl.unfreeze(module),
+    "train": lambda module: module.train(),
+    "train and eval": lambda module: module.train().eval(),
+    "eval": lambda module: module.eval(),
+    "float": lambda module: module.float(),
+    "to": lambda module: module.to("cpu"),
+    "share_memory": lambda module: module.share_memory(),
+    "load_state_dict": lambda module: module.load_state_dict(module.state_dict()),
+}
+
+
+@pytest.mark.parametrize("drop", DROPPED_BY.values(), ids=DROPPED_BY)
+@pytest.mark.parametrize("through_parent", [False, True], ids=["itself", "its parent"])
+def test_a_snapshot_is_dropped_by(drop, through_parent):
+    ours, _ = frozen_pair()
+    parent = nn.Sequential(nn.Sequential(ours))
+    assert is_frozen(ours)
+    drop(parent if through_parent else ours)
+    assert not is_frozen(ours)
+
+
+def saved_and_loaded(module):
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, copy.copy, lambda m: pickle.loads(pickle.dumps(m)), saved_and_loaded],
+    ids=["deepcopy", "copy", "pickle", "save"],
+)
+def test_copies_do_not_inherit_a_snapshot(duplicate):
+    ours, _ = frozen_pair()
+    x = input_of(ours)
+    twin = duplicate(ours)
+    assert not is_frozen(twin)
+    assert is_frozen(ours)
+    assert_same_bits(run(twin, x), run(ours, x))
+
+
+def test_a_snapshot_does_not_make_a_pickle_larger():
+    ours, _ = frozen_pair()
+    size = len(pickle.dumps(ours))
+    assert size == len(pickle.dumps(pymtl.unfreeze(ours)))
+    assert set(ours.state_dict()) == set(nn.LSTM(5, 7, bidirectional=True).state_dict())
+
+
+# Calls that do not use a snapshot.
+
+
+def test_calls_with_gradients_use_the_weights_and_give_the_same_gradients():
+    ours, _ = frozen_pair(num_layers=2)
+    x = input_of(ours)
+    with_snapshot = with_gradients(ours, x)
+    assert_same_bits(with_snapshot, with_gradients(pymtl.unfreeze(ours), x))
+
+
+def test_a_snapshot_of_another_instruction_set_is_not_used():
+    ours, _ = frozen_pair()
+    x = input_of(ours)
+    frozen_with = _native.active_isa()
+    try:
+        for isa in _native.available_isas():
+            _native.force_isa(isa)
+            fresh = LSTM(5, 7, bidirectional=True)
+            fresh.load_state_dict(ours.state_dict())
+            assert_same_bits(run(ours, x), run(fresh, x))
+    finally:
+        _native.force_isa(frozen_with)
+    assert is_frozen(ours)
+
+
+def test_autocast_and_other_threads_do_not_disturb_a_frozen_module(threads):
+    ours, theirs = frozen_pair()
+    x = input_of(ours)
+    expected = run(ours, x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same_bits(run(ours, x), run(theirs, x))
+    threads(2)
+    assert_same_bits(run(ours, x), expected)
+    with torch.inference_mode():
+        assert_same_bits(named(*ours(x)), expected)
+
+
+def test_a_frozen_multi_task_model_gives_the_same_bits_and_notices_changes():
+    model = pymtl.MultiTaskModel(
+        nn.Embedding(20, 5),
+        LSTM(5, 7, 2, bidirectional=True, batch_first=True),
+        {"intent": pymtl.ClassificationHead(4), "slots": pymtl.TokenClassificationHead(3)},
+    ).eval()
+    tokens, lengths = torch.randint(20, (3, 6)), [6, 1, 4]
+    with torch.no_grad():
+        expected = model(tokens, lengths)
+        pymtl.freeze(model)
+        assert_same_bits(model(tokens, lengths), expected)
+        for parameter in model.encoder.parameters():
+            parameter.mul_(2)
+        changed = model(tokens, lengths)
+        assert_same_bits(changed, pymtl.unfreeze(model)(tokens, lengths))
+    assert not torch.equal(changed["slots"], expected["slots"])
