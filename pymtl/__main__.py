@@ -19,7 +19,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in COMMANDS:
         command = importlib.import_module(f"pymtl.commands.{name}")
         command.add_parser(parsers).set_defaults(run=command.run)
-    arguments = parser.parse_args(argv)
+    arguments, more = parser.parse_known_args(argv)
+    # argparse ends a list of positional arguments at the first option; texts may follow one all the same.
+    if more and (not hasattr(arguments, "texts") or any(text.startswith("-") for text in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:
+        arguments.texts += more
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt:

@@ -62,8 +62,8 @@ class MultiTaskModel(nn.Module):
         for task, head in heads.items():
             if not isinstance(head, Head):
                 raise TypeError(f"heads[{task!r}]: expected a pymtl head, got {type(head).__name__}")
-            if "." in task or not task:
-                raise ValueError(f"heads: expected task names without dots, got {task!r}")
+            if "." in task or not task or hasattr(nn.ModuleDict, task):
+                raise ValueError(f"heads: expected a task name fit for a module, got {task!r}")
             head.materialize(features)
             self.heads[task] = head
 

@@ -241,6 +241,29 @@ def test_a_subclass_that_only_adds_is_converted_with_what_it_adds(inplace):
     assert_same_bits(run(back, x), run(reference, x))
 
 
+def test_what_a_subclass_overrides_besides_forward_goes_on_working():
+    class Strict(nn.LSTM):
+        def check_forward_args(self, input, hidden, batch_sizes):
+            raise ValueError("strict")
+
+        def train(self, mode=True):
+            self.trained = mode
+            return super().train(mode)
+
+        def flatten_parameters(self):
+            return "flat"
+
+        def extra_repr(self):
+            return "strict"
+
+    fast = pymtl.convert(Strict(5, 7))
+    assert fast.eval().trained is False
+    assert fast.flatten_parameters() == "flat"
+    assert repr(fast) == "Strict(strict)"
+    with pytest.raises(ValueError, match="strict"):
+        fast.check_forward_args(None, None, None)
+
+
 def saved_and_loaded(module):
     buffer = io.BytesIO()
     torch.save(module, buffer)

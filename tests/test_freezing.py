@@ -105,10 +105,8 @@ def test_a_module_frozen_after_a_change_uses_the_weights_that_nn_lstm_would_use(
         for module in (ours, theirs):
             for parameter in module.parameters():
                 parameter.mul_(0.5)
-    assert_same_bits(
-        run(ours, x.to(next(ours.parameters()).dtype)),
-        fresh_after(lambda m: m, theirs, x.to(next(ours.parameters()).dtype)),
-    )
+    x = x.to(next(ours.parameters()).dtype)
+    assert_same_bits(run(ours, x), fresh_after(lambda m: m, theirs, x))
 
 
 @pytest.mark.parametrize("name", sorted(INVISIBLE))
@@ -155,6 +153,29 @@ def test_exchanged_parameters_are_noticed():
         forward, backward = module.weight_hh_l0, module.weight_hh_l0_reverse
         module.weight_hh_l0, module.weight_hh_l0_reverse = backward, forward
     assert_same_bits(run(ours, x), fresh_after(lambda m: m, theirs, x))
+
+
+@pytest.mark.parametrize("options", [{"foreach": True}, {"foreach": False}, {"fused": True}], ids=str)
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_the_step_of_an_optimizer_is_noticed(kind, options):
+    ours, theirs = frozen_pair()
+    x = input_of(ours)
+    for module in (ours, theirs):
+        for parameter in module.parameters():
+            parameter.grad = 0.5 * parameter.detach()
+        kind(module.parameters(), lr=0.5, **options).step()
+    assert_same_bits(run(ours, x), fresh_after(lambda m: m, theirs, x))
+
+
+def test_edits_in_inference_mode_and_by_foreach_are_noticed():
+    for context in (torch.inference_mode, torch.no_grad):
+        ours, theirs = frozen_pair()
+        x = input_of(ours)
+        for module in (ours, theirs):
+            with context():
+                module.weight_ih_l0.mul_(2)
+                torch._foreach_mul_([module.weight_hh_l0, module.bias_hh_l0], 2.0)
+        assert_same_bits(run(ours, x), fresh_after(lambda m: m, theirs, x))
 
 
 # What drops a snapshot.

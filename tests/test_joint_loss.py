@@ -299,7 +299,11 @@ REFUSED = {
     "class too large": (lambda z, y: (z, y | {"slots": y["slots"].fill_(5)}), IndexError, "'slots'"),
     "class negative": (lambda z, y: (z, y | {"intent": y["intent"].fill_(-1)}), IndexError, "'intent'"),
     "float classes": (lambda z, y: (z, y | {"intent": y["intent"].float()}), RuntimeError, "'intent'.*float32"),
-    "int32 classes": (lambda z, y: (z, y | {"intent": y["intent"].int()}), RuntimeError, "[Ii]nt"),
+    "int32 classes": (
+        lambda z, y: (z, y | {"intent": y["intent"].int()}),
+        RuntimeError,
+        "expected dtype Long, got Int",
+    ),
     "fewer sentences": (lambda z, y: (z, y | {"intent": y["intent"][:2]}), ValueError, r"'intent'.*\[3\].*got \[2\]"),
     "fewer steps": (lambda z, y: (z, y | {"slots": y["slots"][:, :4]}), ValueError, r"'slots'.*\[3, 6\].*got \[3, 4\]"),
     "one-hot classes": (
@@ -312,6 +316,22 @@ REFUSED = {
         lambda z, y: (z, y | {"slots": pymtl.pack(y["slots"], [6, 6, 6], batch_first=True)}),
         TypeError,
         "'slots'.*expected a Tensor.*got a PackedSequence",
+    ),
+    "other batch_sizes": (
+        lambda z, y: (
+            z | {"slots": pymtl.pack(z["slots"], [5, 1, 3], batch_first=True)},
+            y | {"slots": pymtl.pack(y["slots"], [3, 3, 3], batch_first=True)},
+        ),
+        ValueError,
+        "'slots'",
+    ),
+    "other order": (
+        lambda z, y: (
+            z | {"slots": pymtl.pack(z["slots"], [5, 1, 3], batch_first=True)},
+            y | {"slots": pymtl.pack(y["slots"], [1, 5, 3], batch_first=True)},
+        ),
+        ValueError,
+        "'slots'",
     ),
     "mixed logits": (lambda z, y: (z | {"slots": z["slots"].double()}, y), RuntimeError, "dtype"),
     "meta targets": (lambda z, y: (z, y | {"intent": y["intent"].to("meta")}), RuntimeError, "meta"),

@@ -425,7 +425,7 @@ def test_a_state_of_something_else_is_a_run_error(finished, run, state):
     torch.save(state, run.path("state.pt"))
     fresh = toy.trainer(finished.config, run.folder / "fresh")
     fresh.run = run
-    with pytest.raises(RunError, match=r"state\.pt: of another model"):
+    with pytest.raises(RunError, match=r"state\.pt: damaged or of another model"):
         fresh.resume()
 
 

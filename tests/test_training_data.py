@@ -213,8 +213,8 @@ def test_records_hold_tokens_and_the_labels_of_every_task(read):
         ({**GOOD, "intent": 3}, "field 'intent': expected a string, got 3"),
         ({**GOOD, "intent": ["x"]}, "field 'intent': expected a string"),
         ({**GOOD, "topics": "t"}, "field 'topics': expected a list of strings, got 't'"),
-        ({**GOOD, "score": "1"}, "field 'score': expected a number, got '1'"),
-        ({**GOOD, "score": True}, "field 'score': expected a number, got True"),
+        ({**GOOD, "score": "1"}, "field 'score': expected a finite number, got '1'"),
+        ({**GOOD, "score": True}, "field 'score': expected a finite number, got True"),
         pytest.param("[" * 50000 + "]" * 50000, "", id="nested too deeply"),
         ({**GOOD, "tokens": ["\ud800", "b"]}, "field 'tokens'"),
         ({**GOOD, "score": 10**400}, "field 'score': expected a"),
@@ -336,7 +336,7 @@ def test_a_multilabel_task_whose_lists_are_all_empty_is_a_data_error(read, confi
 
 def test_a_vocabulary_comes_back_the_same_from_its_dictionary(read, config):
     vocabulary = Vocabulary.of(read(GOOD), config)
-    assert Vocabulary.from_dict(json.loads(json.dumps(vocabulary.as_dict())), "v.json") == vocabulary
+    assert Vocabulary.from_dict(json.loads(json.dumps(vocabulary.as_dict())), config, "v.json") == vocabulary
 
 
 @pytest.mark.parametrize(
@@ -344,9 +344,9 @@ def test_a_vocabulary_comes_back_the_same_from_its_dictionary(read, config):
     [[], {}, {"tokens": ["a"]}, {"tokens": "a", "labels": {}}, {"tokens": [1], "labels": {"intent": ["x"]}}]
     + [{"tokens": ["<pad>", "<unk>"], "labels": {"intent": labels}} for labels in ("x", [1], None)],
 )
-def test_what_is_no_vocabulary_is_refused_with_its_path(raw):
+def test_what_is_no_vocabulary_is_refused_with_its_path(raw, config):
     with pytest.raises(RunError, match=r"v\.json"):
-        Vocabulary.from_dict(raw, "v.json")
+        Vocabulary.from_dict(raw, config, "v.json")
 
 
 # Batches

@@ -180,7 +180,7 @@ def _repeats(calls: Any, seconds: float) -> int:
 
 def _parity(ours: nn.Module, theirs: nn.Module, x: Tensor | PackedSequence, backward: bool = False) -> float:
     """The largest difference of outputs (and, with backward, of parameters' gradients) over the largest value."""
-    pairs = [(_data(ours(x)[0]), _data(theirs(x)[0]))]
+    pairs = [(_data(ours(x)[0]).detach(), _data(theirs(x)[0]).detach())]
     if backward:
         # The two share their parameters: run one, keep its gradients, run the other.
         pairs += _gradient_pairs(ours, theirs, x)

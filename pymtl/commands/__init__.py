@@ -1,1 +1,21 @@
 """The subcommands of ``pymtl``, one module each: ``add_parser`` describes it, ``run`` does it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def positive(text: str) -> int:
+    """An argument that must be a whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return int(text)
+
+
+def wide_console() -> Any:
+    """A rich console whose tables are never cut: at least 110 columns, whatever the terminal or file says."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.width >= 110 else Console(width=110)

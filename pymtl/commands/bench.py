@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pymtl.commands import positive, wide_console
+
 EXAMPLES = """examples:
   pymtl bench                                         the default shapes
   pymtl bench --shape 1,40,64,128 --shape 8,40,64,128
@@ -31,7 +33,7 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--shape", action="append", metavar="B,T,I,H", help="batch, steps, input and hidden size; may be repeated"
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's)")
     parser.add_argument("--seconds", type=float, default=1.0, metavar="S", help="time for each row (default: 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results with machine, versions and date")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios (PNG)")
@@ -40,7 +42,6 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     import torch
-    from rich.console import Console
     from rich.progress import Progress
 
     from pymtl.benchmark.lstm import DEFAULT_SHAPES, Shape, recurrence
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         shapes = [Shape.parse(text) for text in arguments.shape or ()] or [Shape(*s) for s in DEFAULT_SHAPES]
     except ValueError as error:
         raise ConfigError(f"--shape: {error}") from None
-    console = Console()
+    console = wide_console()
     result: dict[str, Any] = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": gather(),

@@ -43,7 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     encoder = Encoder(vocabulary, config)
     for text in arguments.texts or _lines():
         tokens = text.lower().split() if config.data.lowercase else text.split()
-        if not tokens:
+        if not tokens:  # an empty line stays one, so that lines out match lines in
+            print(json.dumps({"tokens": []}) if arguments.json else "", flush=True)
             continue
         batch = encoder.batch([Record(tokens, {})], [0])
         with torch.inference_mode():

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from pymtl.commands import positive, wide_console
+
 NAMES = {
     "pymtl": "pymtl",
     "reference": "plain PyTorch, packed",
@@ -22,12 +24,11 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
         "nn.LSTM. 'padded' runs nn.LSTM over padding, which changes its results; it is shown for its time.",
     )
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder of pymtl train")
-    parser.add_argument("--batches", type=int, default=200, metavar="N", help="batches to time (default: 200)")
+    parser.add_argument("--batches", type=positive, default=200, metavar="N", help="batches to time (default: 200)")
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
     from rich.table import Table
 
     from pymtl.commands.train import scores_table
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     from pymtl.training.run import Run
     from pymtl.training.speed import compare
 
-    console = Console()
+    console = wide_console()
     run = Run(arguments.run_folder)
     backend, config, vocabulary = run.load_backend()
     train = read_records(config.path(config.data.train), config)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pymtl.commands import positive
+
 if TYPE_CHECKING:
     from pymtl.training.config import Config
     from pymtl.training.run import Run
@@ -49,7 +51,7 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
         default="pymtl",
         help="reference: the identical model in plain PyTorch (default: pymtl)",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's)")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
     existing.add_argument("--overwrite", action="store_true", help="replace a run that is there already")
@@ -91,16 +93,18 @@ def run(arguments: argparse.Namespace) -> int:
         trainer.resume()
     parameters = sum(p.numel() for p in backend.model.parameters())
     console.print(
-        f"[bold]{arguments.config.stem}[/]: {len(train):,} sentences to train on, {len(valid):,} to validate, "
+        f"{arguments.config.stem}: {len(train):,} sentences to train on, {len(valid):,} to validate, "
         f"{len(vocabulary.tokens):,} tokens, {parameters:,} parameters, {torch.get_num_threads()} threads, "
-        f"backend {arguments.backend}"
+        f"backend {arguments.backend}",
+        markup=False,
+        soft_wrap=True,
     )
     try:
         trainer.fit()
     except KeyboardInterrupt:
-        console.print(
-            f"\ninterrupted after {len(trainer.epochs)} epochs: --resume goes on; {run.folder} holds the best so far"
-        )
+        done = len(trainer.epochs)
+        saved = f"--resume goes on; {run.folder} holds the best so far" if done else "nothing is saved yet"
+        console.print(f"\ninterrupted after {done} epochs: {saved}", markup=False, soft_wrap=True)
         raise
     run.save_figure("curves.png", training_curves(trainer.epochs))
     if test:
@@ -108,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
         scores = test_scores(best, test, config, vocabulary)
         run.write_json("test.json", scores)
         console.print(scores_table(scores, len(test)))
-    console.print(f"run folder: {run.folder}")
+    console.print(f"run folder: {run.folder}", markup=False, soft_wrap=True)
     return 0
 
 
@@ -164,11 +168,13 @@ class _Screen:
         cells["time"] = f"{record['seconds']:.1f} s"
         if self.header is None:
             self.header = list(cells)
-            self.console.print("  ".join(f"{name:>{_width(name)}}" for name in self.header), style="bold")
+            self.console.print(
+                "  ".join(f"{name:>{_width(name)}}" for name in self.header), style="bold", soft_wrap=True
+            )
         row = "  ".join(f"{cells.get(name, '-'):>{_width(name)}}" for name in self.header)
         better = record["selection"] > self.best
         self.best = max(self.best, record["selection"])
-        self.console.print(row + ("  best" if better else ""), highlight=False)
+        self.console.print(row + ("  best" if better else ""), highlight=False, soft_wrap=True)
 
 
 def _width(name: str) -> int:

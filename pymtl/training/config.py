@@ -7,6 +7,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from torch import nn
+
 from pymtl.training.errors import ConfigError
 
 if sys.version_info >= (3, 11):
@@ -96,7 +98,7 @@ def load(path: Path, overrides: list[str] | None = None) -> Config:
     """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
     for override in overrides or []:
         _override(raw, override)
@@ -115,8 +117,10 @@ def parse(raw: dict[str, Any], where: str) -> Config:
         raise ConfigError(f"{where}: tasks: expected at least one task, got none")
     for name, task in config.tasks.items():
         at = f"{where}: tasks.{name}"
+        _require(_is_task_name(name), at, "another name: this one is reserved or has a dot", name)
         _require(0 <= task.label_smoothing <= 1, f"{at}.label_smoothing", "a number from 0 to 1", task.label_smoothing)
         _require(task.weight >= 0, f"{at}.weight", "a number of at least 0", task.weight)
+    _require(0 <= config.seed < 2**31, f"{where}: seed", "a number from 0 to 2147483647", config.seed)
     for key in ("embedding_dim", "hidden_size", "num_layers"):
         value = getattr(config.model, key)
         _require(value >= 1, f"{where}: model.{key}", "a number above 0", value)
@@ -137,6 +141,12 @@ def parse(raw: dict[str, Any], where: str) -> Config:
 def _require(fits: bool, where: str, expected: str, actual: object) -> None:
     if not fits:
         raise ConfigError(f"{where}: expected {expected}, got {actual!r}")
+
+
+def _is_task_name(name: str) -> bool:
+    """Whether a module can have this name, and no other line of the metrics or predictions has it."""
+    taken = hasattr(nn.ModuleDict, name) or name in ("total", "tokens", "exact_match", "training")
+    return bool(name) and not taken and "." not in name and "/" not in name
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

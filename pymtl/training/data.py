@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -43,31 +45,31 @@ def read_records(path: Path, config: Config, labelled: bool = True) -> list[Reco
         DataError: a line is malformed; the message names file, line number and reason.
     """
     records = []
-    opener = gzip.open if path.suffix == ".gz" else open
     number = 0
     try:
-        with opener(path, "rt", encoding="utf-8") as lines:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as lines:
             for line in lines:
                 number += 1
                 if line.strip():
                     records.append(_record(line, config, labelled))
-    except (ValueError, TypeError, EOFError, gzip.BadGzipFile) as error:
+    except (ValueError, TypeError, EOFError, RecursionError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}:{number}: {error}") from None
     if not records:
         raise DataError(f"{path}: expected at least one record, got none")
     return records
 
 
-def _record(line: str, config: Config, labelled: bool) -> Record:
+def _record(line: bytes, config: Config, labelled: bool) -> Record:
     try:
-        raw = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"not JSON: {error}") from None
+        raw = json.loads(line.decode("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"not JSON in UTF-8: {error}") from None
     if not isinstance(raw, dict):
         raise DataError(f"expected a JSON object, got {type(raw).__name__}")
     tokens = raw.get(config.data.tokens)
     if not isinstance(tokens, list) or not tokens or not all(isinstance(t, str) for t in tokens):
         raise DataError(f"field {config.data.tokens!r}: expected a list of at least one string, got {tokens!r}")
+    _check_text(config.data.tokens, tokens)
     if config.data.lowercase:
         tokens = [t.lower() for t in tokens]
     labels = {}
@@ -80,6 +82,14 @@ def _record(line: str, config: Config, labelled: bool) -> Record:
     return Record(tokens, labels)
 
 
+def _check_text(field: str, tokens: list[str]) -> None:
+    """Half of a surrogate pair is JSON, but no text."""
+    try:
+        "".join(tokens).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"field {field!r}: {error}") from None
+
+
 def _check_label(field: str, label: Any, task: TaskConfig, length: int) -> None:
     def strings(value: Any) -> bool:
         return isinstance(value, list) and all(isinstance(v, str) for v in value)
@@ -87,12 +97,19 @@ def _check_label(field: str, label: Any, task: TaskConfig, length: int) -> None:
     expected, fits = {
         "classification": ("a string", isinstance(label, str)),
         "tagging": (f"a list of {length} strings, one a token", strings(label) and len(label) == length),
-        "regression": ("a number", isinstance(label, int | float) and not isinstance(label, bool)),
+        "regression": ("a finite number", _is_number(label)),
         "multilabel": ("a list of strings", strings(label)),
     }[task.kind]
     if not fits:
         shown = f"a list of {len(label)}" if isinstance(label, list) else repr(label)
         raise DataError(f"field {field!r}: expected {expected}, got {shown}")
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(float(value))
+    except OverflowError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -117,21 +134,31 @@ class Vocabulary:
                 labels[name] = sorted(set(values))
             elif task.kind in ("tagging", "multilabel"):
                 labels[name] = sorted({label for value in values for label in value})
+            if name in labels and not labels[name]:
+                raise DataError(f"task {name!r}: no training record has a label")
         return Vocabulary([PADDING, UNKNOWN, *(t for t in kept if t not in (PADDING, UNKNOWN))], labels)
 
     def as_dict(self) -> dict[str, Any]:
         return {"tokens": self.tokens, "labels": self.labels}
 
     @staticmethod
-    def from_dict(raw: Any, where: str) -> Vocabulary:
-        """Raises RunError if ``raw`` is not what :meth:`as_dict` gave."""
-        if (
-            not isinstance(raw, dict)
-            or not isinstance(raw.get("tokens"), list)
-            or not isinstance(raw.get("labels"), dict)
-        ):
-            raise RunError(f"{where}: expected a vocabulary with tokens and labels")
-        return Vocabulary(raw["tokens"], raw["labels"])
+    def from_dict(raw: Any, config: Config, where: str) -> Vocabulary:
+        """What :meth:`as_dict` gave.
+
+        Raises:
+            RunError: it is something else, or lacks the labels of a task.
+        """
+
+        def strings(value: Any) -> bool:
+            return isinstance(value, list) and len(value) > 0 and all(isinstance(v, str) for v in value)
+
+        if not isinstance(raw, dict) or not strings(raw.get("tokens")) or raw["tokens"][:2] != [PADDING, UNKNOWN]:
+            raise RunError(f"{where}: expected a vocabulary with tokens")
+        labels = raw.get("labels")
+        for name, task in config.tasks.items():
+            if task.kind != "regression" and not (isinstance(labels, dict) and strings(labels.get(name))):
+                raise RunError(f"{where}: expected labels of task {name!r}")
+        return Vocabulary(raw["tokens"], labels)
 
 
 @dataclass(frozen=True)

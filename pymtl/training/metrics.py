@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pymtl.training.config import Config
 from pymtl.training.data import Record, Vocabulary
+from pymtl.training.errors import DataError
 
 
 def decode(
@@ -62,24 +63,35 @@ def score(records: Sequence[Record], predictions: Sequence[Mapping[str, Any]], c
             flat = [tag for tags in truth for tag in tags], [tag for tags in guess for tag in tags]
             scores[f"{name}/accuracy"] = float(sk.accuracy_score(*flat))
         elif task.kind == "regression":
-            scores[f"{name}/r2"] = float(sk.r2_score(truth, guess))
+            if len(truth) > 1:  # of a single number there is no variance to explain
+                scores[f"{name}/r2"] = float(sk.r2_score(truth, guess))
         else:
             labels = sorted({label for row in (*truth, *guess) for label in row})
-            table = [[[label in row for label in labels] for row in rows] for rows in (truth, guess)]
-            scores[f"{name}/f1"] = float(sk.f1_score(*table, average="micro", zero_division=0.0))
+            flat = [[label in row for row in rows for label in labels] for rows in (truth, guess)]
+            scores[f"{name}/f1"] = (
+                float(sk.f1_score(*flat, labels=[True], average="micro", zero_division=0.0)) if labels else 0.0
+            )
     discrete = [name for name, task in config.tasks.items() if task.kind in ("classification", "tagging")]
     if discrete:
         right = [
             all(r.labels[name] is None or r.labels[name] == p[name] for name in discrete)
             for r, p in zip(records, predictions)
+            if any(r.labels[name] is not None for name in discrete)
         ]
-        scores["exact_match"] = sum(right) / len(right)
+        if right:
+            scores["exact_match"] = sum(right) / len(right)
     return scores
 
 
 def selection_score(scores: Mapping[str, float]) -> float:
-    """What the best epoch is chosen by: the mean of the tasks' scores."""
+    """What the best epoch is chosen by: the mean of the tasks' scores.
+
+    Raises:
+        DataError: there is none.
+    """
     own = [value for name, value in scores.items() if "/" in name]
+    if not own:
+        raise DataError("no validation record has a label to score")
     return sum(own) / len(own)
 
 

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from pymtl.training.backends import Backend
+from pymtl.training.backends import BACKENDS, Backend
 from pymtl.training.config import Config, parse
 from pymtl.training.data import Vocabulary
 from pymtl.training.errors import ConfigError, RunError
@@ -37,8 +37,8 @@ class Run:
         return self.folder / name
 
     def exists(self) -> bool:
-        """Whether the folder holds a run."""
-        return self.path("config.json").exists()
+        """Whether the folder holds a run of which an epoch has finished."""
+        return self.path("state.pt").exists()
 
     def create(self, config: Config, vocabulary: Vocabulary, backend: str) -> None:
         """Begins a new run; the files of an earlier one go."""
@@ -46,6 +46,9 @@ class Run:
         for name in ("model.safetensors", "state.pt", "metrics.jsonl", "test.json", "curves.png", "report.json"):
             self.path(name).unlink(missing_ok=True)
         self.write_json("vocabulary.json", vocabulary.as_dict())
+        self.write_config(config, backend)
+
+    def write_config(self, config: Config, backend: str) -> None:
         self.write_json("config.json", {**config.as_dict(), "backend": backend})
 
     def load(self) -> tuple[Config, Vocabulary, str]:
@@ -60,7 +63,9 @@ class Run:
             config = parse(raw, str(self.path("config.json")))
         except ConfigError as error:
             raise RunError(str(error)) from None
-        vocabulary = Vocabulary.from_dict(self.read_json("vocabulary.json"), str(self.path("vocabulary.json")))
+        if backend not in BACKENDS:
+            raise RunError(f"{self.path('config.json')}: expected a backend of {', '.join(BACKENDS)}, got {backend!r}")
+        vocabulary = Vocabulary.from_dict(self.read_json("vocabulary.json"), config, str(self.path("vocabulary.json")))
         return config, vocabulary, backend
 
     def load_backend(self, name: str | None = None) -> tuple[Backend, Config, Vocabulary]:

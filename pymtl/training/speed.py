@@ -13,12 +13,16 @@ from pymtl.training.backends import BACKENDS, Backend
 from pymtl.training.config import Config
 from pymtl.training.data import Batch, Encoder, Record, Vocabulary, buckets
 
-
 BLOCK = 20  # batches a contender runs in a row: its parameters and Adam's moments fill most of the cache
 
 
 def compare(
-    backend: Backend, config: Config, vocabulary: Vocabulary, train: list[Record], test: list[Record], batches: int = 200
+    backend: Backend,
+    config: Config,
+    vocabulary: Vocabulary,
+    train: list[Record],
+    test: list[Record],
+    batches: int = 200,
 ) -> dict[str, Any]:
     """Times a training step and an inference batch of every backend on the same batches, interleaved.
 

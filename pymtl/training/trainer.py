@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -77,9 +78,15 @@ class Trainer:
         try:
             self.backend.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.epochs = list(state["epochs"])
+            self.epochs = [{**epoch, "selection": float(epoch["selection"])} for epoch in state["epochs"]]
+            if [epoch["epoch"] for epoch in self.epochs] != list(range(1, len(self.epochs) + 1)):
+                raise ValueError("its epochs are not numbered from 1")
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise RunError(f"{self.run.path('state.pt')}: of another model: {error}") from None
+            raise RunError(f"{self.run.path('state.pt')}: damaged or of another model: {error!r}") from None
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.training.learning_rate
+        self.run.write_config(self.config, self.backend.name)
+        self.run.write_metrics(self.epochs)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -101,16 +108,23 @@ class Trainer:
         batches = list(buckets(self.train, self.config.training.batch_size, generator))
         self.backend.model.train()
         totals: dict[str, float] = {}
+        counts: dict[str, int] = {}
         for step in self.progress.steps(number, len(batches)):
             batch = self.encoder.batch(self.train, batches[step])
             losses = self.step(self._drop_words(batch, generator))
+            if not math.isfinite(losses["total"]):
+                raise RunError(
+                    f"the loss is {losses['total']} in epoch {number}, step {step + 1}: training diverged; "
+                    "try a smaller learning rate"
+                )
             for name, value in losses.items():
-                totals[name] = totals.get(name, 0.0) + value / len(batches)
+                totals[name] = totals.get(name, 0.0) + value
+                counts[name] = counts.get(name, 0) + 1
         self.backend.model.eval()
         scores = evaluate(self.backend.logits, self.valid_batches, self.valid, self.config, self.vocabulary)
         return {
             "epoch": number,
-            "loss": totals,
+            "loss": {name: total / counts[name] for name, total in totals.items()},
             "valid": scores,
             "selection": selection_score(scores),
             "seconds": time.perf_counter() - started,

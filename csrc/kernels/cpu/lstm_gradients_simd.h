@@ -13,6 +13,13 @@
 namespace pymtl {
 namespace {
 
+// to += value or to = value, for the first `valid` lanes.
+template <typename T>
+PYMTL_INLINE void add_or_store(T* to, Vec<T> value, int64_t valid, bool add) {
+  if (add) value = load_part(to, valid, T(0)) + value;
+  store_part(to, value, valid);
+}
+
 // Scratch memory of one worker. A block of tokens is as long as its transposed gates fit into the second-level
 // cache, and all blocks are about equally long: a short one would pay for a pass over the results all the same.
 template <typename T>
@@ -155,10 +162,7 @@ class WeightGradient {
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
-        T* const at = to + r * stride + v * kLanes<T>;
-        const int64_t rest = valid - v * kLanes<T>;
-        if (accumulate) acc[r][v] = load_part(at, rest, T(0)) + acc[r][v];
-        store_part(at, acc[r][v], rest);
+        add_or_store(to + r * stride + v * kLanes<T>, acc[r][v], valid - v * kLanes<T>, accumulate);
       }
     }
   }
@@ -192,22 +196,22 @@ void pack_lstm_input_gradient(const T* w_ih, int64_t input_size, int64_t hidden_
   pack_columns(w_ih, lstm_input_gradient_layout<T>(input_size, hidden_size), packed);
 }
 
-// One chain of sums over all recurrences' gates, in registers.
+// A sum for each recurrence, then their sum: shorter chains of roundings than one over all.
 template <typename T, int R, int V>
 __attribute__((noinline)) void input_gradient_tile(const LstmInputGradient<T>& args, int64_t token, const T* panels,
                                                    int64_t packed_size, T* to, int64_t valid) {
   const int64_t width = kGates * args.hidden_size;
-  Vec<T> acc[R][V] = {};
   for (int64_t g = 0; g < args.recurrences; ++g) {
     const T* rows[R];
     for (int r = 0; r < R; ++r) rows[r] = args.grad_gates + (g * args.tokens + token + r) * width;
+    Vec<T> acc[R][V] = {};
     multiply_tile<T, R, V>(rows, width, panels + g * packed_size, acc);
-  }
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
+    for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) {
-      store_part(to + r * args.input_size + v * kLanes<T>, acc[r][v], valid - v * kLanes<T>);
+      for (int v = 0; v < V; ++v) {
+        add_or_store(to + r * args.input_size + v * kLanes<T>, acc[r][v], valid - v * kLanes<T>, g > 0);
+      }
     }
   }
 }
