@@ -15,13 +15,24 @@ from pymtl.lstm import LSTM
 
 Module = TypeVar("Module", bound=nn.Module)
 
+# What nn.LSTM's forward pass is made of: a subclass that overrides one of these computes something else.
+_FORWARD = (
+    "forward",
+    "check_forward_args",
+    "check_hidden_size",
+    "check_input",
+    "get_expected_cell_size",
+    "get_expected_hidden_size",
+    "permute_hidden",
+)
+
 
 def convert(module: Module, inplace: bool = False) -> Module:
     """Makes every :class:`torch.nn.LSTM` inside ``module`` (or ``module`` itself) a :class:`pymtl.LSTM`.
 
     Every Parameter and buffer stays the very same object, so optimizers go on working; hooks, training flags
     and sharing of modules stay. Subclasses of nn.LSTM convert too, parametrised ones among them, unless they
-    override ``forward``: those are left alone, with a warning that names them.
+    override ``forward`` or a check it makes: those are left alone, with a warning that names them.
 
     Args:
         module: any module.
@@ -35,12 +46,14 @@ def convert(module: Module, inplace: bool = False) -> Module:
     for name, child in module.named_modules():
         if not isinstance(child, nn.LSTM) or isinstance(child, LSTM):
             continue
-        if type(child).forward is not nn.LSTM.forward:
+        if any(getattr(type(child), name) is not getattr(nn.LSTM, name) for name in _FORWARD):
             left_alone.append(f"{name or 'the module itself'} ({type(child).__name__})")
             continue
         child.__class__ = _fast_class(type(child))
     if left_alone:
-        warnings.warn("convert left alone what overrides nn.LSTM.forward: " + ", ".join(left_alone), stacklevel=2)
+        warnings.warn(
+            "convert left alone what overrides nn.LSTM's forward or its checks: " + ", ".join(left_alone), stacklevel=2
+        )
     return module
 
 
@@ -71,7 +84,10 @@ def _copy_sharing_tensors(module: Module) -> Module:
     memo: dict[int, Any] = {}
     for child in module.modules():
         tensors = [*child._parameters.values(), *child._buffers.values()]
-        tensors += [value for value in vars(child).values() if isinstance(value, torch.Tensor)]
+        for value in vars(child).values():
+            tensors += [
+                t for t in (value if isinstance(value, list | tuple) else [value]) if isinstance(t, torch.Tensor)
+            ]
         memo.update((id(t), t) for t in tensors if t is not None)
     return copy.deepcopy(module, memo)
 
@@ -82,10 +98,7 @@ def _fast_class(original: type[nn.LSTM]) -> type[LSTM]:
     if original is nn.LSTM:
         return LSTM
     if _is_parametrised(original):
-        # Made by torch.nn.utils.parametrize for one module: a subclass of the module's own class that holds
-        # nothing but properties. The same one, on top of the fast class.
-        members = {k: v for k, v in vars(original).items() if k not in ("__dict__", "__weakref__")}
-        fast = type(original.__name__, (_fast_class(original.__bases__[0]),), members)
+        fast = _parametrised_on(_fast_class(original.__bases__[0]), original)
     else:
         # pymtl.LSTM first, so that its forward wins; what the subclass adds stays.
         fast = type(original.__name__, (LSTM, original), {"__reduce_ex__": _reduce})
@@ -95,7 +108,24 @@ def _fast_class(original: type[nn.LSTM]) -> type[LSTM]:
 
 
 def _original_class(fast: type[LSTM]) -> type[nn.LSTM] | None:
-    return nn.LSTM if fast is LSTM else vars(fast).get("_converted_from")
+    if fast is LSTM:
+        return nn.LSTM
+    if _is_parametrised(fast) and "_converted_from" not in vars(fast):
+        base = _original_class(fast.__bases__[0])  # parametrised after it was converted
+        return None if base is None else _parametrised_on(base, fast)
+    return vars(fast).get("_converted_from")
+
+
+@cache
+def _parametrised_on(base: type[nn.LSTM], parametrised: type[nn.LSTM]) -> type:
+    """The class torch.nn.utils.parametrize made for one module, on top of another base.
+
+    Such a class is a subclass of the module's own class that holds nothing but properties.
+    """
+    members = {k: v for k, v in vars(parametrised).items() if k not in ("__dict__", "__weakref__", "_converted_from")}
+    made = type(parametrised.__name__, (base,), members)
+    made.__module__, made.__qualname__ = parametrised.__module__, parametrised.__qualname__
+    return made
 
 
 def _is_parametrised(cls: type) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import init
 
-from pymtl import ops
+from pymtl import ops, reference
 from pymtl.joint_loss import BinaryCrossEntropy, CrossEntropy, Loss, MeanSquaredError
 
 Pooling = Literal["last", "mean", "max"]
@@ -68,8 +69,10 @@ class Head(nn.Module):
         init.uniform_(self.bias, -bound, bound)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[N, F] to [N, C]. A :class:`pymtl.MultiTaskModel` projects all heads at once instead."""
-        return ops.heads(features, self.weight, self.bias)
+        """[N, F] to [N, C]. A :class:`pymtl.MultiTaskModel` projects all heads at once instead, where it can."""
+        if features.device.type == "cpu" and features.dtype in (torch.float32, torch.float64):
+            return ops.heads(features, self.weight, self.bias)
+        return reference.heads(features, self.weight, self.bias)
 
     def extra_repr(self) -> str:
         return f"{self.out_features}, pooling={self.pooling!r}, loss={self.loss}"

@@ -141,7 +141,11 @@ class JointLoss(nn.Module):
                 f"targets[{task!r}]: expected a {type(z).__name__} like its logits, got a {type(target).__name__}"
             )
         if isinstance(z, PackedSequence):
+            if not _same_packing(z, target):
+                raise ValueError(f"targets[{task!r}]: expected the packing of its logits, got another order or lengths")
             z, target = z.data, target.data
+        if z.dtype in (torch.float16, torch.bfloat16):
+            z = z.float()  # as F.cross_entropy under autocast
         if self.losses[task].kind == "cross_entropy":
             if target.is_floating_point():
                 raise RuntimeError(
@@ -171,6 +175,16 @@ def _check_known(argument: str, given: Mapping[str, object], known: Mapping[str,
     for task in given:
         if task not in known:
             raise KeyError(f"{argument}: unknown task {task!r}, expected one of {list(known)}")
+
+
+def _same_packing(a: PackedSequence, b: PackedSequence) -> bool:
+    if not _same(a.batch_sizes, b.batch_sizes):
+        return False
+    return a.sorted_indices is None or b.sorted_indices is None or _same(a.sorted_indices, b.sorted_indices)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a is b or torch.equal(a, b)
 
 
 def _with_names(message: str, tasks: list[str]) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pymtl import ops
 from pymtl.packing import as_lengths
@@ -128,7 +130,7 @@ class LSTM(nn.RNNBase):
         batched = input.dim() == 3
         if not batched:
             input = input.unsqueeze(0 if self.batch_first else 1)
-        self.check_input(input, None)
+        self._check_input(input, weights, 3)
         h0, c0 = self._initial_state(hx, input.shape[0 if self.batch_first else 1], batched)
         if self.batch_first:
             input = input.transpose(0, 1)
@@ -146,7 +148,7 @@ class LSTM(nn.RNNBase):
         weights = self._weights()
         if not self._kernels_take(data, weights):
             return nn.LSTM.forward(self, input, hx)
-        self.check_input(data, batch_sizes)
+        self._check_input(data, weights, 2)
         h0, c0 = self._initial_state(hx, int(batch_sizes[0]), batched=True)
         h0, c0 = _permute(h0, sorted_indices), _permute(c0, sorted_indices)
         output, h_n, c_n = self._layers(data, batch_sizes, weights, h0, c0)
@@ -156,10 +158,10 @@ class LSTM(nn.RNNBase):
     def _forward_lengths(
         self, input: Tensor, hx: State | None, lengths: Tensor | Sequence[int]
     ) -> tuple[Tensor, State]:
-        self.check_input(input, None)
+        weights = self._weights()
+        self._check_input(input, weights, 3)
         batch, steps = input.shape[:2] if self.batch_first else (input.shape[1], input.shape[0])
         lengths = as_lengths(lengths, batch)
-        weights = self._weights()
         if not self._kernels_take(input, weights):
             packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
             result, state = nn.LSTM.forward(self, packed, hx)
@@ -183,6 +185,20 @@ class LSTM(nn.RNNBase):
             return [parameters[name] for name in names]
         return [getattr(self, name) for name in names]
 
+    def _check_input(self, input: Tensor, weights: Sequence[Tensor], dims: int) -> None:
+        # nn.LSTM's check_input with the weights of this call, where that one has the parameters of some time ago.
+        if input.dtype != weights[0].dtype and not torch.is_autocast_enabled("cpu"):
+            raise ValueError(
+                f"RNN input dtype ({input.dtype}) does not match weight dtype ({weights[0].dtype}). "
+                f"Convert input: input.to({weights[0].dtype}), or convert model: model.to({input.dtype})"
+            )
+        if input.dim() != dims:
+            raise RuntimeError(f"input must have {dims} dimensions, got {input.dim()}")
+        if input.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.shape[-1]}"
+            )
+
     def kernels_take(self, input: Tensor) -> bool:
         """Whether this library's kernels run such an input (and these weights), rather than torch's own path."""
         return self._kernels_take(input, self._weights())
@@ -199,6 +215,8 @@ class LSTM(nn.RNNBase):
     def _initial_state(self, hx: State | None, batch: int, batched: bool) -> tuple[Tensor | None, Tensor | None]:
         if hx is None:
             return None, None
+        if isinstance(hx, Tensor):
+            raise TypeError("hx: expected a tuple of two tensors (h_0, c_0), got a Tensor")
         h0, c0 = hx
         dims = 3 if batched else 2
         if h0.dim() != dims or c0.dim() != dims:
@@ -325,6 +343,7 @@ class LSTM(nn.RNNBase):
             return
         if any(w.is_inference() for w in weights):
             raise RuntimeError("freeze: expected ordinary weights, got inference tensors, whose changes go unnoticed")
+        _notice_fused_optimizers()
         with torch.no_grad():
             packed = [ops.lstm_pack(self._layer_weights(weights, layer)) for layer in range(self.num_layers)]
         self._snapshot = _Snapshot(weights, [w._version for w in weights], _native.active_isa(), packed)
@@ -349,6 +368,18 @@ class LSTM(nn.RNNBase):
         state = super().__getstate__()
         state.pop("_snapshot", None)
         return state
+
+
+@cache
+def _notice_fused_optimizers() -> None:
+    """Makes optimizers with ``fused=True`` count their steps in the parameters' versions, as all others do."""
+
+    def count_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            if group.get("fused"):
+                torch.autograd.graph.increment_version([p for p in group["params"] if not p.is_inference()])
+
+    register_optimizer_step_post_hook(count_step)
 
 
 def _permute(state: Tensor | None, indices: Tensor | None) -> Tensor | None:

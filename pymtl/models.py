@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -114,10 +114,10 @@ class MultiTaskModel(nn.Module):
             data = self.embedding(data)
         data = self._drop(data)
         token_heads = self._heads_pooled(None)
-        weight, bias = _stacked(token_heads)
         wanted = {kind: self._heads_pooled(kind) for kind in POOLINGS}
         take = self.encoder.kernels_take(data)
-        if take and not self._needs_states(data, weight, bias):
+        if take and not self._needs_states(data):
+            weight, bias = _stacked(token_heads)
             result = self.encoder.forward_heads(
                 data, order.batch_sizes, weight, bias, mean=bool(wanted["mean"]), max=bool(wanted["max"])
             )
@@ -128,7 +128,7 @@ class MultiTaskModel(nn.Module):
             states = self._drop(packed.data)
             functions = ops if take else reference
             directions = 2 if self.encoder.bidirectional else 1
-            token_logits = functions.heads(states, weight, bias, parts=directions) if token_heads else None
+            token_logits = _project(functions.heads, states, token_heads, directions) if token_heads else None
             h_n = self._drop(h_n[-directions:])
             reverse = [False, True][:directions]
             pooled = {
@@ -138,12 +138,17 @@ class MultiTaskModel(nn.Module):
             }
         pooled["last"] = h_n.transpose(0, 1).flatten(1)
         project = ops.heads if take else reference.heads
-        sentence_logits = {kind: project(pooled[kind], *_stacked(heads)) for kind, heads in wanted.items() if heads}
+        sentence_logits = {kind: _project(project, pooled[kind], heads, 1) for kind, heads in wanted.items() if heads}
         return (token_logits if token_heads else None), sentence_logits
 
-    def _needs_states(self, *tensors: Tensor | None) -> bool:
-        """Whether the encoder's states are needed themselves: for a backward pass, or to drop some."""
-        return (self.training and self.dropout > 0) or wants_gradient(*tensors, *self.parameters())
+    def _needs_states(self, data: Tensor) -> bool:
+        """Whether the encoder's states are needed themselves: for a backward pass, to drop some, or by a hook."""
+        return (
+            (self.training and self.dropout > 0)
+            or wants_gradient(data, *self.parameters())
+            or _has_hooks(self.encoder)
+            or any(_has_hooks(head) for head in self.heads.values())
+        )
 
     def _drop(self, tensor: Tensor) -> Tensor:
         return F.dropout(tensor, self.dropout) if self.training and self.dropout > 0 else tensor
@@ -165,6 +170,18 @@ class MultiTaskModel(nn.Module):
             parts[None] = _split(whole, self._heads_pooled(None))
         iterators = {kind: iter(pieces) for kind, pieces in parts.items()}
         return {task: next(iterators[head.pooling]) for task, head in self.heads.items()}
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    # Pruning and the older weight normalisation compute a module's weight in such a hook.
+    return bool(module._forward_pre_hooks or module._forward_hooks or module._backward_hooks)
+
+
+def _project(function: Callable[..., Tensor], features: Tensor, heads: Sequence[Head], parts: int) -> Tensor:
+    """All heads at once; one by one, as modules, where one has a hook."""
+    if any(_has_hooks(head) for head in heads):
+        return torch.cat([head(features) for head in heads], dim=-1)
+    return function(features, *_stacked(heads), parts=parts)
 
 
 def _stacked(heads: Sequence[Head]) -> tuple[Tensor | None, Tensor | None]:

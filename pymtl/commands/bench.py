@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
         "rows": [],
         "recurrence": [],
     }
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         modes = sum(2 if shape.batch == 1 else 4 for shape in shapes)
         task = progress.add_task("layers", total=modes)
         for row in measure(shapes, arguments.seconds):

@@ -158,7 +158,7 @@ class _Screen:
             TextColumn("steps"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
             yield from progress.track(range(total), description=f"{epoch}/{self.config.training.epochs}")
 
     def epoch(self, record: dict[str, Any]) -> None:

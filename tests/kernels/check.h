@@ -264,6 +264,12 @@ inline std::vector<NamedExecutor> executors() {
           {"last task first", backwards()}};
 }
 
+// For many cases, where all executors for each would mostly test the making of threads.
+inline NamedExecutor any_executor(Random& random) {
+  const std::vector<NamedExecutor> all = executors();
+  return all[static_cast<size_t>(random.below(static_cast<int64_t>(all.size())))];
+}
+
 template <typename T>
 constexpr const char* kTypeName = sizeof(T) == sizeof(float) ? "float" : "double";
 

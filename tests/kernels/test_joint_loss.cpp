@@ -182,8 +182,9 @@ Expected of_values(const Task<T>& task) {
       }
       const long double w = task.weight ? static_cast<long double>(task.weight[c]) : 1;
       const long double p = 1 / (1 + std::exp(-z));
-      const long double log_p = z < 0 ? z - std::log1p(std::exp(z)) : -std::log1p(std::exp(-z));
-      const long double log_not_p = log_p - z;
+      const long double tail = std::log1p(std::exp(-std::abs(z)));
+      const long double log_p = (z < 0 ? z : 0) - tail;
+      const long double log_not_p = (z < 0 ? 0 : -z) - tail;
       expected.loss -= w * y * log_p + (1 - y) * log_not_p;
       expected.grad[at] = p * (w * y + 1 - y) - w * y;
       expected.grad_error[at] = 16 * kDoubleUnit * static_cast<double>(p * (w * y + 1 - y) + w * y);
@@ -294,10 +295,9 @@ void against_formulas() {
         const Result<T> result = run<T>({&task}, true, serial());
         check_task(task, result, 0);
         check_same(result, 0, run<T>({&task}, false, serial()), 0);
-        for (const NamedExecutor& named : executors()) {
-          const Context how(named.name);
-          check_same(result, 0, run<T>({&task}, true, named.executor), 0);
-        }
+        const NamedExecutor other = any_executor(random);
+        const Context how(other.name);
+        check_same(result, 0, run<T>({&task}, true, other.executor), 0);
       }
     }
   }
@@ -315,7 +315,7 @@ void together() {
     }
     std::vector<const Task<T>*> pointers;
     for (const Task<T>& task : tasks) pointers.push_back(&task);
-    const Result<T> all = run<T>(pointers, true, threads<3>());
+    const Result<T> all = run<T>(pointers, true, any_executor(random).executor);
     for (size_t k = 0; k < tasks.size(); ++k) {
       check_task(tasks[k], all, k);
       check_same(all, k, run<T>({pointers[k]}, true, serial()), 0);

@@ -26,7 +26,7 @@ template <typename T>
 struct WeightGradientScratch {
   static constexpr int64_t kBlockBytes = 384 * 1024;
   static constexpr int64_t kLeast = 64;
-  static constexpr int64_t kMost = 256;
+  static constexpr int64_t kMost = 128;
 
   int64_t block;
   size_t transposed, panels, rows, zeros, size;
