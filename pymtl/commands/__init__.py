@@ -14,8 +14,8 @@ def positive(text: str) -> int:
 
 
 def wide_console() -> Any:
-    """A rich console whose tables are never cut: at least 110 columns, whatever the terminal or file says."""
+    """A rich console whose tables are never cut: at least 124 columns, whatever the terminal or file says."""
     from rich.console import Console
 
     console = Console()
-    return console if console.width >= 110 else Console(width=110)
+    return console if console.width >= 124 else Console(width=124)

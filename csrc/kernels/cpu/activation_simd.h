@@ -26,6 +26,8 @@ struct ExpConstants<float> {
   static constexpr int mantissa_bits = 23;
   static constexpr int32_t subnormal_bits = 25;      // results reach 2^-150, a normal number has 2^-126
   static constexpr float smallest_power = 0x1p-25f;  // 2^-subnormal_bits
+  static constexpr int tanh_terms = 4;               // of (tanh(x) - x) / x^3 in x^2 for |x| < 0.3
+  static constexpr float tanh_cubic[tanh_terms] = {0x1.4d6cdap-6f, -0x1.b96b30p-5f, 0x1.111048p-3f, -0x1.555556p-2f};
   static constexpr int terms = 5;
   static constexpr float q[terms] = {0x1.6bebfep-10f, 0x1.1227b0p-7f, 0x1.555674p-5f, 0x1.5554b0p-3f, 0x1.fffffep-2f};
 };
@@ -43,6 +45,10 @@ struct ExpConstants<double> {
   static constexpr int mantissa_bits = 52;
   static constexpr int64_t subnormal_bits = 54;
   static constexpr double smallest_power = 0x1p-54;
+  static constexpr int tanh_terms = 8;
+  static constexpr double tanh_cubic[tanh_terms] = {
+      0x1.0bde36fa6aaeap-11, -0x1.7ab0a4361f5b7p-10, 0x1.d6b777f23d264p-9, -0x1.226de96b8522ap-7,
+      0x1.664f47a5129dap-6,  -0x1.ba1ba1b8dd473p-5,  0x1.1111111110b9ep-3, -0x1.5555555555555p-2};
   static constexpr int terms = 10;
   static constexpr double q[terms] = {
       0x1.af38d53857513p-26, 0x1.2891a8c1d838dp-22, 0x1.71de0d9c145d0p-19, 0x1.a019b8ef67c6cp-16, 0x1.a01a01a7c8d47p-13,
@@ -106,20 +112,28 @@ PYMTL_INLINE Vec<T> sigmoid(Vec<T> x) {
   return select<T>(x < broadcast(T(-1)), fma(-e, ratio, e), ratio);
 }
 
-// |expm1(y) / (expm1(y) + 2)| with y = -2|x| near zero, where that sign has the smaller rounding errors, and
-// y = 2|x| further out, where the exponential's error counts the less the larger it is.
+// Near zero an odd polynomial; further out expm1(2|x|) / (expm1(2|x|) + 2), where nothing cancels and the
+// exponential's error counts the less the larger it is.
 template <typename T>
 PYMTL_INLINE Vec<T> tanh(Vec<T> x) {
+  using K = ExpConstants<T>;
   const Vec<T> one = broadcast(T(1));
-  const Vec<T> size = at_least(negated_absolute<T>(x), broadcast(-ExpConstants<T>::tanh_one));
-  const Vec<T> factor = select<T>(size < broadcast(T(-0.3)), broadcast(T(-2)), broadcast(T(2)));
+  const IntVec<T> sign = (IntVec<T>)broadcast(T(-0.0));
+  const Vec<T> negated = negated_absolute<T>(x);
+  const Vec<T> size = at_least(negated, broadcast(-K::tanh_one));
   Vec<T> shifted;
-  const Vec<T> p = reduced_expm1<T>(size * factor, shifted);
+  const Vec<T> p = reduced_expm1<T>(size * broadcast(T(-2)), shifted);
   const Vec<T> power = power_of_two<T>((IntVec<T>)shifted);
   const Vec<T> expm1 = fma(power, p, power - one);
-  const Vec<T> result = expm1 / (expm1 + broadcast(T(2)));
-  const IntVec<T> sign = (IntVec<T>)broadcast(T(-0.0));
-  return (Vec<T>)(((IntVec<T>)result & ~sign) | ((IntVec<T>)x & sign));
+  const Vec<T> outer = expm1 / (expm1 + broadcast(T(2)));
+
+  const Vec<T> square = x * x;
+  Vec<T> cubic = broadcast(K::tanh_cubic[0]);
+#pragma GCC unroll 16
+  for (int i = 1; i < K::tanh_terms; ++i) cubic = fma(cubic, square, broadcast(K::tanh_cubic[i]));
+  const Vec<T> inner = fma(x * square, cubic, x);
+  const Vec<T> result = select<T>(negated > broadcast(T(-0.3)), inner, outer);
+  return (Vec<T>)((IntVec<T>)result | ((IntVec<T>)x & sign));  // the sign of zero too
 }
 
 }  // namespace
