@@ -355,11 +355,11 @@ def test_report_prints_scores_times_and_parity_and_writes_them(trained):
     for text in ("pymtl", "plain PyTorch, packed", "plain PyTorch, padded", "training step ms", "inference ms"):
         assert text in printed
     result = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    assert set(result) == {"training", "inference", "parity"}
-    for part in ("training", "inference"):
-        assert set(result[part]) == {"pymtl", "reference", "reference-padded"}
-        assert result[part]["pymtl"]["ratio"] == 1.0
-        assert all(row["p50"] > 0 for row in result[part].values())
+    assert set(result) == {"bucketed", "shuffled", "parity"}
+    for part in (result[kind][part] for kind in ("bucketed", "shuffled") for part in ("training", "inference")):
+        assert set(part) == {"pymtl", "reference", "reference-padded"}
+        assert part["pymtl"]["ratio"] == 1.0
+        assert all(row["p50"] > 0 for row in part.values())
     assert result["parity"]["logits"] < 1e-5
     assert result["parity"]["gradients"] < 1e-4
 

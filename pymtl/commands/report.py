@@ -50,12 +50,15 @@ def run(arguments: argparse.Namespace) -> int:
     for part in ("training step", "inference"):
         table.add_column(f"{part} ms", justify="right")
         table.add_column("pymtl is faster by", justify="right")
-    for name, label in NAMES.items():
-        cells = []
-        for part in ("training", "inference"):
-            row = result[part][name]
-            cells += [f"{row['p50']:.2f}", "" if name == "pymtl" else f"{row['ratio']:.2f} x"]
-        table.add_row(label, *cells)
+    for kind, title in (("bucketed", "of similar length, as trained"), ("shuffled", "of any length")):
+        table.add_row(f"[bold]{title}[/]")
+        for name, label in NAMES.items():
+            cells = []
+            for part in ("training", "inference"):
+                row = result[kind][part][name]
+                cells += [f"{row['p50']:.2f}", "" if name == "pymtl" else f"{row['ratio']:.2f} x"]
+            table.add_row(label, *cells)
+        table.add_section()
     console.print(table)
     parity = result["parity"]
     console.print(

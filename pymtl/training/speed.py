@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -27,30 +28,40 @@ def compare(
     """Times a training step and an inference batch of every backend on the same batches, interleaved.
 
     Returns:
-        For ``training`` and ``inference`` each backend's median milliseconds and its ratio to ours (median of
-        ratios); ``parity``, the largest difference of a logit and of a parameter's gradient between ours and
-        the reference from the same weights, each over the largest magnitude.
+        For ``bucketed`` batches (of similar lengths, as in training) and ``shuffled`` ones (as they come): for
+        ``training`` and ``inference`` each backend's median milliseconds and its ratio to ours (median of
+        ratios). And ``parity``, the largest difference of a logit and of a parameter's gradient between ours
+        and the reference from the same weights, each over the largest magnitude.
     """
     models = {name: _same(backend, name, config, vocabulary) for name in BACKENDS}
     encoder = Encoder(vocabulary, config)
+    size = config.training.batch_size
     generator = torch.Generator().manual_seed(config.seed)
-    training = [
-        encoder.batch(train, indices)
-        for indices, _ in zip(buckets(train, config.training.batch_size, generator), range(batches))
-    ]
-    inference = [
-        encoder.batch(test, indices)
-        for indices, _ in zip(buckets(test, config.training.batch_size, generator), range(batches))
-    ]
-    parity = _parity(models["pymtl"], models["reference"], training[:8])
+
+    def chosen(records: list[Record], order: Iterable[list[int]]) -> list[Batch]:
+        return [encoder.batch(records, indices) for indices, _ in zip(order, range(batches))]
+
+    orders = {
+        "bucketed": lambda records: buckets(records, size, generator),
+        "shuffled": lambda records: _shuffled(records, size, generator),
+    }
+    work = {kind: (chosen(train, order(train)), chosen(test, order(test))) for kind, order in orders.items()}
+    result: dict[str, Any] = {"parity": _parity(models["pymtl"], models["reference"], work["bucketed"][0][:8])}
     steps = {name: _Step(model, config) for name, model in models.items()}
-    result: dict[str, Any] = {"parity": parity}
-    result["training"] = interleaved({name: step.train for name, step in steps.items()}, training, "pymtl", BLOCK)
-    for model in models.values():
-        model.model.eval()
-    with torch.inference_mode():
-        result["inference"] = interleaved({name: step.infer for name, step in steps.items()}, inference, "pymtl", BLOCK)
+    for kind, (training, inference) in work.items():
+        for model in models.values():
+            model.model.train()
+        result[kind] = {"training": interleaved({n: s.train for n, s in steps.items()}, training, "pymtl", BLOCK)}
+        for model in models.values():
+            model.model.eval()
+        with torch.inference_mode():
+            result[kind]["inference"] = interleaved({n: s.infer for n, s in steps.items()}, inference, "pymtl", BLOCK)
     return result
+
+
+def _shuffled(records: list[Record], batch_size: int, generator: torch.Generator) -> Iterator[list[int]]:
+    order = torch.randperm(len(records), generator=generator).tolist()
+    yield from (order[i : i + batch_size] for i in range(0, len(order), batch_size))
 
 
 def _same(backend: Backend, name: str, config: Config, vocabulary: Vocabulary) -> Backend:
@@ -64,7 +75,6 @@ class _Step:
         self.backend = backend
         self.clip_norm = config.training.clip_norm
         self.optimizer = torch.optim.Adam(backend.model.parameters(), lr=1e-5, fused=True)
-        backend.model.train()
 
     def train(self, batch: Batch) -> None:
         self.optimizer.zero_grad()
