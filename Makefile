@@ -33,6 +33,7 @@ test-asan: $(VENV)/.tools
 
 bench: install
 	$(BIN)/pymtl bench --json benchmarks/results/latest.json --plot benchmarks/results/latest.png
+	$(BIN)/python benchmarks/heads.py --json benchmarks/results/heads.json
 
 wheel: $(VENV)/.torch
 	sh packaging/make_wheel.sh $(BIN)/python "$(TORCH)"

@@ -32,5 +32,5 @@ def speed_ratios(result: dict[str, Any]) -> Figure:
     )
     handles = [axes.barh(0, 0, color=colour) for colour in colours.values()]
     axes.legend(handles, [f"against {name}" for name in colours], loc="lower right")
-    axes.margins(y=0.01)
+    axes.margins(x=0.08, y=0.01)
     return figure
