@@ -25,8 +25,8 @@ namespace pymtl {
 struct LstmShape {
   int64_t recurrences;         // G
   int64_t steps;               // T
-  int64_t batch;               // B
-  int64_t tokens;              // N
+  int64_t batch;               // B = batch_sizes[0]: every sequence has a token
+  int64_t tokens;              // N, above 0
   int64_t input_size;          // I
   int64_t hidden_size;         // H
   const int64_t* batch_sizes;  // [T], B >= batch_sizes[0] >= batch_sizes[1] >= ... >= 0; null: all B
@@ -63,8 +63,8 @@ struct LstmForward {
   T* output;                      // [N, G*H] h of every token, or null: not wanted
   T* h_n;                         // [G, B, H] h after each sequence's last step
   T* c_n;                         // [G, B, H]
-  T* gates;                       // [G, N, 4H] i, f, g, o after activation, for the backward pass; or null
-  T* cells;                       // [G, N, H] c of every token, for the backward pass; or null
+  T* gates;                       // [G, N, 4H] i, f, g, o after activation, for the backward pass; or null, with cells
+  T* cells;                       // [G, N, H] c of every token, for the backward pass; or null, with gates
   LstmHeads<T> heads;
 };
 
