@@ -5,6 +5,27 @@
 
 namespace pymtl::ops {
 
+// batch_sizes [T], contiguous and never increasing, and their sum.
+struct BatchSizes {
+  Tensor sizes;
+  int64_t steps;
+  int64_t tokens = 0;
+
+  explicit BatchSizes(const Tensor& given) : sizes(given) {
+    check(given.dim() == 1, "batch_sizes: expected one dimension, got ", given.dim());
+    steps = given.size(0);
+    sizes = checked(given, "batch_sizes", ScalarType::Long, {steps});
+    const int64_t* const values = read<int64_t>(sizes);
+    for (int64_t t = 0; t < steps; ++t) {
+      check(values[t] >= 0 && (t == 0 || values[t] <= values[t - 1]),
+            "batch_sizes: expected sizes that never increase and are not negative, got ", values[t], " at step ", t);
+      tokens += values[t];
+    }
+  }
+
+  int64_t batch() const { return steps > 0 ? *read<int64_t>(sizes) : 0; }
+};
+
 struct Batch {
   int64_t steps;
   int64_t batch;
@@ -24,21 +45,15 @@ struct Batch {
       return;
     }
     check(input.dim() == 2, "input: expected [tokens, features] with batch_sizes, got ", input.dim(), "-D");
-    check(given->dim() == 1, "batch_sizes: expected one dimension, got ", given->dim());
-    batch_sizes = checked(*given, "batch_sizes", ScalarType::Long, {given->size(0)});
-    steps = given->size(0);
-    tokens = input.size(0);
+    const BatchSizes packing(*given);
+    check(packing.steps > 0, "batch_sizes: expected at least one step, got none");
+    check(packing.tokens == input.size(0), "batch_sizes: expected a sum of ", input.size(0),
+          ", the tokens of input, got ", packing.tokens);
+    batch_sizes = packing.sizes;
+    steps = packing.steps;
+    batch = packing.batch();
+    tokens = packing.tokens;
     leading = {tokens};
-    check(steps > 0, "batch_sizes: expected at least one step, got none");
-    const int64_t* const sizes = read<int64_t>(*batch_sizes);
-    batch = sizes[0];
-    int64_t sum = 0;
-    for (int64_t t = 0; t < steps; ++t) {
-      check(sizes[t] >= 0 && (t == 0 || sizes[t] <= sizes[t - 1]), "batch_sizes: expected sizes that never ",
-            "increase and are not negative, got ", sizes[t], " at step ", t);
-      sum += sizes[t];
-    }
-    check(sum == tokens, "batch_sizes: expected a sum of ", tokens, ", the tokens of input, got ", sum);
   }
 
   Sizes with(int64_t features) const {

@@ -33,33 +33,33 @@ std::tuple<Tensor, Tensors> joint_loss(Tensors logits, Tensors targets, std::vec
     for (size_t k = 0; k < count; ++k) {
       LossTask<T> task{};
       task.kind = kind_of(kinds[k]);
-      check(logits[k].dim() == 2, element("logits", k), ": expected [rows, classes], got ", logits[k].dim(), "-D");
+      check(logits[k].dim() == 2, Name("logits", k), ": expected [rows, classes], got ", logits[k].dim(), "-D");
       task.rows = logits[k].size(0);
       task.classes = logits[k].size(1);
       // A slice of the columns of stacked logits is read where it is.
       const bool rows_contiguous = logits[k].is_cpu() && logits[k].stride(1) == 1;
-      check_cpu(logits[k], element("logits", k));
-      check_type(logits[k], element("logits", k), type);
+      check_cpu(logits[k], Name("logits", k));
+      check_type(logits[k], Name("logits", k), type);
       kept.push_back(rows_contiguous ? logits[k] : torch::stable::contiguous(logits[k]));
       task.logits = read<T>(kept.back());
       task.row_stride = rows_contiguous ? logits[k].stride(0) : task.classes;
       if (task.kind == Loss::cross_entropy) {
-        kept.push_back(checked(targets[k], element("targets", k), ScalarType::Long, {task.rows}));
+        kept.push_back(checked(targets[k], Name("targets", k), ScalarType::Long, {task.rows}));
         task.class_targets = read<int64_t>(kept.back());
       } else {
-        kept.push_back(checked(targets[k], element("targets", k), type, {task.rows, task.classes}));
+        kept.push_back(checked(targets[k], Name("targets", k), type, {task.rows, task.classes}));
         task.value_targets = read<T>(kept.back());
       }
       if (weights[k].numel() > 0) {
-        kept.push_back(checked(weights[k], element("weights", k), type, {task.classes}));
+        kept.push_back(checked(weights[k], Name("weights", k), type, {task.classes}));
         task.weight = read<T>(kept.back());
       }
-      check(label_smoothing[k] >= 0 && label_smoothing[k] <= 1, element("label_smoothing", k),
+      check(label_smoothing[k] >= 0 && label_smoothing[k] <= 1, Name("label_smoothing", k),
             ": expected a number from 0 to 1, got ", label_smoothing[k]);
       task.ignore_index = ignore_index[k];
       task.label_smoothing = label_smoothing[k];
       const int64_t bad = first_bad_target(task);
-      check(bad < 0, element("targets", k), ": expected classes from 0 to ", task.classes - 1, " or ignore_index ",
+      check(bad < 0, Name("targets", k), ": expected classes from 0 to ", task.classes - 1, " or ignore_index ",
             task.ignore_index, ", got ", bad < 0 ? 0 : task.class_targets[bad], " at row ", bad, ", out of bounds");
       task.loss = write<T>(losses) + k;
       if (gradients) {

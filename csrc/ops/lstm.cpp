@@ -33,16 +33,16 @@ struct Layer {
     check(input_size > 0 && hidden_size > 0, "weight_ih and weight_hh: expected sizes above zero, got ", input_size,
           " and ", hidden_size, " columns");
     for (size_t g = 0; g < count; ++g) {
-      weights.push_back({keep(weight_ih[g], element("weight_ih", g), type, {4 * hidden_size, input_size}),
-                         keep(weight_hh[g], element("weight_hh", g), type, {4 * hidden_size, hidden_size}),
-                         bias_ih.empty() ? nullptr : keep(bias_ih[g], element("bias_ih", g), type, {4 * hidden_size}),
-                         bias_hh.empty() ? nullptr : keep(bias_hh[g], element("bias_hh", g), type, {4 * hidden_size}),
+      weights.push_back({keep(weight_ih[g], Name("weight_ih", g), type, {4 * hidden_size, input_size}),
+                         keep(weight_hh[g], Name("weight_hh", g), type, {4 * hidden_size, hidden_size}),
+                         bias_ih.empty() ? nullptr : keep(bias_ih[g], Name("bias_ih", g), type, {4 * hidden_size}),
+                         bias_hh.empty() ? nullptr : keep(bias_hh[g], Name("bias_hh", g), type, {4 * hidden_size}),
                          reverse[g]});
     }
   }
 
  private:
-  const T* keep(const Tensor& tensor, const std::string& name, ScalarType type, const Sizes& sizes) {
+  const T* keep(const Tensor& tensor, const Name& name, ScalarType type, const Sizes& sizes) {
     kept.push_back(checked(tensor, name, type, sizes));
     return read<T>(kept.back());
   }

@@ -1,6 +1,6 @@
 #include "kernels/packing.h"
 
-#include "tensors.h"
+#include "batch.h"
 
 namespace pymtl::ops {
 namespace {
@@ -25,24 +25,12 @@ std::tuple<Tensor, Tensor, Tensor> packing_order(Tensor given_lengths, int64_t s
 
 // The index work of a packing, checked so that every index it leads to is inside the padded tensor.
 struct Order {
-  Tensor batch_sizes;
-  OptionalTensor sorted_indices;
-  int64_t steps;
+  BatchSizes batch_sizes;
   int64_t batch;
-  int64_t tokens = 0;
+  OptionalTensor sorted_indices;
 
   Order(const Tensor& given_sizes, const OptionalTensor& given_indices)
-      : batch_sizes(given_sizes), sorted_indices(given_indices) {
-    check(given_sizes.dim() == 1, "batch_sizes: expected one dimension, got ", given_sizes.dim());
-    steps = given_sizes.size(0);
-    batch_sizes = checked(given_sizes, "batch_sizes", ScalarType::Long, {steps});
-    const int64_t* const sizes = read<int64_t>(batch_sizes);
-    batch = steps > 0 ? sizes[0] : 0;
-    for (int64_t t = 0; t < steps; ++t) {
-      check(sizes[t] >= 0 && (t == 0 || sizes[t] <= sizes[t - 1]),
-            "batch_sizes: expected sizes that never increase and are not negative, got ", sizes[t], " at step ", t);
-      tokens += sizes[t];
-    }
+      : batch_sizes(given_sizes), batch(batch_sizes.batch()) {
     sorted_indices = checked(given_indices, "sorted_indices", ScalarType::Long, {batch});
     const int64_t* const indices = read<int64_t>(sorted_indices);
     std::vector<bool> seen(static_cast<size_t>(batch), false);
@@ -54,16 +42,16 @@ struct Order {
   }
 
   Packing packing(int64_t row_bytes, bool batch_first) const {
-    return {steps,
+    return {batch_sizes.steps,
             batch,
-            read<int64_t>(batch_sizes),
+            read<int64_t>(batch_sizes.sizes),
             read<int64_t>(sorted_indices),
             row_bytes,
             batch_first ? row_bytes : batch * row_bytes,
-            batch_first ? steps * row_bytes : row_bytes};
+            batch_first ? batch_sizes.steps * row_bytes : row_bytes};
   }
 
-  Sizes padded_sizes(bool batch_first) const { return batch_first ? Sizes{batch, steps} : Sizes{steps, batch}; }
+  Sizes padded_sizes(bool batch_first) const { return batch_first ? Sizes{batch, batch_sizes.steps} : Sizes{batch_sizes.steps, batch}; }
 };
 
 int64_t bytes_of_rows(const Tensor& tensor, size_t leading) {
@@ -81,7 +69,7 @@ Tensor pack(Tensor given_padded, Tensor batch_sizes, OptionalTensor sorted_indic
   sizes[1] = leading[1];
   const Tensor padded = checked(given_padded, "padded", given_padded.scalar_type(), sizes);
   sizes.erase(sizes.begin());
-  sizes[0] = order.tokens;
+  sizes[0] = order.batch_sizes.tokens;
   const Tensor packed = make(padded, sizes);
   if (packed.numel() > 0) {
     pymtl::pack(order.packing(bytes_of_rows(padded, 2), batch_first), padded.const_data_ptr(),
@@ -94,7 +82,7 @@ Tensor unpack(Tensor given_packed, Tensor batch_sizes, OptionalTensor sorted_ind
   const Order order(batch_sizes, sorted_indices);
   check(given_packed.dim() >= 1, "packed: expected at least one dimension, got a scalar");
   Sizes sizes = sizes_of(given_packed);
-  sizes[0] = order.tokens;
+  sizes[0] = order.batch_sizes.tokens;
   const Tensor packed = checked(given_packed, "packed", given_packed.scalar_type(), sizes);
   sizes.erase(sizes.begin());
   const Sizes leading = order.padded_sizes(batch_first);

@@ -41,11 +41,19 @@ inline std::string text(const Sizes& sizes) {
   return out.str();
 }
 
-// The name of an element of a list argument, as in weight_ih[1].
-inline std::string element(const char* list, size_t index) {
-  std::ostringstream out;
-  out << list << '[' << index << ']';
-  return out.str();
+// An argument, or an element of a list as in weight_ih[1]. Spelled out only where an error is raised.
+struct Name {
+  const char* argument;
+  std::optional<size_t> index;
+
+  Name(const char* name) : argument(name) {}
+  Name(const char* list, size_t position) : argument(list), index(position) {}
+};
+
+inline std::ostream& operator<<(std::ostream& out, const Name& name) {
+  out << name.argument;
+  if (name.index.has_value()) out << '[' << *name.index << ']';
+  return out;
 }
 
 inline Sizes sizes_of(const Tensor& tensor) {
@@ -54,29 +62,30 @@ inline Sizes sizes_of(const Tensor& tensor) {
   return sizes;
 }
 
-inline void check_sizes(const Tensor& tensor, const std::string& name, const Sizes& expected) {
-  const Sizes actual = sizes_of(tensor);
-  check(actual == expected, name, ": expected size ", text(expected), ", got ", text(actual));
+inline void check_sizes(const Tensor& tensor, const Name& name, const Sizes& expected) {
+  bool equal = tensor.dim() == static_cast<int64_t>(expected.size());
+  for (size_t i = 0; equal && i < expected.size(); ++i) equal = tensor.size(static_cast<int64_t>(i)) == expected[i];
+  if (!equal) check(false, name, ": expected size ", text(expected), ", got ", text(sizes_of(tensor)));
 }
 
-inline void check_cpu(const Tensor& tensor, const std::string& name) {
+inline void check_cpu(const Tensor& tensor, const Name& name) {
   check(tensor.is_cpu(), name, ": expected a tensor on the CPU, got one on another device");
 }
 
-inline void check_type(const Tensor& tensor, const std::string& name, ScalarType expected) {
+inline void check_type(const Tensor& tensor, const Name& name, ScalarType expected) {
   check(tensor.scalar_type() == expected, name, ": expected dtype ", torch::headeronly::toString(expected), ", got ",
         torch::headeronly::toString(tensor.scalar_type()));
 }
 
 // A contiguous tensor on the CPU with this type and these sizes, copied if need be.
-inline Tensor checked(const Tensor& tensor, const std::string& name, ScalarType type, const Sizes& sizes) {
+inline Tensor checked(const Tensor& tensor, const Name& name, ScalarType type, const Sizes& sizes) {
   check_cpu(tensor, name);
   check_type(tensor, name, type);
   check_sizes(tensor, name, sizes);
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-inline OptionalTensor checked(const OptionalTensor& tensor, const std::string& name, ScalarType type,
+inline OptionalTensor checked(const OptionalTensor& tensor, const Name& name, ScalarType type,
                               const Sizes& sizes) {
   if (!tensor.has_value()) return std::nullopt;
   return checked(*tensor, name, type, sizes);
@@ -115,7 +124,7 @@ inline pymtl::Executor torch_executor() {
 
 // Calls function.operator()<float or double>().
 template <typename Function>
-auto with_real_type(const Tensor& tensor, const std::string& name, Function&& function) {
+auto with_real_type(const Tensor& tensor, const Name& name, Function&& function) {
   const ScalarType type = tensor.scalar_type();
   check(type == ScalarType::Float || type == ScalarType::Double, name, ": expected dtype Float or Double, got ",
         torch::headeronly::toString(type));

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import pymtl.ops.library  # noqa: F401  (defines torch.ops.pymtl)
-from pymtl.ops.autograd import below_autograd, check_one_device, wants_gradient
+from pymtl.ops.autograd import below_autograd, check_one_device, takes_function, wants_gradient
 
 
 def heads(input: Tensor, weight: Tensor, bias: Tensor | None, *, parts: int = 1) -> Tensor:
@@ -29,7 +29,7 @@ def heads(input: Tensor, weight: Tensor, bias: Tensor | None, *, parts: int = 1)
 
     """
     if wants_gradient(input, weight, bias):
-        if not torch.compiler.is_compiling():
+        if takes_function():
             return _Heads.apply(input, weight, bias, parts)
         return torch.ops.pymtl.heads(input, weight, bias, parts)
     with below_autograd():
@@ -62,11 +62,12 @@ class _Heads(torch.autograd.Function):
     """The registered derivative without its dispatch in Python."""
 
     @staticmethod
-    def forward(input: Tensor, weight: Tensor, bias: Tensor | None, parts: int) -> Tensor:
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, parts: int) -> Tensor:
         with below_autograd():
-            return torch.ops.pymtl.heads(input, weight, bias, parts)
+            output = torch.ops.pymtl.heads(input, weight, bias, parts)
+        _setup_heads(ctx, (input, weight, bias, parts), output)
+        return output
 
-    setup_context = staticmethod(_setup_heads)
     backward = staticmethod(_heads_backward)
 
 

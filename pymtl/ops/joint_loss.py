@@ -10,7 +10,7 @@ from torch import Tensor
 
 import pymtl.ops.library  # noqa: F401  (defines torch.ops.pymtl)
 from pymtl import reference
-from pymtl.ops.autograd import below_autograd, check_one_device, wants_gradient
+from pymtl.ops.autograd import below_autograd, check_one_device, takes_function, wants_gradient
 
 
 def joint_loss(
@@ -57,10 +57,10 @@ def joint_loss(
     if any(t.requires_grad for t in (*arguments[1], *arguments[3])):
         raise RuntimeError("targets and weights: expected tensors without gradients, which joint_loss does not have")
     try:
-        if torch.compiler.is_compiling():
-            return torch.ops.pymtl.joint_loss(*arguments, wants_gradient(*logits))[0]
         if wants_gradient(*logits):
-            return _JointLoss.apply(arguments[1:], *logits)[0]
+            if takes_function():
+                return _JointLoss.apply(arguments[1:], *logits)[0]
+            return torch.ops.pymtl.joint_loss(*arguments, True)[0]
         with below_autograd():
             return torch.ops.pymtl.joint_loss(*arguments, False)[0]
     except RuntimeError as error:
@@ -122,15 +122,12 @@ class _JointLoss(torch.autograd.Function):
     """The registered derivative without its dispatch in Python."""
 
     @staticmethod
-    def forward(others: tuple[Any, ...], *logits: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, others: tuple[Any, ...], *logits: Tensor) -> tuple[Tensor, ...]:
+        inputs = (list(logits), *others, True)
         with below_autograd():
-            losses, grads = torch.ops.pymtl.joint_loss(list(logits), *others, True)
+            losses, grads = torch.ops.pymtl.joint_loss(*inputs)
+        _setup(ctx, inputs, (losses, grads))
         return losses, *grads
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        others, *logits = inputs
-        _setup(ctx, (logits, *others, True), (output[0], list(output[1:])))
 
     @staticmethod
     def backward(ctx: Any, grad_losses: Tensor, *_: Any) -> tuple[Any, ...]:

@@ -87,18 +87,18 @@ struct LstmWeightGradient {
   void* scratch;
 };
 
-// One worker's part of the gradient of the input: some tokens.
+// One worker's part of a recurrence's share in the gradient of the input: some sequences.
 template <typename T>
 struct LstmInputGradient {
-  int64_t recurrences;
-  int64_t tokens;
+  const int64_t* starts;
+  int64_t steps;
+  int64_t first_row;
+  int64_t last_row;
   int64_t input_size;
   int64_t hidden_size;
-  int64_t first_token;
-  int64_t last_token;
-  const T* grad_gates;  // [G, N, 4H]
-  const T* packed;      // of every recurrence, from pack_lstm_input_gradient
-  T* grad_input;        // [N, I]
+  const T* grad_gates;  // [N, 4H]
+  const T* packed;      // from pack_lstm_input_gradient
+  T* result;            // [N, I]
 };
 
 template <typename T>

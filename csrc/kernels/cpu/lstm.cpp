@@ -180,6 +180,7 @@ struct BackwardPlan {
   int64_t* bounds;
   T* packed;
   T* input_packed;
+  T* input_parts;
   char* scratch;
   size_t bytes;
 
@@ -195,6 +196,9 @@ struct BackwardPlan {
     bounds = workspace.take<int64_t>(slices + 1);
     packed = workspace.take<T>(shape.recurrences * packed_size);
     input_packed = workspace.take<T>(args.grad_input != nullptr ? shape.recurrences * input_packed_size : 0);
+    // Of one recurrence, its part is the whole.
+    const bool sum = args.grad_input != nullptr && shape.recurrences > 1;
+    input_parts = workspace.take<T>(sum ? shape.recurrences * shape.tokens * shape.input_size : 0);
     // The walks' scratch memory serves the weights' gradients after them.
     LstmBackwardWalk<T> walk{};
     walk.last_row = shape.batch;
@@ -267,11 +271,26 @@ void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor&
     walk.grad_h0 = at(args.grad_h0, state);
     walk.grad_c0 = at(args.grad_c0, state);
     walk.scratch = plan.scratch + static_cast<size_t>(task) * plan.scratch_size;
-    if (walk.last_row > walk.first_row) kernels.lstm_backward_walk(walk);
+    if (walk.last_row == walk.first_row) return;
+    kernels.lstm_backward_walk(walk);
+    if (args.grad_input == nullptr) return;
+    // The gate gradients just written are in this worker's cache. Another worker's would first have to leave
+    // its, and to be taken back by it for the next call.
+    LstmInputGradient<T> input{};
+    input.starts = plan.starts;
+    input.steps = shape.steps;
+    input.first_row = walk.first_row;
+    input.last_row = walk.last_row;
+    input.input_size = shape.input_size;
+    input.hidden_size = hidden;
+    input.grad_gates = walk.grad_gates;
+    input.packed = plan.input_packed + g * plan.input_packed_size;
+    input.result = shape.recurrences > 1 ? plan.input_parts + g * shape.tokens * shape.input_size : args.grad_input;
+    kernels.lstm_input_gradient(input);
   });
 
-  // Every task has a share of a recurrence's weight rows and of the tokens' input gradients: equal work. All
-  // sums are whole within a task, so no result depends on the number of tasks.
+  // Every task has a share of a recurrence's weight rows: equal work. All sums are whole within a task, so no
+  // result depends on the number of tasks.
   const int64_t tasks = shape.recurrences * plan.slices;
   for_each(plan.executor, tasks, [&](int64_t task) {
     constexpr int64_t kUnit = 48;  // a whole number of tiles' rows on every instruction set
@@ -297,18 +316,10 @@ void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor&
     gradient.bias = wanted.bias;
     gradient.scratch = plan.scratch + static_cast<size_t>(task) * plan.scratch_size;
     if (gradient.last_column > gradient.first_column) kernels.lstm_weight_gradient(gradient);
-    if (args.grad_input == nullptr) return;
-    LstmInputGradient<T> input{};
-    input.recurrences = shape.recurrences;
-    input.tokens = shape.tokens;
-    input.input_size = shape.input_size;
-    input.hidden_size = hidden;
-    input.first_token = share(shape.tokens, task, tasks, kUnit / 8);
-    input.last_token = share(shape.tokens, task + 1, tasks, kUnit / 8);
-    input.grad_gates = args.grad_gates;
-    input.packed = plan.input_packed;
-    input.grad_input = args.grad_input;
-    kernels.lstm_input_gradient(input);
+    if (args.grad_input != nullptr && shape.recurrences > 1) {
+      kernels.sum_parts(plan.input_parts, shape.tokens * shape.input_size, shape.recurrences, nullptr, shape.input_size,
+                        share(shape.tokens, task, tasks, 1), share(shape.tokens, task + 1, tasks, 1), args.grad_input);
+    }
   });
 }
 

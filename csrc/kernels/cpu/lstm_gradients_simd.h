@@ -2,7 +2,7 @@
 //
 //   grad W_ih = da^T x     grad W_hh = da^T h_{t-1}     grad b = sum da     grad x = sum over G of da W_ih
 //
-// The tokens are taken in blocks; a block's da is transposed and its x and h_{t-1} laid out in panels, so that
+// For the weights the tokens are taken in blocks; a block's da is transposed and its x and h_{t-1} laid out in panels, so that
 // the same tile kernel serves. h_{t-1} is read where it is: the row of the step before, or the initial state.
 #pragma once
 
@@ -196,43 +196,31 @@ void pack_lstm_input_gradient(const T* w_ih, int64_t input_size, int64_t hidden_
   pack_columns(w_ih, lstm_input_gradient_layout<T>(input_size, hidden_size), packed);
 }
 
-// A sum for each recurrence, then their sum: shorter chains of roundings than one over all.
-template <typename T, int R, int V>
-__attribute__((noinline)) void input_gradient_tile(const LstmInputGradient<T>& args, int64_t token, const T* panels,
-                                                   int64_t packed_size, T* to, int64_t valid) {
-  const int64_t width = kGates * args.hidden_size;
-  for (int64_t g = 0; g < args.recurrences; ++g) {
-    const T* rows[R];
-    for (int r = 0; r < R; ++r) rows[r] = args.grad_gates + (g * args.tokens + token + r) * width;
-    Vec<T> acc[R][V] = {};
-    multiply_tile<T, R, V>(rows, width, panels + g * packed_size, acc);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) {
-        add_or_store(to + r * args.input_size + v * kLanes<T>, acc[r][v], valid - v * kLanes<T>, g > 0);
-      }
-    }
-  }
-}
-
+// The part of one recurrence in the gradient of the input, for some sequences.
 template <typename T>
 void lstm_input_gradient(const LstmInputGradient<T>& args) {
   constexpr int64_t kRows = 8 * kTileRows;  // whose gates stay in cache while the panels pass by
   const PanelLayout<T> layout = lstm_input_gradient_layout<T>(args.input_size, args.hidden_size);
-  for (int64_t first = args.first_token; first < args.last_token; first += kRows) {
-    const int64_t count = args.last_token - first < kRows ? args.last_token - first : kRows;
-    for (int64_t panel = 0; panel < layout.panels(); ++panel) {
-      const int64_t column = panel * kPanelVectors * kLanes<T>;
-      with_vectors(layout.panel_vectors(panel), [&]<int V>() {
-        for_row_groups(count, [&]<int R>(int64_t row) {
-          const int64_t token = first + row;
-          input_gradient_tile<T, R, V>(args, token, args.packed + layout.offset(panel), layout.size(),
-                                       args.grad_input + token * args.input_size + column, layout.width - column);
-        });
-      });
+  const T* rows[kRows];
+  T* results[kRows];
+  int64_t count = 0;
+  const auto multiply = [&] {
+    multiply_panels<T>(rows, count, layout, args.packed,
+                       [&](int64_t n, int64_t column, int64_t valid, Vec<T> value)
+                           PYMTL_INLINE_LAMBDA { store_part(results[n] + column, value, valid); });
+    count = 0;
+  };
+  for (int64_t t = 0; t < args.steps; ++t) {
+    const int64_t active = args.starts[t + 1] - args.starts[t];
+    const int64_t last_row = active < args.last_row ? active : args.last_row;
+    for (int64_t row = args.first_row; row < last_row; ++row) {
+      const int64_t token = args.starts[t] + row;
+      rows[count] = args.grad_gates + token * kGates * args.hidden_size;
+      results[count] = args.result + token * args.input_size;
+      if (++count == kRows) multiply();
     }
   }
+  multiply();
 }
 
 }  // namespace
