@@ -163,9 +163,9 @@ class JointLoss(nn.Module):
                 f"targets[{task!r}]: expected shape {list(expected)} for logits of shape {list(z.shape)}, "
                 f"got {list(target.shape)}"
             )
-        classes = z.shape[-1]
-        by_class = self.losses[task].kind == "cross_entropy"
-        return z.reshape(-1, classes), target.reshape(-1) if by_class else target.reshape(-1, classes)
+        if z.dim() == 2:
+            return z, target
+        return z.reshape(-1, z.shape[-1]), target.reshape(-1, *target.shape[z.dim() - 1 :])
 
     def extra_repr(self) -> str:
         return ", ".join(f"{task}: {self.loss_weights[task]:g} x {loss}" for task, loss in self.losses.items())

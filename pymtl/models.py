@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from pymtl import ops, reference
-from pymtl.heads import POOLINGS, Head
+from pymtl.heads import Head
 from pymtl.joint_loss import Loss
 from pymtl.lstm import LSTM
 from pymtl.ops.autograd import wants_gradient
@@ -89,12 +89,14 @@ class MultiTaskModel(nn.Module):
             ValueError: the rank of ``tokens`` does not fit, or ``lengths`` comes with a PackedSequence.
             RuntimeError: a size, dtype or device does not fit.
         """
+        groups: dict[str | None, list[Head]] = {}
+        for head in self.heads.values():
+            groups.setdefault(head.pooling, []).append(head)
         if isinstance(tokens, PackedSequence):
             if lengths is not None:
                 raise ValueError("lengths: expected none with a PackedSequence, which has its own")
             order = ops.PackingOrder(tokens.batch_sizes, tokens.sorted_indices, tokens.unsorted_indices)
-            token_logits, sentence_logits = self._logits(tokens.data, order)
-            whole = None if token_logits is None else PackedSequence(token_logits, *tokens[1:])
+            logits = self._logits(tokens.data, order, groups)
         else:
             dims = 2 if self.embedding is not None else 3
             if tokens.dim() != dims:
@@ -104,42 +106,56 @@ class MultiTaskModel(nn.Module):
             if lengths is None:
                 lengths = torch.full((batch,), steps, dtype=torch.int64)
             order = ops.packing_order(as_lengths(lengths, batch), steps)
-            token_logits, sentence_logits = self._logits(ops.pack(tokens, order, batch_first=batch_first), order)
-            whole = None if token_logits is None else ops.unpack(token_logits, order, batch_first=batch_first)
-        return self._by_task(whole, sentence_logits, order.unsorted_indices)
+            logits = self._logits(ops.pack(tokens, order, batch_first=batch_first), order, groups)
+            if None in logits:
+                logits[None] = ops.unpack(logits[None], order, batch_first=batch_first)
+        parts = {pooling: iter(_split(logits[pooling], heads)) for pooling, heads in groups.items()}
+        by_task = {task: next(parts[head.pooling]) for task, head in self.heads.items()}
+        if isinstance(tokens, PackedSequence):
+            for task, head in self.heads.items():
+                if head.pooling is None:
+                    by_task[task] = PackedSequence(by_task[task], *tokens[1:])
+        return by_task
 
-    def _logits(self, data: Tensor, order: ops.PackingOrder) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Of all token heads side by side, [N, C] or None, and of the heads of each pooling, [B, C], as packed."""
+    def _logits(
+        self, data: Tensor, order: ops.PackingOrder, groups: Mapping[str | None, list[Head]]
+    ) -> dict[str | None, Tensor]:
+        """Of the heads of each pooling side by side: [N, C] packed for None, else [B, C] in the batch's order."""
         if self.embedding is not None:
             data = self.embedding(data)
         data = self._drop(data)
-        token_heads = self._heads_pooled(None)
-        wanted = {kind: self._heads_pooled(kind) for kind in POOLINGS}
         take = self.encoder.kernels_take(data)
+        functions = ops if take else reference
+        logits: dict[str | None, Tensor] = {}
         if take and not self._needs_states(data):
-            weight, bias = _stacked(token_heads)
+            weight, bias = _stacked(groups.get(None, []))
             result = self.encoder.forward_heads(
-                data, order.batch_sizes, weight, bias, mean=bool(wanted["mean"]), max=bool(wanted["max"])
+                data, order.batch_sizes, weight, bias, mean="mean" in groups, max="max" in groups
             )
-            token_logits, h_n = result.logits, result.h_n
-            pooled = {"mean": result.mean, "max": result.max}
+            if None in groups:
+                logits[None] = result.logits
+            h_n, pooled = result.h_n, {"mean": result.mean, "max": result.max}
         else:
             packed, (h_n, _) = self.encoder(PackedSequence(data, order.batch_sizes))
             states = self._drop(packed.data)
-            functions = ops if take else reference
             directions = 2 if self.encoder.bidirectional else 1
-            token_logits = _project(functions.heads, states, token_heads, directions) if token_heads else None
-            h_n = self._drop(h_n[-directions:])
+            if None in groups:
+                logits[None] = _project(functions.heads, states, groups[None], directions)
             reverse = [False, True][:directions]
             pooled = {
                 kind: functions.pool(states, order.batch_sizes, kind, reverse=reverse)
                 for kind in ("mean", "max")
-                if wanted[kind]
+                if kind in groups
             }
-        pooled["last"] = h_n.transpose(0, 1).flatten(1)
-        project = ops.heads if take else reference.heads
-        sentence_logits = {kind: _project(project, pooled[kind], heads, 1) for kind, heads in wanted.items() if heads}
-        return (token_logits if token_heads else None), sentence_logits
+            if "last" in groups:
+                h_n = self._drop(h_n[-directions:])
+        for kind, heads in groups.items():
+            if kind is not None:
+                features = h_n.transpose(0, 1).flatten(1) if kind == "last" else pooled[kind]
+                of_sorted = _project(functions.heads, features, heads, 1)
+                unsorted = order.unsorted_indices
+                logits[kind] = of_sorted if unsorted is None else of_sorted.index_select(0, unsorted)
+        return logits
 
     def _needs_states(self, data: Tensor) -> bool:
         """Whether the encoder's states are needed themselves: for a backward pass, to drop some, or by a hook."""
@@ -151,25 +167,11 @@ class MultiTaskModel(nn.Module):
         )
 
     def _drop(self, tensor: Tensor) -> Tensor:
-        return F.dropout(tensor, self.dropout) if self.training and self.dropout > 0 else tensor
-
-    def _heads_pooled(self, pooling: str | None) -> list[Head]:
-        return [head for head in self.heads.values() if head.pooling == pooling]
-
-    def _by_task(
-        self, whole: Tensor | PackedSequence | None, sentence_logits: dict[str, Tensor], unsorted: Tensor | None
-    ) -> Output:
-        parts: dict[str | None, list] = {}
-        for kind, logits in sentence_logits.items():
-            ordered = logits if unsorted is None else logits.index_select(0, unsorted)
-            parts[kind] = _split(ordered, self._heads_pooled(kind))
-        if isinstance(whole, PackedSequence):
-            pieces = _split(whole.data, self._heads_pooled(None))
-            parts[None] = [PackedSequence(piece, *whole[1:]) for piece in pieces]
-        elif whole is not None:
-            parts[None] = _split(whole, self._heads_pooled(None))
-        iterators = {kind: iter(pieces) for kind, pieces in parts.items()}
-        return {task: next(iterators[head.pooling]) for task, head in self.heads.items()}
+        if not self.training or self.dropout == 0:
+            return tensor
+        if tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64):
+            return ops.dropout(tensor, self.dropout)
+        return F.dropout(tensor, self.dropout)
 
 
 def _has_hooks(module: nn.Module) -> bool:

@@ -32,6 +32,9 @@ STABLE_TORCH_LIBRARY(pymtl, m) {
 
   m.def("heads(Tensor input, Tensor weight, Tensor? bias, int parts) -> Tensor");
 
+  // bits: int64, 16 random bits for each element of the input.
+  m.def("dropout(Tensor input, Tensor bits, float p) -> Tensor");
+
   m.def("pool(Tensor input, Tensor? batch_sizes, bool[] reverse, str kind) -> (Tensor output, Tensor argmax)");
   m.def("pool_backward(Tensor grad_output, Tensor? batch_sizes, Tensor argmax, SymInt[] size, str kind) -> Tensor");
 

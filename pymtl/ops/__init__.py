@@ -3,6 +3,7 @@
 They are ``torch.ops.pymtl.*``, made in C++; what stands here checks, dispatches and documents.
 """
 
+from pymtl.ops.dropout import dropout
 from pymtl.ops.heads import heads
 from pymtl.ops.joint_loss import joint_loss
 from pymtl.ops.lstm import LSTMHeadsResult, LSTMWeights, lstm, lstm_heads, lstm_pack
@@ -13,6 +14,7 @@ __all__ = [
     "LSTMHeadsResult",
     "LSTMWeights",
     "PackingOrder",
+    "dropout",
     "heads",
     "joint_loss",
     "lstm",

@@ -46,11 +46,12 @@ def joint_loss(
     if count == 0:
         raise RuntimeError("logits: expected at least one task, got none")
     given = weights if weights is not None else [None] * count
+    missing = logits[0].new_empty(0)
     arguments = (
         list(logits),
         list(targets),
         list(kinds),
-        [l.new_empty(0) if w is None else w for l, w in zip(logits, given, strict=True)],
+        [missing if w is None else w for w in given],
         [-100] * count if ignore_index is None else list(ignore_index),
         [0.0] * count if label_smoothing is None else list(label_smoothing),
     )

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pymtl.benchmark.timing import interleaved
 from pymtl.training.backends import BACKENDS, Backend
 from pymtl.training.config import Config
 from pymtl.training.data import Batch, Encoder, Record, Vocabulary, buckets
+from pymtl.training.step import Step
 
 BLOCK = 20  # batches a contender runs in a row: its parameters and Adam's moments fill most of the cache
 
@@ -47,15 +48,15 @@ def compare(
     }
     work = {kind: (chosen(train, order(train)), chosen(test, order(test))) for kind, order in orders.items()}
     result: dict[str, Any] = {"parity": _parity(models["pymtl"], models["reference"], work["bucketed"][0][:8])}
-    steps = {name: _Step(model, config) for name, model in models.items()}
+    steps = {name: Step(model, 1e-5, config.training.clip_norm) for name, model in models.items()}
     for kind, (training, inference) in work.items():
         for model in models.values():
             model.model.train()
-        result[kind] = {"training": interleaved({n: s.train for n, s in steps.items()}, training, "pymtl", BLOCK)}
+        result[kind] = {"training": interleaved(steps, training, "pymtl", BLOCK)}
         for model in models.values():
             model.model.eval()
         with torch.inference_mode():
-            result[kind]["inference"] = interleaved({n: s.infer for n, s in steps.items()}, inference, "pymtl", BLOCK)
+            result[kind]["inference"] = interleaved({n: m.logits for n, m in models.items()}, inference, "pymtl", BLOCK)
     return result
 
 
@@ -68,22 +69,6 @@ def _same(backend: Backend, name: str, config: Config, vocabulary: Vocabulary) -
     other = Backend(name, config, vocabulary)
     other.model.load_state_dict(copy.deepcopy(backend.model.state_dict()))
     return other
-
-
-class _Step:
-    def __init__(self, backend: Backend, config: Config) -> None:
-        self.backend = backend
-        self.clip_norm = config.training.clip_norm
-        self.optimizer = torch.optim.Adam(backend.model.parameters(), lr=1e-5, fused=True)
-
-    def train(self, batch: Batch) -> None:
-        self.optimizer.zero_grad()
-        self.backend.loss(batch)[0].backward()
-        nn.utils.clip_grad_norm_(self.backend.model.parameters(), self.clip_norm)
-        self.optimizer.step()
-
-    def infer(self, batch: Batch) -> None:
-        self.backend.logits(batch)
 
 
 def _parity(ours: Backend, theirs: Backend, batches: list[Batch]) -> dict[str, float]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 
 from pymtl.training.backends import Backend
 from pymtl.training.config import Config
@@ -17,6 +16,7 @@ from pymtl.training.data import Batch, Encoder, Record, Vocabulary, buckets
 from pymtl.training.errors import RunError
 from pymtl.training.metrics import evaluate, selection_score
 from pymtl.training.run import Run
+from pymtl.training.step import Step
 
 EVALUATION_BATCH = 64
 
@@ -47,7 +47,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.encoder = Encoder(self.vocabulary, self.config)
         settings = self.config.training
-        self.optimizer = torch.optim.Adam(self.backend.model.parameters(), lr=settings.learning_rate, fused=True)
+        self.step = Step(self.backend, settings.learning_rate, settings.clip_norm)
         self.valid_batches = [
             self.encoder.batch(self.valid, indices) for indices in buckets(self.valid, EVALUATION_BATCH, None)
         ]
@@ -77,13 +77,13 @@ class Trainer:
         state = self.run.load_state()
         try:
             self.backend.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.step.optimizer.load_state_dict(state["optimizer"])
             self.epochs = [{**epoch, "selection": float(epoch["selection"])} for epoch in state["epochs"]]
             if [epoch["epoch"] for epoch in self.epochs] != list(range(1, len(self.epochs) + 1)):
                 raise ValueError("its epochs are not numbered from 1")
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RunError(f"{self.run.path('state.pt')}: damaged or of another model: {error!r}") from None
-        for group in self.optimizer.param_groups:
+        for group in self.step.optimizer.param_groups:
             group["lr"] = self.config.training.learning_rate
         self.run.write_config(self.config, self.backend.name)
         self.run.write_metrics(self.epochs)
@@ -91,7 +91,7 @@ class Trainer:
     def _state(self) -> dict[str, Any]:
         return {
             "model": self.backend.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.step.optimizer.state_dict(),
             "epochs": self.epochs,
         }
 
@@ -111,7 +111,8 @@ class Trainer:
         counts: dict[str, int] = {}
         for step in self.progress.steps(number, len(batches)):
             batch = self.encoder.batch(self.train, batches[step])
-            losses = self.step(self._drop_words(batch, generator))
+            total, per_task = self.step(self._drop_words(batch, generator))
+            losses = {"total": total.item(), **{task: loss.item() for task, loss in per_task.items()}}
             if not math.isfinite(losses["total"]):
                 raise RunError(
                     f"the loss is {losses['total']} in epoch {number}, step {step + 1}: training diverged; "
@@ -129,15 +130,6 @@ class Trainer:
             "selection": selection_score(scores),
             "seconds": time.perf_counter() - started,
         }
-
-    def step(self, batch: Batch) -> dict[str, float]:
-        """One optimisation step; returns the losses."""
-        self.optimizer.zero_grad()
-        total, per_task = self.backend.loss(batch)
-        total.backward()
-        nn.utils.clip_grad_norm_(self.backend.model.parameters(), self.config.training.clip_norm)
-        self.optimizer.step()
-        return {"total": total.item(), **{name: loss.item() for name, loss in per_task.items()}}
 
     def _drop_words(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Replaces a share of the tokens by the unknown token, so that it is trained too."""

@@ -1,8 +1,7 @@
 // exp, sigmoid and tanh on vectors, within 2 units in the last place over the whole range.
 //
 // All three reduce x = n ln2 + r with |r| <= ln2/2 and use exp(r) - 1 = r + r^2 q(r), q a polynomial
-// fitted to the relative error of exp(r) - 1. Sigmoid is written with exp(-|x|) in (0, 1]: nothing
-// overflows, and its left tail keeps its subnormal results.
+// fitted to the relative error of exp(r) - 1.
 #pragma once
 
 #include "simd.h"
@@ -21,11 +20,14 @@ struct ExpConstants<float> {
   static constexpr float shifter = 0x1.8p23f;  // adding and subtracting it rounds to an integer
   static constexpr float overflow = 88.8f;     // exp of more is infinite
   static constexpr float underflow = -104.0f;  // exp of less is zero
-  static constexpr float tanh_one = 10.0f;     // tanh of more rounds to one
+  static constexpr float sigmoid_one = 20.0f;  // sigmoid of more rounds to one
+  static constexpr float tanh_one = 10.0f;     // so does tanh
   static constexpr int32_t exponent_bias = 127;
   static constexpr int mantissa_bits = 23;
   static constexpr int32_t subnormal_bits = 25;      // results reach 2^-150, a normal number has 2^-126
   static constexpr float smallest_power = 0x1p-25f;  // 2^-subnormal_bits
+  static constexpr int32_t sigmoid_scale_bits = 30;
+  static constexpr float sigmoid_scale = 0x1p-30f;
   static constexpr int tanh_terms = 4;               // of (tanh(x) - x) / x^3 in x^2 for |x| < 0.3
   static constexpr float tanh_cubic[tanh_terms] = {0x1.4d6cdap-6f, -0x1.b96b30p-5f, 0x1.111048p-3f, -0x1.555556p-2f};
   static constexpr int terms = 5;
@@ -40,11 +42,14 @@ struct ExpConstants<double> {
   static constexpr double shifter = 0x1.8p52;
   static constexpr double overflow = 709.9;
   static constexpr double underflow = -746.0;
+  static constexpr double sigmoid_one = 40.0;
   static constexpr double tanh_one = 20.0;
   static constexpr int64_t exponent_bias = 1023;
   static constexpr int mantissa_bits = 52;
   static constexpr int64_t subnormal_bits = 54;
   static constexpr double smallest_power = 0x1p-54;
+  static constexpr int64_t sigmoid_scale_bits = 60;
+  static constexpr double sigmoid_scale = 0x1p-60;
   static constexpr int tanh_terms = 8;
   static constexpr double tanh_cubic[tanh_terms] = {
       0x1.0bde36fa6aaeap-11, -0x1.7ab0a4361f5b7p-10, 0x1.d6b777f23d264p-9, -0x1.226de96b8522ap-7,
@@ -103,13 +108,19 @@ PYMTL_INLINE Vec<T> negated_absolute(Vec<T> x) {
   return (Vec<T>)((IntVec<T>)x | (IntVec<T>)broadcast(T(-0.0)));
 }
 
+// 1 / (1 + exp(-x)) = 1 / (2^n (1 + p + 2^-n)), with both sides of the fraction scaled down: exp(-x) reaches far
+// beyond the largest number before the quotient is zero, and so only the division rounds a subnormal result.
 template <typename T>
 PYMTL_INLINE Vec<T> sigmoid(Vec<T> x) {
-  const Vec<T> one = broadcast(T(1));
-  const Vec<T> e = exp_nonpositive<T>(negated_absolute<T>(x));
-  const Vec<T> ratio = select<T>((IntVec<T>)x < IntVec<T>{}, e, one) / (one + e);
-  // On the left e / (1 + e) = e - e e / (1 + e): the ratio's rounding errors shrink with e.
-  return select<T>(x < broadcast(T(-1)), fma(-e, ratio, e), ratio);
+  using K = ExpConstants<T>;
+  const Vec<T> negated = at_most(at_least(-x, broadcast(-K::sigmoid_one)), broadcast(-K::underflow));
+  Vec<T> shifted;
+  const Vec<T> p = reduced_expm1<T>(negated, shifted);
+  const IntVec<T> n = (IntVec<T>)shifted - (IntVec<T>)broadcast(K::shifter);
+  const Vec<T> power = power_of_two<T>(n - K::sigmoid_scale_bits);
+  const IntVec<T> biased = K::exponent_bias - n;
+  const Vec<T> inverse = (Vec<T>)((biased > 0 ? biased : IntVec<T>{}) << K::mantissa_bits);  // 2^-n, in the end zero
+  return broadcast(K::sigmoid_scale) / fma(power, p + inverse, power);
 }
 
 // Near zero an odd polynomial; further out expm1(2|x|) / (expm1(2|x|) + 2), where nothing cancels and the

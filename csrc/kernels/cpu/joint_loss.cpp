@@ -7,7 +7,7 @@
 namespace pymtl {
 namespace {
 
-constexpr int64_t kBlock = 64;  // rows summed together; fixed, so that no result depends on the threads
+constexpr int64_t kBlock = 16;  // rows summed together; fixed, so that no result depends on the threads
 
 int64_t block_count(int64_t rows) { return (rows + kBlock - 1) / kBlock; }
 

@@ -127,6 +127,7 @@ struct KernelsFor {
   void (*sum_parts)(const T* partial, int64_t stride, int64_t parts, const T* bias, int64_t width, int64_t first,
                     int64_t last, T* output);
 
+  void (*drop)(const T* input, const uint16_t* bits, int64_t count, int32_t drop, T scale, T* output);
   void (*pool_rows)(const Pool<T>& args, const int64_t* starts, int64_t first, int64_t last);
   // Returns the loss summed over rows [first, last), before normalisation; writes their gradients times `scale`.
   double (*loss_rows)(const LossTask<T>& task, double scale, int64_t first, int64_t last);

@@ -1,5 +1,6 @@
 // All kernels, compiled once per instruction set: the build passes the flags and PYMTL_ISA, its name.
 #include "activation_simd.h"
+#include "dropout_simd.h"
 #include "heads_simd.h"
 #include "joint_loss_simd.h"
 #include "kernels.h"
@@ -42,6 +43,7 @@ constexpr KernelsFor<T> kernels_for() {
       .pack_heads = pack_heads<T>,
       .heads_rows = heads_rows<T>,
       .sum_parts = sum_parts<T>,
+      .drop = drop<T>,
       .pool_rows = pool_rows<T>,
       .loss_rows = loss_rows<T>,
       .multiply_adds = multiply_adds<T>,

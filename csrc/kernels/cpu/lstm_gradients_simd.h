@@ -135,7 +135,7 @@ class WeightGradient {
   void add_product(int64_t first, int64_t count, int64_t width, T* to) {
     const PanelLayout<T> layout{count, width};
     for (int64_t panel = 0; panel < layout.panels(); ++panel) {
-      const int64_t column = panel * kPanelVectors * kLanes<T>;
+      const int64_t column = layout.first_column(panel);
       with_vectors(layout.panel_vectors(panel), [&]<int V>() {
         for (int64_t k = 0; k < count; ++k) {
           for (int v = 0; v < V; ++v) {

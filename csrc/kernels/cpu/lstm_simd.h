@@ -241,18 +241,25 @@ class LstmWalker {
     for (int64_t panel = 0; panel < layout_.panels(); ++panel) {
       const T* const w_hh = walk_.packed + layout_.w_hh() + panel * kGates * kLanes<T> * walk_.hidden_size;
       const T* const from = gates + panel * kGates * kLanes<T>;
-      for_row_groups(active, [&]<int R>(int64_t row) {
-        alignas(64) T sums[R][kGates][kLanes<T>];
-        add_product<T, R>(pointers_ + row, walk_.hidden_size, w_hh, from + row * kGates * units_, kGates * units_,
-                          &sums[0][0][0], kGates * kLanes<T>);
-        update_cells(t, row, R, panel * kLanes<T>, sums);
-      });
+      for (int64_t first = 0; first < active; first += kUpdateRows) {
+        const int64_t count = active - first < kUpdateRows ? active - first : kUpdateRows;
+        alignas(64) T sums[kUpdateRows][kGates][kLanes<T>];
+        for_row_groups(count, [&]<int R>(int64_t row) {
+          add_product<T, R>(pointers_ + first + row, walk_.hidden_size, w_hh, from + (first + row) * kGates * units_,
+                            kGates * units_, &sums[row][0][0], kGates * kLanes<T>);
+        });
+        update_cells(t, first, count, panel * kLanes<T>, sums);
+      }
     }
   }
 
+  // Sequences that are updated together: a few tiles, since every update waits for long chains of operations,
+  // which only other sequences' can fill.
+  static constexpr int64_t kUpdateRows = 4 * kTileRows;
+
   // From the gates' sums of one vector of units to c and h, for `count` sequences from `first` on.
   __attribute__((noinline)) void update_cells(int64_t t, int64_t first, int64_t count, int64_t unit,
-                                              const T (*sums)[kGates][kLanes<T>]) const {
+                                              T (*sums)[kGates][kLanes<T>]) const {
     const int64_t valid = walk_.hidden_size - unit;
     T* const cell = cell_ + first * units_ + unit;
     T* const hidden_state = hidden(slot_, first) + unit;
@@ -262,10 +269,14 @@ class LstmWalker {
       const Vec<T> g = tanh<T>(load(sums[r][2]));
       const Vec<T> o = sigmoid<T>(load(sums[r][3]));
       const Vec<T> c = fma(f, load(cell + r * units_), i * g);
-      const Vec<T> h = o * tanh<T>(c);
       store(cell + r * units_, c);
-      store(hidden_state + r * units_, h);
+      store(sums[r][3], o);
       if (walk_.gates != nullptr) keep_for_backward(token(t, first + r), unit, valid, i, f, g, o, c);
+    }
+    // A loop of its own: after the long chain of operations to c, another to h would leave the processor nothing
+    // to overlap it with.
+    for (int64_t r = 0; r < count; ++r) {
+      store(hidden_state + r * units_, load(sums[r][3]) * tanh<T>(load(cell + r * units_)));
     }
     if (walk_.output != nullptr) {
       T* const output = walk_.output + token(t, first) * walk_.output_stride + unit;

@@ -97,7 +97,8 @@ void pack_rows(const T* rows, int64_t row_stride, int64_t count, int64_t depth, 
   }
 }
 
-// Where the panels of a matrix [depth, width] begin, and how wide they are.
+// Where the panels of a matrix [depth, width] begin, and how wide they are: all about the same, since a narrow
+// panel has too few accumulators to keep the multipliers busy.
 template <typename T>
 struct PanelLayout {
   int64_t depth;
@@ -106,22 +107,23 @@ struct PanelLayout {
   int64_t vectors() const { return (width + kLanes<T> - 1) / kLanes<T>; }
   int64_t panels() const { return (vectors() + kPanelVectors - 1) / kPanelVectors; }
   int64_t size() const { return vectors() * kLanes<T> * depth; }
-  int64_t offset(int64_t panel) const { return panel * kPanelVectors * kLanes<T> * depth; }
-  int64_t panel_vectors(int64_t panel) const {
-    const int64_t rest = vectors() - panel * kPanelVectors;
-    return rest < kPanelVectors ? rest : kPanelVectors;
-  }
+  int64_t panel_vectors(int64_t panel) const { return first_vector(panel + 1) - first_vector(panel); }
+  int64_t first_vector(int64_t panel) const { return vectors() * panel / panels(); }
+  int64_t first_column(int64_t panel) const { return first_vector(panel) * kLanes<T>; }
+  int64_t offset(int64_t panel) const { return first_column(panel) * depth; }
 };
 
 // panels <- weight^T, weight [width, depth] with rows `stride` apart.
 template <typename T>
 void pack_transposed(const T* weight, int64_t stride, PanelLayout<T> layout, T* panels) {
-  for (int64_t v = 0; v < layout.vectors(); ++v) {
-    const int64_t panel = v / kPanelVectors;
-    const int64_t first = v * kLanes<T>;
-    const int64_t count = layout.width - first < kLanes<T> ? layout.width - first : kLanes<T>;
-    pack_rows(weight + first * stride, stride, count, layout.depth,
-              panels + layout.offset(panel) + (v % kPanelVectors) * kLanes<T>, layout.panel_vectors(panel) * kLanes<T>);
+  for (int64_t panel = 0; panel < layout.panels(); ++panel) {
+    const int64_t vectors = layout.panel_vectors(panel);
+    for (int64_t v = 0; v < vectors; ++v) {
+      const int64_t first = layout.first_column(panel) + v * kLanes<T>;
+      const int64_t count = layout.width - first < kLanes<T> ? layout.width - first : kLanes<T>;
+      pack_rows(weight + first * stride, stride, count, layout.depth, panels + layout.offset(panel) + v * kLanes<T>,
+                vectors * kLanes<T>);
+    }
   }
 }
 
@@ -133,7 +135,7 @@ void pack_columns(const T* matrix, PanelLayout<T> layout, T* panels) {
     const int64_t vectors = layout.panel_vectors(panel);
     for (int64_t k = 0; k < layout.depth; ++k) {
       for (int64_t v = 0; v < vectors; ++v) {
-        const int64_t first = (panel * kPanelVectors + v) * kLanes<T>;
+        const int64_t first = layout.first_column(panel) + v * kLanes<T>;
         store(to, load_part(matrix + k * layout.width + first, layout.width - first, T(0)));
         to += kLanes<T>;
       }
@@ -173,7 +175,7 @@ void multiply_panels(const T* const* rows, int64_t count, PanelLayout<T> layout,
         for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
           for (int v = 0; v < V; ++v) {
-            const int64_t column = (panel * kPanelVectors + v) * kLanes<T>;
+            const int64_t column = layout.first_column(panel) + v * kLanes<T>;
             done(first + r, column, layout.width - column, acc[r][v]);
           }
         }

@@ -121,14 +121,43 @@ PYMTL_INLINE Vec<double> fma(Vec<double> a, Vec<double> b, Vec<double> c) {
 #endif
 }
 
-// The first `count` lanes (0 <= count <= lanes) from memory, the others `fill`. Reads nothing past them.
+#if defined(__AVX512F__)
+PYMTL_INLINE __mmask16 first_lanes(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
+#elif defined(__AVX2__)
+// All bits of the first `count` lanes.
+template <typename T>
+PYMTL_INLINE __m256i first_lanes(int64_t count) {
+  if constexpr (sizeof(T) == 4) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  } else {
+    return _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), _mm256_setr_epi64x(0, 1, 2, 3));
+  }
+}
+#endif
+
+// The first `count` lanes (count >= 0) from memory, the others `fill`. Reads nothing past them.
 template <typename T>
 PYMTL_INLINE Vec<T> load_part(const T* from, int64_t count, T fill) {
   if (count >= kLanes<T>) return load(from);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4) {
+    return (Vec<T>)_mm512_mask_loadu_ps((__m512)broadcast(fill), first_lanes(count), from);
+  } else {
+    return (Vec<T>)_mm512_mask_loadu_pd((__m512d)broadcast(fill), static_cast<__mmask8>(first_lanes(count)), from);
+  }
+#elif defined(__AVX2__)
+  const __m256i mask = first_lanes<T>(count);
+  if constexpr (sizeof(T) == 4) {
+    return (Vec<T>)_mm256_blendv_ps((__m256)broadcast(fill), _mm256_maskload_ps(from, mask), (__m256)mask);
+  } else {
+    return (Vec<T>)_mm256_blendv_pd((__m256d)broadcast(fill), _mm256_maskload_pd(from, mask), (__m256d)mask);
+  }
+#else
   T lanes[kLanes<T>];
   for (int i = 0; i < kLanes<T>; ++i) lanes[i] = fill;
   for (int64_t i = 0; i < count; ++i) lanes[i] = from[i];
   return load(lanes);
+#endif
 }
 
 // Stores the first `count` lanes; touches nothing past them.
@@ -137,9 +166,15 @@ PYMTL_INLINE void store_part(T* to, Vec<T> value, int64_t count) {
   if (count >= kLanes<T>) return store(to, value);
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) {
-    _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << count) - 1), (__m512)value);
+    _mm512_mask_storeu_ps(to, first_lanes(count), (__m512)value);
   } else {
-    _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << count) - 1), (__m512d)value);
+    _mm512_mask_storeu_pd(to, static_cast<__mmask8>(first_lanes(count)), (__m512d)value);
+  }
+#elif defined(__AVX2__)
+  if constexpr (sizeof(T) == 4) {
+    _mm256_maskstore_ps(to, first_lanes<T>(count), (__m256)value);
+  } else {
+    _mm256_maskstore_pd(to, first_lanes<T>(count), (__m256d)value);
   }
 #else
   T lanes[kLanes<T>];
@@ -178,17 +213,44 @@ PYMTL_INLINE Vec<double> at_least(Vec<double> x, Vec<double> limit) {
 #endif
 }
 
-template <typename V>
-PYMTL_INLINE V at_most(V x, V limit) {
-  return -at_least(-x, -limit);
+PYMTL_INLINE Vec<float> at_most(Vec<float> x, Vec<float> limit) {
+#if defined(__AVX512F__)
+  return (Vec<float>)_mm512_min_ps((__m512)limit, (__m512)x);
+#elif defined(__AVX2__)
+  return (Vec<float>)_mm256_min_ps((__m256)limit, (__m256)x);
+#elif defined(__SSE2__)
+  return (Vec<float>)_mm_min_ps((__m128)limit, (__m128)x);
+#else
+  return (Vec<float>)vminq_f32((float32x4_t)limit, (float32x4_t)x);
+#endif
 }
 
-// The sum and the maximum of the lanes, in one fixed order.
+PYMTL_INLINE Vec<double> at_most(Vec<double> x, Vec<double> limit) {
+#if defined(__AVX512F__)
+  return (Vec<double>)_mm512_min_pd((__m512d)limit, (__m512d)x);
+#elif defined(__AVX2__)
+  return (Vec<double>)_mm256_min_pd((__m256d)limit, (__m256d)x);
+#elif defined(__SSE2__)
+  return (Vec<double>)_mm_min_pd((__m128d)limit, (__m128d)x);
+#else
+  return (Vec<double>)vminq_f64((float64x2_t)limit, (float64x2_t)x);
+#endif
+}
+
+// The lanes moved down by `by`, around the end.
+template <typename T, int... Lane>
+PYMTL_INLINE Vec<T> rotated(Vec<T> value, int by, std::integer_sequence<int, Lane...>) {
+  return __builtin_shuffle(value, IntVec<T>{((Lane + by) % kLanes<T>)...});
+}
+
+// The sum and the maximum of the lanes: halves on halves, in one fixed order.
 template <typename T>
 PYMTL_INLINE T sum_lanes(Vec<T> value) {
-  T total = value[0];
-  for (int i = 1; i < kLanes<T>; ++i) total += value[i];
-  return total;
+#pragma GCC unroll 4
+  for (int by = kLanes<T> / 2; by > 0; by /= 2) {
+    value = value + rotated<T>(value, by, std::make_integer_sequence<int, kLanes<T>>{});
+  }
+  return value[0];
 }
 
 // sum += x with the rounding error carried along in `error` (Kahan 1965): long sums keep their accuracy.
@@ -209,9 +271,11 @@ PYMTL_INLINE Vec<T> maximum(Vec<T> a, Vec<T> b) {
 
 template <typename T>
 PYMTL_INLINE T max_lanes(Vec<T> value) {
-  T best = value[0];
-  for (int i = 1; i < kLanes<T>; ++i) best = (best > value[i] || best != best) ? best : value[i];
-  return best;
+#pragma GCC unroll 4
+  for (int by = kLanes<T> / 2; by > 0; by /= 2) {
+    value = maximum<T>(value, rotated<T>(value, by, std::make_integer_sequence<int, kLanes<T>>{}));
+  }
+  return value[0];
 }
 
 template <typename T, int... Lane>
