@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -122,6 +124,33 @@ def test_opcheck(rows, wanted):
     opcheck(torch.ops.pymtl.heads.default, (*leaves, 2))
 
 
+@pytest.mark.parametrize("needs", list(itertools.product([False, True], repeat=3)), ids=str)
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_opcheck_of_the_gradients(rows, needs):
+    tensors, seed = sample(rows, 6, 4, dtype=torch.float32 if rows % 2 else torch.float64)
+    arguments = [tensor.requires_grad_() for tensor in (seed, tensors["input"], tensors["weight"])]
+    if not any(needs):
+        arguments = [tensor.detach() for tensor in arguments]
+    opcheck(torch.ops.pymtl.heads_backward.default, (*arguments, list(needs)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grad_output": torch.zeros(5, 3)}, r"grad_output: expected size \[5, 4\], got \[5, 3\]"),
+        ({"grad_output": torch.zeros(5, 4).double()}, "grad_output: expected dtype Float, got Double"),
+        ({"input": torch.zeros(5)}, r"input: expected \[rows, features\], got 1-D"),
+        ({"weight": torch.zeros(4, 7)}, r"input: expected size \[5, 7\], got \[5, 6\]"),
+        ({"needs": [True, True]}, "needs: expected 3 flags, got 2"),
+    ],
+)
+def test_bad_input_of_the_gradients_is_refused(changes, message):
+    tensors, seed = sample(5, 6, 4)
+    arguments = {"grad_output": seed, "input": tensors["input"], "weight": tensors["weight"], "needs": [True] * 3}
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.pymtl.heads_backward(**(arguments | changes))
+
+
 def test_opcheck_without_bias():
     tensors, _ = sample(5, 6, 4, bias=False)
     opcheck(torch.ops.pymtl.heads.default, (tensors["input"].requires_grad_(), tensors["weight"], None, 1))
@@ -211,10 +240,26 @@ def test_other_memory_layouts_give_the_same_bits(layout, dtype):
 
 
 @pytest.mark.parametrize("layout", [spread, transposed, shifted])
-def test_gradients_of_other_memory_layouts_are_as_accurate_as_linear(layout):
-    # Torch's own matrix product makes them, whose order of summation depends on strides.
-    tensors, seed = sample(9, 38, 17)
+def test_gradients_of_other_memory_layouts_have_the_same_bits(layout, dtype):
+    tensors, seed = sample(9, 38, 17, dtype=dtype)
     ours = with_gradients(lambda *t: ops.heads(*map(layout, t), parts=2), tensors, layout(seed))
+    assert_same_bits(ours, with_gradients(lambda *t: ops.heads(*t, parts=2), tensors, seed))
+
+
+@sized
+def test_gradients_do_not_depend_on_the_number_of_threads(rows, features, classes, parts, bias, dtype, isa, threads):
+    tensors, seed = sample(rows, features, classes, bias, dtype)
+    found = []
+    for count in (1, 2, 3):
+        threads(count)
+        found.append(with_gradients(lambda *t: ops.heads(*t, parts=parts), tensors, seed))
+    assert_same_bits(found[1], found[0])
+    assert_same_bits(found[2], found[0])
+
+
+def test_gradients_of_many_rows_are_as_accurate_as_linear(isa):
+    tensors, seed = sample(3000, 20, 9)
+    ours = with_gradients(ops.heads, tensors, seed)
     assert_parity(
         ours, with_gradients(F.linear, tensors, seed), with_gradients(F.linear, doubled(tensors), seed.double())
     )

@@ -30,4 +30,24 @@ size_t heads_workspace(const Heads<T>& args);
 template <typename T>
 void heads_forward(const Heads<T>& args, void* workspace, const Executor& executor);
 
+// grad x = dy W, grad W = dy^T x, grad b = sum of dy. No result depends on the number of threads.
+template <typename T>
+struct HeadsBackward {
+  int64_t rows;          // N
+  int64_t features;      // F = G*K
+  int64_t width;         // C
+  const T* grad_output;  // [N, C]
+  const T* input;        // [N, F]
+  const T* weight;       // [C, F]
+  T* grad_input;         // [N, F] or null: not wanted
+  T* grad_weight;        // [C, F] or null: not wanted
+  T* grad_bias;          // [C] or null: not wanted
+};
+
+template <typename T>
+size_t heads_backward_workspace(const HeadsBackward<T>& args, const Executor& executor);
+
+template <typename T>
+void heads_backward(const HeadsBackward<T>& args, void* workspace, const Executor& executor);
+
 }  // namespace pymtl

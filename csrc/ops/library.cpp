@@ -31,6 +31,10 @@ STABLE_TORCH_LIBRARY(pymtl, m) {
       "-> Tensor");
 
   m.def("heads(Tensor input, Tensor weight, Tensor? bias, int parts) -> Tensor");
+  // needs: gradients wanted of [input, weight, bias].
+  m.def(
+      "heads_backward(Tensor grad_output, Tensor input, Tensor weight, bool[] needs) "
+      "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
 
   // bits: int64, 16 random bits for each element of the input.
   m.def("dropout(Tensor input, Tensor bits, float p) -> Tensor");

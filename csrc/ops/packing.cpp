@@ -51,7 +51,9 @@ struct Order {
             batch_first ? batch_sizes.steps * row_bytes : row_bytes};
   }
 
-  Sizes padded_sizes(bool batch_first) const { return batch_first ? Sizes{batch, batch_sizes.steps} : Sizes{batch_sizes.steps, batch}; }
+  Sizes padded_sizes(bool batch_first) const {
+    return batch_first ? Sizes{batch, batch_sizes.steps} : Sizes{batch_sizes.steps, batch};
+  }
 };
 
 int64_t bytes_of_rows(const Tensor& tensor, size_t leading) {

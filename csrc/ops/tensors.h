@@ -85,8 +85,7 @@ inline Tensor checked(const Tensor& tensor, const Name& name, ScalarType type, c
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-inline OptionalTensor checked(const OptionalTensor& tensor, const Name& name, ScalarType type,
-                              const Sizes& sizes) {
+inline OptionalTensor checked(const OptionalTensor& tensor, const Name& name, ScalarType type, const Sizes& sizes) {
   if (!tensor.has_value()) return std::nullopt;
   return checked(*tensor, name, type, sizes);
 }

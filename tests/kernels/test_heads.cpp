@@ -1,4 +1,5 @@
-// heads_forward against a plain loop in long double, and the projection fused into the LSTM against it.
+// heads_forward and heads_backward against plain loops in long double, and the projection fused into the LSTM
+// against the former.
 #include "bounded.h"
 #include "check.h"
 #include "kernels/heads.h"
@@ -77,6 +78,77 @@ void against_reference() {
 }
 
 template <typename T>
+struct HeadsGradients {
+  Buffer<T> input, weight, bias;
+};
+
+template <typename T>
+HeadsGradients<T> run_backward(int64_t rows, int64_t features, int64_t width, const T* grad, const T* input,
+                               const T* weight, bool wants_input, bool wants_weight, bool wants_bias,
+                               const Executor& executor) {
+  HeadsGradients<T> result{wants_input ? Buffer<T>(rows * features) : Buffer<T>(),
+                           wants_weight ? Buffer<T>(width * features) : Buffer<T>(),
+                           wants_bias ? Buffer<T>(width) : Buffer<T>()};
+  const HeadsBackward<T> args{
+      rows, features, width, grad, input, weight, result.input.data(), result.weight.data(), result.bias.data()};
+  Workspace workspace = workspace_of(heads_backward_workspace(args, executor));
+  heads_backward(args, workspace.data(), executor);
+  return result;
+}
+
+template <typename T>
+void check_backward(int64_t rows, int64_t features, int64_t width, Random& random) {
+  const Context context(kTypeName<T>, " N=", rows, " F=", features, " C=", width);
+  const Buffer<T> grad = uniform<T>(rows * width, random);
+  const Buffer<T> input = uniform<T>(rows * features, random);
+  const Buffer<T> weight = uniform<T>(width * features, random);
+  const auto run = [&](bool x, bool w, bool b, const Executor& executor) {
+    return run_backward(rows, features, width, grad.data(), input.data(), weight.data(), x, w, b, executor);
+  };
+  const HeadsGradients<T> result = run(true, true, true, serial());
+
+  std::vector<Bounded<T>> of_input(static_cast<size_t>(rows * features));
+  std::vector<Bounded<T>> of_weight(static_cast<size_t>(width * features));
+  std::vector<Bounded<T>> of_bias(static_cast<size_t>(width));
+  for (int64_t n = 0; n < rows; ++n) {
+    for (int64_t c = 0; c < width; ++c) {
+      const Bounded<T> dy(grad[n * width + c]);
+      of_bias[c] = of_bias[c] + dy;
+      for (int64_t f = 0; f < features; ++f) {
+        of_input[n * features + f] = of_input[n * features + f] + dy * Bounded<T>(weight[c * features + f]);
+        of_weight[c * features + f] = of_weight[c * features + f] + dy * Bounded<T>(input[n * features + f]);
+      }
+    }
+  }
+  check_within("gradient of input", result.input, of_input);
+  check_within("gradient of weight", result.weight, of_weight);
+  check_within("gradient of bias", result.bias, of_bias);
+
+  const NamedExecutor other = any_executor(random);
+  const Context how(other.name);
+  const bool x = random.flip(), w = random.flip(), b = random.flip();
+  const HeadsGradients<T> again = run(x, w, b, other.executor);
+  CHECK(!x || same_bits(again.input.data(), result.input.data(), result.input.size()));
+  CHECK(!w || same_bits(again.weight.data(), result.weight.data(), result.weight.size()));
+  CHECK(!b || same_bits(again.bias.data(), result.bias.data(), result.bias.size()));
+}
+
+template <typename T>
+void backward() {
+  Random random(3);
+  largest_part_of_bound = 0;
+  for (const int64_t width : {1, 7, 16, 24, 25, 72, 130}) {
+    for (const int64_t features : {1, 5, 16, 66, 128, 250}) {
+      for (const int64_t rows : {1, 2, 15, 16, 127, 128, 129, 300}) {
+        if (random.below(4) == 0) check_backward<T>(rows, features, width, random);
+      }
+    }
+  }
+  check_backward<T>(3, 20, 1500, random);
+  std::printf("         largest error: %.2f of its bound\n", largest_part_of_bound);
+}
+
+template <typename T>
 void check_fused(const ModelOptions& options, int64_t batch_size, int64_t steps, Random& random) {
   const Context context(kTypeName<T>, " G=", options.recurrences, " H=", options.hidden_size, " B=", batch_size,
                         " T=", steps, " C=", options.head_width);
@@ -124,6 +196,8 @@ int main() {
   return run_tests({
       {"against long double, float", against_reference<float>},
       {"against long double, double", against_reference<double>},
+      {"gradients, float", backward<float>},
+      {"gradients, double", backward<double>},
       {"fused into the LSTM, float", fused<float>},
       {"fused into the LSTM, double", fused<double>},
   });

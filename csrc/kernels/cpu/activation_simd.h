@@ -28,7 +28,7 @@ struct ExpConstants<float> {
   static constexpr float smallest_power = 0x1p-25f;  // 2^-subnormal_bits
   static constexpr int32_t sigmoid_scale_bits = 30;
   static constexpr float sigmoid_scale = 0x1p-30f;
-  static constexpr int tanh_terms = 4;               // of (tanh(x) - x) / x^3 in x^2 for |x| < 0.3
+  static constexpr int tanh_terms = 4;  // of (tanh(x) - x) / x^3 in x^2 for |x| < 0.3
   static constexpr float tanh_cubic[tanh_terms] = {0x1.4d6cdap-6f, -0x1.b96b30p-5f, 0x1.111048p-3f, -0x1.555556p-2f};
   static constexpr int terms = 5;
   static constexpr float q[terms] = {0x1.6bebfep-10f, 0x1.1227b0p-7f, 0x1.555674p-5f, 0x1.5554b0p-3f, 0x1.fffffep-2f};

@@ -2,6 +2,7 @@
 
 #include "kernels.h"
 #include "schedule.h"
+#include "workspace.h"
 
 namespace pymtl {
 
@@ -27,9 +28,66 @@ void heads_forward(const Heads<T>& args, void* workspace, const Executor& given)
   });
 }
 
-template size_t heads_workspace(const Heads<float>&);
-template size_t heads_workspace(const Heads<double>&);
-template void heads_forward(const Heads<float>&, void*, const Executor&);
-template void heads_forward(const Heads<double>&, void*, const Executor&);
+namespace {
+
+template <typename T>
+struct BackwardPlan {
+  Executor executor;
+  int64_t tasks;
+  size_t scratch_size;
+  T* packed;
+  char* scratch;
+  size_t bytes;
+
+  BackwardPlan(const HeadsBackward<T>& args, void* memory, const Executor& given)
+      : executor(executor_for(2 * args.rows * args.features * args.width, given)),
+        tasks(std::max<int64_t>(executor.threads, 1)) {
+    const KernelsFor<T>& kernels = active_kernels().of<T>();
+    const bool weights = args.grad_weight != nullptr || args.grad_bias != nullptr;
+    scratch_size = weights ? kernels.heads_weight_gradient_scratch(args, 0, largest_share(args.width, tasks)) : 0;
+    scratch_size = (scratch_size + 63) / 64 * 64;
+    Workspace workspace(memory);
+    packed = workspace.take<T>(args.grad_input != nullptr ? kernels.heads_packed_size(args.width, args.features) : 0);
+    scratch = workspace.take<char>(tasks * static_cast<int64_t>(scratch_size));
+    bytes = workspace.used();
+  }
+};
+
+}  // namespace
+
+template <typename T>
+size_t heads_backward_workspace(const HeadsBackward<T>& args, const Executor& executor) {
+  return BackwardPlan<T>(args, nullptr, executor).bytes;
+}
+
+template <typename T>
+void heads_backward(const HeadsBackward<T>& args, void* workspace, const Executor& given) {
+  const BackwardPlan<T> plan(args, workspace, given);
+  const KernelsFor<T>& kernels = active_kernels().of<T>();
+  if (args.grad_input != nullptr) {
+    kernels.pack_heads_backward(args.weight, args.features, args.width, plan.packed);
+  }
+  // Every task has a share of the input's rows and one of the weight's.
+  for_each(plan.executor, plan.tasks, [&](int64_t task) {
+    if (args.grad_input != nullptr) {
+      kernels.heads_input_gradient(args, plan.packed, share(args.rows, task, plan.tasks),
+                                   share(args.rows, task + 1, plan.tasks));
+    }
+    const int64_t first = share(args.width, task, plan.tasks);
+    const int64_t last = share(args.width, task + 1, plan.tasks);
+    if (first < last && (args.grad_weight != nullptr || args.grad_bias != nullptr)) {
+      kernels.heads_weight_gradient(args, first, last, plan.scratch + static_cast<size_t>(task) * plan.scratch_size);
+    }
+  });
+}
+
+#define PYMTL_INSTANTIATE(T)                                                          \
+  template size_t heads_workspace(const Heads<T>&);                                   \
+  template void heads_forward(const Heads<T>&, void*, const Executor&);               \
+  template size_t heads_backward_workspace(const HeadsBackward<T>&, const Executor&); \
+  template void heads_backward(const HeadsBackward<T>&, void*, const Executor&);
+PYMTL_INSTANTIATE(float)
+PYMTL_INSTANTIATE(double)
+#undef PYMTL_INSTANTIATE
 
 }  // namespace pymtl

@@ -1,6 +1,7 @@
-// The projection of all heads over rows of h, and the sum of the recurrences' parts.
+// The projection of all heads over rows of h, its gradients, and the sum of the recurrences' parts.
 #pragma once
 
+#include "gradients_simd.h"
 #include "kernels.h"
 #include "panels.h"
 
@@ -39,6 +40,44 @@ void heads_rows(const Heads<T>& args, const T* packed, int64_t first, int64_t la
                            store_part(to, value, valid);
                          });
     }
+  }
+}
+
+template <typename T>
+void pack_heads_backward(const T* weight, int64_t features, int64_t width, T* packed) {
+  pack_columns(weight, PanelLayout<T>{width, features}, packed);
+}
+
+template <typename T>
+void heads_input_gradient(const HeadsBackward<T>& args, const T* packed, int64_t first, int64_t last) {
+  constexpr int64_t kBlock = 8 * kTileRows;
+  const PanelLayout<T> layout{args.width, args.features};
+  const T* rows[kBlock];
+  for (int64_t block = first; block < last; block += kBlock) {
+    const int64_t count = last - block < kBlock ? last - block : kBlock;
+    for (int64_t n = 0; n < count; ++n) rows[n] = args.grad_output + (block + n) * args.width;
+    multiply_panels<T>(rows, count, layout, packed,
+                       [&](int64_t n, int64_t column, int64_t valid, Vec<T> value) PYMTL_INLINE_LAMBDA {
+                         store_part(args.grad_input + (block + n) * args.features + column, value, valid);
+                       });
+  }
+}
+
+template <typename T>
+size_t heads_weight_gradient_scratch(const HeadsBackward<T>& args, int64_t first, int64_t last) {
+  return WeightGradientScratch<T>(args.rows, args.width, last - first).size;
+}
+
+template <typename T>
+void heads_weight_gradient(const HeadsBackward<T>& args, int64_t first_column, int64_t last_column, void* scratch) {
+  WeightGradient<T> gradient(args.grad_output, args.rows, args.width, first_column, last_column, scratch);
+  const T* rows[WeightGradientScratch<T>::kMost];
+  for (int64_t first = 0; first < args.rows; first += gradient.block()) {
+    const int64_t count = args.rows - first < gradient.block() ? args.rows - first : gradient.block();
+    for (int64_t k = 0; k < count; ++k) rows[k] = args.input + (first + k) * args.features;
+    gradient.start(first, count);
+    if (args.grad_weight != nullptr) gradient.add_product(rows, args.features, args.grad_weight);
+    if (args.grad_bias != nullptr) gradient.add_sum(args.grad_bias);
   }
 }
 

@@ -123,6 +123,12 @@ struct KernelsFor {
   int64_t (*heads_packed_size)(int64_t depth, int64_t width);  // elements, one part
   void (*pack_heads)(const T* weight, int64_t stride, int64_t depth, int64_t width, T* packed);
   void (*heads_rows)(const Heads<T>& args, const T* packed, int64_t first, int64_t last);
+  // Rows [first, last) of grad_input; packed: W from pack_heads_backward.
+  void (*pack_heads_backward)(const T* weight, int64_t features, int64_t width, T* packed);
+  void (*heads_input_gradient)(const HeadsBackward<T>& args, const T* packed, int64_t first, int64_t last);
+  // Rows [first, last) of grad_weight and of grad_bias.
+  size_t (*heads_weight_gradient_scratch)(const HeadsBackward<T>& args, int64_t first, int64_t last);
+  void (*heads_weight_gradient)(const HeadsBackward<T>& args, int64_t first, int64_t last, void* scratch);
   // output = ((partial[0] + partial[1]) + ...) + bias over rows [first, last); partials `stride` apart
   void (*sum_parts)(const T* partial, int64_t stride, int64_t parts, const T* bias, int64_t width, int64_t first,
                     int64_t last, T* output);

@@ -215,12 +215,6 @@ struct BackwardPlan {
   }
 };
 
-// Column or token `part` of `parts` equal shares of `count`, in whole groups of `unit`.
-int64_t share(int64_t count, int64_t part, int64_t parts, int64_t unit) {
-  const int64_t groups = (count + unit - 1) / unit;
-  return std::min(count, groups * part / parts * unit);
-}
-
 }  // namespace
 
 template <typename T>
@@ -293,7 +287,6 @@ void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor&
   // result depends on the number of tasks.
   const int64_t tasks = shape.recurrences * plan.slices;
   for_each(plan.executor, tasks, [&](int64_t task) {
-    constexpr int64_t kUnit = 48;  // a whole number of tiles' rows on every instruction set
     const int64_t g = task / plan.slices;
     const int64_t slice = task % plan.slices;
     const LstmWeightGradients<T>& wanted = args.grad_weights[g];
@@ -304,8 +297,8 @@ void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor&
     gradient.reverse = args.weights[g].reverse;
     gradient.input_size = shape.input_size;
     gradient.hidden_size = hidden;
-    gradient.first_column = share(4 * hidden, slice, plan.slices, kUnit);
-    gradient.last_column = share(4 * hidden, slice + 1, plan.slices, kUnit);
+    gradient.first_column = share(4 * hidden, slice, plan.slices);
+    gradient.last_column = share(4 * hidden, slice + 1, plan.slices);
     gradient.grad_gates = args.grad_gates + g * shape.tokens * 4 * hidden;
     gradient.input = args.input;
     gradient.h0 = at(args.h0, g * shape.batch * hidden);
@@ -318,7 +311,7 @@ void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor&
     if (gradient.last_column > gradient.first_column) kernels.lstm_weight_gradient(gradient);
     if (args.grad_input != nullptr && shape.recurrences > 1) {
       kernels.sum_parts(plan.input_parts, shape.tokens * shape.input_size, shape.recurrences, nullptr, shape.input_size,
-                        share(shape.tokens, task, tasks, 1), share(shape.tokens, task + 1, tasks, 1), args.grad_input);
+                        share(shape.tokens, task, tasks), share(shape.tokens, task + 1, tasks), args.grad_input);
     }
   });
 }

@@ -52,4 +52,20 @@ inline void fill_bounds(const LstmShape& shape, const int64_t* starts, int64_t s
   while (slice <= slices) bounds[slice++] = shape.batch;
 }
 
+// Where part `part` of `parts` equal shares of `count` begins, in whole groups of twelve: tiles' rows on every
+// instruction set.
+inline int64_t share(int64_t count, int64_t part, int64_t parts) {
+  constexpr int64_t kGroup = 12;
+  const int64_t groups = (count + kGroup - 1) / kGroup;
+  return std::min(count, groups * part / parts * kGroup);
+}
+
+inline int64_t largest_share(int64_t count, int64_t parts) {
+  int64_t largest = 0;
+  for (int64_t part = 0; part < parts; ++part) {
+    largest = std::max(largest, share(count, part + 1, parts) - share(count, part, parts));
+  }
+  return largest;
+}
+
 }  // namespace pymtl
