@@ -8,8 +8,6 @@ Both sides give the same bits; the fused one never writes h. Each ratio is the m
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 from pathlib import Path
 
 import torch
@@ -18,8 +16,8 @@ from rich.table import Table
 
 import pymtl
 from pymtl import ops
+from pymtl.benchmark import results
 from pymtl.benchmark.timing import interleaved
-from pymtl.commands.info import gather
 
 SHAPES = (  # batch, steps, input size, hidden size, classes of all token heads
     (1, 32, 100, 128, 72),
@@ -72,9 +70,7 @@ def main() -> None:
         )
     Console(width=100).print(table)
     if arguments.json:
-        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-        result = {"date": now, "machine": gather(), "rows": rows}
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        results.write(results.stamped(rows=rows), arguments.json)
 
 
 if __name__ == "__main__":

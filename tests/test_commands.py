@@ -444,7 +444,7 @@ def test_ctrl_c_within_a_command_returns_130(monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pymtl.commands.info.gather", interrupt)
+    monkeypatch.setattr("pymtl.benchmark.machine.facts", interrupt)
     assert main(["info"]) == 130
 
 

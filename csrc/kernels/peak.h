@@ -4,8 +4,8 @@
 namespace pymtl {
 
 // GFLOP/s of independent fused multiply-adds (multiplications and additions where there is none) on the
-// calling thread, under the instruction set in use: the best of several runs of some milliseconds each.
+// calling thread, under the instruction set in use: the best of `runs` of some milliseconds each.
 template <typename T>
-double peak_gflops();
+double peak_gflops(int runs);
 
 }  // namespace pymtl

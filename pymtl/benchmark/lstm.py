@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,9 +69,9 @@ def run(shapes: Sequence[Shape], seconds: float = 1.0) -> Iterator[dict[str, Any
     where ours runs packed and nn.LSTM both packed and over the padding.
     """
     threads = torch.get_num_threads()
-    peak = peak_gflops(threads)
     for shape in shapes:
         for mode, contenders, tokens, parity in _contenders(shape):
+            peak = peak_gflops(threads)  # each time: a machine's speed drifts
             training = mode.startswith("training")
             with torch.inference_mode(not training):
                 repeats = _repeats(contenders.values(), seconds)
@@ -90,27 +92,35 @@ def run(shapes: Sequence[Shape], seconds: float = 1.0) -> Iterator[dict[str, Any
 
 
 def recurrence(seconds: float = 0.5) -> Iterator[dict[str, Any]]:
-    """The kernel beside the core's limit: one direction, one thread, weights packed before, I = H."""
+    """The kernel beside the core's limit: one direction, one thread, weights packed before, I = H.
+
+    Calls and short measurements of the limit take turns; the share of the limit is the median of their ratios.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        peak = peak_gflops(1)
         for hidden_size in (64, 128, 256, 512):
             for batch in (1, 8, 16, 32):
                 shape = Shape(batch, 64, hidden_size, hidden_size)
                 module = pymtl.freeze(pymtl.LSTM(hidden_size, hidden_size).eval())
                 x = torch.randn(shape.steps, batch, hidden_size)
+                operations = shape.forward_flops(batch * shape.steps, directions=1)
+                call = _call(module, x)
+                times, peaks = [], []
                 with torch.inference_mode():
-                    call = _call(module, x)
-                    repeats = _repeats([call], seconds)
-                    timed = interleaved({"pymtl": _ignoring(call)}, [None] * repeats, "pymtl")["pymtl"]
-                gflops = shape.forward_flops(batch * shape.steps, directions=1) / timed["p50"] * 1e-6
+                    for _ in range(_repeats([call, partial(peak_gflops, 1, runs=1)], seconds)):
+                        started = time.perf_counter()
+                        call()
+                        times.append(time.perf_counter() - started)
+                        peaks.append(peak_gflops(1, runs=1))
                 yield {
                     "shape": str(shape),
-                    "p50": timed["p50"],
-                    "gflops": gflops,
-                    "peak_gflops": peak,
-                    "share_of_peak": gflops / peak,
+                    "p50": 1e3 * statistics.median(times),
+                    "gflops": 1e-9 * operations / statistics.median(times),
+                    "peak_gflops": statistics.median(peaks),
+                    "share_of_peak": statistics.median(
+                        1e-9 * operations / seconds / limit for seconds, limit in zip(times, peaks)
+                    ),
                 }
     finally:
         torch.set_num_threads(threads)

@@ -1,10 +1,14 @@
-"""The machine a benchmark ran on: its name and its limits."""
+"""The machine and the build a benchmark ran on: names, versions and limits."""
 
 from __future__ import annotations
 
 import platform
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import torch
+
+import pymtl.ops.library  # noqa: F401  (shows that the op library loads)
 from pymtl import _native
 
 
@@ -20,7 +24,28 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def peak_gflops(threads: int, float64: bool = False) -> float:
-    """GFLOP/s of register-only multiply-adds on ``threads`` threads at once, under the instruction set in use."""
+def peak_gflops(threads: int, float64: bool = False, runs: int = 10) -> float:
+    """GFLOP/s of register-only multiply-adds on ``threads`` threads at once, under the instruction set in use.
+
+    The best of ``runs``, each of some milliseconds.
+    """
+    if threads == 1:
+        return _native.peak_gflops(float64, runs)  # of the core that the caller's own calls run on
     with ThreadPoolExecutor(threads) as pool:
-        return sum(pool.map(lambda _: _native.peak_gflops(float64), range(threads)))
+        return sum(pool.map(lambda _: _native.peak_gflops(float64, runs), range(threads)))
+
+
+def facts() -> dict[str, Any]:
+    """The versions, the instruction sets and the build."""
+    return {
+        "pymtl": _native.version,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "instruction sets compiled": _native.compiled_isas(),
+        "instruction sets available": _native.available_isas(),
+        "instruction set in use": _native.active_isa(),
+        "build": f"{_native.build_type}, {_native.compiler}",
+        "cuda kernels": "none in this build",
+    }

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
     from rich.progress import Progress
 
+    from pymtl.benchmark import results
     from pymtl.benchmark.lstm import DEFAULT_SHAPES, Shape, recurrence
     from pymtl.benchmark.lstm import run as measure
-    from pymtl.commands.info import gather
     from pymtl.training.errors import ConfigError
 
     if arguments.threads is not None:
@@ -56,12 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise ConfigError(f"--shape: {error}") from None
     console = wide_console()
-    result: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": gather(),
-        "rows": [],
-        "recurrence": [],
-    }
+    result = results.stamped(rows=[], recurrence=[])
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         modes = sum(2 if shape.batch == 1 else 4 for shape in shapes)
         task = progress.add_task("layers", total=modes)
@@ -81,8 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     if result["recurrence"]:
         console.print(_recurrence_table(result["recurrence"]))
     if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        results.write(result, arguments.json)
     if arguments.plot:
         from pymtl.benchmark.plots import speed_ratios
 

@@ -19,35 +19,13 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    facts = gather()
+    from pymtl.benchmark.machine import facts
+
+    found = facts()
     if arguments.json:
-        print(json.dumps(facts, indent=2))
+        print(json.dumps(found, indent=2))
         return 0
-    width = max(len(name) for name in facts)
-    for name, value in facts.items():
+    width = max(len(name) for name in found)
+    for name, value in found.items():
         print(f"{name:<{width}}  {', '.join(value) if isinstance(value, list) else value}")
     return 0
-
-
-def gather() -> dict[str, Any]:
-    """The facts, for this command and for the results of benchmarks."""
-    import platform
-
-    import torch
-
-    import pymtl.ops.library  # noqa: F401  (shows that the op library loads)
-    from pymtl import _native
-    from pymtl.benchmark.machine import cpu_name
-
-    return {
-        "pymtl": _native.version,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cpu": cpu_name(),
-        "threads": torch.get_num_threads(),
-        "instruction sets compiled": _native.compiled_isas(),
-        "instruction sets available": _native.available_isas(),
-        "instruction set in use": _native.active_isa(),
-        "build": f"{_native.build_type}, {_native.compiler}",
-        "cuda kernels": "none in this build",
-    }

@@ -44,7 +44,7 @@ def compare(
 
     orders = {
         "bucketed": lambda records: buckets(records, size, generator),
-        "shuffled": lambda records: _shuffled(records, size, generator),
+        "shuffled": lambda records: shuffled(records, size, generator),
     }
     work = {kind: (chosen(train, order(train)), chosen(test, order(test))) for kind, order in orders.items()}
     result: dict[str, Any] = {"parity": _parity(models["pymtl"], models["reference"], work["bucketed"][0][:8])}
@@ -60,7 +60,7 @@ def compare(
     return result
 
 
-def _shuffled(records: list[Record], batch_size: int, generator: torch.Generator) -> Iterator[list[int]]:
+def shuffled(records: list[Record], batch_size: int, generator: torch.Generator) -> Iterator[list[int]]:
     order = torch.randperm(len(records), generator=generator).tolist()
     yield from (order[i : i + batch_size] for i in range(0, len(order), batch_size))
 

@@ -28,11 +28,12 @@ class Step:
         self.optimizer.zero_grad()
         total, per_task = self.backend.loss(batch)
         total.backward()
-        self._clip()
+        self.clip()
         self.optimizer.step()
         return total, per_task
 
-    def _clip(self) -> None:
+    def clip(self) -> None:
+        """Scales the gradients down, if they are too large."""
         # clip_grad_norm_ multiplies by one where nothing is to be clipped: a pass over all gradients.
         parameters = [p for p in self.backend.model.parameters() if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters])

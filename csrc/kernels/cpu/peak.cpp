@@ -8,13 +8,12 @@
 namespace pymtl {
 
 template <typename T>
-double peak_gflops() {
+double peak_gflops(int runs) {
   using Clock = std::chrono::steady_clock;
-  constexpr int kRuns = 10;
   constexpr int64_t kRounds = 500'000;
   double best = 0;
   T sink = T(1);
-  for (int run = 0; run < kRuns; ++run) {
+  for (int run = 0; run < runs; ++run) {
     const Clock::time_point start = Clock::now();
     const int64_t operations = active_kernels().of<T>().multiply_adds(kRounds, &sink);
     const std::chrono::duration<double> seconds = Clock::now() - start;
@@ -23,7 +22,7 @@ double peak_gflops() {
   return best;
 }
 
-template double peak_gflops<float>();
-template double peak_gflops<double>();
+template double peak_gflops<float>(int);
+template double peak_gflops<double>(int);
 
 }  // namespace pymtl
