@@ -1,4 +1,4 @@
-"""Fixtures that set something of the whole process and put it back."""
+"""Fixtures: the ops' dtypes, and what sets something of the whole process and puts it back."""
 
 import os
 
@@ -7,8 +7,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
+from samples import DTYPES
 
 from pymtl import _native
+
+
+@pytest.fixture(params=DTYPES, ids=str)
+def dtype(request):
+    """Runs the test in each dtype of the ops."""
+    return request.param
 
 
 @pytest.fixture(params=_native.available_isas())

@@ -10,7 +10,9 @@ from torch.nn.utils.rnn import PackedSequence
 from pymtl import ops, reference
 
 DTYPES = [torch.float32, torch.float64]
-BOTH = (False, True)
+F, B = False, True  # directions: forward, backward
+BOTH = (F, B)
+RESULTS = ("output", "h_n", "c_n")  # of an LSTM
 
 
 def spread(tensor):
@@ -55,6 +57,26 @@ class LSTMCase:
         options += [] if self.bias else ["nobias"]
         options += [] if self.scale == 1.0 else [f"scale{self.scale:g}"]
         return "-".join([f"I{self.input_size}-H{self.hidden_size}-{directions}-{shape}", *options])
+
+
+SMALL = [
+    LSTMCase(1, 1, steps=1, batch=1, reverse=(F,)),
+    LSTMCase(3, 5, reverse=(F,)),
+    LSTMCase(3, 5, reverse=(B,)),
+    LSTMCase(4, 3, steps=7, batch=2),
+    LSTMCase(2, 9, steps=1, batch=4, h0=True, c0=True),
+    LSTMCase(5, 4, lengths=(6, 3, 3, 1), bias=False),
+    LSTMCase(3, 17, lengths=(4, 2, 1), h0=True, c0=True),
+    LSTMCase(3, 8, lengths=(1, 1, 1), reverse=(F, B, F, B)),
+    LSTMCase(2, 6, lengths=(5,), reverse=(F, F), h0=True),
+    LSTMCase(2, 6, lengths=(5, 1), reverse=(B, B), c0=True),
+    LSTMCase(6, 7, lengths=(9, 8, 2), scale=4.0, h0=True, c0=True),
+]
+# Enough work that it is shared among threads; a single sequence of it spans several blocks of the input's projection.
+LONG = LSTMCase(11, 64, lengths=(230, 229, 130, 33, 8, 7, 1, 1))
+RAGGED = LSTMCase(9, 19, lengths=(9, 9, 7, 6, 5, 5, 4, 3, 2, 1, 1, 1, 1))
+ALL_OPTIONS = LSTMCase(5, 33, lengths=(8, 6, 6, 3, 2, 1, 1), reverse=(F, B, F, B), h0=True, c0=True)
+INVARIANT = [LONG, RAGGED, ALL_OPTIONS]
 
 
 @dataclass(frozen=True)
@@ -150,12 +172,25 @@ def lstm_sample(case, dtype=torch.float32, seed=0):
 
 def run_ours(sample, **options):
     results = ops.lstm(sample.input, sample.batch_sizes, sample.weights, sample.h0, sample.c0, **options)
-    return dict(zip(("output", "h_n", "c_n"), results))
+    return dict(zip(RESULTS, results))
 
 
 def run_reference(sample):
     results = reference.lstm(sample.input, sample.batch_sizes, *sample.weights, sample.h0, sample.c0)
-    return dict(zip(("output", "h_n", "c_n"), results))
+    return dict(zip(RESULTS, results))
+
+
+def raw_arguments(sample):
+    """The arguments that the raw ops have in common."""
+    return (sample.input, sample.batch_sizes, *sample.weights, sample.h0, sample.c0)
+
+
+def backward_arguments(sample, given=RESULTS, needs=(True,) * 5):
+    """The raw backward op's arguments after a forward pass; the gradients of ``given`` are ones."""
+    output, h_n, c_n, gates, cells = torch.ops.pymtl.lstm_training(*raw_arguments(sample))
+    results = {"output": output, "h_n": h_n, "c_n": c_n}
+    gradients = [torch.ones_like(results[name]) if name in given else None for name in RESULTS]
+    return (*gradients, *raw_arguments(sample), output, gates, cells, list(needs))
 
 
 def run_nn_lstm(sample):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from parity import assert_same_bits
-from samples import DTYPES, spread, transposed
+from samples import spread, transposed
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
@@ -9,11 +9,6 @@ from pymtl import ops, reference
 
 SHAPES = [(), (1,), (3,), (0,), (0, 5), (7, 5), (4, 1, 6), (130, 257)]
 shaped = pytest.mark.parametrize("shape", SHAPES, ids=str)
-
-
-@pytest.fixture(params=DTYPES, ids=str)
-def dtype(request):
-    return request.param
 
 
 def random_bits(count, seed=0):

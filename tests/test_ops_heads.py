@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from longdouble import needs_long_double
 from parity import assert_parity, assert_same_bits, wide
-from samples import DTYPES, shifted, spread, transposed
+from samples import shifted, spread, transposed
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
@@ -28,11 +28,6 @@ sized = pytest.mark.parametrize(
     ("rows", "features", "classes", "parts", "bias"),
     [pytest.param(*s, id=f"{s[0]}x{s[1]}-to-{s[2]}-in-{s[3]}" + ("" if s[4] else "-nobias")) for s in SIZES],
 )
-
-
-@pytest.fixture(params=DTYPES, ids=str)
-def dtype(request):
-    return request.param
 
 
 def sample(rows, features, classes, bias=True, dtype=torch.float32, seed=0):

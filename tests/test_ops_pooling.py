@@ -4,7 +4,7 @@ import pytest
 import torch
 from longdouble import needs_long_double, token_indices
 from parity import assert_parity, assert_same_bits, wide
-from samples import DTYPES, LSTMSample, random_lengths, shifted, sizes_of, spread, transposed
+from samples import LSTMSample, random_lengths, shifted, sizes_of, spread, transposed
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
@@ -35,11 +35,6 @@ def name_of(size):
 
 sized = pytest.mark.parametrize("size", SIZES, ids=name_of)
 each_kind = pytest.mark.parametrize("kind", KINDS)
-
-
-@pytest.fixture(params=DTYPES, ids=str)
-def dtype(request):
-    return request.param
 
 
 def sample(size, dtype=torch.float32, seed=0):

@@ -1,4 +1,5 @@
-// Random LSTMs and batches, and calls of lstm_forward on them, for the tests of the LSTM and of what is fused into it.
+// Random LSTMs and batches, and calls of lstm_forward and lstm_backward on them, for the tests of the LSTM and of what
+// is fused into it.
 #pragma once
 
 #include <algorithm>
@@ -218,6 +219,78 @@ LstmResult<T> run_forward(const LstmModel<T>& model, const LstmBatch<T>& batch, 
   args.heads.max = result.max.data();
   Workspace workspace = workspace_of(lstm_forward_workspace(args, executor));
   lstm_forward(args, workspace.data(), executor);
+  return result;
+}
+
+// What comes from above in the backward pass; null: zeros.
+template <typename T>
+struct Gradients {
+  Buffer<T> output, h_n, c_n;
+
+  Gradients() = default;
+  Gradients(const LstmModel<T>& model, const LstmBatch<T>& batch, bool of_output, bool of_h_n, bool of_c_n,
+            Random& random) {
+    if (of_output) output = uniform<T>(batch.tokens() * model.all_hidden(), random);
+    if (of_h_n) h_n = uniform<T>(batch.batch() * model.all_hidden(), random);
+    if (of_c_n) c_n = uniform<T>(batch.batch() * model.all_hidden(), random);
+  }
+};
+
+// What lstm_backward is asked for.
+struct Wanted {
+  bool input = true;
+  bool w_ih = true;
+  bool w_hh = true;
+  bool bias = true;
+  bool h0 = true;
+  bool c0 = true;
+};
+
+template <typename T>
+struct BackwardResult {
+  Buffer<T> grad_gates, grad_input, grad_h0, grad_c0;  // null: not wanted
+  std::vector<Buffer<T>> w_ih, w_hh, bias;             // the gradients of each recurrence's weights
+};
+
+template <typename T>
+BackwardResult<T> run_backward(const LstmModel<T>& model, const LstmBatch<T>& batch, const LstmResult<T>& forward,
+                               const Gradients<T>& gradients, const Wanted& wanted, const Executor& executor) {
+  const int64_t I = model.input_size;
+  const int64_t H = model.hidden_size;
+  const auto array = [](bool is_wanted, int64_t count) { return is_wanted ? Buffer<T>(count) : Buffer<T>(); };
+  BackwardResult<T> result;
+  result.grad_gates = Buffer<T>(batch.tokens() * 4 * model.all_hidden());
+  result.grad_input = array(wanted.input, batch.tokens() * I);
+  result.grad_h0 = array(wanted.h0, batch.batch() * model.all_hidden());
+  result.grad_c0 = array(wanted.c0, batch.batch() * model.all_hidden());
+  std::vector<LstmWeightGradients<T>> grad_weights;
+  for (int64_t g = 0; g < model.recurrences; ++g) {
+    result.w_ih.push_back(array(wanted.w_ih, 4 * H * I));
+    result.w_hh.push_back(array(wanted.w_hh, 4 * H * H));
+    result.bias.push_back(array(wanted.bias, 4 * H));
+    grad_weights.push_back({result.w_ih.back().data(), result.w_hh.back().data(), result.bias.back().data()});
+  }
+
+  const std::vector<LstmWeights<T>> weights = model.weights();
+  LstmBackward<T> args{};
+  args.shape = batch.shape(model);
+  args.weights = weights.data();
+  args.input = batch.input.data();
+  args.h0 = batch.h0.data();
+  args.c0 = batch.c0.data();
+  args.output = forward.output.data();
+  args.gates = forward.gates.data();
+  args.cells = forward.cells.data();
+  args.grad_output = gradients.output.data();
+  args.grad_h_n = gradients.h_n.data();
+  args.grad_c_n = gradients.c_n.data();
+  args.grad_gates = result.grad_gates.data();
+  args.grad_input = result.grad_input.data();
+  args.grad_weights = grad_weights.data();
+  args.grad_h0 = result.grad_h0.data();
+  args.grad_c0 = result.grad_c0.data();
+  Workspace workspace = workspace_of(lstm_backward_workspace(args, executor));
+  lstm_backward(args, workspace.data(), executor);
   return result;
 }
 

@@ -1,0 +1,296 @@
+import pytest
+import torch
+from samples import LSTMCase, LSTMSample, backward_arguments, lstm_sample, lstm_weights
+
+from pymtl import ops
+
+
+def call_lstm(sample, **options):
+    return ops.lstm(sample.input, sample.batch_sizes, sample.weights, sample.h0, sample.c0, **options)
+
+
+def call_lstm_with_gradient(sample, **options):
+    differentiable = sample.input if sample.input.is_floating_point() else sample.weights.weight_hh[0]
+    differentiable.requires_grad_()
+    return call_lstm(sample, **options)
+
+
+def call_lstm_heads(sample, **options):
+    return ops.lstm_heads(
+        sample.input, sample.batch_sizes, sample.weights, None, None, mean=True, h0=sample.h0, c0=sample.c0, **options
+    )
+
+
+DENSE = LSTMCase(3, 5, steps=4, batch=2, h0=True, c0=True)
+PACKED = LSTMCase(3, 5, lengths=(4, 2), h0=True, c0=True)
+
+
+def change(**fields):
+    """An edit of a sample: each field replaced by a function of it."""
+
+    def edit(sample):
+        values = {}
+        for name, function in fields.items():
+            if name in sample.weights._fields:
+                weights = values.get("weights", sample.weights)
+                values["weights"] = weights._replace(**{name: function(list(getattr(weights, name)))})
+            else:
+                values[name] = function(getattr(sample, name))
+        return LSTMSample(**(vars(sample) | values))
+
+    return edit
+
+
+def put(place, function):
+    """An edit of one element of a list."""
+    return lambda items: [function(item) if i == place else item for i, item in enumerate(items)]
+
+
+REFUSED = [
+    ("dense input of rank 1", DENSE, change(input=lambda x: x[0, 0]), r"input: expected \[steps.*got 1-D"),
+    ("dense input of rank 2", DENSE, change(input=lambda x: x[0]), r"input: expected \[steps.*got 2-D"),
+    ("dense input of rank 4", DENSE, change(input=lambda x: x[None]), r"input: expected \[steps.*got 4-D"),
+    ("packed input of rank 1", PACKED, change(input=lambda x: x[:, 0]), r"input: expected \[tokens.*got 1-D"),
+    ("packed input of rank 3", PACKED, change(input=lambda x: x[None]), r"input: expected \[tokens.*got 3-D"),
+    (
+        "dense input of another width",
+        DENSE,
+        change(input=lambda x: x[..., :2]),
+        r"input: expected size \[4, 2, 3\], got \[4, 2, 2\]",
+    ),
+    (
+        "packed input of another width",
+        PACKED,
+        change(input=lambda x: x.repeat(1, 2)),
+        r"input: expected size \[6, 3\], got \[6, 6\]",
+    ),
+    ("no steps", DENSE, change(input=lambda x: x[:0]), r"input: expected sequence length to be larger than 0"),
+    ("integer input", DENSE, change(input=lambda x: x.long()), r"input: expected dtype Float or Double, got Long"),
+    ("half input", DENSE, change(input=lambda x: x.half()), r"input: expected dtype Float or Double, got Half"),
+    (
+        "bfloat16 input",
+        DENSE,
+        change(input=lambda x: x.bfloat16()),
+        r"input: expected dtype Float or Double, got BFloat16",
+    ),
+    (
+        "double input to float weights",
+        DENSE,
+        change(input=lambda x: x.double()),
+        r"weight_ih\[0\]: expected dtype Double, got Float",
+    ),
+    (
+        "batch_sizes of too small a sum",
+        PACKED,
+        change(batch_sizes=lambda b: b[:-1]),
+        r"batch_sizes: expected a sum of 6.*got 5",
+    ),
+    (
+        "batch_sizes of too large a sum",
+        PACKED,
+        change(batch_sizes=lambda b: b + 1),
+        r"batch_sizes: expected a sum of 6.*got 10",
+    ),
+    (
+        "batch_sizes that increase",
+        PACKED,
+        change(batch_sizes=lambda b: b.flip(0)),
+        r"batch_sizes: expected sizes that never increase.*got 2 at step 2",
+    ),
+    (
+        "negative batch_sizes",
+        PACKED,
+        change(batch_sizes=lambda b: torch.tensor([4, 3, -1])),
+        r"batch_sizes:.*not negative, got -1 at step 2",
+    ),
+    (
+        "int32 batch_sizes",
+        PACKED,
+        change(batch_sizes=lambda b: b.int()),
+        r"batch_sizes: expected dtype Long, got Int",
+    ),
+    (
+        "batch_sizes of rank 2",
+        PACKED,
+        change(batch_sizes=lambda b: b[None]),
+        r"batch_sizes: expected one dimension, got 2",
+    ),
+    (
+        "batch_sizes of rank 0",
+        PACKED,
+        change(batch_sizes=lambda b: b[0]),
+        r"batch_sizes: expected one dimension, got 0",
+    ),
+    ("empty batch_sizes", PACKED, change(batch_sizes=lambda b: b[:0]), r"batch_sizes: expected at least one step"),
+    (
+        "h0 of another batch",
+        DENSE,
+        change(h0=lambda h: h[:, :1]),
+        r"h0: expected size \[2, 2, 5\], got \[2, 1, 5\]",
+    ),
+    (
+        "h0 without the recurrences",
+        DENSE,
+        change(h0=lambda h: h[0]),
+        r"h0: expected size \[2, 2, 5\], got \[2, 5\]",
+    ),
+    (
+        "c0 of another width",
+        PACKED,
+        change(c0=lambda c: c[..., :4]),
+        r"c0: expected size \[2, 2, 5\], got \[2, 2, 4\]",
+    ),
+    ("double h0", DENSE, change(h0=lambda h: h.double()), r"h0: expected dtype Float, got Double"),
+    ("half c0", PACKED, change(c0=lambda c: c.half()), r"c0: expected dtype Float, got Half"),
+    (
+        "no weights",
+        DENSE,
+        change(
+            weight_ih=lambda w: [],
+            weight_hh=lambda w: [],
+            bias_ih=lambda w: [],
+            bias_hh=lambda w: [],
+            reverse=lambda r: [],
+        ),
+        r"weight_ih: expected at least one recurrence, got none",
+    ),
+    ("a weight_hh missing", DENSE, change(weight_hh=lambda w: w[:1]), r"weight_hh: expected 2 tensors, got 1"),
+    ("a weight_ih missing", DENSE, change(weight_ih=lambda w: w[:1]), r"weight_hh: expected 1 tensors, got 2"),
+    ("a bias_ih missing", DENSE, change(bias_ih=lambda b: b[:1]), r"bias_ih: expected 2 tensors or none, got 1"),
+    ("bias_hh missing", DENSE, change(bias_hh=lambda b: []), r"bias_hh: expected 2 tensors, got 0"),
+    ("a flag missing", DENSE, change(reverse=lambda r: r[:1]), r"reverse: expected 2 flags, got 1"),
+    (
+        "biases of uneven numbers",
+        DENSE,
+        change(bias_ih=lambda b: [*b, b[0]], bias_hh=lambda b: b[:1]),
+        r"bias_ih: expected 2 tensors or none, got 3",
+    ),
+    (
+        "a weight_ih of another height",
+        DENSE,
+        change(weight_ih=put(1, lambda w: w[:-1])),
+        r"weight_ih\[1\]: expected size \[20, 3\], got \[19, 3\]",
+    ),
+    (
+        "a weight_ih of another width",
+        DENSE,
+        change(weight_ih=put(1, lambda w: w[:, :2])),
+        r"weight_ih\[1\]: expected size \[20, 3\], got \[20, 2\]",
+    ),
+    (
+        "a weight_hh of another size",
+        DENSE,
+        change(weight_hh=put(1, lambda w: w[:, :2])),
+        r"weight_hh\[1\]: expected size \[20, 5\], got \[20, 2\]",
+    ),
+    (
+        "a weight_ih of rank 1",
+        DENSE,
+        change(weight_ih=put(0, lambda w: w[0])),
+        r"weight_ih and weight_hh: expected matrices, got 1-D and 2-D",
+    ),
+    (
+        "a bias_ih of another size",
+        DENSE,
+        change(bias_ih=put(0, lambda b: b[:5])),
+        r"bias_ih\[0\]: expected size \[20\], got \[5\]",
+    ),
+    (
+        "a double bias_hh",
+        DENSE,
+        change(bias_hh=put(1, lambda b: b.double())),
+        r"bias_hh\[1\]: expected dtype Float, got Double",
+    ),
+    (
+        "weights without columns",
+        DENSE,
+        change(weight_ih=lambda ws: [w[:, :0] for w in ws]),
+        r"weight_ih and weight_hh: expected sizes above zero, got 0 and 5",
+    ),
+]
+
+
+@pytest.mark.parametrize("call", [call_lstm, call_lstm_with_gradient, call_lstm_heads])
+@pytest.mark.parametrize(("case", "edit", "message"), [pytest.param(*r[1:], id=r[0]) for r in REFUSED])
+def test_bad_input_is_refused_by_name_and_values(case, edit, message, call):
+    with pytest.raises(RuntimeError, match=message):
+        call(edit(lstm_sample(case)))
+
+
+@pytest.mark.parametrize("call", [call_lstm, call_lstm_with_gradient, call_lstm_heads])
+@pytest.mark.parametrize(
+    ("name", "case", "edit"),
+    [
+        pytest.param("batch_sizes", PACKED, change(batch_sizes=lambda b: b.to("meta")), id="batch_sizes"),
+        pytest.param("h0", DENSE, change(h0=lambda h: h.to("meta")), id="h0"),
+        pytest.param("c0", PACKED, change(c0=lambda c: c.to("meta")), id="c0"),
+        pytest.param("weight_ih", DENSE, change(weight_ih=put(1, lambda w: w.to("meta"))), id="weight_ih"),
+        pytest.param("bias_hh", DENSE, change(bias_hh=put(0, lambda b: b.to("meta"))), id="bias_hh"),
+    ],
+)
+def test_an_argument_on_another_device_is_refused_by_name(name, case, edit, call):
+    with pytest.raises(RuntimeError, match=name):
+        call(edit(lstm_sample(case)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"head_weight": torch.zeros(10)}, r"head_weight: expected a matrix, got 1-D"),
+        ({"head_weight": torch.zeros(4, 9)}, r"head_weight: expected size \[4, 10\], got \[4, 9\]"),
+        ({"head_weight": torch.zeros(4, 10).double()}, r"head_weight: expected dtype Float, got Double"),
+        (
+            {"head_weight": torch.zeros(4, 10), "head_bias": torch.zeros(3)},
+            r"head_bias: expected size \[4\], got \[3\]",
+        ),
+        ({"head_bias": torch.zeros(3)}, r"head_bias: expected size \[0\], got \[3\]"),
+    ],
+    ids=["vector", "width", "dtype", "bias size", "bias alone"],
+)
+def test_bad_heads_are_refused_by_name_and_values(options, message):
+    sample = lstm_sample(DENSE)
+    options = {"head_weight": None, "head_bias": None} | options
+    with pytest.raises(RuntimeError, match=message):
+        ops.lstm_heads(sample.input, None, sample.weights, **options)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda p: p[:-1], r"packed.*expected size \[\d+\], got \[\d+\]"),
+        (lambda p: p[None], r"packed.*expected size \[\d+\], got \[1, \d+\]"),
+        (lambda p: p.double(), r"packed.*expected dtype Float, got Double"),
+    ],
+    ids=["size", "rank", "dtype"],
+)
+@pytest.mark.parametrize("call", [call_lstm, call_lstm_heads])
+def test_packed_weights_that_do_not_fit_are_refused(edit, message, call):
+    sample = lstm_sample(DENSE)
+    with pytest.raises(RuntimeError, match=message):
+        call(sample, packed=edit(ops.lstm_pack(sample.weights)))
+
+
+def test_lstm_pack_refuses_bad_weights():
+    weights = lstm_weights(3, 5)
+    with pytest.raises(RuntimeError, match=r"weight_hh: expected 2 tensors, got 1"):
+        ops.lstm_pack(weights._replace(weight_hh=weights.weight_hh[:1]))
+    with pytest.raises(RuntimeError, match=r"weight_ih\[1\]: expected size \[20, 3\], got \[20, 2\]"):
+        ops.lstm_pack(weights._replace(weight_ih=[weights.weight_ih[0], weights.weight_ih[1][:, :2]]))
+    half = ops.LSTMWeights(*([w.half() for w in group] for group in weights[:4]), weights.reverse)
+    with pytest.raises(RuntimeError, match=r"weight_ih: expected dtype Float or Double, got Half"):
+        ops.lstm_pack(half)
+
+
+def test_raw_lstm_backward_refuses_bad_arguments():
+    arguments = list(backward_arguments(lstm_sample(PACKED)))
+    for place, value, message in [
+        (0, torch.ones(6, 9), r"grad_output: expected size \[6, 10\], got \[6, 9\]"),
+        (1, torch.ones(2, 2, 4), r"grad_h_n: expected size \[2, 2, 5\], got \[2, 2, 4\]"),
+        (2, torch.ones(2, 2, 5).double(), r"grad_c_n: expected dtype Float, got Double"),
+        (12, torch.ones(6, 5), r"output: expected size \[6, 10\], got \[6, 5\]"),
+        (13, torch.ones(2, 6, 19), r"gates: expected size \[2, 6, 20\], got \[2, 6, 19\]"),
+        (14, torch.ones(2, 5, 5), r"cells: expected size \[2, 6, 5\], got \[2, 5, 5\]"),
+        (15, [True] * 4, r"needs: expected 5 flags, got 4"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.pymtl.lstm_backward(*arguments[:place], value, *arguments[place + 1 :])
