@@ -10,7 +10,8 @@
 // longest sequence first. A dense batch is the case batch_sizes[t] = B for all t.
 //
 // A sequence's results are the same bits whatever else is in the batch and however the work is split:
-// every sum over k runs in one order, bias first, then the input's k = 0..I-1, then the state's k = 0..H-1.
+// every sum over k runs in one order, bias first, then the input's k = 0..I-1, then the state's k = 0..H-1, in
+// chains of at most 256 products.
 //
 // Arrays are row-major and contiguous unless a stride is named; strides count elements. Nothing may alias.
 #pragma once

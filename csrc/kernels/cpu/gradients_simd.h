@@ -19,7 +19,7 @@ struct WeightGradientScratch {
   static constexpr int64_t kMost = 128;
 
   int64_t block;
-  size_t transposed, panels, size;
+  size_t transposed, panels, errors, size;
 
   // outputs: all columns of dy; columns: this worker's.
   WeightGradientScratch(int64_t tokens, int64_t outputs, int64_t columns) {
@@ -30,7 +30,8 @@ struct WeightGradientScratch {
     block = (block + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
     transposed = 0;
     panels = (static_cast<size_t>(columns * block) * sizeof(T) + 63) / 64 * 64;
-    size = panels + static_cast<size_t>(PanelLayout<T>{block, kPanelVectors * kLanes<T>}.size()) * sizeof(T);
+    errors = panels + static_cast<size_t>(PanelLayout<T>{block, kPanelVectors * kLanes<T>}.size()) * sizeof(T);
+    size = errors + static_cast<size_t>(columns) * sizeof(T);
   }
 };
 
@@ -45,6 +46,7 @@ class WeightGradient {
     block_ = scratch.block;
     transposed_ = reinterpret_cast<T*>(static_cast<char*>(memory) + scratch.transposed);
     panels_ = reinterpret_cast<T*>(static_cast<char*>(memory) + scratch.panels);
+    errors_ = reinterpret_cast<T*>(static_cast<char*>(memory) + scratch.errors);
   }
 
   // Tokens that one call of `start` takes.
@@ -60,13 +62,23 @@ class WeightGradient {
     }
   }
 
-  // bias += the sum of dy. Block by block, so that rounding errors do not grow with the number of tokens.
+  // bias += the sum of dy. Block by block, each with the error of the one before, so that rounding errors do not
+  // grow with the number of tokens.
   void add_sum(T* bias) const {
     for (int64_t column = 0; column < columns_; column += kLanes<T>) {
       const int64_t valid = columns_ - column;
       Vec<T> sum = {};
       for (int64_t k = 0; k < count_; ++k) sum = sum + load_part(grads(first_ + k) + column, valid, T(0));
-      add_or_store(bias + first_column_ + column, sum, valid);
+      T* const to = bias + first_column_ + column;
+      Vec<T> total = {};
+      Vec<T> error = {};
+      if (first_ > 0) {
+        total = load_part(to, valid, T(0));
+        error = load_part(errors_ + column, valid, T(0));
+      }
+      add_compensated<T>(sum, total, error);
+      store_part(to, total, valid);
+      store_part(errors_ + column, error, valid);
     }
   }
 
@@ -117,6 +129,7 @@ class WeightGradient {
   int64_t block_;
   T* transposed_;  // dy of the block, [columns][block]
   T* panels_;      // one panel of x of the block
+  T* errors_;      // of the bias's sums, [columns]
   int64_t first_ = 0;
   int64_t count_ = 0;
 };

@@ -10,7 +10,7 @@
 namespace pymtl {
 namespace {
 
-// Multiply-adds of one recurrence over the whole batch.
+// Multiply-adds of all recurrences over the whole batch.
 int64_t work_of(const LstmShape& shape) {
   return shape.recurrences * shape.tokens * 4 * shape.hidden_size * (shape.input_size + shape.hidden_size);
 }

@@ -72,7 +72,7 @@ __attribute__((noinline)) void add_product(const T* const* rows, int64_t depth, 
 #pragma GCC unroll 4
     for (int gate = 0; gate < kGates; ++gate) acc[r][gate] = load(from + r * from_stride + gate * kLanes<T>);
   }
-  multiply_tile<T, R, kGates>(rows, depth, panel, acc);
+  multiply_deep<T, R, kGates>(rows, depth, panel, acc);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4

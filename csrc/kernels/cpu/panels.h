@@ -2,7 +2,8 @@
 //
 // A matrix [depth, width] is cut into column panels of up to 4 vectors; a panel is stored [depth][vectors]
 // [lanes], so the kernel streams it. A tile multiplies up to kTileRows rows with one panel; every element
-// of the result is one chain of fused multiply-adds in order of the depth, whatever the tile's size.
+// of the result is summed in order of the depth, in the same chains of fused multiply-adds whatever the tile's
+// size.
 #pragma once
 
 #include "simd.h"
@@ -73,6 +74,34 @@ PYMTL_INLINE void multiply_tile(const T* const* rows, int64_t depth, const T* pa
       }
     }
     panel += V * kLanes<T>;
+  }
+}
+
+// How much of the depth is summed in one chain. Rounding errors of a longer chain would grow beyond those of
+// libraries that sum in blocks.
+constexpr int64_t kChain = 256;
+
+// acc[r][v] += sum_k rows[r][k] * panel[k][v]; above kChain in chains of their own, added in order.
+template <typename T, int R, int V>
+PYMTL_INLINE void multiply_deep(const T* const* rows, int64_t depth, const T* panel, Vec<T> (&acc)[R][V]) {
+  alignas(64) T sums[R][V][kLanes<T>];
+  for (int64_t k = 0;; k += kChain) {
+    const bool last = depth - k <= kChain;
+    const T* parts[R];
+    for (int r = 0; r < R; ++r) parts[r] = rows[r] + k;
+    multiply_tile<T, R, V>(parts, last ? depth - k : kChain, panel + k * V * kLanes<T>, acc);
+    if (last && k == 0) return;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) {
+        if (k > 0) acc[r][v] = load(sums[r][v]) + acc[r][v];
+        if (last) continue;
+        store(sums[r][v], acc[r][v]);
+        acc[r][v] = Vec<T>{};
+      }
+    }
+    if (last) return;
   }
 }
 
@@ -170,7 +199,7 @@ void multiply_panels(const T* const* rows, int64_t count, PanelLayout<T> layout,
     with_vectors(layout.panel_vectors(panel), [&]<int V>() {
       for_row_groups(count, [&]<int R>(int64_t first) {
         Vec<T> acc[R][V] = {};
-        multiply_tile<T, R, V>(rows + first, layout.depth, columns, acc);
+        multiply_deep<T, R, V>(rows + first, layout.depth, columns, acc);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
