@@ -20,9 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from pymtl.benchmark import results
+from pymtl.commands import positive
 from pymtl.training.backends import BACKENDS, Backend
 from pymtl.training.config import Config, load
-from pymtl.training.data import Batch, Encoder, Vocabulary, buckets, read_records
+from pymtl.training.data import Batch, Encoder, Vocabulary, buckets, labelled, read_records
 from pymtl.training.speed import BLOCK, shuffled
 from pymtl.training.step import Step
 
@@ -75,11 +76,11 @@ def measure(config: Config, vocabulary: Vocabulary, batches: list[Batch]) -> dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, default=200, metavar="N", help="of each kind (default: 200)")
+    parser.add_argument("--batches", type=positive, default=200, metavar="N", help="of each kind (default: 200)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results with machine, versions and date")
     arguments = parser.parse_args()
     config = load(SNIPS)
-    records = read_records(config.path(config.data.train), config)
+    records = labelled(read_records(config.path(config.data.train), config), config.data.train)
     vocabulary = Vocabulary.of(records, config)
     encoder = Encoder(vocabulary, config)
     size = config.training.batch_size

@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, RuntimeError) as error:
         from pymtl.training.errors import ConfigError, DataError, RunError
 
-        if not isinstance(error, OSError | ConfigError | DataError | RunError):
+        no_memory = "can't allocate memory" in str(error)  # torch's way to say so
+        if not isinstance(error, OSError | ConfigError | DataError | RunError) and not no_memory:
             raise
         print(f"pymtl: error: {error}", file=sys.stderr)
         return 1

@@ -15,9 +15,9 @@ def freeze(module: Module) -> Module:
     """Packs the weights of every :class:`pymtl.LSTM` inside once, to save the packing of each call.
 
     For inference with weights that stay as they are: calls that want gradients do not use the snapshot, nor do
-    calls whose parameters are not the very objects, at the very versions, that it was made from. ``train()``,
+    calls whose parameters are not the very objects, versions and memory that it was made from. ``train()``,
     ``to()`` and its kin, ``load_state_dict`` and :func:`unfreeze` drop it; pickling and deepcopy leave it out.
-    What no one can see, such as an edit through ``.data``, it does not see either.
+    What no one can see, such as ``weight.data.mul_()``, it does not see either.
 
     Returns:
         ``module``.

@@ -47,15 +47,20 @@ class Head(nn.Module):
         if in_features is not None:
             self.materialize(in_features)
 
-    def materialize(self, in_features: int) -> None:
+    def materialize(self, in_features: int, like: Tensor | None = None) -> None:
         """Gives the parameters their size. Called once, by the model; later calls check the size.
+
+        Args:
+            in_features: F.
+            like: the dtype and device of the parameters; torch's defaults if None.
 
         Raises:
             ValueError: the parameters have another size already.
         """
         if isinstance(self.weight, nn.UninitializedParameter):
-            self.weight.materialize((self.out_features, in_features))
-            self.bias.materialize((self.out_features,))
+            kind = {} if like is None else {"device": like.device, "dtype": like.dtype}
+            self.weight.materialize((self.out_features, in_features), **kind)
+            self.bias.materialize((self.out_features,), **kind)
             self.reset_parameters()
         elif self.weight.shape[1] != in_features:
             raise ValueError(

@@ -126,8 +126,10 @@ class JointLoss(nn.Module):
                 ignore_index=[loss.ignore_index for loss in losses],
                 label_smoothing=[loss.label_smoothing for loss in losses],
             )
-        except IndexError as error:
-            raise IndexError(_with_names(str(error), tasks)) from None
+        except (IndexError, RuntimeError) as error:
+            if type(error) not in (IndexError, RuntimeError):
+                raise
+            raise type(error)(_with_names(str(error), tasks)) from None
         weights = values.new_tensor([self.loss_weights[task] for task in tasks])
         return JointLossResult(torch.dot(values, weights), dict(zip(tasks, values.unbind())))
 
@@ -189,5 +191,6 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 def _with_names(message: str, tasks: list[str]) -> str:
     for k, task in enumerate(tasks):
-        message = message.replace(f"targets[{k}]", f"targets[{task!r}]")
+        for argument in ("logits", "targets", "weights"):
+            message = message.replace(f"{argument}[{k}]", f"{argument}[{task!r}]")
     return message

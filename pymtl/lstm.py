@@ -21,10 +21,11 @@ _KERNEL_DTYPES = (torch.float32, torch.float64)
 
 
 class _Snapshot(NamedTuple):
-    """Packed weights and the parameters, with their versions, that they were made from."""
+    """Packed weights and the parameters, with their versions and memory, that they were made from."""
 
     parameters: list[Tensor]
     versions: list[int]
+    memory: list[Tensor]  # kept, so that no other tensor comes to the same address
     isa: str
     packed: list[Tensor]
 
@@ -32,7 +33,8 @@ class _Snapshot(NamedTuple):
         from pymtl import _native
 
         return self.isa == _native.active_isa() and all(
-            p is q and p._version == version for p, q, version in zip(parameters, self.parameters, self.versions)
+            p is q and p._version == version and p.data_ptr() == memory.data_ptr()
+            for p, q, version, memory in zip(parameters, self.parameters, self.versions, self.memory)
         )
 
 
@@ -137,6 +139,8 @@ class LSTM(nn.RNNBase):
         if input.shape[0] == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         output, h_n, c_n = self._layers(input, None, weights, h0, c0)
+        if self.bidirectional:
+            output = _editable(output)
         if self.batch_first:
             output = output.transpose(0, 1)
         if not batched:
@@ -152,7 +156,7 @@ class LSTM(nn.RNNBase):
         h0, c0 = self._initial_state(hx, int(batch_sizes[0]), batched=True)
         h0, c0 = _permute(h0, sorted_indices), _permute(c0, sorted_indices)
         output, h_n, c_n = self._layers(data, batch_sizes, weights, h0, c0)
-        packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+        packed = PackedSequence(_editable(output), batch_sizes, sorted_indices, unsorted_indices)
         return packed, (_permute(h_n, unsorted_indices), _permute(c_n, unsorted_indices))
 
     def _forward_lengths(
@@ -248,7 +252,7 @@ class LSTM(nn.RNNBase):
 
     def _packed(self, weights: Sequence[Tensor], layer: int) -> Tensor | None:
         snapshot = self._snapshot
-        if snapshot is None or not snapshot.is_of(weights):
+        if snapshot is None or torch.compiler.is_compiling() or not snapshot.is_of(weights):
             return None
         return snapshot.packed[layer]
 
@@ -312,6 +316,7 @@ class LSTM(nn.RNNBase):
             ``logits`` [T, B, C] or [N, C]; ``mean``, ``max`` [B, D*H]; ``h_n``, ``c_n`` [D, B, H] of the last layer.
         """
         weights = self._weights()
+        self._check_input(input, weights, 3 if batch_sizes is None else 2)
         last = self.num_layers - 1
         if last > 0:
             input, _, _ = self._layers(input, batch_sizes, weights, None, None, layers=last)
@@ -346,7 +351,8 @@ class LSTM(nn.RNNBase):
         _notice_fused_optimizers()
         with torch.no_grad():
             packed = [ops.lstm_pack(self._layer_weights(weights, layer)) for layer in range(self.num_layers)]
-        self._snapshot = _Snapshot(weights, [w._version for w in weights], _native.active_isa(), packed)
+        versions, memory = [w._version for w in weights], [w.detach() for w in weights]
+        self._snapshot = _Snapshot(weights, versions, memory, _native.active_isa(), packed)
 
     def unfreeze(self) -> None:
         """Drops what :meth:`freeze` made."""
@@ -380,6 +386,11 @@ def _notice_fused_optimizers() -> None:
                 torch.autograd.graph.increment_version([p for p in group["params"] if not p.is_inference()])
 
     register_optimizer_step_post_hook(count_step)
+
+
+def _editable(output: Tensor) -> Tensor:
+    # Backward needs the output as it was. Where nn.LSTM's may be edited in place all the same, so may this one.
+    return output.clone() if output.requires_grad else output
 
 
 def _permute(state: Tensor | None, indices: Tensor | None) -> Tensor | None:

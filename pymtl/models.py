@@ -13,7 +13,7 @@ from pymtl import ops, reference
 from pymtl.heads import Head
 from pymtl.joint_loss import Loss
 from pymtl.lstm import LSTM
-from pymtl.ops.autograd import wants_gradient
+from pymtl.ops.autograd import transforming, wants_gradient
 from pymtl.packing import as_lengths
 
 Input = Tensor | PackedSequence
@@ -64,7 +64,7 @@ class MultiTaskModel(nn.Module):
                 raise TypeError(f"heads[{task!r}]: expected a pymtl head, got {type(head).__name__}")
             if "." in task or not task or hasattr(nn.ModuleDict, task):
                 raise ValueError(f"heads: expected a task name fit for a module, got {task!r}")
-            head.materialize(features)
+            head.materialize(features, like=encoder.weight_hh_l0)
             self.heads[task] = head
 
     @property
@@ -103,8 +103,10 @@ class MultiTaskModel(nn.Module):
                 raise ValueError(f"tokens: expected a {dims}-D padded batch, got {tokens.dim()}-D")
             batch_first = self.encoder.batch_first
             batch, steps = tokens.shape[:2] if batch_first else (tokens.shape[1], tokens.shape[0])
+            if steps == 0:
+                raise RuntimeError("tokens: expected sequence length to be larger than 0")
             if lengths is None:
-                lengths = torch.full((batch,), steps, dtype=torch.int64)
+                lengths = torch.full((batch,), steps, dtype=torch.int64, device="cpu")
             order = ops.packing_order(as_lengths(lengths, batch), steps)
             logits = self._logits(ops.pack(tokens, order, batch_first=batch_first), order, groups)
             if None in logits:
@@ -158,12 +160,13 @@ class MultiTaskModel(nn.Module):
         return logits
 
     def _needs_states(self, data: Tensor) -> bool:
-        """Whether the encoder's states are needed themselves: for a backward pass, to drop some, or by a hook."""
+        """Whether the states are needed themselves: for a derivative, to drop some, or by a module's own code."""
         return (
             (self.training and self.dropout > 0)
             or wants_gradient(data, *self.parameters())
-            or _has_hooks(self.encoder)
-            or any(_has_hooks(head) for head in self.heads.values())
+            or transforming()
+            or _is_custom(self.encoder, LSTM)
+            or any(_is_custom(head, Head) for head in self.heads.values())
         )
 
     def _drop(self, tensor: Tensor) -> Tensor:
@@ -174,14 +177,20 @@ class MultiTaskModel(nn.Module):
         return F.dropout(tensor, self.dropout)
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def _is_custom(module: nn.Module, base: type[nn.Module]) -> bool:
+    """Whether calling the module does more than ``base`` does: a forward of its own, or hooks."""
     # Pruning and the older weight normalisation compute a module's weight in such a hook.
-    return bool(module._forward_pre_hooks or module._forward_hooks or module._backward_hooks)
+    return (
+        type(module).forward is not base.forward
+        or "forward" in vars(module)
+        or bool(module._forward_pre_hooks or module._forward_hooks)
+        or bool(module._backward_pre_hooks or module._backward_hooks)
+    )
 
 
 def _project(function: Callable[..., Tensor], features: Tensor, heads: Sequence[Head], parts: int) -> Tensor:
-    """All heads at once; one by one, as modules, where one has a hook."""
-    if any(_has_hooks(head) for head in heads):
+    """All heads at once; one by one, as modules, where one does more."""
+    if any(_is_custom(head, Head) for head in heads):
         return torch.cat([head(features) for head in heads], dim=-1)
     return function(features, *_stacked(heads), parts=parts)
 

@@ -19,7 +19,7 @@ def as_lengths(lengths: Tensor | Sequence[int], batch: int) -> Tensor:
             each length is within 1 and T is for :func:`pymtl.ops.packing_order` to check.
     """
     if not isinstance(lengths, Tensor):
-        lengths = torch.as_tensor(lengths, dtype=torch.int64)
+        lengths = torch.as_tensor(lengths, dtype=torch.int64, device="cpu")
     if lengths.dim() != 1 or lengths.device.type != "cpu" or lengths.dtype != torch.int64:
         raise RuntimeError(
             f"lengths: expected a 1D CPU int64 tensor, got a {lengths.dim()}D {lengths.device} {lengths.dtype} tensor"

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pymtl.commands import positive, wide_console
+from pymtl.commands import picture, positive, seconds, wide_console
 
 EXAMPLES = """examples:
   pymtl bench                                         the default shapes
@@ -32,9 +32,9 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
         "--shape", action="append", metavar="B,T,I,H", help="batch, steps, input and hidden size; may be repeated"
     )
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's)")
-    parser.add_argument("--seconds", type=float, default=1.0, metavar="S", help="time for each row (default: 1)")
+    parser.add_argument("--seconds", type=seconds, default=1.0, metavar="S", help="time for each row (default: 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results with machine, versions and date")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios (PNG)")
+    parser.add_argument("--plot", type=picture, metavar="FILE", help="draw the ratios (PNG)")
     return parser
 
 

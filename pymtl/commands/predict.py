@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -41,6 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     backend, config, vocabulary = Run(arguments.run_folder).load_backend()
     freeze(backend.model)
     encoder = Encoder(vocabulary, config)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack letters, and an argument be no text
     for text in arguments.texts or _lines():
         tokens = text.lower().split() if config.data.lowercase else text.split()
         if not tokens:  # an empty line stays one, so that lines out match lines in
@@ -57,7 +60,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _lines() -> Iterable[str]:
-    return (line.rstrip("\n") for line in sys.stdin)
+    from pymtl.training.errors import DataError
+
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
+    number = 0
+    try:
+        for line in sys.stdin:
+            number += 1
+            yield line.rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input, after line {number}: not UTF-8: {error}") from None
 
 
 def _describe(tokens: Sequence[str], prediction: dict[str, Any], tasks: dict[str, Any]) -> list[str]:

@@ -32,20 +32,24 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     from pymtl.commands.train import scores_table
-    from pymtl.training.data import read_records
+    from pymtl.training.data import labelled, read_records
     from pymtl.training.run import Run
     from pymtl.training.speed import compare
 
     console = wide_console()
     run = Run(arguments.run_folder)
     backend, config, vocabulary = run.load_backend()
-    train = read_records(config.path(config.data.train), config)
+    train = labelled(read_records(config.path(config.data.train), config), config.data.train)
     test = read_records(config.path(config.data.test or config.data.valid), config)
     if config.data.test and run.path("test.json").exists():
-        console.print(scores_table(run.read_json("test.json"), len(test)))
+        console.print(scores_table(run.read_scores(), len(test)))
     with console.status("timing ..."):
         result = compare(backend, config, vocabulary, train, test, arguments.batches)
-    table = Table(title=f"Time of a batch of {config.training.batch_size} sentences, median of {arguments.batches}")
+    counts = result["bucketed"]["batches"]
+    table = Table(
+        title=f"Time of a batch of {config.training.batch_size} sentences: medians of {counts['training']} training "
+        f"steps and of {counts['inference']} inference batches"
+    )
     table.add_column("")
     for part in ("training step", "inference"):
         table.add_column(f"{part} ms", justify="right")

@@ -64,8 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from pymtl.training import config as configuration
     from pymtl.training.backends import Backend
-    from pymtl.training.data import Vocabulary, read_records
+    from pymtl.training.data import Vocabulary, labelled, read_records
     from pymtl.training.errors import RunError
+    from pymtl.training.metrics import check_scorable
     from pymtl.training.plots import training_curves
     from pymtl.training.run import Run
     from pymtl.training.trainer import Trainer, test_scores
@@ -75,22 +76,26 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console()
     config = configuration.load(arguments.config, arguments.set)
     run = Run(arguments.folder or Path("runs", arguments.config.stem))
-    train = read_records(config.path(config.data.train), config)
+    train = labelled(read_records(config.path(config.data.train), config), config.data.train)
     valid = read_records(config.path(config.data.valid), config)
+    check_scorable(valid, config, config.data.valid)
     test = read_records(config.path(config.data.test), config) if config.data.test else []
     if arguments.resume:
         vocabulary = _resumable(run, config, arguments.backend)
     else:
         if run.exists() and not arguments.overwrite:
             raise RunError(f"{run.folder}: holds a run already: pass --resume, --overwrite or another --run")
+        if run.holds_other_files():
+            raise RunError(f"{run.path('config.json')}: is not of a run: pass another --run")
         vocabulary = Vocabulary.of(train, config)
-        run.create(config, vocabulary, arguments.backend)
 
     torch.manual_seed(config.seed)
     backend = Backend(arguments.backend, config, vocabulary)
     trainer = Trainer(run, config, vocabulary, backend, train, valid, _Screen(console, config))
     if arguments.resume:
         trainer.resume()
+    else:
+        run.create(config, vocabulary, arguments.backend)  # an earlier run goes only when this one can begin
     parameters = sum(p.numel() for p in backend.model.parameters())
     console.print(
         f"{arguments.config.stem}: {len(train):,} sentences to train on, {len(valid):,} to validate, "
@@ -123,8 +128,12 @@ def _resumable(run: Run, config: Config, backend: str) -> Any:
     saved, vocabulary, trained_with = run.load()
     if trained_with != backend:
         raise RunError(f"{run.folder}: was trained with --backend {trained_with}, not {backend}")
-    if (saved.data, saved.tasks, saved.model, saved.seed) != (config.data, config.tasks, config.model, config.seed):
-        raise RunError(f"{run.folder}: was trained with another configuration of data, tasks, model or seed")
+
+    def fixed(c: Config) -> tuple[Any, ...]:
+        return c.data, c.tasks, c.model, c.seed, c.training.min_count
+
+    if fixed(saved) != fixed(config):
+        raise RunError(f"{run.folder}: was trained with another configuration of data, tasks, model, seed or min_count")
     return vocabulary
 
 

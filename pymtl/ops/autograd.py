@@ -14,6 +14,9 @@ from torch.autograd import forward_ad
 def wants_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd has to record a call with these inputs.
 
+    It is recorded by a torch.autograd.Function around the op, or by the derivative registered with the op where a
+    compiler looks on: they do the same, the Function with less Python around it.
+
     Raises:
         NotImplementedError: one of them carries a forward-mode tangent, which the ops would drop.
     """
@@ -36,13 +39,10 @@ def below_autograd_in_backward() -> AbstractContextManager[Any]:
     return nullcontext() if torch.is_grad_enabled() else below_autograd()
 
 
-def takes_function() -> bool:
-    """Whether a call may be recorded by a torch.autograd.Function around the op.
-
-    It does the same as the derivative registered with the op, tens of microseconds faster. Compilers and
-    torch.func's transforms want the op itself (a Function that they take, with ``setup_context``, is no faster).
-    """
-    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+def transforming() -> bool:
+    """Whether a transform of torch.func is at work: it gets the plain reference, which it can differentiate and
+    batch to any order."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def no_derivative(op: str, instead: str) -> Any:

@@ -13,7 +13,7 @@ from pymtl.ops.autograd import (
     below_autograd,
     below_autograd_in_backward,
     check_one_device,
-    takes_function,
+    transforming,
     wants_gradient,
 )
 
@@ -22,7 +22,7 @@ def dropout(input: Tensor, p: float) -> Tensor:
     """:func:`torch.nn.functional.dropout` (Srivastava et al. 2014), for training.
 
     The random numbers are torch's, 16 bits for an element: ``p`` is rounded to a multiple of 2**-16. The same seed
-    gives other masks than torch's own dropout.
+    gives other masks than torch's own dropout, which takes over under torch.compile and torch.func.
 
     Args:
         input: any shape, float32 or float64 on the CPU.
@@ -32,13 +32,11 @@ def dropout(input: Tensor, p: float) -> Tensor:
         RuntimeError: the dtype or device does not fit, or ``p`` is out of range.
 
     """
-    if torch.compiler.is_compiling():
-        return F.dropout(input, p)  # a compiler knows how to trace torch's own random numbers
-    bits = torch.empty((input.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    if torch.compiler.is_compiling() or transforming():
+        return F.dropout(input, p)  # they know how to treat torch's own random numbers
+    bits = torch.empty((input.numel() + 3) // 4, dtype=torch.int64, device="cpu").random_(-(2**63), None)
     if wants_gradient(input):
-        if takes_function():
-            return _Dropout.apply(input, bits, p)
-        return torch.ops.pymtl.dropout(input, bits, p)
+        return _Dropout.apply(input, bits, p)
     with below_autograd():
         return torch.ops.pymtl.dropout(input, bits, p)
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 import pymtl.ops.library  # noqa: F401  (defines torch.ops.pymtl)
+from pymtl import reference
 from pymtl.ops.autograd import (
     below_autograd,
     below_autograd_in_backward,
     check_one_device,
-    takes_function,
+    transforming,
     wants_gradient,
 )
 
@@ -35,10 +36,12 @@ def heads(input: Tensor, weight: Tensor, bias: Tensor | None, *, parts: int = 1)
         RuntimeError: a size, dtype or device does not fit, or ``parts`` does not divide F.
 
     """
+    if transforming():
+        return reference.heads(input, weight, bias, parts)
     if wants_gradient(input, weight, bias):
-        if takes_function():
-            return _Heads.apply(input, weight, bias, parts)
-        return torch.ops.pymtl.heads(input, weight, bias, parts)
+        if torch.compiler.is_compiling():
+            return torch.ops.pymtl.heads(input, weight, bias, parts)
+        return _Heads.apply(input, weight, bias, parts)
     with below_autograd():
         return torch.ops.pymtl.heads(input, weight, bias, parts)
 

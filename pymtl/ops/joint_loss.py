@@ -10,7 +10,7 @@ from torch import Tensor
 
 import pymtl.ops.library  # noqa: F401  (defines torch.ops.pymtl)
 from pymtl import reference
-from pymtl.ops.autograd import below_autograd, check_one_device, takes_function, wants_gradient
+from pymtl.ops.autograd import below_autograd, check_one_device, transforming, wants_gradient
 
 
 def joint_loss(
@@ -58,10 +58,12 @@ def joint_loss(
     if any(t.requires_grad for t in (*arguments[1], *arguments[3])):
         raise RuntimeError("targets and weights: expected tensors without gradients, which joint_loss does not have")
     try:
+        if transforming():
+            return reference.joint_loss(*arguments)
         if wants_gradient(*logits):
-            if takes_function():
-                return _JointLoss.apply(arguments[1:], *logits)[0]
-            return torch.ops.pymtl.joint_loss(*arguments, True)[0]
+            if torch.compiler.is_compiling():
+                return torch.ops.pymtl.joint_loss(*arguments, True)[0]
+            return _JointLoss.apply(arguments[1:], *logits)[0]
         with below_autograd():
             return torch.ops.pymtl.joint_loss(*arguments, False)[0]
     except RuntimeError as error:
@@ -101,8 +103,8 @@ def _backward(ctx: Any, grad_losses: Tensor, _: Any) -> tuple[Any, ...]:
     if not ctx.gradients:
         raise RuntimeError("joint_loss kept no gradients: call it with gradients=True")
     count = len(ctx.settings[0])
-    saved = [ctx.saved_tensors[i : i + count] for i in range(0, 4 * count, count)]
-    logits, targets, weights, grads = saved
+    saved = ctx.saved_tensors  # once: a checkpoint counts how often it is asked
+    logits, targets, weights, grads = (saved[i : i + count] for i in range(0, 4 * count, count))
     if torch.is_grad_enabled():
         # A derivative of this derivative is wanted: the plain PyTorch loss has them all.
         leaves = [l.view_as(l) for l in logits]

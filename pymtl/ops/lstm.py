@@ -20,7 +20,7 @@ from pymtl.ops.autograd import (
     below_autograd_in_backward,
     check_one_device,
     no_derivative,
-    takes_function,
+    transforming,
     wants_gradient,
 )
 
@@ -79,10 +79,12 @@ def lstm(
 
     """
     _check_counts(weights)
+    if transforming():
+        return reference.lstm(input, batch_sizes, *weights, h0, c0)
     if wants_gradient(input, h0, c0, *weights.tensors()):
-        if takes_function():
-            return _LSTM.apply(input, batch_sizes, h0, c0, weights.reverse, *weights.tensors())[:3]
-        return torch.ops.pymtl.lstm_training(input, batch_sizes, *weights, h0, c0)[:3]
+        if torch.compiler.is_compiling():
+            return torch.ops.pymtl.lstm_training(input, batch_sizes, *weights, h0, c0)[:3]
+        return _LSTM.apply(input, batch_sizes, h0, c0, weights.reverse, *weights.tensors())[:3]
     with below_autograd():
         return torch.ops.pymtl.lstm_inference(input, batch_sizes, *weights, h0, c0, packed)
 
@@ -128,7 +130,13 @@ def lstm_heads(
     Returns:
         ``logits`` [T, B, C] or [N, C], ``mean`` and ``max`` [B, G*H], ``h_n`` and ``c_n`` [G, B, H].
 
+    Raises:
+        NotImplementedError: within a transform of torch.func, which it would hide its derivative from.
+
     """
+    wants_gradient(input, h0, c0, head_weight, head_bias, *weights.tensors())  # raises for forward-mode tangents
+    if transforming():
+        raise NotImplementedError("pymtl.ops.lstm_heads is for inference: call lstm, heads and pool in torch.func")
     with below_autograd():
         return LSTMHeadsResult(
             *torch.ops.pymtl.lstm_heads(input, batch_sizes, *weights, h0, c0, packed, head_weight, head_bias, mean, max)
@@ -377,8 +385,9 @@ def _double_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     The saved gates are functions of the inputs too; taken as constants they would give wrong second
     derivatives, so nothing but the inputs is used here.
     """
-    *first, input, batch_sizes, h0, c0 = ctx.saved_tensors[:7]
-    weights = ctx.saved_tensors[7:]
+    saved = ctx.saved_tensors  # once: a checkpoint counts how often it is asked
+    *first, input, batch_sizes, h0, c0 = saved[:7]
+    weights = saved[7:]
     count = len(ctx.reverse)
     again = torch.is_grad_enabled()
     with torch.enable_grad():

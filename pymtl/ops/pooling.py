@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 import pymtl.ops.library  # noqa: F401  (defines torch.ops.pymtl)
-from pymtl.ops.autograd import below_autograd, check_one_device, wants_gradient
+from pymtl import reference
+from pymtl.ops.autograd import below_autograd, check_one_device, transforming, wants_gradient
 
 
 def pool(input: Tensor, batch_sizes: Tensor | None, kind: str, *, reverse: Sequence[bool] = (False,)) -> Tensor:
@@ -28,6 +29,8 @@ def pool(input: Tensor, batch_sizes: Tensor | None, kind: str, *, reverse: Seque
         RuntimeError: a size, dtype, device or ``kind`` does not fit.
 
     """
+    if transforming():
+        return reference.pool(input, batch_sizes, kind, reverse=reverse)
     if wants_gradient(input):
         return torch.ops.pymtl.pool(input, batch_sizes, reverse, kind)[0]
     with below_autograd():

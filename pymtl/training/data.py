@@ -59,6 +59,18 @@ def read_records(path: Path, config: Config, labelled: bool = True) -> list[Reco
     return records
 
 
+def labelled(records: list[Record], where: str) -> list[Record]:
+    """The records with a label of any task: what one can train on.
+
+    Raises:
+        DataError: there is none.
+    """
+    kept = [record for record in records if any(label is not None for label in record.labels.values())]
+    if not kept:
+        raise DataError(f"{where}: no record has a label of any task")
+    return kept
+
+
 def _record(line: bytes, config: Config, labelled: bool) -> Record:
     try:
         raw = json.loads(line.decode("utf-8"))
@@ -100,6 +112,9 @@ def _check_label(field: str, label: Any, task: TaskConfig, length: int) -> None:
         "regression": ("a finite number", _is_number(label)),
         "multilabel": ("a list of strings", strings(label)),
     }[task.kind]
+    texts = {"classification": [label], "regression": []}.get(task.kind, label)
+    if fits:
+        _check_text(field, texts)
     if not fits:
         shown = f"a list of {len(label)}" if isinstance(label, list) else repr(label)
         raise DataError(f"field {field!r}: expected {expected}, got {shown}")

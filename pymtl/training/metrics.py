@@ -83,15 +83,24 @@ def score(records: Sequence[Record], predictions: Sequence[Mapping[str, Any]], c
     return scores
 
 
-def selection_score(scores: Mapping[str, float]) -> float:
-    """What the best epoch is chosen by: the mean of the tasks' scores.
+def check_scorable(records: Sequence[Record], config: Config, where: str) -> None:
+    """What validation needs before training begins.
 
     Raises:
-        DataError: there is none.
+        DataError: no task can be scored on these records.
     """
+    for name, task in config.tasks.items():
+        count = sum(record.labels[name] is not None for record in records)
+        if count > 1 or (count == 1 and task.kind != "regression"):
+            return
+    raise DataError(
+        f"{where}: expected a label to score in at least one record (two for a task of numbers), got too few"
+    )
+
+
+def selection_score(scores: Mapping[str, float]) -> float:
+    """What the best epoch is chosen by: the mean of the tasks' scores."""
     own = [value for name, value in scores.items() if "/" in name]
-    if not own:
-        raise DataError("no validation record has a label to score")
     return sum(own) / len(own)
 
 

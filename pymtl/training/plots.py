@@ -22,5 +22,6 @@ def training_curves(epochs: list[dict[str, Any]]) -> Figure:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
-    left.set_yscale("log")
+    if all(value > 0 for epoch in epochs for value in epoch["loss"].values()):
+        left.set_yscale("log")
     return figure

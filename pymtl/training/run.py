@@ -40,6 +40,14 @@ class Run:
         """Whether the folder holds a run of which an epoch has finished."""
         return self.path("state.pt").exists()
 
+    def holds_other_files(self) -> bool:
+        """Whether the folder has a config.json that is not of a run."""
+        try:
+            self.load()
+        except RunError:
+            return self.path("config.json").exists() and not self.path("vocabulary.json").exists()
+        return False
+
     def create(self, config: Config, vocabulary: Vocabulary, backend: str) -> None:
         """Begins a new run; the files of an earlier one go."""
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -118,6 +126,13 @@ class Run:
         except ValueError as error:
             raise RunError(f"{path}: damaged: {error}") from None
 
+    def read_scores(self) -> dict[str, float]:
+        """Of the test set. Raises RunError if the file is missing or damaged."""
+        scores = self.read_json("test.json")
+        if not isinstance(scores, dict) or not all(isinstance(value, int | float) for value in scores.values()):
+            raise RunError(f"{self.path('test.json')}: damaged: expected a number for each score")
+        return scores
+
     def write_metrics(self, epochs: list[dict[str, Any]]) -> None:
         text = "".join(json.dumps(epoch) + "\n" for epoch in epochs)
         self._write("metrics.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
@@ -143,5 +158,7 @@ class Run:
             with open(draft, "rb") as written:
                 os.fsync(written.fileno())
             os.replace(draft, target)
+        except (SafetensorError, RuntimeError) as error:  # their way to say that the disk is full
+            raise RunError(f"{target}: cannot be written: {error}") from None
         finally:
             draft.unlink(missing_ok=True)

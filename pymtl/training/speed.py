@@ -29,9 +29,9 @@ def compare(
     """Times a training step and an inference batch of every backend on the same batches, interleaved.
 
     Returns:
-        For ``bucketed`` batches (of similar lengths, as in training) and ``shuffled`` ones (as they come): for
-        ``training`` and ``inference`` each backend's median milliseconds and its ratio to ours (median of
-        ratios). And ``parity``, the largest difference of a logit and of a parameter's gradient between ours
+        For ``bucketed`` batches (of similar lengths, as in training) and ``shuffled`` ones (as they come): how many
+        ``batches``, and for ``training`` and ``inference`` each backend's median milliseconds and its ratio to ours
+        (median of ratios). And ``parity``, the largest difference of a logit and of a parameter's gradient between ours
         and the reference from the same weights, each over the largest magnitude.
     """
     models = {name: _same(backend, name, config, vocabulary) for name in BACKENDS}
@@ -52,7 +52,8 @@ def compare(
     for kind, (training, inference) in work.items():
         for model in models.values():
             model.model.train()
-        result[kind] = {"training": interleaved(steps, training, "pymtl", BLOCK)}
+        result[kind] = {"batches": {"training": len(training), "inference": len(inference)}}
+        result[kind]["training"] = interleaved(steps, training, "pymtl", BLOCK)
         for model in models.values():
             model.model.eval()
         with torch.inference_mode():

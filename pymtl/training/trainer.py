@@ -79,6 +79,8 @@ class Trainer:
             self.backend.model.load_state_dict(state["model"])
             self.step.optimizer.load_state_dict(state["optimizer"])
             self.epochs = [{**epoch, "selection": float(epoch["selection"])} for epoch in state["epochs"]]
+            if not all(isinstance(epoch[part], dict) for epoch in self.epochs for part in ("loss", "valid")):
+                raise ValueError("its epochs lack losses or scores")
             if [epoch["epoch"] for epoch in self.epochs] != list(range(1, len(self.epochs) + 1)):
                 raise ValueError("its epochs are not numbered from 1")
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
