@@ -473,3 +473,91 @@ def test_a_reader_that_leaves_early_is_no_trouble(trained):
     _, error = process.communicate("play jazz\n" * 20, timeout=60)
     assert "Traceback" not in error
     assert "Exception ignored" not in error
+
+
+# What may be wrong with data, folders and arguments
+
+
+def toy_with(tmp_path, lines, **options):
+    """A configuration of one classification task whose training file holds these lines."""
+    config = tmp_path / "c.toml"
+    (tmp_path / "t.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    settings = "".join(f"{key} = {value}\n" for key, value in options.items())
+    config.write_text(
+        '[data]\ntrain = "t.jsonl"\nvalid = "t.jsonl"\n[tasks.c]\nkind = "classification"\n'
+        f"[model]\nembedding_dim = 4\nhidden_size = 4\n[training]\nepochs = 1\n{settings}"
+    )
+    return config
+
+
+def test_sentences_without_labels_may_fill_a_batch(tmp_path):
+    lines = ['{"tokens": ["w", "w"], "c": "a"}'] * 3 + ['{"tokens": ["w", "w", "w", "w", "w"]}'] * 4
+    config = toy_with(tmp_path, lines, batch_size=4)
+    for backend in ("pymtl", "reference"):
+        assert quiet("train", config, "--run", tmp_path / backend, "--backend", backend)[0] == 0
+    assert quiet("report", tmp_path / "pymtl", "--batches", 2)[0] == 0
+
+
+def test_data_without_any_label_is_refused_before_training(tmp_path, fails):
+    config = toy_with(tmp_path, ['{"tokens": ["w"]}'])
+    assert "t.jsonl: no record has a label" in fails("train", config, "--run", tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+
+
+def test_validation_that_cannot_be_scored_is_refused_before_training(tmp_path, fails):
+    config = toy_with(tmp_path, ['{"tokens": ["w"], "c": "a"}'])
+    (tmp_path / "v.jsonl").write_text('{"tokens": ["w"]}\n')
+    error = fails("train", config, "--run", tmp_path / "r", "--set", "data.valid=v.jsonl")
+    assert "v.jsonl: expected a label to score" in error
+
+
+def test_half_a_letter_in_a_label_is_named(tmp_path, fails):
+    config = toy_with(tmp_path, ['{"tokens": ["w"], "c": "a"}', r'{"tokens": ["w"], "c": "\ud800"}'])
+    assert "t.jsonl:2: field 'c'" in fails("train", config, "--run", tmp_path / "r")
+
+
+def test_overwrite_keeps_the_old_run_until_the_new_one_can_begin(tmp_path, fails):
+    config = toy_with(tmp_path, ['{"tokens": ["w"], "c": "a"}'] * 3)
+    folder = tmp_path / "r"
+    assert quiet("train", config, "--run", folder)[0] == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    error = fails("train", config, "--run", folder, "--overwrite", "--set", "model.hidden_size=1000000000")
+    assert "allocate memory" in error
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path, fails):
+    config = toy_with(tmp_path, ['{"tokens": ["w"], "c": "a"}'] * 3)
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "config.json").write_text('{"mine": 1}')
+    assert "is not of a run" in fails("train", config, "--run", tmp_path / "r")
+    assert (tmp_path / "r" / "config.json").read_text() == '{"mine": 1}'
+
+
+def test_a_run_is_not_resumed_with_another_vocabulary(tmp_path, fails):
+    config = toy_with(tmp_path, ['{"tokens": ["w"], "c": "a"}'] * 3)
+    assert quiet("train", config, "--run", tmp_path / "r")[0] == 0
+    error = fails("train", config, "--run", tmp_path / "r", "--resume", "--set", "training.min_count=2")
+    assert "min_count" in error
+
+
+def test_input_that_is_no_text_is_named_and_output_never_fails(trained):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "pymtl", "predict", str(trained[0])]
+    bad = subprocess.run(command, input=b"play jazz\n\xff\xfe\n", env=environment, capture_output=True, timeout=60)
+    assert bad.returncode == 1
+    assert b"standard input, after line" in bad.stderr
+    assert bad.stderr.count(b"\n") == 1
+    with_mark = "\ufeffplay jazz".encode()
+    good = subprocess.run(command, input=with_mark, env=environment, capture_output=True, timeout=60)
+    assert b"music" in good.stdout
+    spoken = subprocess.run([*command, "zo\u00eb"], env=environment, capture_output=True, timeout=60)
+    assert spoken.returncode == 0, spoken.stderr
+
+
+@pytest.mark.parametrize("argument", ["--seconds=nan", "--seconds=-1", "--seconds=inf", "--seconds=x", "--plot=a.xyz"])
+def test_bench_refuses_arguments_before_it_measures(argument, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", argument])
+    assert stop.value.code == 2
+    assert "expected a" in capsys.readouterr().err

@@ -283,3 +283,23 @@ def test_a_frozen_multi_task_model_gives_the_same_bits_and_notices_changes():
         changed = model(tokens, lengths)
         assert_same_bits(changed, pymtl.unfreeze(model)(tokens, lengths))
     assert not torch.equal(changed["slots"], expected["slots"])
+
+
+def test_vector_to_parameters_is_seen():
+    ours, _ = frozen_pair()
+    x = input_of(ours)
+    new = torch.randn_like(nn.utils.parameters_to_vector(ours.parameters())) / 3
+    nn.utils.vector_to_parameters(new, ours.parameters())
+    with torch.no_grad():
+        output = ours(x)[0]
+        assert torch.equal(output, pymtl.unfreeze(ours)(x)[0])
+
+
+def test_a_frozen_module_compiles_and_sees_edits():
+    ours, _ = frozen_pair()
+    x = input_of(ours)
+    compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(compiled(x)[0], ours(x)[0])
+        ours.weight_hh_l0.mul_(2)
+        assert torch.equal(compiled(x)[0], ours(x)[0])

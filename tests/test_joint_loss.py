@@ -370,3 +370,12 @@ def test_it_can_be_copied_pickled_and_shown():
     logits, targets = sample()
     for twin in (copy.deepcopy(joint), pickle.loads(pickle.dumps(joint))):
         assert_same_bits(results(twin, logits, targets), results(joint, logits, targets))
+
+
+def test_errors_name_the_task_and_not_its_number():
+    joint = JointLoss({"a": 1.0, "b": 1.0}, {"b": CrossEntropy(weight=(1.0, 2.0))})
+    z, y = torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match=r"targets\['b'\]: expected dtype Long"):
+        joint({"a": z, "b": z[:, :2]}, {"a": y, "b": y.int()})
+    with pytest.raises(RuntimeError, match=r"weights\['b'\]: expected size \[4\]"):
+        joint({"a": z, "b": z}, {"a": y, "b": y})

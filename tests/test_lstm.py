@@ -446,3 +446,58 @@ def test_twenty_runs_give_the_same_bits_gradients_included(threads):
         expected = with_gradients(ours, x)
         for _ in range(10):
             assert_same_bits(with_gradients(ours, x), expected)
+
+
+@pytest.mark.parametrize(("input_size", "hidden_size"), [(128, 1000), (3000, 16), (5000, 8)])
+def test_long_sums_are_as_accurate_as_nn_lstms(input_size, hidden_size):
+    ours, theirs = lstm_pair(input_size, hidden_size)
+    exact = nn.LSTM(input_size, hidden_size).double()
+    exact.load_state_dict(theirs.state_dict())
+    x = torch.randn(5, 3, input_size)
+
+    def results(module, x):
+        x = x.clone().requires_grad_()
+        output, (h_n, c_n) = module(x)
+        output.square().sum().backward()
+        gradients = {name: p.grad for name, p in module.named_parameters()}
+        return {"output": output.detach(), "h_n": h_n.detach(), "c_n": c_n.detach(), "x": x.grad, **gradients}
+
+    assert_parity(results(ours, x), results(theirs, x), results(exact, x.double()))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_output_may_be_edited_in_place_where_nn_lstm_s_may(packed):
+    gradients = []
+    for module in lstm_pair(5, 7, bidirectional=True):
+        torch.manual_seed(0)
+        x = torch.randn(6, 3, 5, requires_grad=True)
+        given = pack_padded_sequence(x, [6, 4, 1]) if packed else x
+        output, _ = module(given)
+        data = output.data if packed else output
+        data[2:] = 0.0
+        data.square_().sum().backward()
+        gradients.append({"x": x.grad, **{name: p.grad for name, p in module.named_parameters()}})
+    for name in gradients[0]:
+        torch.testing.assert_close(gradients[0][name], gradients[1][name])
+
+
+def test_a_default_device_does_not_matter():
+    module = LSTM(5, 7)
+    x = torch.randn(6, 3, 5)
+    expected, _ = module(x, lengths=[6, 4, 1])
+    with torch.device("meta"):
+        assert torch.equal(module(x, lengths=[6, 4, 1])[0], expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}])
+def test_torch_func_differentiates_the_module(options):
+    ours, theirs = lstm_pair(5, 7, **options)
+    x = torch.randn(6, 3, 5)
+
+    def gradients(module):
+        parameters = {name: p.detach() for name, p in module.named_parameters()}
+        return torch.func.grad(lambda p: torch.func.functional_call(module, p, (x,))[0].square().sum())(parameters)
+
+    a, b = gradients(ours), gradients(theirs)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name])

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from parity import assert_parity, assert_same_bits
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.utils.checkpoint import checkpoint
 
 import pymtl
 from pymtl import (
@@ -437,3 +438,89 @@ def test_features_that_do_not_fit_are_refused(gradients):
     for features, error, message in refused:
         with torch.set_grad_enabled(gradients), pytest.raises(error, match=message):
             model(features)
+
+
+class Doubled(LSTM):
+    def forward(self, *args, **kwargs):
+        output, state = super().forward(*args, **kwargs)
+        return output._replace(data=2 * output.data), state
+
+
+class Squashed(ClassificationHead):
+    def forward(self, features):
+        return super().forward(features).tanh()
+
+
+def test_an_encoder_with_a_forward_of_its_own_is_called_with_and_without_gradients():
+    tokens = torch.randint(1, VOCABULARY, (B, T))
+    heads = {"slots": TokenClassificationHead(6)}
+    model = MultiTaskModel(nn.Embedding(VOCABULARY, E), Doubled(E, H, batch_first=True), heads).eval()
+    with_gradient = model(tokens, LENGTHS)["slots"].detach()
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens, LENGTHS)["slots"], with_gradient)
+        plain = LSTM(E, H, batch_first=True)
+        plain.load_state_dict(model.encoder.state_dict())
+        model.encoder = plain
+        assert not torch.allclose(model(tokens, LENGTHS)["slots"], with_gradient)
+        plain.forward = lambda *a, **k: Doubled.forward(model_encoder, *a, **k)
+        model_encoder = Doubled(E, H, batch_first=True)
+        model_encoder.load_state_dict(plain.state_dict())
+        torch.testing.assert_close(model(tokens, LENGTHS)["slots"], with_gradient)
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+def test_a_head_with_a_forward_of_its_own_is_called(gradient):
+    tokens = torch.randint(1, VOCABULARY, (B, T))
+    heads = {"a": Squashed(4), "b": ClassificationHead(3)}
+    model = MultiTaskModel(nn.Embedding(VOCABULARY, E), LSTM(E, H, batch_first=True), heads).eval()
+    with torch.set_grad_enabled(gradient):
+        squashed = model(tokens, LENGTHS)["a"]
+        plain = ClassificationHead(4, in_features=H)
+        plain.load_state_dict(heads["a"].state_dict())
+        model.heads["a"] = plain
+        torch.testing.assert_close(squashed, model(tokens, LENGTHS)["a"].tanh())
+
+
+def test_a_backward_pre_hook_of_a_head_is_called():
+    model = MultiTaskModel(None, LSTM(E, H), {"a": ClassificationHead(4)})
+    model.heads["a"].register_full_backward_pre_hook(lambda module, grads: tuple(0 * g for g in grads))
+    model(torch.randn(T, B, E))["a"].sum().backward()
+    assert not model.heads["a"].bias.grad.any()
+
+
+def test_heads_take_the_encoder_s_dtype():
+    model = MultiTaskModel(None, LSTM(E, H, dtype=torch.float64), {"a": ClassificationHead(4)})
+    assert model(torch.randn(T, B, E, dtype=torch.float64))["a"].dtype == torch.float64
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+@pytest.mark.parametrize("shape", [(3, 0), (0, 0)])
+def test_no_steps_are_refused(shape, gradient):
+    model = MultiTaskModel(nn.Embedding(9, E), LSTM(E, H, batch_first=True), {"a": ClassificationHead(4)})
+    with torch.set_grad_enabled(gradient), pytest.raises(RuntimeError, match="sequence length to be larger than 0"):
+        model(torch.zeros(shape, dtype=torch.int64))
+
+
+def test_an_empty_batch_of_another_dtype_pools_to_nothing():
+    model = MultiTaskModel(None, LSTM(E, H, dtype=torch.bfloat16), {"a": ClassificationHead(4, "mean")})
+    assert model(torch.randn(T, 0, E, dtype=torch.bfloat16))["a"].shape == (0, 4)
+
+
+def test_a_checkpoint_of_model_and_loss_gives_the_same_gradients():
+    torch.manual_seed(0)
+    model = MultiTaskModel(None, LSTM(E, H, bidirectional=True), {t: make() for t, make in MIXED.items()}, dropout=0.3)
+    joint = JointLoss({"slots": 0.5, "intent": 0.5}, {t: model.losses[t] for t in ("slots", "intent")})
+    x = torch.randn(T, B, E, requires_grad=True)
+    targets = {"slots": torch.randint(6, (T, B)), "intent": torch.randint(5, (B,))}
+
+    def loss(x):
+        logits = model(x)
+        return joint({task: logits[task] for task in targets}, targets).total
+
+    gradients = []
+    for run in (loss, lambda x: checkpoint(loss, x, use_reentrant=False)):
+        torch.manual_seed(1)
+        x.grad = None
+        run(x).backward()
+        gradients.append({"x": x.grad})
+    assert_same_bits(*gradients)

@@ -23,6 +23,8 @@ SIZES = [
     (50, 128, 79, 2, True),
     (33, 512, 7, 2, True),
     (100, 256, 300, 4, False),
+    (16, 20, 3000, 1, True),  # long sums, forward and back
+    (9, 3000, 7, 2, True),
 ]
 sized = pytest.mark.parametrize(
     ("rows", "features", "classes", "parts", "bias"),
@@ -151,26 +153,20 @@ def test_opcheck_without_bias():
     opcheck(torch.ops.pymtl.heads.default, (tensors["input"].requires_grad_(), tensors["weight"], None, 1))
 
 
-def test_forward_mode_derivatives_raise_or_are_right():
+def test_forward_mode_derivatives():
     tensors, _ = sample(3, 4, 5, dtype=torch.float64)
     _, weight, bias = tensors.values()
     tangent = torch.randn(3, 4, dtype=torch.float64)
-    try:
-        _, actual = torch.func.jvp(lambda x: ops.heads(x, weight, bias), (tensors["input"],), (tangent,))
-    except (RuntimeError, NotImplementedError):
-        return
+    _, actual = torch.func.jvp(lambda x: ops.heads(x, weight, bias), (tensors["input"],), (tangent,))
     torch.testing.assert_close(actual, tangent @ weight.T)
 
 
 @pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap])
-def test_functional_transforms_raise_or_are_right(transform):
+def test_functional_transforms(transform):
     tensors, _ = sample(3, 4, 5, dtype=torch.float64)
     x, weight, bias = tensors.values()
     given = x if transform is torch.func.grad else torch.stack([x, 2 * x])
-    try:
-        actual = transform(lambda t: ops.heads(t, weight, bias).square().sum())(given)
-    except (RuntimeError, NotImplementedError):
-        return
+    actual = transform(lambda t: ops.heads(t, weight, bias).square().sum())(given)
     torch.testing.assert_close(actual, transform(lambda t: F.linear(t, weight, bias).square().sum())(given))
 
 

@@ -22,6 +22,7 @@ from losses import (
 from parity import assert_parity, assert_same_bits
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
+from torch.utils.checkpoint import checkpoint
 
 from pymtl import ops
 
@@ -254,3 +255,15 @@ def test_the_other_losses_are_finite_where_torchs_are(value, kind, target, dtype
     assert results["loss 0"].isfinite() == expected["loss 0"].isfinite()
     assert_same_bits({"finite": results["gradient 0"].isfinite()}, {"finite": expected["gradient 0"].isfinite()})
     assert torch.equal(results["gradient 0"].isnan(), expected["gradient 0"].isnan())
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_gives_the_same_gradients(reentrant):
+    logits, targets = torch.randn(6, 4, requires_grad=True), torch.randint(0, 4, (6,))
+
+    def losses(z):
+        return ops.joint_loss([z, 2 * z], [targets, targets], ["cross_entropy"] * 2)
+
+    (expected,) = torch.autograd.grad(losses(logits).sum(), logits)
+    checkpoint(losses, logits, use_reentrant=reentrant).sum().backward()
+    assert torch.equal(logits.grad, expected)

@@ -16,6 +16,7 @@ from pymtl.training.data import Encoder, Record, Vocabulary, read_records
 from pymtl.training.errors import RunError
 from pymtl.training.metrics import decode, evaluate, score, selection_score
 from pymtl.training.run import Run
+from pymtl.training.step import Step
 from pymtl.training.trainer import test_scores as scores_of
 
 # Metrics
@@ -478,3 +479,55 @@ def test_evaluation_puts_predictions_back_in_the_order_of_the_records(finished):
     whole = [finished.encoder.batch(finished.valid, range(len(finished.valid)))]
     arguments = (finished.valid, config, vocabulary)
     assert evaluate(backend.logits, shuffled, *arguments) == evaluate(backend.logits, whole, *arguments)
+
+
+# The step
+
+
+def stepping(config, norm=1.0):
+    """A step of a new model, and the batches it may take."""
+    torch.manual_seed(0)
+    train = read_records(config.path(config.data.train), config)
+    vocabulary = Vocabulary.of(train, config)
+    encoder = Encoder(vocabulary, config)
+    return Step(Backend("pymtl", config, vocabulary), 0.01, norm), encoder.batch(train, range(8))
+
+
+@pytest.mark.parametrize("norm", [0.01, 1.0, 100.0])
+def test_a_step_clips_as_torch_does(config, norm):
+    gradients = []
+    for clip in (Step.clip, lambda step: torch.nn.utils.clip_grad_norm_(step.backend.model.parameters(), norm)):
+        step, batch = stepping(config, norm)
+        step.backend.loss(batch)[0].backward()
+        clip(step)
+        gradients.append({name: p.grad for name, p in step.backend.model.named_parameters()})
+    assert_same_bits(*gradients)
+
+
+def test_a_gradient_that_is_not_finite_is_not_hidden(config):
+    step, _ = stepping(config)
+    for parameter in step.backend.model.parameters():
+        parameter.grad = torch.full_like(parameter, torch.nan)
+    step.clip()
+    assert all(p.grad.isnan().all() for p in step.backend.model.parameters())
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path, monkeypatch):
+    run = Run(tmp_path)
+    run.write_json("test.json", {"a": 1.0})
+
+    def full(*_):
+        raise RuntimeError("unexpected pos 29824 vs 29716")
+
+    monkeypatch.setattr("torch.save", full)
+    with pytest.raises(RunError, match=r"state.pt: cannot be written: unexpected pos"):
+        run.save_state({})
+    assert run.read_scores() == {"a": 1.0}
+    assert [path.name for path in tmp_path.iterdir()] == ["test.json"]
+
+
+@pytest.mark.parametrize("content", ['{"a": "x"}', "[1]", "5"])
+def test_scores_that_are_none_are_refused(tmp_path, content):
+    (tmp_path / "test.json").write_text(content)
+    with pytest.raises(RunError, match=r"test.json: damaged"):
+        Run(tmp_path).read_scores()

@@ -134,9 +134,9 @@ def lstm_heads(
         NotImplementedError: within a transform of torch.func, which it would hide its derivative from.
 
     """
-    wants_gradient(input, h0, c0, head_weight, head_bias, *weights.tensors())  # raises for forward-mode tangents
     if transforming():
         raise NotImplementedError("pymtl.ops.lstm_heads is for inference: call lstm, heads and pool in torch.func")
+    wants_gradient(input, h0, c0, head_weight, head_bias, *weights.tensors())  # raises for forward-mode tangents
     with below_autograd():
         return LSTMHeadsResult(
             *torch.ops.pymtl.lstm_heads(input, batch_sizes, *weights, h0, c0, packed, head_weight, head_bias, mean, max)
