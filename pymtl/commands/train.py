@@ -104,6 +104,8 @@ def run(arguments: argparse.Namespace) -> int:
         markup=False,
         soft_wrap=True,
     )
+    # Adam's means of gradients decay, for a word that does not come, into numbers too small for fast arithmetic.
+    torch.set_flush_denormal(True)
     try:
         trainer.fit()
     except KeyboardInterrupt:
@@ -111,6 +113,8 @@ def run(arguments: argparse.Namespace) -> int:
         saved = f"--resume goes on; {run.folder} holds the best so far" if done else "nothing is saved yet"
         console.print(f"\ninterrupted after {done} epochs: {saved}", markup=False, soft_wrap=True)
         raise
+    finally:
+        torch.set_flush_denormal(False)
     run.save_figure("curves.png", training_curves(trainer.epochs))
     if test:
         best, _, _ = run.load_backend()
