@@ -34,6 +34,7 @@ test-asan: $(VENV)/.tools
 bench: install
 	$(BIN)/pymtl bench --json benchmarks/results/latest.json --plot benchmarks/results/latest.png
 	$(BIN)/python benchmarks/heads.py --json benchmarks/results/heads.json
+	$(BIN)/python benchmarks/crf.py --json benchmarks/results/crf.json
 	$(BIN)/python benchmarks/training_step.py --json benchmarks/results/training_step.json
 	$(BIN)/python benchmarks/overhead.py --json benchmarks/results/overhead.json
 

@@ -6,14 +6,18 @@ all heads and the loss are C++ kernels. :class:`LSTM` is a drop-in replacement o
 
 from pymtl._native import version as __version__
 from pymtl.convert import convert, revert
+from pymtl.crf import CRF, CRFLoss
 from pymtl.freezing import freeze, unfreeze
-from pymtl.heads import ClassificationHead, Head, MultiLabelHead, RegressionHead, TokenClassificationHead
+from pymtl.heads import ClassificationHead, CRFHead, Head, MultiLabelHead, RegressionHead, TokenClassificationHead
 from pymtl.joint_loss import BinaryCrossEntropy, CrossEntropy, JointLoss, JointLossResult, MeanSquaredError
 from pymtl.lstm import LSTM
 from pymtl.models import MultiTaskModel
 from pymtl.packing import pack
 
 __all__ = [
+    "CRF",
+    "CRFHead",
+    "CRFLoss",
     "BinaryCrossEntropy",
     "ClassificationHead",
     "CrossEntropy",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import init
 
 from pymtl import ops, reference
+from pymtl.crf import CRF, CRFLoss
 from pymtl.joint_loss import BinaryCrossEntropy, CrossEntropy, Loss, MeanSquaredError
 
 Pooling = Literal["last", "mean", "max"]
@@ -101,6 +103,29 @@ class TokenClassificationHead(Head):
 
     def __init__(self, num_classes: int, loss: CrossEntropy | None = None, in_features: int | None = None) -> None:
         super().__init__(num_classes, None, loss or CrossEntropy(), in_features)
+
+
+class CRFHead(Head):
+    """Tags of the tokens whose order counts: a :class:`pymtl.CRF` on the projected states.
+
+    Logits are the emissions [B, T, C] (or packed), targets int64 [B, T] (or packed); ``crf.decode`` gives the tags.
+    In a :class:`pymtl.MultiTaskModel` padded logits are laid out as the encoder's, and ``crf.batch_first`` follows.
+
+    Args:
+        num_classes: C.
+        labels: the tags' names, to bind paths to the BIO scheme; None not to.
+    """
+
+    def __init__(self, num_classes: int, labels: Sequence[str] | None = None, in_features: int | None = None) -> None:
+        crf = CRF(num_classes, labels)
+        super().__init__(num_classes, None, CRFLoss(crf), in_features)
+        self.crf = crf
+
+    def materialize(self, in_features: int, like: Tensor | None = None) -> None:
+        is_new = isinstance(self.weight, nn.UninitializedParameter)
+        super().materialize(in_features, like)
+        if is_new and like is not None:
+            self.crf.to(like.device, like.dtype)
 
 
 class RegressionHead(Head):

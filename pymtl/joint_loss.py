@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from pymtl import ops
+from pymtl.crf import CRFLoss
+from pymtl.packing import same_packing
 
 Value = Tensor | PackedSequence
 
@@ -60,7 +62,7 @@ class BinaryCrossEntropy:
     kind: ClassVar[str] = "binary_cross_entropy"
 
 
-Loss = CrossEntropy | MeanSquaredError | BinaryCrossEntropy
+Loss = CrossEntropy | MeanSquaredError | BinaryCrossEntropy | CRFLoss
 
 
 class JointLossResult(NamedTuple):
@@ -113,10 +115,28 @@ class JointLoss(nn.Module):
         tasks = [task for task in self.losses if targets.get(task) is not None]
         if not tasks:
             raise ValueError("targets: expected targets of at least one task, got none")
-        rows = [self._rows(task, logits, targets[task]) for task in tasks]
+        for task in tasks:
+            if task not in logits:
+                raise KeyError(f"logits: task {task!r} has targets but no logits")
+        chains = [task for task in tasks if isinstance(self.losses[task], CRFLoss)]
+        rowwise = [task for task in tasks if task not in chains]
+        per_task = dict(zip(rowwise, self._of_rows(rowwise, logits, targets).unbind())) if rowwise else {}
+        for task in chains:
+            try:
+                per_task[task] = self.losses[task](logits[task], targets[task])
+            except (IndexError, TypeError, ValueError) as error:
+                raise type(error)(f"targets[{task!r}]: {error}") from None
+        per_task = {task: per_task[task] for task in tasks}
+        values = torch.stack(list(per_task.values()))
+        weights = values.new_tensor([self.loss_weights[task] for task in tasks])
+        return JointLossResult(torch.dot(values, weights), per_task)
+
+    def _of_rows(self, tasks: list[str], logits: Mapping[str, Value], targets: Mapping[str, Value]) -> Tensor:
+        """The losses that are sums over rows of logits, [K]."""
+        rows = [self._rows(task, logits[task], targets[task]) for task in tasks]
         losses = [self.losses[task] for task in tasks]
         try:
-            values = ops.joint_loss(
+            return ops.joint_loss(
                 [z for z, _ in rows],
                 [y for _, y in rows],
                 [loss.kind for loss in losses],
@@ -130,20 +150,15 @@ class JointLoss(nn.Module):
             if type(error) not in (IndexError, RuntimeError):
                 raise
             raise type(error)(_with_names(str(error), tasks)) from None
-        weights = values.new_tensor([self.loss_weights[task] for task in tasks])
-        return JointLossResult(torch.dot(values, weights), dict(zip(tasks, values.unbind())))
 
-    def _rows(self, task: str, logits: Mapping[str, Value], target: Value) -> tuple[Tensor, Tensor]:
+    def _rows(self, task: str, z: Value, target: Value) -> tuple[Tensor, Tensor]:
         """A task's logits as [M, C] and targets as [M] or [M, C]."""
-        if task not in logits:
-            raise KeyError(f"logits: task {task!r} has targets but no logits")
-        z = logits[task]
         if isinstance(z, PackedSequence) != isinstance(target, PackedSequence):
             raise TypeError(
                 f"targets[{task!r}]: expected a {type(z).__name__} like its logits, got a {type(target).__name__}"
             )
         if isinstance(z, PackedSequence):
-            if not _same_packing(z, target):
+            if not same_packing(z, target):
                 raise ValueError(f"targets[{task!r}]: expected the packing of its logits, got another order or lengths")
             z, target = z.data, target.data
         if z.dtype in (torch.float16, torch.bfloat16):
@@ -177,16 +192,6 @@ def _check_known(argument: str, given: Mapping[str, object], known: Mapping[str,
     for task in given:
         if task not in known:
             raise KeyError(f"{argument}: unknown task {task!r}, expected one of {list(known)}")
-
-
-def _same_packing(a: PackedSequence, b: PackedSequence) -> bool:
-    if not _same(a.batch_sizes, b.batch_sizes):
-        return False
-    return a.sorted_indices is None or b.sorted_indices is None or _same(a.sorted_indices, b.sorted_indices)
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a is b or torch.equal(a, b)
 
 
 def _with_names(message: str, tasks: list[str]) -> str:

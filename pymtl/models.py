@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from pymtl import ops, reference
-from pymtl.heads import Head
+from pymtl.heads import CRFHead, Head
 from pymtl.joint_loss import Loss
 from pymtl.lstm import LSTM
 from pymtl.ops.autograd import transforming, wants_gradient
@@ -65,6 +65,8 @@ class MultiTaskModel(nn.Module):
             if "." in task or not task or hasattr(nn.ModuleDict, task):
                 raise ValueError(f"heads: expected a task name fit for a module, got {task!r}")
             head.materialize(features, like=encoder.weight_hh_l0)
+            if isinstance(head, CRFHead):
+                head.crf.batch_first = encoder.batch_first
             self.heads[task] = head
 
     @property

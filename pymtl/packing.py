@@ -41,3 +41,14 @@ def pack(padded: Tensor, lengths: Tensor | Sequence[int], *, batch_first: bool =
     data = ops.pack(padded, order, batch_first=batch_first)
     longest = int((order.batch_sizes > 0).sum())
     return PackedSequence(data, order.batch_sizes[:longest], order.sorted_indices, order.unsorted_indices)
+
+
+def same_packing(a: PackedSequence, b: PackedSequence) -> bool:
+    """Whether two packed batches hold sequences of the same lengths in the same order."""
+    if not _same(a.batch_sizes, b.batch_sizes):
+        return False
+    return a.sorted_indices is None or b.sorted_indices is None or _same(a.sorted_indices, b.sorted_indices)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a is b or torch.equal(a, b)

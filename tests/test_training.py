@@ -13,7 +13,7 @@ from parity import assert_same_bits
 from pymtl.training import config as configuration
 from pymtl.training.backends import Backend
 from pymtl.training.data import Encoder, Record, Vocabulary, read_records
-from pymtl.training.errors import RunError
+from pymtl.training.errors import ConfigError, RunError
 from pymtl.training.metrics import decode, evaluate, score, selection_score
 from pymtl.training.run import Run
 from pymtl.training.step import Step
@@ -478,7 +478,7 @@ def test_evaluation_puts_predictions_back_in_the_order_of_the_records(finished):
     shuffled = [finished.encoder.batch(finished.valid, [i]) for i in reversed(range(len(finished.valid)))]
     whole = [finished.encoder.batch(finished.valid, range(len(finished.valid)))]
     arguments = (finished.valid, config, vocabulary)
-    assert evaluate(backend.logits, shuffled, *arguments) == evaluate(backend.logits, whole, *arguments)
+    assert evaluate(backend, shuffled, *arguments) == evaluate(backend, whole, *arguments)
 
 
 # The step
@@ -531,3 +531,48 @@ def test_scores_that_are_none_are_refused(tmp_path, content):
     (tmp_path / "test.json").write_text(content)
     with pytest.raises(RunError, match=r"test.json: damaged"):
         Run(tmp_path).read_scores()
+
+
+# Conditional random fields
+
+
+@pytest.fixture
+def crf(folder):
+    return toy.load(folder, "tasks.slots.decoder=crf", "tasks.slots.bio=true", "model.dropout=0.0")
+
+
+def test_a_crf_trains_alike_in_both_backends(crf, tmp_path):
+    ours, plain = (toy.fitted(crf, tmp_path / name, name) for name in ("pymtl", "reference"))
+    for a, b in zip(ours.epochs, plain.epochs):
+        for task in a["loss"]:
+            assert math.isclose(a["loss"][task], b["loss"][task], rel_tol=1e-3)
+
+
+def test_a_crf_learns_and_its_tags_are_decoded_together(crf, tmp_path):
+    config = replace(crf, training=replace(crf.training, epochs=12))
+    trained = toy.fitted(config, tmp_path)
+    assert trained.epochs[-1]["valid"]["slots/f1"] > 0.9
+    backend, config, vocabulary = Run(tmp_path).load_backend()
+    assert set(backend.crfs) == {"slots"}
+    batch = trained.encoder.batch(trained.valid, range(4))
+    with torch.no_grad():
+        logits = backend.logits(batch)
+        # Emissions alone would start inside of a span.
+        inside = vocabulary.labels["slots"].index("I-food")
+        logits["slots"][:, 0, inside] += 30.0
+        tags = decode(logits, batch.lengths, config, vocabulary, backend.crfs)[0]["slots"]
+    assert not tags[0].startswith("I-")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["tasks.intent.decoder=crf"], "tasks.intent.decoder: expected a crf for tagging only"),
+        (["tasks.slots.bio=true"], "tasks.slots.bio: expected decoder = 'crf' with it"),
+        (["tasks.slots.decoder=crf", "tasks.slots.label_smoothing=0.1"], "label_smoothing: expected 0 for a crf"),
+        (["tasks.slots.decoder=viterbi"], "decoder"),
+    ],
+)
+def test_settings_that_do_not_fit_a_crf_are_refused(folder, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        toy.load(folder, *overrides)

@@ -36,6 +36,18 @@ STABLE_TORCH_LIBRARY(pymtl, m) {
       "heads_backward(Tensor grad_output, Tensor input, Tensor weight, bool[] needs) "
       "-> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
 
+  // Results: [B] log p(tags), or log Z without tags; what the backward pass needs, float64 [N, C] and [N].
+  m.def(
+      "crf(Tensor emissions, Tensor batch_sizes, Tensor? tags, Tensor start, Tensor end, Tensor transitions) "
+      "-> (Tensor result, Tensor alphas, Tensor scales)");
+  m.def(
+      "crf_backward(Tensor grad, Tensor emissions, Tensor batch_sizes, Tensor? tags, Tensor start, Tensor end, "
+      "Tensor transitions, Tensor alphas, Tensor scales) "
+      "-> (Tensor grad_emissions, Tensor grad_start, Tensor grad_end, Tensor grad_transitions)");
+  m.def(
+      "crf_decode(Tensor emissions, Tensor batch_sizes, Tensor start, Tensor end, Tensor transitions) "
+      "-> (Tensor tags, Tensor scores)");
+
   // bits: int64, 16 random bits for each element of the input.
   m.def("dropout(Tensor input, Tensor bits, float p) -> Tensor");
 

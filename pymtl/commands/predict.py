@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
             continue
         batch = encoder.batch([Record(tokens, {})], [0])
         with torch.inference_mode():
-            prediction = decode(backend.logits(batch), batch.lengths, config, vocabulary)[0]
+            prediction = decode(backend.logits(batch), batch.lengths, config, vocabulary, backend.crfs)[0]
         if arguments.json:
             print(json.dumps({"tokens": tokens, **prediction}, ensure_ascii=False), flush=True)
         else:

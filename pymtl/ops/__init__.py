@@ -3,6 +3,7 @@
 They are ``torch.ops.pymtl.*``, made in C++; what stands here checks, dispatches and documents.
 """
 
+from pymtl.ops.crf import crf, crf_decode
 from pymtl.ops.dropout import dropout
 from pymtl.ops.heads import heads
 from pymtl.ops.joint_loss import joint_loss
@@ -14,6 +15,8 @@ __all__ = [
     "LSTMHeadsResult",
     "LSTMWeights",
     "PackingOrder",
+    "crf",
+    "crf_decode",
     "dropout",
     "heads",
     "joint_loss",

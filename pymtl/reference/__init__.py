@@ -3,6 +3,7 @@
 They are the oracle of the tests and the "pure PyTorch" side of comparisons. None of them is fast.
 """
 
+from pymtl.reference.crf import crf, crf_decode
 from pymtl.reference.dropout import dropout
 from pymtl.reference.heads import heads
 from pymtl.reference.joint_loss import joint_loss
@@ -10,4 +11,4 @@ from pymtl.reference.lstm import lstm
 from pymtl.reference.packing import pack, unpack
 from pymtl.reference.pooling import pool
 
-__all__ = ["dropout", "heads", "joint_loss", "lstm", "pack", "pool", "unpack"]
+__all__ = ["crf", "crf_decode", "dropout", "heads", "joint_loss", "lstm", "pack", "pool", "unpack"]

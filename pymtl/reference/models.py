@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from pymtl.heads import Head
+from pymtl.heads import CRFHead, Head
 
 
 class MultiTaskModel(nn.Module):
@@ -41,6 +41,8 @@ class MultiTaskModel(nn.Module):
         self.heads = nn.ModuleDict(heads)
         for head in heads.values():
             head.materialize((2 if encoder.bidirectional else 1) * encoder.hidden_size)
+            if isinstance(head, CRFHead):
+                head.crf.batch_first = True
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         embedded = F.dropout(self.embedding(tokens), self.dropout, self.training)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from pymtl import reference
-from pymtl.heads import ClassificationHead, Head, MultiLabelHead, RegressionHead, TokenClassificationHead
+from pymtl.heads import ClassificationHead, CRFHead, Head, MultiLabelHead, RegressionHead, TokenClassificationHead
 from pymtl.joint_loss import CrossEntropy, JointLoss
 from pymtl.lstm import LSTM
 from pymtl.models import MultiTaskModel
@@ -49,6 +49,7 @@ class Backend:
             self.model = ReferenceModel(embedding, encoder, heads, model.dropout, packed=name == "reference")
         self.weights = {task: settings.weight for task, settings in config.tasks.items()}
         self.losses = {task: head.loss for task, head in heads.items()}
+        self.crfs = {task: head.crf for task, head in heads.items() if isinstance(head, CRFHead)}
         self._joint = JointLoss(self.weights, self.losses)
 
     def logits(self, batch: Batch) -> Mapping[str, Tensor]:
@@ -62,19 +63,25 @@ class Backend:
             result = self._joint(self.model(tokens), targets)
             return result.total, result.per_task
         logits = self.logits(batch)
-        tasks = list(batch.targets)
-        values = reference.joint_loss(
-            [logits[task].flatten(0, -2) for task in tasks],
-            [self._target_rows(task, batch.targets[task]) for task in tasks],
-            [self.losses[task].kind for task in tasks],
-            [None] * len(tasks),
-            [NO_LABEL] * len(tasks),
-            [self.losses[task].label_smoothing for task in tasks],
-        )
-        return torch.dot(values, values.new_tensor([self.weights[task] for task in tasks])), dict(zip(tasks, values))
+        per_task = {
+            task: self._reference_loss(task, logits[task], target, batch) for task, target in batch.targets.items()
+        }
+        return sum(self.weights[task] * value for task, value in per_task.items()), per_task
 
-    def _target_rows(self, task: str, target: Tensor) -> Tensor:
-        return target.flatten() if self.losses[task].kind == "cross_entropy" else target
+    def _reference_loss(self, task: str, logits: Tensor, target: Tensor, batch: Batch) -> Tensor:
+        loss = self.losses[task]
+        if task in self.crfs:
+            tagged = (target != NO_LABEL).any(1)
+            emissions, tags = (
+                pack_padded_sequence(padded[tagged], batch.lengths[tagged], batch_first=True, enforce_sorted=False)
+                for padded in (logits, target)
+            )
+            scores = self.crfs[task].scores()
+            return -reference.crf(emissions.data, emissions.batch_sizes, tags.data, *scores).sum() / len(tags.data)
+        rows = target.flatten() if loss.kind == "cross_entropy" else target
+        return reference.joint_loss(
+            [logits.flatten(0, -2)], [rows], [loss.kind], [None], [NO_LABEL], [loss.label_smoothing]
+        )[0]
 
 
 def _heads(config: Config, vocabulary: Vocabulary) -> dict[str, Head]:
@@ -83,6 +90,9 @@ def _heads(config: Config, vocabulary: Vocabulary) -> dict[str, Head]:
         loss = CrossEntropy(ignore_index=NO_LABEL, label_smoothing=task.label_smoothing)
         if task.kind == "classification":
             heads[name] = ClassificationHead(len(vocabulary.labels[name]), task.pooling, loss)
+        elif task.kind == "tagging" and task.decoder == "crf":
+            labels = vocabulary.labels[name]
+            heads[name] = CRFHead(len(labels), labels if task.bio else None)
         elif task.kind == "tagging":
             heads[name] = TokenClassificationHead(len(vocabulary.labels[name]), loss)
         elif task.kind == "multilabel":

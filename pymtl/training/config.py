@@ -38,7 +38,9 @@ class TaskConfig:
     field: str | None = None  # the record's field; the task's name if None
     pooling: Literal["last", "mean", "max"] = "last"  # not for tagging
     weight: float = 1.0
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.0  # not for a crf
+    decoder: Literal["softmax", "crf"] = "softmax"  # of tagging: each tag by itself, or the best sequence of tags
+    bio: bool = False  # of a crf: no I-x but after B-x or I-x
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,10 @@ def parse(raw: dict[str, Any], where: str) -> Config:
         _require(_is_task_name(name), at, "another name: this one is reserved or has a dot", name)
         _require(0 <= task.label_smoothing <= 1, f"{at}.label_smoothing", "a number from 0 to 1", task.label_smoothing)
         _require(task.weight >= 0, f"{at}.weight", "a number of at least 0", task.weight)
+        crf = task.decoder == "crf"
+        _require(not crf or task.kind == "tagging", f"{at}.decoder", "a crf for tagging only", task.decoder)
+        _require(not task.bio or crf, f"{at}.bio", "decoder = 'crf' with it", task.bio)
+        _require(not crf or task.label_smoothing == 0, f"{at}.label_smoothing", "0 for a crf", task.label_smoothing)
     _require(0 <= config.seed < 2**31, f"{where}: seed", "a number from 0 to 2147483647", config.seed)
     for key in ("embedding_dim", "hidden_size", "num_layers"):
         value = getattr(config.model, key)

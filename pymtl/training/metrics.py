@@ -8,15 +8,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pymtl.crf import CRF
+from pymtl.training.backends import Backend
 from pymtl.training.config import Config
-from pymtl.training.data import Record, Vocabulary
+from pymtl.training.data import Batch, Record, Vocabulary
 from pymtl.training.errors import DataError
 
 
 def decode(
-    logits: Mapping[str, Tensor], lengths: Tensor, config: Config, vocabulary: Vocabulary
+    logits: Mapping[str, Tensor],
+    lengths: Tensor,
+    config: Config,
+    vocabulary: Vocabulary,
+    crfs: Mapping[str, CRF] | None = None,
 ) -> list[dict[str, Any]]:
-    """For each sentence, each task's label in the form of the records, and ``<task>/probability`` of a class."""
+    """For each sentence, each task's label in the form of the records, and ``<task>/probability`` of a class.
+
+    Args:
+        logits: padded, batch first.
+        crfs: of the tasks whose tags are decoded together.
+    """
     predictions: list[dict[str, Any]] = [{} for _ in range(lengths.shape[0])]
     for name, task in config.tasks.items():
         z = logits[name]
@@ -30,7 +41,8 @@ def decode(
             for prediction, index, p in zip(predictions, best.indices.tolist(), best.values.tolist()):
                 prediction[name], prediction[f"{name}/probability"] = labels[index], p
         elif task.kind == "tagging":
-            for prediction, row, length in zip(predictions, z.argmax(-1).tolist(), lengths.tolist()):
+            tags = crfs[name].decode(z, lengths)[0] if crfs and name in crfs else z.argmax(-1)
+            for prediction, row, length in zip(predictions, tags.tolist(), lengths.tolist()):
                 prediction[name] = [labels[i] for i in row[:length]]
         else:
             for prediction, row in zip(predictions, (z > 0).tolist()):
@@ -111,12 +123,12 @@ def _is_bio(sequences: Sequence[Sequence[str]]) -> bool:
 
 @torch.no_grad()
 def evaluate(
-    logits_of: Any, batches: Sequence[Any], records: Sequence[Record], config: Config, vocabulary: Vocabulary
+    backend: Backend, batches: Sequence[Batch], records: Sequence[Record], config: Config, vocabulary: Vocabulary
 ) -> dict[str, float]:
-    """Scores ``logits_of(batch)`` over batches that together hold all ``records``."""
+    """The scores of a model over batches that together hold all ``records``."""
     predictions: list[dict[str, Any]] = [{} for _ in records]
     for batch in batches:
-        decoded = decode(logits_of(batch), batch.lengths, config, vocabulary)
+        decoded = decode(backend.logits(batch), batch.lengths, config, vocabulary, backend.crfs)
         for index, prediction in zip(batch.indices, decoded):
             predictions[index] = prediction
     return score(records, predictions, config)

@@ -124,7 +124,7 @@ class Trainer:
                 totals[name] = totals.get(name, 0.0) + value
                 counts[name] = counts.get(name, 0) + 1
         self.backend.model.eval()
-        scores = evaluate(self.backend.logits, self.valid_batches, self.valid, self.config, self.vocabulary)
+        scores = evaluate(self.backend, self.valid_batches, self.valid, self.config, self.vocabulary)
         return {
             "epoch": number,
             "loss": {name: total / counts[name] for name, total in totals.items()},
@@ -147,4 +147,4 @@ def test_scores(backend: Backend, records: list[Record], config: Config, vocabul
     """The scores of a trained model on labelled records."""
     encoder = Encoder(vocabulary, config)
     batches = [encoder.batch(records, indices) for indices in buckets(records, EVALUATION_BATCH, None)]
-    return evaluate(backend.logits, batches, records, config, vocabulary)
+    return evaluate(backend, batches, records, config, vocabulary)

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../crf.h"
 #include "../heads.h"
 #include "../isa.h"
 #include "../joint_loss.h"
@@ -101,6 +102,37 @@ struct LstmInputGradient {
   T* result;            // [N, I]
 };
 
+// One worker's part of a conditional random field's forward or backward pass: sequences [first_row, last_row).
+template <typename T>
+struct CrfWalk {
+  CrfChain<T> chain;
+  const int64_t* starts;  // [steps + 1] the first token of each step
+  int64_t first_row;
+  int64_t last_row;
+  const double* packed;     // exp(transitions - transition_shift), for the backward pass transposed
+  double transition_shift;  // the largest transition
+  const double* end;        // [C] exp(end - end_shift)
+  double end_shift;
+  double* alphas;         // [N, C]
+  double* scales;         // [N]
+  unsigned char* lossy;   // [B] whether a probability got or may get lost
+  double* log_partition;  // [B] forward
+  const T* grad_result;   // [B] backward
+  double* marginals;      // [N, C] backward
+  double* factors;        // [N, C] backward
+  double* scratch;        // [(rows + 1) * C]
+  const double** rows;    // [rows]
+};
+
+// The gradient of exp(transitions), to is the row: result [C, C] = sum_n factors_n^T previous_n.
+struct CrfTransitions {
+  int64_t tokens;
+  int64_t classes;
+  const double* factors;          // [N, C]
+  const double* const* previous;  // [N] rows of C
+  double* result;
+};
+
 template <typename T>
 struct KernelsFor {
   int64_t (*lstm_packed_size)(int64_t input_size, int64_t hidden_size);  // elements, one recurrence
@@ -137,6 +169,12 @@ struct KernelsFor {
   void (*pool_rows)(const Pool<T>& args, const int64_t* starts, int64_t first, int64_t last);
   // Returns the loss summed over rows [first, last), before normalisation; writes their gradients times `scale`.
   double (*loss_rows)(const LossTask<T>& task, double scale, int64_t first, int64_t last);
+
+  void (*crf_forward_walk)(const CrfWalk<T>& walk);
+  void (*crf_backward_walk)(const CrfWalk<T>& walk);
+  void (*crf_transition_gradient)(const CrfTransitions& args, int64_t first, int64_t last, void* scratch);
+  size_t (*crf_transition_gradient_scratch)(int64_t tokens, int64_t classes, int64_t columns);
+  void (*crf_best_step)(const CrfChain<T>& chain, const T* before, const T* emissions, T* scores, int32_t* best);
 
   int64_t (*multiply_adds)(int64_t rounds, T* sink);
 

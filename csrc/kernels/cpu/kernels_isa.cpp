@@ -1,5 +1,6 @@
 // All kernels, compiled once per instruction set: the build passes the flags and PYMTL_ISA, its name.
 #include "activation_simd.h"
+#include "crf_simd.h"
 #include "dropout_simd.h"
 #include "heads_simd.h"
 #include "joint_loss_simd.h"
@@ -50,6 +51,11 @@ constexpr KernelsFor<T> kernels_for() {
       .drop = drop<T>,
       .pool_rows = pool_rows<T>,
       .loss_rows = loss_rows<T>,
+      .crf_forward_walk = crf_forward_walk<T>,
+      .crf_backward_walk = crf_backward_walk<T>,
+      .crf_transition_gradient = crf_transition_gradient<T>,
+      .crf_transition_gradient_scratch = crf_transition_gradient_scratch<T>,
+      .crf_best_step = crf_best_step<T>,
       .multiply_adds = multiply_adds<T>,
       .exponential = map<T, exp<T>>,
       .sigmoid = map<T, sigmoid<T>>,

@@ -1,0 +1,61 @@
+"""The linear-chain conditional random field, step by step in log space."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+
+def crf(
+    emissions: Tensor, batch_sizes: Tensor, tags: Tensor | None, start: Tensor, end: Tensor, transitions: Tensor
+) -> Tensor:
+    """What :func:`pymtl.ops.crf` computes."""
+    sizes = [int(s) for s in batch_sizes]
+    steps = emissions.split(sizes)
+    alphas = start + steps[0]
+    finished = []
+    for before, step in pairwise(steps):
+        finished.append(alphas[step.shape[0] : before.shape[0]])
+        alphas = torch.logsumexp(alphas[: step.shape[0]].unsqueeze(2) + transitions, dim=1) + step
+    finished.append(alphas)
+    partition = torch.logsumexp(torch.cat(finished[::-1]) + end, dim=1)
+    return partition if tags is None else _score(steps, tags.split(sizes), start, end, transitions) - partition
+
+
+def _score(
+    steps: tuple[Tensor, ...], tags: tuple[Tensor, ...], start: Tensor, end: Tensor, transitions: Tensor
+) -> Tensor:
+    """Of the given paths, [B]."""
+    scores = start[tags[0]] + steps[0].gather(1, tags[0].unsqueeze(1)).squeeze(1)
+    finished = []
+    for t in range(1, len(steps)):
+        count = steps[t].shape[0]
+        finished.append(scores[count:] + end[tags[t - 1][count:]])
+        moved = transitions[tags[t - 1][:count], tags[t]]
+        scores = scores[:count] + moved + steps[t].gather(1, tags[t].unsqueeze(1)).squeeze(1)
+    finished.append(scores + end[tags[-1]])
+    return torch.cat(finished[::-1])
+
+
+def crf_decode(
+    emissions: Tensor, batch_sizes: Tensor, start: Tensor, end: Tensor, transitions: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What :func:`pymtl.ops.crf_decode` computes; among equal paths another may win."""
+    steps = emissions.split([int(s) for s in batch_sizes])
+    scores = start + steps[0]
+    origins, finished = [], []
+    for before, step in pairwise(steps):
+        finished.append(scores[step.shape[0] : before.shape[0]])
+        best, origin = (scores[: step.shape[0]].unsqueeze(2) + transitions).max(dim=1)
+        origins.append(origin)
+        scores = best + step
+    finished.append(scores)
+    best, last = (torch.cat(finished[::-1]) + end).max(dim=1)
+    tags = [last[: steps[-1].shape[0]]]
+    for t in range(len(steps) - 2, -1, -1):
+        going_on = steps[t + 1].shape[0]
+        came_from = origins[t].gather(1, tags[0].unsqueeze(1)).squeeze(1)
+        tags.insert(0, torch.cat([came_from, last[going_on : steps[t].shape[0]]]))
+    return torch.cat(tags), best
