@@ -290,6 +290,22 @@ def test_word_dropout_replaces_tokens_but_no_padding(config, tmp_path):
     assert 0.3 < changed.float().mean() < 0.7
 
 
+def test_rare_words_are_dropped_more_often(config, tmp_path):
+    settings = replace(config.training, word_dropout=0.0, rare_word_dropout=3.0)
+    result = toy.trainer(replace(config, training=settings), tmp_path)
+    tokens = [token for record in result.train for token in record.tokens]
+    batch = result.encoder.batch(result.train, range(len(result.train)))
+    generator = torch.Generator().manual_seed(0)
+    rounds = 200
+    dropped = sum((result._drop_words(batch, generator).tokens != batch.tokens).double() for _ in range(rounds))
+    for word in ("please", "sushi"):
+        count = tokens.count(word)
+        share = dropped[batch.tokens == result.vocabulary.tokens.index(word)].mean() / rounds
+        expected = 3 / (3 + count)
+        # Five standard deviations of a share of this many.
+        assert abs(share - expected) < 5 * (expected * (1 - expected) / (rounds * count)) ** 0.5
+
+
 def test_a_task_labelled_in_few_records_trains(folder, tmp_path):
     config = toy.load(folder, "training.epochs=2", toml=toy.TOML + toy.ALL_KINDS)
     records = [dict(record) for record in toy.requests(60)]

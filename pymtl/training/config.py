@@ -62,6 +62,7 @@ class TrainingConfig:
     batch_size: int = 16
     learning_rate: float = 1e-3
     word_dropout: float = 0.0  # the share of training tokens replaced by the unknown token
+    rare_word_dropout: float = 0.0  # a: besides, a/(a + n) of the tokens of a word seen n times
     clip_norm: float = 5.0
     min_count: int = 1  # rarer training tokens are unknown
     patience: int = 5  # epochs without a better validation score before stopping
@@ -139,6 +140,8 @@ def parse(raw: dict[str, Any], where: str) -> Config:
     for key in ("learning_rate", "clip_norm"):
         value = getattr(config.training, key)
         _require(value > 0, f"{where}: training.{key}", "a number above 0", value)
+    rare = config.training.rare_word_dropout
+    _require(0 <= rare < float("inf"), f"{where}: training.rare_word_dropout", "a number of at least 0", rare)
     word_dropout = config.training.word_dropout
     _require(0 <= word_dropout < 1, f"{where}: training.word_dropout", "a number from 0 to below 1", word_dropout)
     return config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -48,6 +49,9 @@ class Trainer:
         self.encoder = Encoder(self.vocabulary, self.config)
         settings = self.config.training
         self.step = Step(self.backend, settings.learning_rate, settings.clip_norm)
+        seen = Counter(token for record in self.train for token in record.tokens)
+        counts = torch.tensor([float(seen[token]) for token in self.vocabulary.tokens])
+        self.rarity = settings.rare_word_dropout / (settings.rare_word_dropout + counts).clamp(min=1e-30)
         self.valid_batches = [
             self.encoder.batch(self.valid, indices) for indices in buckets(self.valid, EVALUATION_BATCH, None)
         ]
@@ -134,11 +138,13 @@ class Trainer:
         }
 
     def _drop_words(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Replaces a share of the tokens by the unknown token, so that it is trained too."""
-        share = self.config.training.word_dropout
-        if share == 0:
+        """Replaces a share of the tokens by the unknown token, so that it is trained too; rare words more often
+        (Kiperwasser & Goldberg 2016)."""
+        settings = self.config.training
+        if settings.word_dropout == 0 and settings.rare_word_dropout == 0:
             return batch
-        dropped = torch.rand(batch.tokens.shape, generator=generator) < share
+        kept = (1 - settings.word_dropout) * (1 - self.rarity[batch.tokens])
+        dropped = torch.rand(batch.tokens.shape, generator=generator) >= kept
         tokens = torch.where(dropped & (batch.tokens != 0), torch.ones_like(batch.tokens), batch.tokens)
         return Batch(tokens, batch.lengths, batch.targets, batch.indices)
 
