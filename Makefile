@@ -37,6 +37,7 @@ bench: install
 	$(BIN)/python benchmarks/crf.py --json benchmarks/results/crf.json
 	$(BIN)/python benchmarks/training_step.py --json benchmarks/results/training_step.json
 	$(BIN)/python benchmarks/overhead.py --json benchmarks/results/overhead.json
+	$(BIN)/python benchmarks/tables.py
 
 wheel: $(VENV)/.torch
 	sh packaging/make_wheel.sh $(BIN)/python "$(TORCH)"

@@ -1,0 +1,115 @@
+"""Puts the results into the tables of README.md, between a marker and the next empty line.
+
+python benchmarks/tables.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+STEP = ("clear", "forward and loss", "backward", "clip", "Adam", "step")
+BASELINES = ("nn.LSTM", "nn.LSTM packed", "nn.LSTM padded")
+
+Cells = Iterable[Any]
+
+
+def layers(result: dict[str, Any]) -> Iterator[Cells]:
+    theirs = [name.removeprefix("nn.LSTM ") for name in BASELINES]
+    yield "shape", "mode", "pymtl", "frozen", *theirs, "times as fast", "% peak", "largest difference"
+    for row in result["rows"]:
+        timed = row["contenders"]
+        times = [f"{timed[n]['p50']:.2f}" if n in timed else "" for n in ("pymtl", "pymtl frozen", *BASELINES)]
+        ratios = " / ".join(f"{timed[n]['ratio']:.2f}" for n in BASELINES if n in timed)
+        yield row["shape"], row["mode"], *times, ratios, f"{100 * row['share_of_peak']:.0f}", f"{row['parity']:.0e}"
+
+
+def kernel(result: dict[str, Any]) -> Iterator[Cells]:
+    yield "shape", "ms", "GFLOP/s", "% peak"
+    for row in result["recurrence"]:
+        yield row["shape"], f"{row['p50']:.2f}", f"{row['gflops']:.0f}", f"{100 * row['share_of_peak']:.0f}"
+
+
+def training_step(result: dict[str, Any]) -> Iterator[Cells]:
+    yield "batches", "", *STEP, "pymtl is faster by"
+    for kind, contenders in result["rows"].items():
+        for name, row in contenders.items():
+            yield kind, name, *(f"{row[part]:.2f}" for part in STEP), _ratio(name, row)
+
+
+def heads(result: dict[str, Any]) -> Iterator[Cells]:
+    yield "shape", "fused ms", "unfused ms", "times as fast", "MB of h not written"
+    for row in result["rows"]:
+        fused, unfused = row["contenders"]["fused"], row["contenders"]["unfused"]
+        megabytes = row["bytes_of_h_not_written"] / 1e6
+        yield (
+            row["shape"],
+            f"{fused['p50']:.3f}",
+            f"{unfused['p50']:.3f}",
+            f"{unfused['ratio']:.2f}",
+            f"{megabytes:.2f}",
+        )
+
+
+def crf(result: dict[str, Any]) -> Iterator[Cells]:
+    one = ("plain", "times as fast")
+    yield "shape", "loss and gradients", *one, "decoding", *one, "error", "plain's"
+    for row in result["rows"]:
+        cells = []
+        for part in ("training", "decoding"):
+            ours, plain = row[part]["pymtl"], row[part]["plain"]
+            cells += [f"{ours['p50']:.3f}", f"{plain['p50']:.2f}", f"{plain['ratio']:.0f}"]
+        yield row["shape"], *cells, f"{row['errors']['pymtl']:.0e}", f"{row['errors']['plain']:.0e}"
+
+
+def overhead(result: dict[str, Any]) -> Iterator[Cells]:
+    yield "", "by", "inference", "pymtl is faster by", "forward and backward", "pymtl is faster by"
+    for what, modes in result["rows"].items():
+        for name in modes["inference"]:
+            cells = []
+            for timed in modes.values():
+                cells += [f"{1e3 * timed[name]['p50']:.0f}", _ratio(name, timed[name])]
+            yield what, name, *cells
+
+
+def _ratio(name: str, row: dict[str, float]) -> str:
+    return "" if name == "pymtl" else f"{row['ratio']:.2f}"
+
+
+def markdown(rows: Iterable[Cells]) -> str:
+    """A table whose columns are left-aligned as long as their cells are words."""
+    head, *body = [[str(cell) for cell in row] for row in rows]
+    number = re.compile(r"[\d./ e+-]*")
+    lines = ["---:" if all(number.fullmatch(row[i]) for row in body) else "---" for i in range(len(head))]
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, lines, *body))
+
+
+def main() -> None:
+    readme = FOLDER / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (FOLDER / "results").glob("*.json")}
+    tables = {
+        "layers": layers(results["latest"]),
+        "kernel": kernel(results["latest"]),
+        "training step": training_step(results["training_step"]),
+        "heads": heads(results["heads"]),
+        "crf": crf(results["crf"]),
+        "overhead": overhead(results["overhead"]),
+    }
+    for name, rows in tables.items():
+        place = re.compile(rf"(<!-- {name} -->\n).*?(?=\n\n|\Z)", re.DOTALL)
+        text, count = place.subn(rf"\g<1>{markdown(rows)}".rstrip("\n"), text)
+        if count != 1:
+            raise SystemExit(f"README.md: expected one <!-- {name} -->, got {count}")
+    machine = results["latest"]["machine"]
+    latest = f"Latest: {results['latest']['date'][:10]}, {machine['cpu']}, {machine['instruction set in use']}, "
+    latest += f"{machine['threads']} threads, torch {machine['torch']}."
+    readme.write_text(re.sub(r"Latest: .*", latest, text).rstrip("\n") + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
