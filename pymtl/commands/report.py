@@ -67,7 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
     parity = result["parity"]
     console.print(
         f"largest difference from plain PyTorch with the same weights, relative to the largest value: "
-        f"logits {parity['logits']:.1e}, gradients {parity['gradients']:.1e}"
+        f"logits {parity['logits']:.1e}, gradients {parity['gradients']:.1e}; of gradients from float64: "
+        f"pymtl {parity['gradients from float64']:.1e}, plain PyTorch {parity['plain gradients from float64']:.1e}"
     )
     run.write_json("report.json", result)
     return 0

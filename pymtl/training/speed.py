@@ -32,7 +32,8 @@ def compare(
         For ``bucketed`` batches (of similar lengths, as in training) and ``shuffled`` ones (as they come): how many
         ``batches``, and for ``training`` and ``inference`` each backend's median milliseconds and its ratio to ours
         (median of ratios). And ``parity``, the largest difference of a logit and of a parameter's gradient between ours
-        and the reference from the same weights, each over the largest magnitude.
+        and the reference from the same weights, and of either's gradient from float64, each over the largest
+        magnitude in any batch.
     """
     models = {name: _same(backend, name, config, vocabulary) for name in BACKENDS}
     encoder = Encoder(vocabulary, config)
@@ -47,7 +48,10 @@ def compare(
         "shuffled": lambda records: shuffled(records, size, generator),
     }
     work = {kind: (chosen(train, order(train)), chosen(test, order(test))) for kind, order in orders.items()}
-    result: dict[str, Any] = {"parity": _parity(models["pymtl"], models["reference"], work["bucketed"][0][:8])}
+    exact = _same(backend, "reference", config, vocabulary)
+    exact.model.double()
+    parity = _parity(models["pymtl"], models["reference"], exact, work["bucketed"][0][:8])
+    result: dict[str, Any] = {"parity": parity}
     steps = {name: Step(model, 1e-5, config.training.clip_norm) for name, model in models.items()}
     for kind, (training, inference) in work.items():
         for model in models.values():
@@ -72,27 +76,37 @@ def _same(backend: Backend, name: str, config: Config, vocabulary: Vocabulary) -
     return other
 
 
-def _parity(ours: Backend, theirs: Backend, batches: list[Batch]) -> dict[str, float]:
-    """Without dropout, whose masks differ with the layout."""
-    largest = {"logits": 0.0, "gradients": 0.0}
-    ours.model.eval()
-    theirs.model.eval()
+def _parity(ours: Backend, theirs: Backend, exact: Backend, batches: list[Batch]) -> dict[str, float]:
+    """Without dropout, whose masks differ with the layout.
+
+    Of each task's logits and each parameter's gradient, over the largest in any batch. What is all but learnt has
+    gradients that are little more than rounding errors: ``exact``, in float64, tells whose.
+    """
+    kinds = ("logits", "gradients", "gradients from float64", "plain gradients from float64")
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {kind: {} for kind in kinds}
+
+    def compare(kind: str, name: str, a: Tensor, b: Tensor) -> None:
+        a, b = a.detach(), b.detach()
+        found[kind].setdefault(name, []).append((float((a - b).abs().max()), float(b.abs().max())))
+
+    for backend in (ours, theirs, exact):
+        backend.model.eval()
     for batch in batches:
         valid = torch.arange(batch.tokens.shape[1]) < batch.lengths.unsqueeze(1)
         a, b = ours.logits(batch), theirs.logits(batch)
         for task in a:
             # At padding ours is zero and the reference its bias; only tokens count.
-            pair = (a[task][valid], b[task][valid]) if a[task].dim() == 3 else (a[task], b[task])
-            largest["logits"] = max(largest["logits"], _relative(*pair))
-        for backend in (ours, theirs):
+            compare("logits", task, *((a[task][valid], b[task][valid]) if a[task].dim() == 3 else (a[task], b[task])))
+        for backend in (ours, theirs, exact):
             backend.model.zero_grad()
             backend.loss(batch)[0].backward()
-        for p, q in zip(ours.model.parameters(), theirs.model.parameters()):
+        parameters = (backend.model.parameters() for backend in (theirs, exact))
+        for (name, p), q, truth in zip(ours.model.named_parameters(), *parameters):
             if p.grad is not None and q.grad is not None:
-                largest["gradients"] = max(largest["gradients"], _relative(p.grad, q.grad))
-    return largest
-
-
-def _relative(ours: Tensor, theirs: Tensor) -> float:
-    ours, theirs = ours.detach(), theirs.detach()
-    return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-30))
+                compare("gradients", name, p.grad, q.grad)
+                compare("gradients from float64", name, p.grad, truth.grad)
+                compare("plain gradients from float64", name, q.grad, truth.grad)
+    return {
+        kind: max(max(d for d, _ in pairs) / max(max(size for _, size in pairs), 1e-30) for pairs in by_name.values())
+        for kind, by_name in found.items()
+    }
