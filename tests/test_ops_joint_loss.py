@@ -141,25 +141,19 @@ def test_gradients_kept_for_a_second_derivative_have_the_first_ones_values():
         torch.testing.assert_close(a, b, rtol=1e-14, atol=1e-16)
 
 
-def test_forward_mode_derivatives_raise_or_are_right():
+def test_forward_mode_derivatives():
     s = sample_of([Task(CE, 4, 3)], torch.float64)
     tangent = torch.randn(4, 3, dtype=torch.float64)
     _, expected = torch.func.jvp(lambda z: theirs([z], s)[0], (s.logits[0],), (tangent,))
-    try:
-        _, actual = torch.func.jvp(lambda z: ours([z], s)[0], (s.logits[0],), (tangent,))
-    except (RuntimeError, NotImplementedError):
-        return
+    _, actual = torch.func.jvp(lambda z: ours([z], s)[0], (s.logits[0],), (tangent,))
     torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap])
-def test_functional_transforms_raise_or_are_right(transform):
+def test_functional_transforms(transform):
     s = sample_of([Task(CE, 4, 3)], torch.float64)
     given = s.logits[0] if transform is torch.func.grad else torch.stack([s.logits[0], 2 * s.logits[0]])
-    try:
-        actual = transform(lambda z: ours([z], s)[0])(given)
-    except (RuntimeError, NotImplementedError):
-        return
+    actual = transform(lambda z: ours([z], s)[0])(given)
     torch.testing.assert_close(actual, transform(lambda z: theirs([z], s)[0])(given))
 
 

@@ -178,15 +178,12 @@ def test_gradients_are_exact_and_zero_at_padding(lengths, batch_first):
 
 
 @pytest.mark.parametrize("function", [ops.pack, ops.unpack])
-def test_forward_mode_derivatives_raise_or_are_right(function):
+def test_forward_mode_derivatives_are_refused(function):
     order = order_of((2, 3, 1))
     x = padded_sample((2, 3, 1)) if function is ops.pack else torch.randn(6, 3, dtype=torch.float64)
     tangent = torch.randn_like(x)
-    try:
-        _, actual = torch.func.jvp(lambda t: function(t, order), (x,), (tangent,))
-    except (RuntimeError, NotImplementedError):
-        return
-    assert torch.equal(actual, function(tangent, order))
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        torch.func.jvp(lambda t: function(t, order), (x,), (tangent,))
 
 
 @pytest.mark.parametrize(("lengths", "steps"), [((2, 3, 1), 3), ((1,), 1), ((4, 4), 6), ((), 3)], ids=str)
