@@ -43,6 +43,7 @@ class LSTMCase:
     batch: int = 3
     lengths: tuple[int, ...] | None = None
     reverse: tuple[bool, ...] = BOTH
+    inputs: int = 1
     bias: bool = True
     h0: bool = False
     c0: bool = False
@@ -55,6 +56,7 @@ class LSTMCase:
         directions = "".join("b" if backwards else "f" for backwards in self.reverse)
         options = [name for name in ("h0", "c0") if getattr(self, name)]
         options += [] if self.bias else ["nobias"]
+        options += [] if self.inputs == 1 else [f"P{self.inputs}"]
         options += [] if self.scale == 1.0 else [f"scale{self.scale:g}"]
         return "-".join([f"I{self.input_size}-H{self.hidden_size}-{directions}-{shape}", *options])
 
@@ -88,6 +90,11 @@ class LSTMSample:
     weights: ops.LSTMWeights
     h0: torch.Tensor | None = None
     c0: torch.Tensor | None = None
+
+    @property
+    def inputs(self):
+        """How many inputs stand side by side."""
+        return self.input.shape[-1] // self.weights.weight_ih[0].shape[1]
 
     def tensors(self):
         """All floating-point tensors by name."""
@@ -162,7 +169,7 @@ def lstm_sample(case, dtype=torch.float32, seed=0):
         leading = (sum(case.lengths),)
     state = (len(case.reverse), batch, case.hidden_size)
     return LSTMSample(
-        draw(*leading, case.input_size),
+        draw(*leading, case.inputs * case.input_size),
         batch_sizes,
         weights,
         0.5 * draw(*state) if case.h0 else None,
@@ -171,6 +178,7 @@ def lstm_sample(case, dtype=torch.float32, seed=0):
 
 
 def run_ours(sample, **options):
+    options = {"inputs": sample.inputs, **options}
     results = ops.lstm(sample.input, sample.batch_sizes, sample.weights, sample.h0, sample.c0, **options)
     return dict(zip(RESULTS, results))
 

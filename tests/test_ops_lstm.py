@@ -130,6 +130,7 @@ OPCHECKED = [
     LSTMCase(3, 5, lengths=(4, 2, 1)),
     LSTMCase(3, 5, lengths=(4, 2, 1), h0=True, c0=True, reverse=(F, B, F, B)),
     LSTMCase(3, 5, lengths=(4, 2, 1), c0=True, bias=False),
+    LSTMCase(3, 5, lengths=(4, 2, 1), reverse=(F, B, F, B), inputs=2),
 ]
 
 

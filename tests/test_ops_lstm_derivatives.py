@@ -27,6 +27,7 @@ TINY = [
     LSTMCase(2, 2, lengths=(3, 1), bias=False, h0=True),
     LSTMCase(2, 3, lengths=(3, 2, 1), c0=True),
     LSTMCase(1, 2, lengths=(2, 2), reverse=(F, B, F, B), h0=True, c0=True),
+    LSTMCase(2, 2, lengths=(2, 1), reverse=(F, B, F, B), inputs=2),
 ]
 SUBSETS = [
     ["input"],

@@ -234,6 +234,22 @@ def test_an_argument_on_another_device_is_refused_by_name(name, case, edit, call
 
 
 @pytest.mark.parametrize(
+    ("inputs", "width", "message"),
+    [
+        (2, 1, r"input: expected size \[6, 6\], got \[6, 3\]"),
+        (1, 2, r"input: expected size \[6, 3\], got \[6, 6\]"),
+        (2, 4, r"input: expected size \[6, 6\], got \[6, 12\]"),
+        (3, 3, r"inputs: expected a number that divides the 2 recurrences, got 3"),
+        (0, 1, r"inputs: expected a number that divides the 2 recurrences, got 0"),
+    ],
+)
+def test_inputs_side_by_side_must_be_as_many_as_said(inputs, width, message):
+    sample = lstm_sample(PACKED)
+    with pytest.raises(RuntimeError, match=message):
+        ops.lstm(sample.input.repeat(1, width), sample.batch_sizes, sample.weights, inputs=inputs)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"head_weight": torch.zeros(10)}, r"head_weight: expected a matrix, got 1-D"),

@@ -8,6 +8,7 @@ from samples import (
     INVARIANT,
     RAGGED,
     SMALL,
+    B,
     F,
     LSTMCase,
     LSTMSample,
@@ -364,3 +365,24 @@ def test_inputs_are_never_modified(dtype):
     for name, (values, version) in before.items():
         assert torch.equal(tensors[name], values), name
         assert tensors[name]._version == version, name
+
+
+@pytest.mark.parametrize("inputs", [2, 4])
+def test_encoders_side_by_side_give_the_bits_they_give_alone(inputs, dtype, isa):
+    case = LSTMCase(7, 19, lengths=(9, 9, 7, 5, 2, 1), reverse=(F, B) * inputs, inputs=inputs)
+    sample = lstm_sample(case, dtype)
+    seeds = random_like(run_ours(sample))
+    together = with_gradients(run_ours, sample, seeds)
+    for p in range(inputs):
+        pair, columns = slice(2 * p, 2 * p + 2), slice(7 * p, 7 * p + 7)
+        weights = ops.LSTMWeights(*(group[pair] for group in sample.weights))
+        alone = LSTMSample(sample.input[:, columns].contiguous(), sample.batch_sizes, weights)
+        own = {"output": seeds["output"][:, 38 * p : 38 * p + 38], "h_n": seeds["h_n"][pair], "c_n": seeds["c_n"][pair]}
+        expected = with_gradients(run_ours, alone, own)
+        part = {"output": together["output"][:, 38 * p : 38 * p + 38]}
+        part |= {name: together[name][pair] for name in ("h_n", "c_n")}
+        part["gradient of input"] = together["gradient of input"][:, columns]
+        for name in expected.keys() - part.keys():
+            field, g = name[:-1].split("[")
+            part[name] = together[f"{field}[{int(g) + 2 * p}]"]
+        assert_same_bits(part, expected)

@@ -5,7 +5,8 @@
 //   c_t = f c_{t-1} + i g
 //   h_t = o tanh(c_t)
 //
-// Dimensions: B batch, T steps, N tokens, I input size, H hidden size, G recurrences in one call.
+// Dimensions: B batch, T steps, N tokens, I input size, H hidden size, G recurrences in one call, P inputs side by
+// side: recurrences [p G/P, (p+1) G/P) read input p. P is 1 for one encoder, K for K encoders each with its own input.
 // The layout is PackedSequence's: tokens are time-major, step t holds the first batch_sizes[t] sequences,
 // longest sequence first. A dense batch is the case batch_sizes[t] = B for all t.
 //
@@ -31,6 +32,7 @@ struct LstmShape {
   int64_t input_size;          // I
   int64_t hidden_size;         // H
   const int64_t* batch_sizes;  // [T], B >= batch_sizes[0] >= batch_sizes[1] >= ... >= 0; null: all B
+  int64_t inputs = 1;          // P, which divides G
 };
 
 template <typename T>
@@ -58,7 +60,7 @@ struct LstmForward {
   LstmShape shape;
   const LstmWeights<T>* weights;  // [G]
   const T* packed;                // from lstm_pack for these weights, under the same instruction set, or null
-  const T* input;                 // [N, I]
+  const T* input;                 // [N, P*I]
   const T* h0;                    // [G, B, H] or null: zeros
   const T* c0;                    // [G, B, H] or null: zeros
   T* output;                      // [N, G*H] h of every token, or null: not wanted
@@ -91,7 +93,7 @@ struct LstmBackward {
   const T* grad_h_n;                           // [G, B, H] or null: zeros
   const T* grad_c_n;                           // [G, B, H] or null: zeros
   T* grad_gates;                               // [G, N, 4H] gradient of a, the gates before activation
-  T* grad_input;                               // [N, I] or null: not wanted
+  T* grad_input;                               // [N, P*I] or null: not wanted
   const LstmWeightGradients<T>* grad_weights;  // [G]
   T* grad_h0;                                  // [G, B, H] or null: not wanted
   T* grad_c0;                                  // [G, B, H] or null: not wanted

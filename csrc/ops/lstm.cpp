@@ -48,15 +48,25 @@ struct Layer {
   }
 };
 
+// P: how many inputs of the layer's size stand side by side in a row of `input`, and are shared out evenly.
 template <typename T>
-LstmShape shape_of(const Layer<T>& layer, const Batch& batch) {
+int64_t inputs_of(const Layer<T>& layer, const Tensor& input) {
+  const int64_t width = input.size(input.dim() - 1);
+  const bool side_by_side = width > 0 && width % layer.input_size == 0;
+  const int64_t inputs = side_by_side ? width / layer.input_size : 1;
+  return layer.recurrences % inputs == 0 ? inputs : 1;
+}
+
+template <typename T>
+LstmShape shape_of(const Layer<T>& layer, const Batch& batch, int64_t inputs) {
   return {layer.recurrences,
           batch.steps,
           batch.batch,
           batch.tokens,
           layer.input_size,
           layer.hidden_size,
-          read<int64_t>(batch.batch_sizes)};
+          read<int64_t>(batch.batch_sizes),
+          inputs};
 }
 
 OptionalTensor checked_packed(const OptionalTensor& packed, ScalarType type, size_t size) {
@@ -80,7 +90,8 @@ ForwardResult forward(const Tensor& given_input, const OptionalTensor& batch_siz
     const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, type);
     const int64_t G = layer.recurrences;
     const int64_t H = layer.hidden_size;
-    const Tensor input = checked(given_input, "input", type, batch.with(layer.input_size));
+    const int64_t inputs = inputs_of(layer, given_input);
+    const Tensor input = checked(given_input, "input", type, batch.with(inputs * layer.input_size));
     const OptionalTensor h0 = checked(given_h0, "h0", type, {G, batch.batch, H});
     const OptionalTensor c0 = checked(given_c0, "c0", type, {G, batch.batch, H});
     const OptionalTensor packed = checked_packed(given_packed, type, lstm_packed_size<T>(G, layer.input_size, H));
@@ -90,7 +101,7 @@ ForwardResult forward(const Tensor& given_input, const OptionalTensor& batch_siz
                                make(input, {train ? G : 0, batch.tokens, H})};
     if (batch.tokens == 0) return result;
     LstmForward<T> args{};
-    args.shape = shape_of(layer, batch);
+    args.shape = shape_of(layer, batch, inputs);
     args.weights = layer.weights.data();
     args.packed = read<T>(packed);
     args.input = read<T>(input);
@@ -155,7 +166,8 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> lstm_backward(
     const int64_t H = layer.hidden_size;
     const int64_t N = batch.tokens;
     const Sizes state = {G, batch.batch, H};
-    const Tensor input = checked(given_input, "input", type, batch.with(I));
+    const int64_t inputs = inputs_of(layer, given_input);
+    const Tensor input = checked(given_input, "input", type, batch.with(inputs * I));
     const Tensor output = checked(given_output, "output", type, batch.with(G * H));
     const Tensor gates = checked(given_gates, "gates", type, {G, N, 4 * H});
     const Tensor cells = checked(given_cells, "cells", type, {G, N, H});
@@ -168,7 +180,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> lstm_backward(
     const Sizes no_state = {0, batch.batch, H};
     const Tensor grad_h0 = make(input, needs.state ? state : no_state);
     const Tensor grad_c0 = make(input, needs.state ? state : no_state);
-    const Tensor grad_input = needs.input ? make(input, batch.with(I)) : make(input, {0});
+    const Tensor grad_input = needs.input ? make(input, batch.with(inputs * I)) : make(input, {0});
     Tensors grad_w_ih, grad_w_hh, grad_bias;
     std::vector<LstmWeightGradients<T>> grad_weights(static_cast<size_t>(G));
     for (LstmWeightGradients<T>& wanted : grad_weights) {
@@ -184,7 +196,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> lstm_backward(
     }
     if (N > 0) {
       LstmBackward<T> args{};
-      args.shape = shape_of(layer, batch);
+      args.shape = shape_of(layer, batch, inputs);
       args.weights = layer.weights.data();
       args.input = read<T>(input);
       args.h0 = read<T>(h0);
@@ -222,7 +234,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_heads(Tensor given_input
     const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, type);
     const int64_t G = layer.recurrences;
     const int64_t H = layer.hidden_size;
-    const Tensor input = checked(given_input, "input", type, batch.with(layer.input_size));
+    const int64_t inputs = inputs_of(layer, given_input);
+    const Tensor input = checked(given_input, "input", type, batch.with(inputs * layer.input_size));
     const OptionalTensor h0 = checked(given_h0, "h0", type, {G, batch.batch, H});
     const OptionalTensor c0 = checked(given_c0, "c0", type, {G, batch.batch, H});
     const OptionalTensor packed = checked_packed(given_packed, type, lstm_packed_size<T>(G, layer.input_size, H));
@@ -240,7 +253,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_heads(Tensor given_input
     const Tensor c_n = make(input, {G, batch.batch, H});
     if (batch.tokens > 0) {
       LstmForward<T> args{};
-      args.shape = shape_of(layer, batch);
+      args.shape = shape_of(layer, batch, inputs);
       args.weights = layer.weights.data();
       args.packed = read<T>(packed);
       args.input = read<T>(input);

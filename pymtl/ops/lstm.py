@@ -60,15 +60,17 @@ def lstm(
     h0: Tensor | None = None,
     c0: Tensor | None = None,
     *,
+    inputs: int = 1,
     packed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Runs G recurrences over a batch (Hochreiter & Schmidhuber 1997; gates as in :class:`torch.nn.LSTM`).
 
     Args:
-        input: [T, B, I], or packed [N, I] with ``batch_sizes``; float32 or float64 on the CPU.
+        input: [T, B, P*I], or packed [N, P*I] with ``batch_sizes``; float32 or float64 on the CPU.
         batch_sizes: int64 [T], never increasing, on the CPU; or None.
         weights: of the G recurrences, of the input's dtype.
         h0, c0: [G, B, H] initial states; zeros if None.
+        inputs: P, how many inputs stand side by side: the first G/P recurrences read the first, and so on.
         packed: these weights from :func:`lstm_pack`, to save the packing; not used where a gradient is wanted.
 
     Returns:
@@ -79,6 +81,7 @@ def lstm(
 
     """
     _check_counts(weights)
+    _check_inputs(input, weights, inputs)
     if transforming():
         return reference.lstm(input, batch_sizes, *weights, h0, c0)
     if wants_gradient(input, h0, c0, *weights.tensors()):
@@ -104,6 +107,18 @@ def _check_counts(weights: LSTMWeights) -> None:
         raise RuntimeError(f"reverse: expected {count} flags, got {len(weights.reverse)}")
 
 
+def _check_inputs(input: Tensor, weights: LSTMWeights, inputs: int) -> None:
+    """The op tells the number of inputs from the sizes: a wrong size must not pass for another number."""
+    count = len(weights.weight_ih)
+    if inputs < 1 or count % inputs != 0:
+        raise RuntimeError(f"inputs: expected a number that divides the {count} recurrences, got {inputs}")
+    if input.dim() in (2, 3) and weights.weight_ih[0].dim() == 2:
+        size, width = weights.weight_ih[0].shape[1], input.shape[-1]
+        if size > 0 and width % size == 0 and width != inputs * size:
+            expected = [*input.shape[:-1], inputs * size]
+            raise RuntimeError(f"input: expected size {expected}, got {list(input.shape)}")
+
+
 def lstm_heads(
     input: Tensor,
     batch_sizes: Tensor | None,
@@ -117,7 +132,7 @@ def lstm_heads(
     c0: Tensor | None = None,
     packed: Tensor | None = None,
 ) -> LSTMHeadsResult:
-    """:func:`lstm` with the heads' projection and the pooling inside its walk; h itself is never written.
+    """:func:`lstm` (of one input) with the heads' projection and the pooling inside its walk; h is never written.
 
     For inference; it records no gradient. The results are the same bits as those of :func:`lstm` followed by
     :func:`pymtl.ops.heads` and :func:`pymtl.ops.pool`.
@@ -134,6 +149,8 @@ def lstm_heads(
         NotImplementedError: within a transform of torch.func, which it would hide its derivative from.
 
     """
+    _check_counts(weights)
+    _check_inputs(input, weights, 1)
     if transforming():
         raise NotImplementedError("pymtl.ops.lstm_heads is for inference: call lstm, heads and pool in torch.func")
     wants_gradient(input, h0, c0, head_weight, head_bias, *weights.tensors())  # raises for forward-mode tangents

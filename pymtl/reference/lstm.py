@@ -22,12 +22,14 @@ def lstm(
     """What :func:`pymtl.ops.lstm` computes; see there for the shapes."""
     dense = batch_sizes is None
     sizes = [input.shape[1]] * input.shape[0] if dense else [int(s) for s in batch_sizes]
-    tokens = input.reshape(-1, input.shape[-1])
+    inputs = input.shape[-1] // weight_ih[0].shape[1]
+    tokens = input.reshape(-1, input.shape[-1]).chunk(inputs, dim=-1)
+    readers = len(reverse) // inputs
     outputs, h_last, c_last = [], [], []
     for g, backwards in enumerate(reverse):
         bias = bias_ih[g] + bias_hh[g] if len(bias_ih) > 0 else None
         output, h, c = _recurrence(
-            tokens,
+            tokens[g // readers],
             sizes,
             weight_ih[g],
             weight_hh[g],

@@ -17,6 +17,7 @@ struct ModelOptions {
   int64_t recurrences = 1;
   int64_t input_size = 1;
   int64_t hidden_size = 1;
+  int64_t inputs = 1;
   bool b_ih = true;
   bool b_hh = true;
   int64_t head_width = 0;
@@ -29,6 +30,7 @@ struct LstmModel {
   int64_t recurrences;
   int64_t input_size;
   int64_t hidden_size;
+  int64_t inputs;
   int64_t head_width;
   std::vector<Buffer<T>> w_ih, w_hh, b_ih, b_hh;  // one array per recurrence; biases may be null
   std::vector<char> reverse;
@@ -38,6 +40,7 @@ struct LstmModel {
       : recurrences(options.recurrences),
         input_size(options.input_size),
         hidden_size(options.hidden_size),
+        inputs(options.inputs),
         head_width(options.head_width) {
     // Gates of about the size they have in a trained model: neither all linear nor all saturated.
     const double size = 2 / std::sqrt(static_cast<double>(input_size + hidden_size));
@@ -53,6 +56,7 @@ struct LstmModel {
     if (head_width > 0 && options.head_bias) head_bias = uniform<T>(head_width, random);
   }
 
+  int64_t all_inputs() const { return inputs * input_size; }
   int64_t all_hidden() const { return recurrences * hidden_size; }
 
   std::vector<LstmWeights<T>> weights() const {
@@ -83,14 +87,14 @@ struct LstmBatch {
   std::vector<int64_t> lengths;  // longest first; may end in zeros
   std::vector<int64_t> starts;   // [T + 1] the first token of each step
   Buffer<int64_t> batch_sizes;   // [T], null: dense
-  Buffer<T> input;               // [N, I]
+  Buffer<T> input;               // [N, P*I]
   Buffer<T> h0, c0;              // [G, B, H] or null
 
   LstmBatch(const LstmModel<T>& model, std::vector<int64_t> given, Layout layout, bool with_h0, bool with_c0,
             Random& random)
       : lengths(std::move(given)) {
     lay_out(layout);
-    input = uniform<T>(tokens() * model.input_size, random);
+    input = uniform<T>(tokens() * model.all_inputs(), random);
     if (with_h0) h0 = uniform<T>(batch() * model.all_hidden(), random);
     if (with_c0) c0 = uniform<T>(batch() * model.all_hidden(), random, -2, 2);
   }
@@ -99,7 +103,7 @@ struct LstmBatch {
   LstmBatch(const LstmModel<T>& model, const LstmBatch& other, const std::vector<int64_t>& rows, Layout layout) {
     for (const int64_t row : rows) lengths.push_back(other.length(row));
     lay_out(layout);
-    input = take_tokens(other, rows, other.input, model.input_size);
+    input = take_tokens(other, rows, other.input, model.all_inputs());
     h0 = take_states(other, rows, other.h0, model);
     c0 = take_states(other, rows, other.c0, model);
   }
@@ -139,7 +143,8 @@ struct LstmBatch {
   int64_t walked(int64_t k, int64_t row, bool reverse) const { return token(reverse ? length(row) - 1 - k : k, row); }
 
   LstmShape shape(const LstmModel<T>& model) const {
-    return {model.recurrences, steps(), batch(), tokens(), model.input_size, model.hidden_size, batch_sizes.data()};
+    return {model.recurrences,  steps(),     batch(), tokens(), model.input_size, model.hidden_size,
+            batch_sizes.data(), model.inputs};
   }
 
  private:
@@ -260,7 +265,7 @@ BackwardResult<T> run_backward(const LstmModel<T>& model, const LstmBatch<T>& ba
   const auto array = [](bool is_wanted, int64_t count) { return is_wanted ? Buffer<T>(count) : Buffer<T>(); };
   BackwardResult<T> result;
   result.grad_gates = Buffer<T>(batch.tokens() * 4 * model.all_hidden());
-  result.grad_input = array(wanted.input, batch.tokens() * I);
+  result.grad_input = array(wanted.input, batch.tokens() * model.all_inputs());
   result.grad_h0 = array(wanted.h0, batch.batch() * model.all_hidden());
   result.grad_c0 = array(wanted.c0, batch.batch() * model.all_hidden());
   std::vector<LstmWeightGradients<T>> grad_weights;

@@ -195,6 +195,74 @@ void same_bits_always() {
   }
 }
 
+// Columns [first, first + width) of an array of rows.
+template <typename T>
+Buffer<T> take_columns(const Buffer<T>& from, int64_t row_width, int64_t first, int64_t width) {
+  const int64_t rows = from.size() / row_width;
+  Buffer<T> to(rows * width);
+  for (int64_t row = 0; row < rows; ++row) std::copy_n(&from[row * row_width + first], width, &to[row * width]);
+  return to;
+}
+
+// Encoders side by side, each with its own input, have the bits they have alone.
+template <typename T>
+void inputs_side_by_side() {
+  Random random(3);
+  struct SideBySide {
+    int64_t inputs, readers, input_size, hidden_size;
+  };
+  for (const auto& [P, readers, I, H] :
+       {SideBySide{2, 1, 3, 5}, SideBySide{3, 2, 1, 7}, SideBySide{4, 2, 17, 16}, SideBySide{2, 3, 40, 33}}) {
+    const Context context(kTypeName<T>, " P=", P, " G=", P * readers, " I=", I, " H=", H);
+    ModelOptions options;
+    options.recurrences = P * readers;
+    options.input_size = I;
+    options.hidden_size = H;
+    options.inputs = P;
+    const LstmModel<T> model(options, random);
+    const LstmBatch<T> batch(model, ragged(9, 11, random), Layout::packed, false, false, random);
+    const Gradients<T> gradients(model, batch, true, false, false, random);
+    options.recurrences = readers;
+    options.inputs = 1;
+    LstmModel<T> alone(options, random);
+    LstmBatch<T> own(alone, batch.lengths, Layout::packed, false, false, random);
+    const int64_t part = readers * H;
+    for (const NamedExecutor& named : executors()) {
+      const Context how(named.name);
+      const LstmResult<T> all = run_forward(model, batch, {}, named.executor);
+      const BackwardResult<T> all_back = run_backward(model, batch, all, gradients, {}, named.executor);
+      for (int64_t p = 0; p < P; ++p) {
+        for (int64_t r = 0; r < readers; ++r) {
+          const size_t from = static_cast<size_t>(p * readers + r);
+          const size_t to = static_cast<size_t>(r);
+          alone.w_ih[to] = take_columns(model.w_ih[from], 1, 0, 1);
+          alone.w_hh[to] = take_columns(model.w_hh[from], 1, 0, 1);
+          alone.b_ih[to] = take_columns(model.b_ih[from], 1, 0, 1);
+          alone.b_hh[to] = take_columns(model.b_hh[from], 1, 0, 1);
+          alone.reverse[to] = model.reverse[from];
+        }
+        own.input = take_columns(batch.input, P * I, p * I, I);
+        const LstmResult<T> result = run_forward(alone, own, {}, serial());
+        Gradients<T> own_gradients;
+        own_gradients.output = take_columns(gradients.output, P * part, p * part, part);
+        const BackwardResult<T> back = run_backward(alone, own, result, own_gradients, {}, serial());
+        const auto check_same = [&](const char* name, const Buffer<T>& a, const Buffer<T>& b) {
+          CHECK(a.size() == b.size());
+          check_same_row(name, a, 0, b, 0, b.size());
+        };
+        check_same("output", take_columns(all.output, P * part, p * part, part), result.output);
+        check_same("grad_input", take_columns(all_back.grad_input, P * I, p * I, I), back.grad_input);
+        for (int64_t r = 0; r < readers; ++r) {
+          const size_t g = static_cast<size_t>(p * readers + r);
+          check_same("gradient of w_ih", all_back.w_ih[g], back.w_ih[static_cast<size_t>(r)]);
+          check_same("gradient of w_hh", all_back.w_hh[g], back.w_hh[static_cast<size_t>(r)]);
+          check_same("gradient of the biases", all_back.bias[g], back.bias[static_cast<size_t>(r)]);
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace pymtl::test
 
@@ -203,5 +271,7 @@ int main() {
   return run_tests({
       {"the same bits always, float", same_bits_always<float>},
       {"the same bits always, double", same_bits_always<double>},
+      {"inputs side by side, float", inputs_side_by_side<float>},
+      {"inputs side by side, double", inputs_side_by_side<double>},
   });
 }

@@ -83,7 +83,7 @@ void heads_weight_gradient(const HeadsBackward<T>& args, int64_t first_column, i
 
 template <typename T>
 void sum_parts(const T* partial, int64_t stride, int64_t parts, const T* bias, int64_t width, int64_t first,
-               int64_t last, T* output) {
+               int64_t last, T* output, int64_t output_stride) {
   for (int64_t n = first; n < last; ++n) {
     for (int64_t column = 0; column < width; column += kLanes<T>) {
       const int64_t valid = width - column;
@@ -91,7 +91,7 @@ void sum_parts(const T* partial, int64_t stride, int64_t parts, const T* bias, i
       Vec<T> value = load_part(from, valid, T(0));
       for (int64_t part = 1; part < parts; ++part) value = value + load_part(from + part * stride, valid, T(0));
       if (bias != nullptr) value = value + load_part(bias + column, valid, T(0));
-      store_part(output + n * width + column, value, valid);
+      store_part(output + n * output_stride + column, value, valid);
     }
   }
 }

@@ -24,7 +24,8 @@ struct LstmWalk {
   bool reverse;
   int64_t input_size;
   int64_t hidden_size;
-  const T* input;   // [N, I]
+  const T* input;  // [N, I] rows `input_stride` apart
+  int64_t input_stride;
   const T* packed;  // this recurrence's weights, from pack_lstm
   const T* h0;      // [B, H] or null
   const T* c0;
@@ -78,9 +79,10 @@ struct LstmWeightGradient {
   int64_t first_column;  // of grad_gates
   int64_t last_column;
   const T* grad_gates;  // [N, 4H]
-  const T* input;       // [N, I]
-  const T* h0;          // [B, H] or null
-  const T* output;      // [N, ...] rows `output_stride` apart
+  const T* input;       // [N, I] rows `input_stride` apart
+  int64_t input_stride;
+  const T* h0;      // [B, H] or null
+  const T* output;  // [N, ...] rows `output_stride` apart
   int64_t output_stride;
   T* w_ih;  // [4H, I] or null
   T* w_hh;  // [4H, H] or null
@@ -99,7 +101,8 @@ struct LstmInputGradient {
   int64_t hidden_size;
   const T* grad_gates;  // [N, 4H]
   const T* packed;      // from pack_lstm_input_gradient
-  T* result;            // [N, I]
+  T* result;            // [N, I] rows `result_stride` apart
+  int64_t result_stride;
 };
 
 // One worker's part of a conditional random field's forward or backward pass: sequences [first_row, last_row).
@@ -161,9 +164,10 @@ struct KernelsFor {
   // Rows [first, last) of grad_weight and of grad_bias.
   size_t (*heads_weight_gradient_scratch)(const HeadsBackward<T>& args, int64_t first, int64_t last);
   void (*heads_weight_gradient)(const HeadsBackward<T>& args, int64_t first, int64_t last, void* scratch);
-  // output = ((partial[0] + partial[1]) + ...) + bias over rows [first, last); partials `stride` apart
+  // output = ((partial[0] + partial[1]) + ...) + bias over rows [first, last); partials `stride` apart, rows of output
+  // `output_stride`
   void (*sum_parts)(const T* partial, int64_t stride, int64_t parts, const T* bias, int64_t width, int64_t first,
-                    int64_t last, T* output);
+                    int64_t last, T* output, int64_t output_stride);
 
   void (*drop)(const T* input, const uint16_t* bits, int64_t count, int32_t drop, T scale, T* output);
   void (*pool_rows)(const Pool<T>& args, const int64_t* starts, int64_t first, int64_t last);

@@ -65,6 +65,11 @@ struct ForwardPlan {
   }
 };
 
+// The first column of the input that recurrence g reads.
+int64_t input_column(const LstmShape& shape, int64_t g) {
+  return g / (shape.recurrences / shape.inputs) * shape.input_size;
+}
+
 template <typename T>
 const T* at(const T* array, int64_t offset) {
   return array == nullptr ? nullptr : array + offset;
@@ -136,7 +141,8 @@ void lstm_forward(const LstmForward<T>& args, void* workspace, const Executor& g
     walk.reverse = args.weights[g].reverse;
     walk.input_size = shape.input_size;
     walk.hidden_size = hidden;
-    walk.input = args.input;
+    walk.input = args.input + input_column(shape, g);
+    walk.input_stride = shape.inputs * shape.input_size;
     walk.packed = (args.packed == nullptr ? plan.packed : args.packed) + g * plan.packed_size;
     walk.h0 = at(args.h0, state);
     walk.c0 = at(args.c0, state);
@@ -162,7 +168,7 @@ void lstm_forward(const LstmForward<T>& args, void* workspace, const Executor& g
     const Executor executor = executor_for(shape.recurrences * shape.tokens * heads.width, plan.executor);
     for_each(executor, blocks, [&](int64_t block) {
       kernels.sum_parts(plan.partial, shape.tokens * heads.width, shape.recurrences, heads.bias, heads.width,
-                        block * kBlock, std::min((block + 1) * kBlock, shape.tokens), heads.logits);
+                        block * kBlock, std::min((block + 1) * kBlock, shape.tokens), heads.logits, heads.width);
     });
   }
 }
@@ -196,8 +202,8 @@ struct BackwardPlan {
     bounds = workspace.take<int64_t>(slices + 1);
     packed = workspace.take<T>(shape.recurrences * packed_size);
     input_packed = workspace.take<T>(args.grad_input != nullptr ? shape.recurrences * input_packed_size : 0);
-    // Of one recurrence, its part is the whole.
-    const bool sum = args.grad_input != nullptr && shape.recurrences > 1;
+    // Of an input that one recurrence reads, its part is the whole.
+    const bool sum = args.grad_input != nullptr && shape.recurrences > shape.inputs;
     input_parts = workspace.take<T>(sum ? shape.recurrences * shape.tokens * shape.input_size : 0);
     // The walks' scratch memory serves the weights' gradients after them.
     LstmBackwardWalk<T> walk{};
@@ -279,7 +285,10 @@ void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor&
     input.hidden_size = hidden;
     input.grad_gates = walk.grad_gates;
     input.packed = plan.input_packed + g * plan.input_packed_size;
-    input.result = shape.recurrences > 1 ? plan.input_parts + g * shape.tokens * shape.input_size : args.grad_input;
+    const bool sum = shape.recurrences > shape.inputs;
+    input.result =
+        sum ? plan.input_parts + g * shape.tokens * shape.input_size : args.grad_input + input_column(shape, g);
+    input.result_stride = sum ? shape.input_size : shape.inputs * shape.input_size;
     kernels.lstm_input_gradient(input);
   });
 
@@ -300,7 +309,8 @@ void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor&
     gradient.first_column = share(4 * hidden, slice, plan.slices);
     gradient.last_column = share(4 * hidden, slice + 1, plan.slices);
     gradient.grad_gates = args.grad_gates + g * shape.tokens * 4 * hidden;
-    gradient.input = args.input;
+    gradient.input = args.input + input_column(shape, g);
+    gradient.input_stride = shape.inputs * shape.input_size;
     gradient.h0 = at(args.h0, g * shape.batch * hidden);
     gradient.output = args.output + g * hidden;
     gradient.output_stride = shape.recurrences * hidden;
@@ -309,9 +319,14 @@ void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor&
     gradient.bias = wanted.bias;
     gradient.scratch = plan.scratch + static_cast<size_t>(task) * plan.scratch_size;
     if (gradient.last_column > gradient.first_column) kernels.lstm_weight_gradient(gradient);
-    if (args.grad_input != nullptr && shape.recurrences > 1) {
-      kernels.sum_parts(plan.input_parts, shape.tokens * shape.input_size, shape.recurrences, nullptr, shape.input_size,
-                        share(shape.tokens, task, tasks), share(shape.tokens, task + 1, tasks), args.grad_input);
+    if (args.grad_input != nullptr && shape.recurrences > shape.inputs) {
+      const int64_t part = shape.tokens * shape.input_size;
+      const int64_t readers = shape.recurrences / shape.inputs;
+      for (int64_t p = 0; p < shape.inputs; ++p) {
+        kernels.sum_parts(plan.input_parts + p * readers * part, part, readers, nullptr, shape.input_size,
+                          share(shape.tokens, task, tasks), share(shape.tokens, task + 1, tasks),
+                          args.grad_input + p * shape.input_size, shape.inputs * shape.input_size);
+      }
     }
   });
 }

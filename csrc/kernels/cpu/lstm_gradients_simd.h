@@ -63,7 +63,7 @@ void lstm_weight_gradient(const LstmWeightGradient<T>& args) {
     gradient.start(first, count);
     if (args.bias != nullptr) gradient.add_sum(args.bias);
     if (args.w_ih != nullptr) {
-      for (int64_t k = 0; k < count; ++k) rows[k] = args.input + (first + k) * args.input_size;
+      for (int64_t k = 0; k < count; ++k) rows[k] = args.input + (first + k) * args.input_stride;
       gradient.add_product(rows, args.input_size, args.w_ih);
     }
     if (args.w_hh != nullptr) {
@@ -108,7 +108,7 @@ void lstm_input_gradient(const LstmInputGradient<T>& args) {
     for (int64_t row = args.first_row; row < last_row; ++row) {
       const int64_t token = args.starts[t] + row;
       rows[count] = args.grad_gates + token * kGates * args.hidden_size;
-      results[count] = args.result + token * args.input_size;
+      results[count] = args.result + token * args.result_stride;
       if (++count == kRows) multiply();
     }
   }

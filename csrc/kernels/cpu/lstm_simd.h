@@ -199,7 +199,7 @@ class LstmWalker {
       const int64_t t = step_at(end);
       const int64_t active = rows_at(t);
       if (count + active > scratch_.block) break;
-      for (int64_t row = 0; row < active; ++row) pointers_[count++] = walk_.input + token(t, row) * walk_.input_size;
+      for (int64_t row = 0; row < active; ++row) pointers_[count++] = walk_.input + token(t, row) * walk_.input_stride;
     }
     for (int64_t panel = 0; panel < layout_.panels(); ++panel) {
       const T* const bias = walk_.packed + layout_.bias() + panel * kGates * kLanes<T>;
