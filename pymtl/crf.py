@@ -90,6 +90,16 @@ class CRF(nn.Module):
             TypeError, ValueError: the emissions' and the tags' layouts differ.
             RuntimeError: a size, dtype or device does not fit.
         """
+        result, order = self._log_likelihood(emissions, tags, lengths)
+        return result if order.unsorted_indices is None else result.index_select(0, order.unsorted_indices)
+
+    def _log_likelihood(
+        self,
+        emissions: Tensor | PackedSequence,
+        tags: Tensor | PackedSequence,
+        lengths: Tensor | Sequence[int] | None = None,
+    ) -> tuple[Tensor, ops.PackingOrder]:
+        """In the packed order: for a sum over the batch any order will do."""
         packed, order = self._pack(emissions, lengths)
         if isinstance(emissions, PackedSequence) != isinstance(tags, PackedSequence):
             raise TypeError(
@@ -103,8 +113,7 @@ class CRF(nn.Module):
             if tags.shape != emissions.shape[:2]:
                 raise ValueError(f"tags: expected shape {list(emissions.shape[:2])}, got {list(tags.shape)}")
             flat = ops.pack(tags, order, batch_first=self.batch_first)
-        result = self._functions(packed).crf(packed, order.batch_sizes, flat, *self.scores())
-        return result if order.unsorted_indices is None else result.index_select(0, order.unsorted_indices)
+        return self._functions(packed).crf(packed, order.batch_sizes, flat, *self.scores()), order
 
     def forward(
         self,
@@ -119,7 +128,7 @@ class CRF(nn.Module):
         tokens = emissions.data.shape[0] if isinstance(emissions, PackedSequence) else emissions[..., 0].numel()
         if lengths is not None:
             tokens = int(torch.as_tensor(lengths).sum())
-        return -self.log_likelihood(emissions, tags, lengths).sum() / tokens
+        return self._log_likelihood(emissions, tags, lengths)[0].sum() * (-1 / tokens)
 
     @torch.no_grad()
     def decode(

@@ -14,7 +14,6 @@ namespace pymtl {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kTransitionRange = 200;  // natural logarithms; see kEmissionRange in crf_simd.h
 
 template <typename T>
 LstmShape shape_of(const CrfChain<T>& chain) {
@@ -32,6 +31,7 @@ struct CrfPlan {
   double* packed;
   double* end;
   double* log_partition;
+  double* products;
   unsigned char* lossy;
   double* scratch;
   const double** rows;
@@ -49,6 +49,7 @@ struct CrfPlan {
     packed = workspace.take<double>(active_kernels().f64.heads_packed_size(C, C));
     end = workspace.take<double>(C);
     log_partition = workspace.take<double>(chain.batch);
+    products = workspace.take<double>(chain.batch);
     lossy = workspace.take<unsigned char>(chain.batch);
     scratch = workspace.take<double>((chain.batch + slices) * C);
     rows = workspace.take<const double*>(chain.batch);
@@ -58,8 +59,9 @@ struct CrfPlan {
     const int64_t C = chain.classes;
     fill_starts(shape_of(chain), starts);
     fill_bounds(shape_of(chain), starts, slices, bounds);
-    transition_shift = exponentials(chain.transitions, C * C, kTransitionRange, factors_of_transitions);
-    end_shift = exponentials(chain.end, C, kTransitionRange, end);
+    const auto& factors = active_kernels().of<T>().crf_factors;
+    transition_shift = factors(chain.transitions, C * C, factors_of_transitions, &all_lossy);
+    end_shift = factors(chain.end, C, end, &all_lossy);
     const KernelsFor<double>& kernels = active_kernels().f64;
     if (transposed) {
       kernels.pack_heads(factors_of_transitions, C, C, C, packed);
@@ -81,25 +83,10 @@ struct CrfPlan {
     result.end_shift = end_shift;
     result.lossy = lossy;
     result.log_partition = log_partition;
+    result.products = products;
     result.scratch = scratch + (bounds[slice] + slice) * chain.classes;
     result.rows = rows + bounds[slice];
     return result;
-  }
-
- private:
-  // exp(scores - their largest); returns that.
-  double exponentials(const T* scores, int64_t count, double range, double* result) {
-    double largest = -kInfinity;
-    double smallest = kInfinity;
-    for (int64_t c = 0; c < count; ++c) {
-      const double score = static_cast<double>(scores[c]);
-      if (!(score <= largest)) largest = score;
-      if (score > -kInfinity && score < smallest) smallest = score;
-    }
-    if (!(largest < kInfinity) || !(largest > -kInfinity) || largest - smallest > range) all_lossy = true;
-    for (int64_t c = 0; c < count; ++c) result[c] = static_cast<double>(scores[c]) - largest;
-    active_kernels().f64.exponential(result, result, count);
-    return largest;
   }
 };
 
@@ -286,11 +273,14 @@ void crf_backward(const CrfBackward<T>& args, void* memory, const Executor& give
                                       plan.gradient_scratch + static_cast<size_t>(task) * plan.scratch_size);
     }
   });
-  for (int64_t i = 0; i < C; ++i) {
-    for (int64_t c = 0; c < C; ++c) {
-      const double factor = plan.factors_of_transitions[i * C + c];
-      // Nothing passes a forbidden transition, whatever its ends' probabilities; in log space there are no factors.
-      plan.transitions[i * C + c] = plan.all_lossy || factor == 0 ? 0 : plan.transposed[c * C + i] * factor;
+  constexpr int64_t kBlock = 8;  // of a transposition: a cache line
+  for (int64_t first = 0; first < C; first += kBlock) {
+    for (int64_t i = 0; i < C; ++i) {
+      for (int64_t c = first; c < std::min(first + kBlock, C); ++c) {
+        const double factor = plan.factors_of_transitions[i * C + c];
+        // Nothing passes a forbidden transition, whatever its ends' probabilities; in log space there are no factors.
+        plan.transitions[i * C + c] = plan.all_lossy || factor == 0 ? 0 : plan.transposed[c * C + i] * factor;
+      }
     }
   }
   for (int64_t row = 0; row < chain.batch; ++row) {

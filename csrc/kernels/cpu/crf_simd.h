@@ -16,12 +16,13 @@ namespace {
 // 1e-87 (a transition) * 1e-65 (an emission) * 1e-150 (a probability).
 constexpr double kEmissionRange = 150;  // of one token's emissions, natural logarithms
 constexpr double kLeastProbability = 1e-150;
+constexpr double kTransitionRange = 200;  // of the transitions and of the last step's scores
 
 // The C library's double-precision log is newer than the oldest system a wheel should run on.
 PYMTL_INLINE double log_of(double x) { return static_cast<double>(::logl(x)); }
 
 // Exponentials of `count` scores minus the largest, which is returned. Sets *lossy if they are too far apart.
-inline double shifted_exponentials(double* scores, int64_t count, bool* lossy) {
+inline double shifted_exponentials(double* scores, int64_t count, double range, bool* lossy) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   Vec<double> highest = broadcast(-kInfinity);
   Vec<double> lowest = broadcast(kInfinity);
@@ -33,12 +34,19 @@ inline double shifted_exponentials(double* scores, int64_t count, bool* lossy) {
   }
   const double largest = max_lanes<double>(highest);
   const double smallest = -max_lanes<double>(-lowest);
-  if (!(largest < kInfinity) || !(largest > -kInfinity) || largest - smallest > kEmissionRange) *lossy = true;
+  if (!(largest < kInfinity) || !(largest > -kInfinity) || largest - smallest > range) *lossy = true;
   for (int64_t c = 0; c < count; c += kLanes<double>) {
     const Vec<double> x = load_part(scores + c, count - c, -kInfinity);
     store_part(scores + c, exp_nonpositive<double>(x - broadcast(largest)), count - c);
   }
   return largest;
+}
+
+// exp(scores - the largest) of transitions or of the last step, which is returned; see above.
+template <typename T>
+double crf_factors(const T* scores, int64_t count, double* factors, bool* lossy) {
+  for (int64_t c = 0; c < count; ++c) factors[c] = static_cast<double>(scores[c]);
+  return shifted_exponentials(factors, count, kTransitionRange, lossy);
 }
 
 template <typename T>
@@ -68,9 +76,10 @@ void crf_forward_walk(const CrfWalk<T>& walk) {
       if (t == 0) {
         for (int64_t c = 0; c < C; ++c) scores[c] += static_cast<double>(chain.start[c]);
         walk.log_partition[row] = 0;
+        walk.products[row] = 1;
       }
       bool lossy = false;
-      const double shift = shifted_exponentials(scores, C, &lossy);
+      const double shift = shifted_exponentials(scores, C, kEmissionRange, &lossy);
       const double* const predicted = products + (row - walk.first_row) * C;
       Vec<double> sums = {};
       for (int64_t c = 0; c < C; c += kLanes<double>) {
@@ -91,12 +100,18 @@ void crf_forward_walk(const CrfWalk<T>& walk) {
       if (!(-max_lanes<double>(-least) > kLeastProbability) || !(scale > 0)) lossy = true;
       if (lossy) walk.lossy[row] = 1;
       walk.scales[token] = scale;
-      walk.log_partition[row] += shift + log_of(scale) + (t > 0 ? walk.transition_shift : 0);
+      walk.log_partition[row] += shift + (t > 0 ? walk.transition_shift : 0);
+      // Logarithms are slow: one of a product for as long as that is far from the largest and the smallest number.
+      walk.products[row] *= scale;
+      if (!(walk.products[row] > 1e-100 && walk.products[row] < 1e100)) {
+        walk.log_partition[row] += log_of(walk.products[row]);
+        walk.products[row] = 1;
+      }
       if (row >= next) {
         double sum = 0;
         for (int64_t c = 0; c < C; ++c) sum += alphas[c] * walk.end[c];
         if (!(sum > 0)) walk.lossy[row] = 1;
-        walk.log_partition[row] += log_of(sum) + walk.end_shift;
+        walk.log_partition[row] += log_of(walk.products[row]) + log_of(sum) + walk.end_shift;
       }
     }
   }
@@ -152,7 +167,7 @@ void crf_backward_walk(const CrfWalk<T>& walk) {
       const T* const emissions = chain.emissions + token * C;
       for (int64_t c = 0; c < C; ++c) scores[c] = static_cast<double>(emissions[c]);
       bool lossy = false;
-      shifted_exponentials(scores, C, &lossy);
+      shifted_exponentials(scores, C, kEmissionRange, &lossy);
       const double inverse = 1 / walk.scales[token];
       for (int64_t c = 0; c < C; ++c) factors[c] = scores[c] * beta[c] * inverse;
     }

@@ -120,6 +120,7 @@ struct CrfWalk {
   double* scales;         // [N]
   unsigned char* lossy;   // [B] whether a probability got or may get lost
   double* log_partition;  // [B] forward
+  double* products;       // [B] forward: of scales whose logarithm is not in log_partition yet
   const T* grad_result;   // [B] backward
   double* marginals;      // [N, C] backward
   double* factors;        // [N, C] backward
@@ -174,6 +175,8 @@ struct KernelsFor {
   // Returns the loss summed over rows [first, last), before normalisation; writes their gradients times `scale`.
   double (*loss_rows)(const LossTask<T>& task, double scale, int64_t first, int64_t last);
 
+  // factors = exp(scores - the largest), which is returned; sets *lossy where they are too far apart.
+  double (*crf_factors)(const T* scores, int64_t count, double* factors, bool* lossy);
   void (*crf_forward_walk)(const CrfWalk<T>& walk);
   void (*crf_backward_walk)(const CrfWalk<T>& walk);
   void (*crf_transition_gradient)(const CrfTransitions& args, int64_t first, int64_t last, void* scratch);

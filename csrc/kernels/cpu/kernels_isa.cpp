@@ -51,6 +51,7 @@ constexpr KernelsFor<T> kernels_for() {
       .drop = drop<T>,
       .pool_rows = pool_rows<T>,
       .loss_rows = loss_rows<T>,
+      .crf_factors = crf_factors<T>,
       .crf_forward_walk = crf_forward_walk<T>,
       .crf_backward_walk = crf_backward_walk<T>,
       .crf_transition_gradient = crf_transition_gradient<T>,
