@@ -4,36 +4,68 @@ One LSTM encoder shared by several tasks, a head for each, one joint loss; the L
 all heads and the loss are C++ kernels. :class:`LSTM` is a drop-in replacement of :class:`torch.nn.LSTM`.
 """
 
+from pymtl import balancing, sharing
 from pymtl._native import version as __version__
 from pymtl.convert import convert, revert
 from pymtl.crf import CRF, CRFLoss
+from pymtl.ctc import CTCLoss, ctc_beam, ctc_greedy
+from pymtl.embeddings import CharacterCNN, CharacterLSTM, TokenFeatures
 from pymtl.freezing import freeze, unfreeze
-from pymtl.heads import ClassificationHead, CRFHead, Head, MultiLabelHead, RegressionHead, TokenClassificationHead
-from pymtl.joint_loss import BinaryCrossEntropy, CrossEntropy, JointLoss, JointLossResult, MeanSquaredError
+from pymtl.heads import (
+    ClassificationHead,
+    CRFHead,
+    CTCHead,
+    Head,
+    MultiLabelHead,
+    OrdinalHead,
+    Reads,
+    RegressionHead,
+    TokenClassificationHead,
+)
+from pymtl.joint_loss import JointLoss, JointLossResult
+from pymtl.language_model import LanguageModelHead, language_model_targets
+from pymtl.losses import BinaryCrossEntropy, CrossEntropy, MeanSquaredError, OrdinalLoss
 from pymtl.lstm import LSTM
-from pymtl.models import MultiTaskModel
+from pymtl.models import Logits, MultiTaskModel
 from pymtl.packing import pack
+from pymtl.pooling import AttentionPooling
 
 __all__ = [
+    "LSTM",
+    "AttentionPooling",
+    "BinaryCrossEntropy",
     "CRF",
     "CRFHead",
     "CRFLoss",
-    "BinaryCrossEntropy",
+    "CTCHead",
+    "CTCLoss",
+    "CharacterCNN",
+    "CharacterLSTM",
     "ClassificationHead",
     "CrossEntropy",
     "Head",
     "JointLoss",
     "JointLossResult",
-    "LSTM",
+    "LanguageModelHead",
+    "Logits",
     "MeanSquaredError",
     "MultiLabelHead",
     "MultiTaskModel",
+    "OrdinalHead",
+    "OrdinalLoss",
+    "Reads",
     "RegressionHead",
     "TokenClassificationHead",
+    "TokenFeatures",
     "__version__",
+    "balancing",
     "convert",
+    "ctc_beam",
+    "ctc_greedy",
     "freeze",
+    "language_model_targets",
     "pack",
     "revert",
+    "sharing",
     "unfreeze",
 ]

@@ -8,10 +8,12 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from pymtl import ops, reference
+from pymtl.losses import SequenceLoss
 from pymtl.packing import as_lengths, same_packing
+from pymtl.states import rows
 
 
 class CRF(nn.Module):
@@ -46,12 +48,8 @@ class CRF(nn.Module):
         self.start_transitions = nn.Parameter(torch.empty(num_tags))
         self.end_transitions = nn.Parameter(torch.empty(num_tags))
         self.transitions = nn.Parameter(torch.empty(num_tags, num_tags))
-        names = [""] * num_tags if labels is None else labels
-        start = torch.tensor([name.startswith("I-") for name in names])
-        steps = torch.tensor([[to.startswith("I-") and before[1:] != to[1:] for to in names] for before in names])
-        # What the labels say, not what training found: it is no part of the state.
-        self.register_buffer("_forbidden_start", start, persistent=False)
-        self.register_buffer("_forbidden", steps, persistent=False)
+        # What the labels say, not what training found: no part of the state, and made where it is needed.
+        self._forbidden: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -63,10 +61,14 @@ class CRF(nn.Module):
         """The scores of starts [C], ends [C] and transitions [C, C]; -inf where the labels forbid one."""
         if self.labels is None:
             return self.start_transitions, self.end_transitions, self.transitions
+        device = self.transitions.device
+        if device not in self._forbidden:
+            self._forbidden[device] = _forbidden(self.labels, device)
+        start, steps = self._forbidden[device]
         return (
-            self.start_transitions.masked_fill(self._forbidden_start, -torch.inf),
+            self.start_transitions.masked_fill(start, -torch.inf),
             self.end_transitions,
-            self.transitions.masked_fill(self._forbidden, -torch.inf),
+            self.transitions.masked_fill(steps, -torch.inf),
         )
 
     def log_likelihood(
@@ -100,7 +102,7 @@ class CRF(nn.Module):
         lengths: Tensor | Sequence[int] | None = None,
     ) -> tuple[Tensor, ops.PackingOrder]:
         """In the packed order: for a sum over the batch any order will do."""
-        packed, order = self._pack(emissions, lengths)
+        packed, order = self.packed(emissions, lengths)
         if isinstance(emissions, PackedSequence) != isinstance(tags, PackedSequence):
             raise TypeError(
                 f"tags: expected a {type(emissions).__name__} like the emissions, got a {type(tags).__name__}"
@@ -113,7 +115,7 @@ class CRF(nn.Module):
             if tags.shape != emissions.shape[:2]:
                 raise ValueError(f"tags: expected shape {list(emissions.shape[:2])}, got {list(tags.shape)}")
             flat = ops.pack(tags, order, batch_first=self.batch_first)
-        return self._functions(packed).crf(packed, order.batch_sizes, flat, *self.scores()), order
+        return self.functions(packed).crf(packed, order.batch_sizes, flat, *self.scores()), order
 
     def forward(
         self,
@@ -125,10 +127,8 @@ class CRF(nn.Module):
 
         Arguments and errors as for :meth:`log_likelihood`.
         """
-        tokens = emissions.data.shape[0] if isinstance(emissions, PackedSequence) else emissions[..., 0].numel()
-        if lengths is not None:
-            tokens = int(torch.as_tensor(lengths).sum())
-        return self._log_likelihood(emissions, tags, lengths)[0].sum() * (-1 / tokens)
+        values, order = self._log_likelihood(emissions, tags, lengths)
+        return values.sum() * (-1 / max(int(order.batch_sizes.sum()), 1))
 
     @torch.no_grad()
     def decode(
@@ -143,17 +143,18 @@ class CRF(nn.Module):
             ``tags``, int64, padded (0 at padding) or packed like the emissions, and ``scores`` [B] in the
             batch's order.
         """
-        packed, order = self._pack(emissions, lengths)
-        tags, scores = self._functions(packed).crf_decode(packed, order.batch_sizes, *self.scores())
+        packed, order = self.packed(emissions, lengths)
+        tags, scores = self.functions(packed).crf_decode(packed, order.batch_sizes, *self.scores())
         if order.unsorted_indices is not None:
             scores = scores.index_select(0, order.unsorted_indices)
         if isinstance(emissions, PackedSequence):
             return PackedSequence(tags, *emissions[1:]), scores
         return ops.unpack(tags, order, batch_first=self.batch_first), scores
 
-    def _pack(
+    def packed(
         self, emissions: Tensor | PackedSequence, lengths: Tensor | Sequence[int] | None
     ) -> tuple[Tensor, ops.PackingOrder]:
+        """Emissions as [N, C], and their order."""
         if isinstance(emissions, PackedSequence):
             if lengths is not None:
                 raise ValueError("lengths: expected none with a PackedSequence, which has its own")
@@ -166,7 +167,12 @@ class CRF(nn.Module):
         order = ops.packing_order(as_lengths(lengths, batch), steps)
         return ops.pack(emissions, order, batch_first=self.batch_first), order
 
-    def _functions(self, emissions: Tensor) -> object:
+    def functions(self, emissions: Tensor) -> object:
+        """:mod:`pymtl.ops` where the kernels take such emissions, else :mod:`pymtl.reference`."""
+        if emissions.dim() != 2 or emissions.shape[1] != self.num_tags:
+            raise RuntimeError(f"emissions: expected {self.num_tags} scores a token, got {list(emissions.shape)}")
+        if not emissions.is_floating_point():
+            raise RuntimeError(f"emissions: expected floating-point scores, got {emissions.dtype}")
         kernels = emissions.device.type == "cpu" and emissions.dtype in (torch.float32, torch.float64)
         return ops if kernels else reference
 
@@ -175,58 +181,91 @@ class CRF(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class CRFLoss:
+class CRFLoss(SequenceLoss):
     """The negative log-likelihood of a :class:`CRF` over the number of tokens, for :class:`pymtl.JointLoss`.
 
     Args:
         crf: its parameters belong to the head.
-        ignore_index: the tag that means there is no label: at padding, or of every token of a sentence, which then
-            contributes nothing.
+        ignore_index: the tag that means there is no label: at padding, of every token of a sentence, which then
+            contributes nothing, or in a packed batch of some of its tokens: then the likelihood is of all paths
+            through the tags there are (Tsuboi et al. 2008, "Training Conditional Random Fields Using Incomplete
+            Annotations", equation 3).
     """
 
     crf: CRF
     ignore_index: int = -100
-    weight: ClassVar[None] = None
-    label_smoothing: ClassVar[float] = 0.0
     kind: ClassVar[str] = "crf"
 
     def __call__(self, emissions: Tensor | PackedSequence, tags: Tensor | PackedSequence) -> Tensor:
         """The loss; padded sentences are as long as they have tags.
 
         Raises:
-            TypeError, ValueError: the layouts differ, or a sentence has tags for some of its tokens only.
+            TypeError, ValueError: the layouts differ, or a padded sentence has tags for some of its tokens only,
+                which then do not tell its length.
             IndexError: a tag is out of range.
         """
-        packed = isinstance(emissions, PackedSequence)
-        if packed != isinstance(tags, PackedSequence):
+        data, order, flat = self._packed(emissions, tags)
+        missing = flat == self.ignore_index
+        batch_sizes = order.batch_sizes
+        if bool(missing.any()):
+            # Sentences without any tag go, whatever they hold; the order of the others stays.
+            of_token = rows(batch_sizes).to(flat.device)
+            batch = int(batch_sizes[0])
+            counts = torch.zeros(batch, dtype=torch.int64, device=flat.device).index_add(0, of_token, (~missing).long())
+            kept = (counts > 0)[of_token]
+            step = torch.arange(len(batch_sizes)).repeat_interleave(batch_sizes)
+            batch_sizes = torch.bincount(step[kept.cpu()], minlength=len(batch_sizes))
+            data, flat, missing = data[kept], flat[kept], missing[kept]
+        if len(flat) == 0:
+            return data.sum()  # nothing, but with a gradient of nothing
+        functions, scores = self.crf.functions(data), self.crf.scores()
+        if not bool(missing.any()):
+            return functions.crf(data, batch_sizes, flat, *scores).sum() * (-1 / len(flat))
+        others = (flat.unsqueeze(1) != torch.arange(self.crf.num_tags, device=flat.device)) & ~missing.unsqueeze(1)
+        through = functions.crf(data.masked_fill(others, -torch.inf), batch_sizes, None, *scores)
+        whole = functions.crf(data, batch_sizes, None, *scores)
+        return (whole - through).sum() / (~missing).sum()
+
+    def _packed(
+        self, emissions: Tensor | PackedSequence, tags: Tensor | PackedSequence
+    ) -> tuple[Tensor, ops.PackingOrder, Tensor]:
+        """Emissions [N, C], their order, and tags [N]."""
+        if isinstance(emissions, PackedSequence) != isinstance(tags, PackedSequence):
             raise TypeError(f"expected a {type(emissions).__name__} like the logits, got a {type(tags).__name__}")
-        if packed:
+        if isinstance(emissions, PackedSequence):
             if not same_packing(emissions, tags):
                 raise ValueError("expected the packing of the logits, got another order or lengths")
-            missing = tags.data == self.ignore_index
-            if not bool(missing.any()):
-                return self.crf(emissions, tags)
-            rows, lengths = pad_packed_sequence(tags, batch_first=True, padding_value=self.ignore_index)
-            known = tags._replace(data=tags.data.masked_fill(missing, 0))
-        else:
-            if tags.shape != emissions.shape[:-1]:
-                raise ValueError(
-                    f"expected shape {list(emissions.shape[:-1])} for logits of shape {list(emissions.shape)}, "
-                    f"got {list(tags.shape)}"
-                )
-            rows = tags if self.crf.batch_first else tags.t()
-            lengths = (rows != self.ignore_index).sum(1).clamp(min=1)
-            known = tags.masked_fill(tags == self.ignore_index, 0)
-        labelled = rows != self.ignore_index
+            data, order = self.crf.packed(emissions, None)
+            self._check_classes(tags.data)
+            return data, order, tags.data
+        if emissions.dim() != 3 or tags.shape != emissions.shape[:-1]:
+            raise ValueError(
+                f"expected tags {list(emissions.shape[:-1])} for logits [B, T, C], got {list(tags.shape)} "
+                f"for {list(emissions.shape)}"
+            )
+        self._check_classes(tags)
+        labelled = (tags if self.crf.batch_first else tags.t()) != self.ignore_index
         counts = labelled.sum(1)
-        whole = torch.arange(rows.shape[1]) < torch.where(counts > 0, lengths, 0).unsqueeze(1)
-        partly = (labelled != whole).any(1)
+        partly = (labelled != (torch.arange(labelled.shape[1], device=tags.device) < counts.unsqueeze(1))).any(1)
         if bool(partly.any()):
             raise ValueError(
-                "expected tags of all tokens of a sentence or of none, "
+                "expected tags of all tokens of a padded sentence or of none, "
                 f"got some for sentence {int(partly.nonzero()[0])}"
             )
-        values = self.crf.log_likelihood(emissions, known, None if packed else lengths)
-        if not bool(counts.any()):
-            return values.new_zeros(())
-        return -torch.where(counts > 0, values, 0.0).sum() / counts.sum()
+        data, order = self.crf.packed(emissions, counts.clamp(min=1).cpu())
+        return data, order, ops.pack(tags, order, batch_first=self.crf.batch_first)
+
+    def _check_classes(self, tags: Tensor) -> None:
+        if tags.dtype != torch.int64:
+            raise TypeError(f"expected int64 tags, got {tags.dtype}")
+        wrong = (tags != self.ignore_index) & ((tags < 0) | (tags >= self.crf.num_tags))
+        if bool(wrong.any()):
+            raise IndexError(f"expected tags from 0 to {self.crf.num_tags - 1}, got {int(tags[wrong][0])}")
+
+
+def _forbidden(labels: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Whether a path may not start at a tag [C], and not step from one to another [C, C]."""
+    kinds = [label.partition("-")[::2] for label in labels]
+    start = [prefix == "I" for prefix, _ in kinds]
+    steps = [[to[0] == "I" and before not in (("B", to[1]), to) for to in kinds] for before in kinds]
+    return torch.tensor(start, device=device), torch.tensor(steps, device=device)

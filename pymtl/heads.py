@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,10 +13,40 @@ from torch.nn import init
 
 from pymtl import ops, reference
 from pymtl.crf import CRF, CRFLoss
-from pymtl.joint_loss import BinaryCrossEntropy, CrossEntropy, Loss, MeanSquaredError
+from pymtl.ctc import CTCLoss
+from pymtl.custom import runs_own_code
+from pymtl.losses import BinaryCrossEntropy, CrossEntropy, Loss, MeanSquaredError, OrdinalLoss
+from pymtl.pooling import AttentionPooling
+from pymtl.states import States
 
-Pooling = Literal["last", "mean", "max"]
-POOLINGS = ("last", "mean", "max")
+Pooling = Literal["last", "mean", "max", "attention"] | AttentionPooling
+POOLINGS = ("last", "mean", "max", "attention")
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a head reads beside the states.
+
+    Args:
+        skip: the embedded tokens too, ``o_t = g(W_ho h_t + W_xo x_t)``: a connection from the input to the head past the
+            recurrence (Graves 2013, "Generating Sequences With Recurrent Neural Networks", section 2). A head of
+            sequences reads their maximum if it pools by ``"max"``, else their mean.
+        after: a task of classes, whose probabilities are embedded and read: label embedding, as in hierarchical models
+            (Hashimoto et al. 2017, "A Joint Many-Task Model", equation 4). A token reads its own or its sequence's, a
+            sequence the mean of its tokens'.
+        label_embedding_dim: the size of that.
+
+    Raises:
+        ValueError: the size is below 1.
+    """
+
+    skip: bool = False
+    after: str | None = None
+    label_embedding_dim: int = 32
+
+    def __post_init__(self) -> None:
+        if self.label_embedding_dim < 1:
+            raise ValueError(f"label_embedding_dim: expected a number above 0, got {self.label_embedding_dim}")
 
 
 class Head(nn.Module):
@@ -28,58 +59,130 @@ class Head(nn.Module):
     Args:
         out_features: C, the width of this head's output.
         pooling: how a sequence's states become one: ``"last"`` (each direction's own final state), ``"mean"``
-            or ``"max"`` over its tokens; None for a head of each token.
+            or ``"max"`` over its tokens, ``"attention"`` or an :class:`AttentionPooling`; None for a head of each token.
         loss: the loss this head is trained with.
         in_features: F, the encoder's features; None to learn them from the model.
+        reads: what else it reads.
     """
 
-    def __init__(self, out_features: int, pooling: Pooling | None, loss: Loss, in_features: int | None = None) -> None:
+    def __init__(
+        self,
+        out_features: int,
+        pooling: Pooling | None,
+        loss: Loss,
+        in_features: int | None = None,
+        reads: Reads | None = None,
+    ) -> None:
         super().__init__()
         if not isinstance(out_features, int) or out_features < 1:
             raise ValueError(f"{type(self).__name__}: expected a number of outputs above 0, got {out_features!r}")
-        if pooling is not None and pooling not in POOLINGS:
+        if pooling is not None and not isinstance(pooling, AttentionPooling) and pooling not in POOLINGS:
             raise ValueError(f"pooling: expected one of {POOLINGS}, got {pooling!r}")
         if loss.weight is not None and len(loss.weight) != out_features:
             raise ValueError(f"loss.weight: expected {out_features} numbers, got {len(loss.weight)}")
         self.out_features = out_features
-        self.pooling = pooling
+        self.attention = pooling if isinstance(pooling, AttentionPooling) else None
+        if pooling == "attention":
+            self.attention = AttentionPooling()
+        self.pooling = "attention" if self.attention is not None else pooling
         self.loss = loss
+        self.reads = reads or Reads()
         self.weight = nn.UninitializedParameter()
         self.bias = nn.UninitializedParameter()
+        if self.reads.after is not None:
+            self.label_embedding = nn.UninitializedParameter()
         if in_features is not None:
             self.materialize(in_features)
 
-    def materialize(self, in_features: int, like: Tensor | None = None) -> None:
+    def materialize(
+        self, in_features: int, like: Tensor | None = None, input_size: int = 0, labels_before: int = 0
+    ) -> None:
         """Gives the parameters their size. Called once, by the model; later calls check the size.
 
         Args:
-            in_features: F.
+            in_features: of the encoder's states.
             like: the dtype and device of the parameters; torch's defaults if None.
+            input_size: of the embedded tokens, if the head reads them.
+            labels_before: classes of the task this one reads after.
 
         Raises:
             ValueError: the parameters have another size already.
         """
+        kind = {} if like is None else {"device": like.device, "dtype": like.dtype}
+        if self.attention is not None:
+            self.attention.materialize(in_features, like)
+        if self.reads.skip:
+            in_features += input_size
+        if self.reads.after is not None:
+            in_features += self.reads.label_embedding_dim
+            if isinstance(self.label_embedding, nn.UninitializedParameter):
+                self.label_embedding.materialize((labels_before, self.reads.label_embedding_dim), **kind)
+                init.normal_(self.label_embedding, std=self.reads.label_embedding_dim**-0.5)
         if isinstance(self.weight, nn.UninitializedParameter):
-            kind = {} if like is None else {"device": like.device, "dtype": like.dtype}
-            self.weight.materialize((self.out_features, in_features), **kind)
-            self.bias.materialize((self.out_features,), **kind)
+            self.materialize_output(in_features, kind)
             self.reset_parameters()
         elif self.weight.shape[1] != in_features:
             raise ValueError(
                 f"{type(self).__name__}: expected an encoder of {self.weight.shape[1]} features, got {in_features}"
             )
 
+    def materialize_output(self, in_features: int, kind: dict[str, object]) -> None:
+        """Gives weight and bias their size."""
+        self.weight.materialize((self.out_features, in_features), **kind)
+        self.bias.materialize((self.out_features,), **kind)
+
     def reset_parameters(self) -> None:
-        """Draws the parameters anew, as :class:`torch.nn.Linear` does."""
+        """Draws weight and bias anew, as :class:`torch.nn.Linear` does."""
         init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         bound = 1 / math.sqrt(self.weight.shape[1])
         init.uniform_(self.bias, -bound, bound)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a linear map of the states, or of what the encoder's walk pools of them, and no more: such
+        heads are projected together."""
+        return self.reads == Reads() and self.attention is None and not runs_own_code(self, Head)
+
+    def projection(self) -> tuple[Tensor, Tensor]:
+        """The weight [C, F] and bias [C] of the linear map."""
+        return self.weight, self.bias
+
+    def features(self, states: States, embedded: Tensor, before: Tensor | None = None) -> Tensor:
+        """What :meth:`forward` takes: [N, F] of tokens or [B, F] of sequences, in the packed order.
+
+        Args:
+            states: the task's.
+            embedded: [N, E] the embedded tokens.
+            before: the logits of the task this one reads after, packed [N, C'] or [B, C'].
+        """
+        if self.pooling is None:
+            parts = [states.tokens]
+        elif self.attention is not None:
+            parts = [self.attention(states)]
+        else:
+            parts = [states.pooled(self.pooling)]
+        if self.reads.skip:
+            own = States.of(embedded, states.batch_sizes, 1)
+            parts.append(embedded if self.pooling is None else own.pooled("max" if self.pooling == "max" else "mean"))
+        if self.reads.after is not None:
+            parts.append(self._label_features(states, before))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _label_features(self, states: States, before: Tensor) -> Tensor:
+        embedded = before.softmax(-1) @ self.label_embedding
+        of_tokens = before.shape[0] == states.tokens.shape[0]
+        if self.pooling is None:
+            return embedded if of_tokens else embedded[states.rows()]
+        batch = int(states.batch_sizes[0])
+        if of_tokens and before.shape[0] != batch:
+            return States.of(embedded, states.batch_sizes, 1).pooled("mean")
+        return embedded
+
     def forward(self, features: Tensor) -> Tensor:
         """[N, F] to [N, C]. A :class:`pymtl.MultiTaskModel` projects all heads at once instead, where it can."""
         if features.device.type == "cpu" and features.dtype in (torch.float32, torch.float64):
-            return ops.heads(features, self.weight, self.bias)
-        return reference.heads(features, self.weight, self.bias)
+            return ops.heads(features, *self.projection())
+        return reference.heads(features, *self.projection())
 
     def extra_repr(self) -> str:
         return f"{self.out_features}, pooling={self.pooling!r}, loss={self.loss}"
@@ -94,15 +197,22 @@ class ClassificationHead(Head):
         pooling: Pooling = "last",
         loss: CrossEntropy | None = None,
         in_features: int | None = None,
+        reads: Reads | None = None,
     ) -> None:
-        super().__init__(num_classes, pooling, loss or CrossEntropy(), in_features)
+        super().__init__(num_classes, pooling, loss or CrossEntropy(), in_features, reads)
 
 
 class TokenClassificationHead(Head):
     """One of ``num_classes`` classes for each token. Logits [B, T, C], targets int64 [B, T]."""
 
-    def __init__(self, num_classes: int, loss: CrossEntropy | None = None, in_features: int | None = None) -> None:
-        super().__init__(num_classes, None, loss or CrossEntropy(), in_features)
+    def __init__(
+        self,
+        num_classes: int,
+        loss: CrossEntropy | None = None,
+        in_features: int | None = None,
+        reads: Reads | None = None,
+    ) -> None:
+        super().__init__(num_classes, None, loss or CrossEntropy(), in_features, reads)
 
 
 class CRFHead(Head):
@@ -116,23 +226,33 @@ class CRFHead(Head):
         labels: the tags' names, to bind paths to the BIO scheme; None not to.
     """
 
-    def __init__(self, num_classes: int, labels: Sequence[str] | None = None, in_features: int | None = None) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        labels: Sequence[str] | None = None,
+        in_features: int | None = None,
+        reads: Reads | None = None,
+    ) -> None:
         crf = CRF(num_classes, labels)
-        super().__init__(num_classes, None, CRFLoss(crf), in_features)
+        super().__init__(num_classes, None, CRFLoss(crf), in_features, reads)
         self.crf = crf
 
-    def materialize(self, in_features: int, like: Tensor | None = None) -> None:
-        is_new = isinstance(self.weight, nn.UninitializedParameter)
-        super().materialize(in_features, like)
-        if is_new and like is not None:
-            self.crf.to(like.device, like.dtype)
+    def materialize_output(self, in_features: int, kind: dict[str, object]) -> None:
+        super().materialize_output(in_features, kind)
+        self.crf.to(**kind)
 
 
 class RegressionHead(Head):
     """``num_targets`` numbers for each sequence. Predictions [B, C], targets of the same shape, or [B] of one."""
 
-    def __init__(self, num_targets: int = 1, pooling: Pooling = "last", in_features: int | None = None) -> None:
-        super().__init__(num_targets, pooling, MeanSquaredError(), in_features)
+    def __init__(
+        self,
+        num_targets: int = 1,
+        pooling: Pooling = "last",
+        in_features: int | None = None,
+        reads: Reads | None = None,
+    ) -> None:
+        super().__init__(num_targets, pooling, MeanSquaredError(), in_features, reads)
 
 
 class MultiLabelHead(Head):
@@ -144,5 +264,64 @@ class MultiLabelHead(Head):
         pooling: Pooling = "last",
         loss: BinaryCrossEntropy | None = None,
         in_features: int | None = None,
+        reads: Reads | None = None,
     ) -> None:
-        super().__init__(num_labels, pooling, loss or BinaryCrossEntropy(), in_features)
+        super().__init__(num_labels, pooling, loss or BinaryCrossEntropy(), in_features, reads)
+
+
+class OrdinalHead(Head):
+    """One of ``num_classes`` ordered classes for each sequence: a score with a threshold between neighbouring classes
+    (CORAL, Cao, Mirjalili & Raschka 2020). Logits [B, C-1] of "above class 0", "above class 1", ...; targets int64 [B].
+
+    The class is the number of logits above 0, :meth:`classes`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        pooling: Pooling = "last",
+        loss: OrdinalLoss | None = None,
+        in_features: int | None = None,
+        reads: Reads | None = None,
+    ) -> None:
+        if not isinstance(num_classes, int) or num_classes < 2:
+            raise ValueError(f"num_classes: expected a number above 1, got {num_classes!r}")
+        super().__init__(num_classes - 1, pooling, loss or OrdinalLoss(), in_features, reads)
+
+    def materialize_output(self, in_features: int, kind: dict[str, object]) -> None:
+        self.weight.materialize((1, in_features), **kind)
+        self.bias.materialize((self.out_features,), **kind)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        with torch.no_grad():
+            # As if all classes were equally likely.
+            above = torch.arange(self.out_features, 0, -1, dtype=self.bias.dtype) / (self.out_features + 1)
+            self.bias.copy_(torch.logit(above))
+
+    def projection(self) -> tuple[Tensor, Tensor]:
+        return self.weight.expand(self.out_features, -1), self.bias
+
+    @staticmethod
+    def classes(logits: Tensor) -> Tensor:
+        """int64 [...], of logits [..., C-1]."""
+        return (logits > 0).sum(-1)
+
+
+class CTCHead(Head):
+    """Labels of a sequence without their places: :class:`CTCLoss` on each token's logits [B, T, C], class 0 the blank.
+
+    Targets are int64 [B, S] as the loss says; :func:`pymtl.ctc_greedy` and :func:`pymtl.ctc_beam` decode.
+
+    Args:
+        num_classes: C, the labels and the blank.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        loss: CTCLoss | None = None,
+        in_features: int | None = None,
+        reads: Reads | None = None,
+    ) -> None:
+        super().__init__(num_classes, None, loss or CTCLoss(), in_features, reads)

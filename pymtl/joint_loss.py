@@ -2,74 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from pymtl import ops
-from pymtl.crf import CRFLoss
+from pymtl.balancing.base import Balancing
+from pymtl.losses import CrossEntropy, Loss, OrdinalLoss, SequenceLoss
 from pymtl.packing import same_packing
 
 Value = Tensor | PackedSequence
 
 
-@dataclass(frozen=True)
-class CrossEntropy:
-    """Masked cross-entropy over classes, as :func:`torch.nn.functional.cross_entropy` (mean).
-
-    Args:
-        weight: a weight for each class, or None.
-        ignore_index: the class that means there is no label.
-        label_smoothing: the share of the target spread over all classes (Szegedy et al. 2016), 0 to 1.
-    """
-
-    weight: tuple[float, ...] | None = None
-    ignore_index: int = -100
-    label_smoothing: float = 0.0
-    kind: ClassVar[str] = "cross_entropy"
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.label_smoothing <= 1.0:
-            raise ValueError(f"label_smoothing: expected a number from 0 to 1, got {self.label_smoothing}")
-
-
-@dataclass(frozen=True)
-class MeanSquaredError:
-    """Mean of squared errors over the targets that are not NaN."""
-
-    weight: ClassVar[None] = None
-    ignore_index: ClassVar[int] = -100
-    label_smoothing: ClassVar[float] = 0.0
-    kind: ClassVar[str] = "mean_squared_error"
-
-
-@dataclass(frozen=True)
-class BinaryCrossEntropy:
-    """Mean of binary cross-entropies (with logits) over the targets that are neither NaN nor ``ignore_index``.
-
-    Args:
-        weight: a weight of the positive label for each output, or None.
-        ignore_index: the target that means there is no label, beside NaN.
-    """
-
-    weight: tuple[float, ...] | None = None
-    ignore_index: int = -100
-    label_smoothing: ClassVar[float] = 0.0
-    kind: ClassVar[str] = "binary_cross_entropy"
-
-
-Loss = CrossEntropy | MeanSquaredError | BinaryCrossEntropy | CRFLoss
-
-
 class JointLossResult(NamedTuple):
-    """``total``, the weighted sum, and the loss of each task; all differentiable scalars."""
+    """``total``, what to minimise, the loss of each task, and the ``penalties`` in the total that are no task's, such as
+    soft sharing's; all differentiable scalars. ``shared`` are the states all tasks read, for methods that look at
+    their gradients."""
 
     total: Tensor
     per_task: dict[str, Tensor]
+    penalties: dict[str, Tensor]
+    shared: Sequence[Tensor]
 
 
 class JointLoss(nn.Module):
@@ -79,12 +35,20 @@ class JointLoss(nn.Module):
         loss_weights: the weight of each task.
         losses: the loss of each task, cross-entropy where none is named; ``model.losses`` of a
             :class:`pymtl.MultiTaskModel` has those of its heads.
+        balancing: how the weighted losses become one, where not by their sum; see :mod:`pymtl.balancing`. What it
+            learns is among this module's parameters, for the optimiser.
 
     Raises:
         KeyError: ``losses`` names a task without a weight.
+        ValueError: there is no task, or ``balancing`` is of others.
     """
 
-    def __init__(self, loss_weights: Mapping[str, float], losses: Mapping[str, Loss] | None = None) -> None:
+    def __init__(
+        self,
+        loss_weights: Mapping[str, float],
+        losses: Mapping[str, Loss] | None = None,
+        balancing: Balancing | None = None,
+    ) -> None:
         super().__init__()
         if not loss_weights:
             raise ValueError("loss_weights: expected at least one task, got none")
@@ -92,6 +56,9 @@ class JointLoss(nn.Module):
         _check_known("losses", losses, loss_weights)
         self.loss_weights = {task: float(weight) for task, weight in loss_weights.items()}
         self.losses: dict[str, Loss] = {task: losses.get(task, CrossEntropy()) for task in loss_weights}
+        if balancing is not None and set(balancing.tasks) != set(loss_weights):
+            raise ValueError(f"balancing: expected the tasks {list(loss_weights)}, got {list(balancing.tasks)}")
+        self.balancing = balancing
 
     def forward(self, logits: Mapping[str, Value], targets: Mapping[str, Value]) -> JointLossResult:
         """Computes the loss.
@@ -102,7 +69,8 @@ class JointLoss(nn.Module):
             targets: for each task classes as int64 [B], [B, T] or PackedSequence [N], with the loss's
                 ``ignore_index`` where there is no label (padding, partial labels); for other losses than
                 cross-entropy numbers of the logits' shape, NaN where there is no label. A task without
-                targets in this batch may be left out; it contributes nothing.
+                targets in this batch may be left out; it contributes nothing. Other heads' targets are as their
+                losses say. The ``penalties`` of a :class:`pymtl.MultiTaskModel`'s output join the total.
 
         Raises:
             KeyError: a task is unknown, or has targets but no logits.
@@ -118,18 +86,47 @@ class JointLoss(nn.Module):
         for task in tasks:
             if task not in logits:
                 raise KeyError(f"logits: task {task!r} has targets but no logits")
-        chains = [task for task in tasks if isinstance(self.losses[task], CRFLoss)]
-        rowwise = [task for task in tasks if task not in chains]
+        whole = [task for task in tasks if isinstance(self.losses[task], SequenceLoss)]
+        rowwise = [task for task in tasks if task not in whole]
         per_task = dict(zip(rowwise, self._of_rows(rowwise, logits, targets).unbind())) if rowwise else {}
-        for task in chains:
+        for task in whole:
             try:
                 per_task[task] = self.losses[task](logits[task], targets[task])
             except (IndexError, TypeError, ValueError) as error:
                 raise type(error)(f"targets[{task!r}]: {error}") from None
         per_task = {task: per_task[task] for task in tasks}
-        values = torch.stack(list(per_task.values()))
-        weights = values.new_tensor([self.loss_weights[task] for task in tasks])
-        return JointLossResult(torch.dot(values, weights), per_task)
+        shared = getattr(logits, "shared", ())
+        penalties = getattr(logits, "penalties", {})
+        if self.balancing is None:
+            values = torch.stack(list(per_task.values()))
+            total = torch.dot(values, values.new_tensor([self.loss_weights[task] for task in tasks]))
+        else:
+            total = self.balancing(self._weighted(per_task), shared)
+        if penalties:
+            total = total + torch.stack(list(penalties.values())).sum()
+        return JointLossResult(total, per_task, penalties, shared)
+
+    def backward(self, result: JointLossResult, parameters: Iterable[Tensor] = ()) -> None:
+        """Adds the gradients to ``grad`` of what the result depends on.
+
+        The same as ``result.total.backward()``, but where the balancing method combines the tasks' gradients.
+
+        Args:
+            result: of :meth:`forward`.
+            parameters: the model's, for such methods.
+
+        Raises:
+            ValueError: such a method finds no states that all tasks share.
+        """
+        if self.balancing is None or not self.balancing.combines_gradients:
+            result.total.backward()
+        else:
+            if result.penalties:
+                torch.stack(list(result.penalties.values())).sum().backward(retain_graph=True)
+            self.balancing.backward(self._weighted(result.per_task), result.shared, parameters)
+
+    def _weighted(self, per_task: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {task: self.loss_weights[task] * value for task, value in per_task.items()}
 
     def _of_rows(self, tasks: list[str], logits: Mapping[str, Value], targets: Mapping[str, Value]) -> Tensor:
         """The losses that are sums over rows of logits, [K]."""
@@ -161,6 +158,11 @@ class JointLoss(nn.Module):
             if not same_packing(z, target):
                 raise ValueError(f"targets[{task!r}]: expected the packing of its logits, got another order or lengths")
             z, target = z.data, target.data
+        if isinstance(self.losses[task], OrdinalLoss):
+            try:
+                target = self.losses[task].levels(target, z.shape[-1])
+            except (IndexError, RuntimeError) as error:
+                raise type(error)(f"targets[{task!r}]: {error}") from None
         if z.dtype in (torch.float16, torch.bfloat16):
             z = z.float()  # as F.cross_entropy under autocast
         if self.losses[task].kind == "cross_entropy":

@@ -238,7 +238,9 @@ class LSTM(nn.RNNBase):
     def _directions(self) -> int:
         return 2 if self.bidirectional else 1
 
-    def _layer_weights(self, weights: Sequence[Tensor], layer: int) -> ops.LSTMWeights:
+    def layer_weights(self, layer: int, weights: Sequence[Tensor] | None = None) -> ops.LSTMWeights:
+        """A layer's weights as they are now (or out of ``weights``), for :func:`pymtl.ops.lstm`."""
+        weights = self._weights() if weights is None else weights
         directions = self._directions()
         each = 4 if self.bias else 2
         flat = weights[layer * directions * each : (layer + 1) * directions * each]
@@ -275,7 +277,7 @@ class LSTM(nn.RNNBase):
             input, h_n, c_n = ops.lstm(
                 input,
                 batch_sizes,
-                self._layer_weights(weights, layer),
+                self.layer_weights(layer, weights),
                 None if h0 is None else h0[states],
                 None if c0 is None else c0[states],
                 packed=self._packed(weights, layer),
@@ -324,7 +326,7 @@ class LSTM(nn.RNNBase):
         return ops.lstm_heads(
             input,
             batch_sizes,
-            self._layer_weights(weights, last),
+            self.layer_weights(last, weights),
             head_weight,
             head_bias,
             mean=mean,
@@ -350,7 +352,7 @@ class LSTM(nn.RNNBase):
             raise RuntimeError("freeze: expected ordinary weights, got inference tensors, whose changes go unnoticed")
         _notice_fused_optimizers()
         with torch.no_grad():
-            packed = [ops.lstm_pack(self._layer_weights(weights, layer)) for layer in range(self.num_layers)]
+            packed = [ops.lstm_pack(self.layer_weights(layer, weights)) for layer in range(self.num_layers)]
         versions, memory = [w._version for w in weights], [w.detach() for w in weights]
         self._snapshot = _Snapshot(weights, versions, memory, _native.active_isa(), packed)
 

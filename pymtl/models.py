@@ -1,8 +1,8 @@
-"""One encoder, several heads."""
+"""One input, several heads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,45 +10,70 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from pymtl import ops, reference
+from pymtl.custom import runs_own_code
 from pymtl.heads import CRFHead, Head
-from pymtl.joint_loss import Loss
+from pymtl.language_model import LanguageModelHead
+from pymtl.losses import Loss
 from pymtl.lstm import LSTM
 from pymtl.ops.autograd import transforming, wants_gradient
 from pymtl.packing import as_lengths
+from pymtl.sharing import HardSharing, Sharing, SharingResult
+from pymtl.states import States
 
-Input = Tensor | PackedSequence
-Output = dict[str, Tensor | PackedSequence]
+Field = Tensor | PackedSequence
+Input = Field | Mapping[str, Field]
+
+
+class Logits(dict[str, Tensor | PackedSequence]):
+    """The logits of each task, and what the loss needs besides.
+
+    ``penalties``: of the sharing scheme, weighted scalars by name; empty in evaluation. ``shared``: the states that
+    all tasks of the call read, for methods that look at their gradients; empty if each task has its own.
+    """
+
+    penalties: dict[str, Tensor]
+    shared: tuple[Tensor, ...]
+
+    def __init__(self, logits: Mapping[str, Tensor | PackedSequence]) -> None:
+        super().__init__(logits)
+        self.penalties = {}
+        self.shared = ()
 
 
 class MultiTaskModel(nn.Module):
-    """Hard parameter sharing (Caruana 1997): an embedding and an LSTM encoder shared by all tasks' heads.
+    """An embedding, an encoder that the tasks share in one way or another, and a head for each task.
 
     Everything runs on packed tokens: the embedding, the encoder, the heads and, given PackedSequence targets,
-    the loss never see padding. The token heads' weights are stacked into one projection; where no gradient is
-    wanted it is part of the last layer's walk over time.
+    the loss never see padding. The token heads' weights are stacked into one projection; under hard sharing, where no
+    gradient is wanted, it is part of the last layer's walk over time.
 
     Args:
-        embedding: from token ids to [..., E] features, applied to packed ids [N]; None if the input holds
-            features already.
-        encoder: a :class:`pymtl.LSTM`; its ``batch_first`` says how padded input and output are laid out.
+        embedding: from token ids to [..., E] features, applied to packed ids [N], or to a dictionary of packed fields
+            if the input is one (:class:`pymtl.TokenFeatures`); None if the input holds features already.
+        encoder: a :class:`pymtl.LSTM` for all tasks (hard sharing, Caruana 1997), or a
+            :class:`pymtl.sharing.Sharing`; its ``batch_first`` says how padded input and output are laid out.
         heads: a head for each task.
         dropout: applied to the embedded tokens and to the encoder's states, in training.
 
     Raises:
-        TypeError: the encoder is not a pymtl.LSTM or a head not a :class:`pymtl.Head`.
-        ValueError: there is no head, a name is not fit for a module, or ``dropout`` is not from 0 to 1.
+        TypeError: the encoder is neither, or a head not a :class:`pymtl.Head`.
+        ValueError: there is no head, a name is not fit for a module, ``dropout`` is not from 0 to 1, the encoder shares
+            among other tasks, or a head reads after one that is missing or waits for it in turn.
     """
 
     def __init__(
         self,
         embedding: nn.Module | None,
-        encoder: LSTM,
+        encoder: LSTM | Sharing,
         heads: Mapping[str, Head],
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        if not isinstance(encoder, LSTM):
-            raise TypeError(f"encoder: expected a pymtl.LSTM (see pymtl.convert), got {type(encoder).__name__}")
+        if not isinstance(encoder, LSTM | Sharing):
+            raise TypeError(
+                f"encoder: expected a pymtl.LSTM (see pymtl.convert) or a pymtl.sharing.Sharing, "
+                f"got {type(encoder).__name__}"
+            )
         if not heads:
             raise ValueError("heads: expected at least one head, got none")
         if not 0.0 <= dropout <= 1.0:
@@ -57,14 +82,28 @@ class MultiTaskModel(nn.Module):
         self.encoder = encoder
         self.dropout = float(dropout)
         self.heads = nn.ModuleDict()
-        directions = 2 if encoder.bidirectional else 1
-        features = directions * (encoder.proj_size or encoder.hidden_size)
+        if isinstance(encoder, LSTM):
+            features = (2 if encoder.bidirectional else 1) * (encoder.proj_size or encoder.hidden_size)
+        else:
+            features = encoder.out_features
+            if set(encoder.tasks) != set(heads):
+                raise ValueError(f"encoder: expected sharing among the tasks {list(heads)}, got {list(encoder.tasks)}")
         for task, head in heads.items():
             if not isinstance(head, Head):
                 raise TypeError(f"heads[{task!r}]: expected a pymtl head, got {type(head).__name__}")
             if "." in task or not task or hasattr(nn.ModuleDict, task):
                 raise ValueError(f"heads: expected a task name fit for a module, got {task!r}")
-            head.materialize(features, like=encoder.weight_hh_l0)
+        self._order = _reading_order(heads)
+        like = next(encoder.parameters())
+        for task, head in heads.items():
+            if isinstance(head, LanguageModelHead):
+                self._check_language_model(task)
+                head.directions = 2 if encoder.bidirectional else 1
+            if head.reads.skip or head.reads.after is not None:
+                before = 0 if head.reads.after is None else heads[head.reads.after].out_features
+                head.materialize(features, like, encoder.input_size, before)
+            else:
+                head.materialize(features, like)
             if isinstance(head, CRFHead):
                 head.crf.batch_first = encoder.batch_first
             self.heads[task] = head
@@ -74,102 +113,190 @@ class MultiTaskModel(nn.Module):
         """The loss of each head, for :class:`pymtl.JointLoss`."""
         return {task: head.loss for task, head in self.heads.items()}
 
-    def forward(self, tokens: Input, lengths: Tensor | Sequence[int] | None = None) -> Output:
-        """The logits of every task.
+    def forward(
+        self,
+        inputs: Input,
+        lengths: Tensor | Sequence[int] | None = None,
+        tasks: Sequence[str] | None = None,
+    ) -> Logits:
+        """The logits of the tasks.
 
         Args:
-            tokens: token ids [B, T] ([T, B] without ``batch_first``), or features [B, T, E] if there is no
-                embedding; or a PackedSequence of either.
+            inputs: token ids [B, T] ([T, B] without ``batch_first``), or features [B, T, E] if there is no
+                embedding; or a PackedSequence of either; or a dictionary of such fields, all packed or all padded
+                alike, for an embedding of several.
             lengths: of the sequences, in any order: int64 [B] on the CPU or integers from 1 to T; None if
                 all are T long.
+            tasks: those wanted; all by default.
 
         Returns:
             For each task, [B, C] for a head of sequences; for a head of tokens [B, T, C] ([T, B, C] without
-            ``batch_first``), zero at padding, or a PackedSequence [N, C] if ``tokens`` is one.
+            ``batch_first``), zero at padding, or a PackedSequence [N, C] if the input is one.
 
         Raises:
-            ValueError: the rank of ``tokens`` does not fit, or ``lengths`` comes with a PackedSequence.
+            KeyError: a task is unknown.
+            ValueError: the rank of the input does not fit, fields differ in their packing, or ``lengths`` comes with a
+                PackedSequence.
             RuntimeError: a size, dtype or device does not fit.
         """
-        groups: dict[str | None, list[Head]] = {}
-        for head in self.heads.values():
-            groups.setdefault(head.pooling, []).append(head)
-        if isinstance(tokens, PackedSequence):
-            if lengths is not None:
-                raise ValueError("lengths: expected none with a PackedSequence, which has its own")
-            order = ops.PackingOrder(tokens.batch_sizes, tokens.sorted_indices, tokens.unsorted_indices)
-            logits = self._logits(tokens.data, order, groups)
-        else:
-            dims = 2 if self.embedding is not None else 3
-            if tokens.dim() != dims:
-                raise ValueError(f"tokens: expected a {dims}-D padded batch, got {tokens.dim()}-D")
-            batch_first = self.encoder.batch_first
-            batch, steps = tokens.shape[:2] if batch_first else (tokens.shape[1], tokens.shape[0])
-            if steps == 0:
-                raise RuntimeError("tokens: expected sequence length to be larger than 0")
-            if lengths is None:
-                lengths = torch.full((batch,), steps, dtype=torch.int64, device="cpu")
-            order = ops.packing_order(as_lengths(lengths, batch), steps)
-            logits = self._logits(ops.pack(tokens, order, batch_first=batch_first), order, groups)
-            if None in logits:
-                logits[None] = ops.unpack(logits[None], order, batch_first=batch_first)
-        parts = {pooling: iter(_split(logits[pooling], heads)) for pooling, heads in groups.items()}
-        by_task = {task: next(parts[head.pooling]) for task, head in self.heads.items()}
-        if isinstance(tokens, PackedSequence):
-            for task, head in self.heads.items():
-                if head.pooling is None:
-                    by_task[task] = PackedSequence(by_task[task], *tokens[1:])
-        return by_task
-
-    def _logits(
-        self, data: Tensor, order: ops.PackingOrder, groups: Mapping[str | None, list[Head]]
-    ) -> dict[str | None, Tensor]:
-        """Of the heads of each pooling side by side: [N, C] packed for None, else [B, C] in the batch's order."""
-        if self.embedding is not None:
-            data = self.embedding(data)
-        data = self._drop(data)
-        take = self.encoder.kernels_take(data)
-        functions = ops if take else reference
-        logits: dict[str | None, Tensor] = {}
-        if take and not self._needs_states(data):
-            weight, bias = _stacked(groups.get(None, []))
-            result = self.encoder.forward_heads(
-                data, order.batch_sizes, weight, bias, mean="mean" in groups, max="max" in groups
-            )
-            if None in groups:
-                logits[None] = result.logits
-            h_n, pooled = result.h_n, {"mean": result.mean, "max": result.max}
-        else:
-            packed, (h_n, _) = self.encoder(PackedSequence(data, order.batch_sizes))
-            states = self._drop(packed.data)
-            directions = 2 if self.encoder.bidirectional else 1
-            if None in groups:
-                logits[None] = _project(functions.heads, states, groups[None], directions)
-            reverse = [False, True][:directions]
-            pooled = {
-                kind: functions.pool(states, order.batch_sizes, kind, reverse=reverse)
-                for kind in ("mean", "max")
-                if kind in groups
-            }
-            if "last" in groups:
-                h_n = self._drop(h_n[-directions:])
-        for kind, heads in groups.items():
-            if kind is not None:
-                features = h_n.transpose(0, 1).flatten(1) if kind == "last" else pooled[kind]
-                of_sorted = _project(functions.heads, features, heads, 1)
+        wanted = tuple(self.heads) if tasks is None else tuple(tasks)
+        for task in wanted:
+            if task not in self.heads:
+                raise KeyError(f"tasks: unknown task {task!r}, expected one of {list(self.heads)}")
+        fields = inputs if isinstance(inputs, Mapping) else {"tokens": inputs}
+        if not fields:
+            raise ValueError("inputs: expected at least one field, got none")
+        first = next(iter(fields.values()))
+        packed = isinstance(first, PackedSequence)
+        order = self._packing(fields, lengths)
+        data = {name: f.data if packed else self._pack(f, order) for name, f in fields.items()}
+        logits = self._logits(data if isinstance(inputs, Mapping) else data["tokens"], order, wanted)
+        for task in wanted:
+            values = logits[task]
+            if self.heads[task].pooling is not None:
                 unsorted = order.unsorted_indices
-                logits[kind] = of_sorted if unsorted is None else of_sorted.index_select(0, unsorted)
+                logits[task] = values if unsorted is None else values.index_select(0, unsorted)
+            elif packed:
+                logits[task] = PackedSequence(values, *first[1:])
+            else:
+                logits[task] = ops.unpack(values, order, batch_first=self.encoder.batch_first)
         return logits
 
-    def _needs_states(self, data: Tensor) -> bool:
+    def _packing(self, fields: Mapping[str, Field], lengths: Tensor | Sequence[int] | None) -> ops.PackingOrder:
+        names = iter(fields.items())
+        name, first = next(names)
+        if isinstance(first, PackedSequence):
+            if lengths is not None:
+                raise ValueError("lengths: expected none with a PackedSequence, which has its own")
+            for other, field in names:
+                if not isinstance(field, PackedSequence):
+                    raise ValueError(f"inputs[{other!r}]: expected a PackedSequence like {name!r}, got a Tensor")
+                if len(field.data) != len(first.data) or not torch.equal(field.batch_sizes, first.batch_sizes):
+                    raise ValueError(f"inputs[{other!r}]: expected the packing of {name!r}, got another")
+            return ops.PackingOrder(first.batch_sizes, first.sorted_indices, first.unsorted_indices)
+        if isinstance(first, Tensor) and len(fields) == 1:
+            dims = 2 if self.embedding is not None else 3
+            if name == "tokens" and first.dim() != dims:
+                raise ValueError(f"tokens: expected a {dims}-D padded batch, got {first.dim()}-D")
+        batch_first = self.encoder.batch_first
+        for other, field in fields.items():
+            if isinstance(field, PackedSequence):
+                raise ValueError(f"inputs[{other!r}]: expected a Tensor like {name!r}, got a PackedSequence")
+            if field.dim() < 2 or field.shape[:2] != first.shape[:2]:
+                expected = list(first.shape[:2])
+                raise ValueError(f"inputs[{other!r}]: expected a padded batch {expected}, got {list(field.shape)}")
+        batch, steps = first.shape[:2] if batch_first else (first.shape[1], first.shape[0])
+        if steps == 0:
+            raise RuntimeError("tokens: expected sequence length to be larger than 0")
+        if lengths is None:
+            lengths = torch.full((batch,), steps, dtype=torch.int64, device="cpu")
+        return ops.packing_order(as_lengths(lengths, batch), steps)
+
+    def _pack(self, padded: Tensor, order: ops.PackingOrder) -> Tensor:
+        return ops.pack(padded, order, batch_first=self.encoder.batch_first)
+
+    def _logits(self, data: Tensor | Mapping[str, Tensor], order: ops.PackingOrder, wanted: tuple[str, ...]) -> Logits:
+        """In the packed order: of tokens [N, ...], of sequences [B, ...]."""
+        if self.embedding is not None:
+            data = self.embedding(data)
+        if not isinstance(data, Tensor):
+            raise ValueError(f"inputs: expected one field of features without an embedding, got {list(data)}")
+        data = self._drop(data)
+        tasks = self._with_those_before(wanted)
+        lstm = self.encoder.encoder if isinstance(self.encoder, HardSharing) else self.encoder
+        if isinstance(lstm, LSTM) and lstm.kernels_take(data) and not self._needs_states(data, lstm, tasks):
+            return self._fused(lstm, data, order, tasks)
+        shared, penalties = self._states(data, order.batch_sizes, tasks)
+        dropped = {id(states): self._drop_states(states, tasks) for states in shared.values()}
+        states_of = {task: dropped[id(states)] for task, states in shared.items()}
+        groups: dict[tuple[int, str | None], list[str]] = {}
+        for task in tasks:
+            if self.heads[task].is_plain:
+                groups.setdefault((id(states_of[task]), self.heads[task].pooling), []).append(task)
+        found: dict[str, Tensor] = {}
+        for (_, pooling), members in groups.items():
+            states = states_of[members[0]]
+            features = states.tokens if pooling is None else states.pooled(pooling)
+            parts = states.directions if pooling is None and isinstance(lstm, LSTM) else 1
+            found |= self._project(features, members, parts, states.fused)
+        for task in tasks:
+            if task not in found:
+                head = self.heads[task]
+                found[task] = head(head.features(states_of[task], data, found.get(head.reads.after)))
+        result = Logits({task: found[task] for task in wanted})
+        result.penalties = penalties
+        if len({id(shared[task]) for task in wanted}) == 1:
+            result.shared = shared[wanted[0]].tensors()
+        return result
+
+    def _states(self, data: Tensor, batch_sizes: Tensor, tasks: Sequence[str]) -> SharingResult:
+        if isinstance(self.encoder, Sharing):
+            return self.encoder(data, batch_sizes, tasks)
+        output, (h_n, _) = self.encoder(PackedSequence(data, batch_sizes))
+        directions = 2 if self.encoder.bidirectional else 1
+        last = h_n[-directions:].transpose(0, 1).flatten(1)
+        fused = self.encoder.kernels_take(data)
+        return SharingResult(dict.fromkeys(tasks, States(output.data, batch_sizes, directions, last, fused)), {})
+
+    def _fused(self, lstm: LSTM, data: Tensor, order: ops.PackingOrder, tasks: Sequence[str]) -> Logits:
+        """Heads and pooling inside the last layer's walk: the states are never written."""
+        groups: dict[str | None, list[str]] = {}
+        for task in tasks:
+            groups.setdefault(self.heads[task].pooling, []).append(task)
+        weight, bias = self._stacked(groups.get(None, []))
+        result = lstm.forward_heads(data, order.batch_sizes, weight, bias, mean="mean" in groups, max="max" in groups)
+        pooled = {"last": result.h_n.transpose(0, 1).flatten(1), "mean": result.mean, "max": result.max}
+        found: dict[str, Tensor] = {}
+        for pooling, members in groups.items():
+            if pooling is None:
+                found |= zip(members, self._split(result.logits, members))
+            else:
+                found |= self._project(pooled[pooling], members, 1, True)
+        return Logits({task: found[task] for task in tasks})
+
+    def _needs_states(self, data: Tensor, lstm: LSTM, tasks: Sequence[str]) -> bool:
         """Whether the states are needed themselves: for a derivative, to drop some, or by a module's own code."""
         return (
             (self.training and self.dropout > 0)
             or wants_gradient(data, *self.parameters())
             or transforming()
-            or _is_custom(self.encoder, LSTM)
-            or any(_is_custom(head, Head) for head in self.heads.values())
+            or runs_own_code(lstm, LSTM)
+            or (lstm is not self.encoder and runs_own_code(self.encoder, HardSharing))
+            or not all(self.heads[task].is_plain for task in tasks)
         )
+
+    def _with_those_before(self, wanted: Sequence[str]) -> list[str]:
+        """The tasks wanted and those they read after, in an order to compute them in."""
+        needed = set(wanted)
+        for task in reversed(self._order):
+            if task in needed and self.heads[task].reads.after is not None:
+                needed.add(self.heads[task].reads.after)
+        return [task for task in self._order if task in needed]
+
+    def _project(self, features: Tensor, tasks: Sequence[str], parts: int, fused: bool) -> dict[str, Tensor]:
+        function = ops.heads if fused else reference.heads
+        return dict(zip(tasks, self._split(function(features, *self._stacked(tasks), parts=parts), tasks)))
+
+    def _stacked(self, tasks: Sequence[str]) -> tuple[Tensor | None, Tensor | None]:
+        if not tasks:
+            return None, None
+        weights, biases = zip(*(self.heads[task].projection() for task in tasks))
+        if len(tasks) == 1:
+            return weights[0], biases[0]
+        return torch.cat(weights), torch.cat(biases)
+
+    def _split(self, logits: Tensor, tasks: Sequence[str]) -> list[Tensor]:
+        return (
+            list(logits.split([self.heads[task].out_features for task in tasks], dim=-1))
+            if len(tasks) > 1
+            else [logits]
+        )
+
+    def _drop_states(self, states: States, tasks: Sequence[str]) -> States:
+        if not self.training or self.dropout == 0:
+            return states
+        with_last = any(self.heads[task].pooling == "last" for task in tasks)
+        return states.map(self._drop, with_last)
 
     def _drop(self, tensor: Tensor) -> Tensor:
         if not self.training or self.dropout == 0:
@@ -178,32 +305,33 @@ class MultiTaskModel(nn.Module):
             return ops.dropout(tensor, self.dropout)
         return F.dropout(tensor, self.dropout)
 
-
-def _is_custom(module: nn.Module, base: type[nn.Module]) -> bool:
-    """Whether calling the module does more than ``base`` does: a forward of its own, or hooks."""
-    # Pruning and the older weight normalisation compute a module's weight in such a hook.
-    return (
-        type(module).forward is not base.forward
-        or "forward" in vars(module)
-        or bool(module._forward_pre_hooks or module._forward_hooks)
-        or bool(module._backward_pre_hooks or module._backward_hooks)
-    )
-
-
-def _project(function: Callable[..., Tensor], features: Tensor, heads: Sequence[Head], parts: int) -> Tensor:
-    """All heads at once; one by one, as modules, where one does more."""
-    if any(_is_custom(head, Head) for head in heads):
-        return torch.cat([head(features) for head in heads], dim=-1)
-    return function(features, *_stacked(heads), parts=parts)
+    def _check_language_model(self, task: str) -> None:
+        encoder = self.encoder
+        if isinstance(encoder, Sharing):
+            apart = encoder.separates_directions(task)
+        else:
+            apart = not encoder.bidirectional or encoder.num_layers == 1
+        if not apart:
+            raise ValueError(
+                f"heads[{task!r}]: expected an encoder of one layer or one direction for a language model: in others "
+                "a state has read what it should predict"
+            )
 
 
-def _stacked(heads: Sequence[Head]) -> tuple[Tensor | None, Tensor | None]:
-    if not heads:
-        return None, None
-    if len(heads) == 1:
-        return heads[0].weight, heads[0].bias
-    return torch.cat([h.weight for h in heads]), torch.cat([h.bias for h in heads])
-
-
-def _split(logits: Tensor, heads: Sequence[Head]) -> list[Tensor]:
-    return list(logits.split([h.out_features for h in heads], dim=-1)) if len(heads) > 1 else [logits]
+def _reading_order(heads: Mapping[str, Head]) -> list[str]:
+    """The tasks, each behind the one it reads after."""
+    order: list[str] = []
+    waiting = list(heads)
+    while waiting:
+        ready = [task for task in waiting if heads[task].reads.after is None or heads[task].reads.after in order]
+        if not ready:
+            break
+        order += ready
+        waiting = [task for task in waiting if task not in ready]
+    for task in waiting:
+        after = heads[task].reads.after
+        if after not in heads:
+            raise ValueError(f"heads[{task!r}]: reads after {after!r}, expected one of {list(heads)}")
+    if waiting:
+        raise ValueError(f"heads: expected an order to read one after another, got a circle of {waiting}")
+    return order

@@ -186,23 +186,84 @@ def test_a_sentence_without_tags_contributes_nothing(packed):
     assert emissions.grad[0].any()
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_batch_without_tags_gives_zero_and_no_gradient(packed):
+def by_layout(packed, *tensors):
+    if not packed:
+        return tensors
+    return tuple(pack_padded_sequence(tensor, LENGTHS, True, enforce_sorted=False) for tensor in tensors)
+
+
+every_layout = pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+
+
+@every_layout
+def test_a_batch_without_tags_gives_zero_and_a_gradient_of_zero(packed):
     crf, emissions, tags = case()
-    tags = torch.full_like(tags, -100)
-    if packed:
-        emissions, tags = (pack_padded_sequence(z, LENGTHS, True, enforce_sorted=False) for z in (emissions, tags))
-    result = JointLoss({"slots": 1.0}, {"slots": CRFLoss(crf)})({"slots": emissions}, {"slots": tags})
-    assert result.total.item() == 0.0
+    emissions.requires_grad_()
+    logits, targets = by_layout(packed, emissions, torch.full_like(tags, -100))
+    total = JointLoss({"slots": 1.0}, {"slots": CRFLoss(crf)})({"slots": logits}, {"slots": targets}).total
+    assert total.item() == 0.0
+    total.backward()
+    assert not emissions.grad.any()
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_sentence_with_some_of_its_tags_is_refused(packed):
+@every_layout
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_a_sentence_without_tags_contributes_nothing_whatever_it_holds(packed, value):
+    crf, emissions, tags = case()
+    tags = tags.masked_fill(torch.arange(T) >= torch.tensor(LENGTHS).unsqueeze(1), -100)
+    tags[1] = -100
+    found = []
+    for edit in (emissions, emissions.index_fill(0, torch.tensor([1]), value)):
+        crf.zero_grad()
+        logits, targets = by_layout(packed, edit, tags)
+        loss = CRFLoss(crf)(logits, targets)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad.clone() for p in crf.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+    assert all(torch.isfinite(values).all() for values in found[1])
+
+
+def test_packed_tags_may_lack_the_order_the_emissions_have():
+    crf, emissions, _ = case()
+    tags = torch.randint(0, C, (B, T)).masked_fill(torch.arange(T) >= torch.tensor(LENGTHS).unsqueeze(1), -100)
+    tags[0] = -100
+    logits, targets = by_layout(True, emissions, tags)
+    expected = CRFLoss(crf)(logits, targets)
+    assert torch.equal(CRFLoss(crf)(logits, targets._replace(sorted_indices=None, unsorted_indices=None)), expected)
+
+
+def test_a_sentence_with_some_of_its_tags_counts_all_paths_through_them():
+    crf, emissions, tags = case(labels=LABELS, dtype=torch.float64)
+    tags = tags.masked_fill(torch.arange(T) >= torch.tensor(LENGTHS).unsqueeze(1), -100)
+    tags[3, 1], tags[0, 0], tags[1] = -100, -100, -100
+    emissions.requires_grad_()
+    logits, targets = by_layout(True, emissions, tags)
+    loss = CRFLoss(crf)(logits, targets)
+    grads = torch.autograd.grad(loss, [emissions, *crf.parameters()])
+
+    start, end, transitions = crf.scores()
+    through, whole = [], []
+    for row, length in enumerate(LENGTHS):
+        if not (tags[row] != -100).any():
+            continue
+        scores = {}
+        for path in itertools.product(range(C), repeat=length):
+            score = start[path[0]] + end[path[-1]] + sum(emissions[row, t, y] for t, y in enumerate(path))
+            scores[path] = score + sum(transitions[a, b] for a, b in itertools.pairwise(path))
+        known = [(t, int(y)) for t, y in enumerate(tags[row, :length]) if y != -100]
+        allowed = [score for path, score in scores.items() if all(path[t] == y for t, y in known)]
+        through.append(torch.logsumexp(torch.stack(allowed), 0))
+        whole.append(torch.logsumexp(torch.stack(list(scores.values())), 0))
+    expected = (sum(whole) - sum(through)) / (tags != -100).sum()
+    torch.testing.assert_close(loss, expected)
+    for ours, theirs in zip(grads, torch.autograd.grad(expected, [emissions, *crf.parameters()])):
+        torch.testing.assert_close(ours, theirs.nan_to_num())
+
+
+def test_a_padded_sentence_with_some_of_its_tags_is_refused():
     crf, emissions, tags = case()
     tags = tags.masked_fill(torch.arange(T) >= torch.tensor(LENGTHS).unsqueeze(1), -100)
     tags[3, 1] = -100
-    if packed:
-        emissions, tags = (pack_padded_sequence(z, LENGTHS, True, enforce_sorted=False) for z in (emissions, tags))
     joint = JointLoss({"slots": 1.0}, {"slots": CRFLoss(crf)})
     with pytest.raises(ValueError, match=r"targets\['slots'\]: expected tags of all tokens .* for sentence 3"):
         joint({"slots": emissions}, {"slots": tags})
@@ -211,16 +272,44 @@ def test_a_sentence_with_some_of_its_tags_is_refused(packed):
 def test_bad_tags_and_layouts_are_refused_by_task():
     crf, emissions, tags = case()
     joint = JointLoss({"slots": 1.0}, {"slots": CRFLoss(crf)})
-    with pytest.raises(IndexError, match=r"targets\['slots'\]: tags: expected classes from 0 to 4, got 5"):
+    with pytest.raises(IndexError, match=r"targets\['slots'\]: expected tags from 0 to 4, got 5"):
         joint({"slots": emissions}, {"slots": tags.masked_fill(tags == 1, 5)})
-    with pytest.raises(ValueError, match=r"targets\['slots'\]: expected shape \[4, 7\]"):
+    with pytest.raises(TypeError, match=r"targets\['slots'\]: expected int64 tags, got torch.int32"):
+        joint({"slots": emissions}, {"slots": tags.int()})
+    with pytest.raises(ValueError, match=r"targets\['slots'\]: expected tags \[4, 7\]"):
         joint({"slots": emissions}, {"slots": tags[:, :6]})
+    with pytest.raises(ValueError, match=r"targets\['slots'\]: expected tags \[7\] for logits \[B, T, C\]"):
+        joint({"slots": emissions[0]}, {"slots": tags})
     packed = pack_padded_sequence(emissions, LENGTHS, True, enforce_sorted=False)
     with pytest.raises(TypeError, match=r"targets\['slots'\]: expected a PackedSequence like the logits, got a Tensor"):
         joint({"slots": packed}, {"slots": tags})
     other = pack_padded_sequence(tags, [7, 7, 2, 1], True, enforce_sorted=False)
     with pytest.raises(ValueError, match=r"targets\['slots'\]: expected the packing of the logits"):
         joint({"slots": packed}, {"slots": other})
+
+
+def test_only_bio_s_own_prefixes_open_a_span():
+    labels = ["O", "B-x", "I-x", "S-x", "E-x", "I-y", "B", "I"]
+    crf = CRF(len(labels), labels)
+    _, _, transitions = crf.scores()
+    allowed = {(labels[i], labels[j]) for i, j in (transitions > -torch.inf).nonzero().tolist()}
+    into = {"I-x": {"B-x", "I-x"}, "I-y": {"I-y"}, "I": {"B", "I"}}
+    for name, before in into.items():
+        assert {a for a, b in allowed if b == name} == before
+
+
+def test_labels_bind_a_model_made_without_memory():
+    with torch.device("meta"):
+        made = CRF(C, LABELS)
+    made = made.to_empty(device="cpu")
+    other = CRF(C, LABELS)
+    made.load_state_dict(other.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(made.scores(), other.scores()))
+
+
+def test_an_empty_batch_has_no_loss():
+    crf = CRF(C, batch_first=True)
+    assert crf(torch.zeros(0, 3, C), torch.zeros(0, 3, dtype=torch.int64), []).item() == 0.0
 
 
 # In a model
@@ -291,7 +380,7 @@ def test_layouts_that_do_not_fit():
         crf(emissions, tags[:, :6])
     with pytest.raises(RuntimeError, match="lengths: expected lengths from 1 to 7"):
         crf(emissions, tags, [8, 1, 1, 1])
-    with pytest.raises(RuntimeError, match=r"emissions: expected size|start: expected size"):
+    with pytest.raises(RuntimeError, match=r"emissions: expected 5 scores a token, got \[28, 4\]"):
         crf(emissions[..., :4], tags)
     with pytest.raises(IndexError, match="tags: expected classes from 0 to 4, got"):
         crf(emissions, tags + 9)

@@ -67,7 +67,7 @@ def plain(logits, targets, weights=WEIGHTS, losses=LOSSES):
 def results(function, logits, targets, dtype=torch.float32):
     """The total, each loss, and the gradient of the total in each task's logits."""
     leaves = {task: z.detach().to(dtype).requires_grad_() for task, z in logits.items()}
-    total, per_task = function(leaves, targets)
+    total, per_task, *_ = function(leaves, targets)
     used = [task for task in leaves if task in per_task]
     gradients = torch.autograd.grad(total, [leaves[task] for task in used])
     named = {"total": total.detach()} | {f"loss of {task}": loss.detach() for task, loss in per_task.items()}
@@ -113,7 +113,7 @@ def test_the_options_of_cross_entropy_are_torchs(loss):
 
 def test_the_total_is_the_weighted_sum():
     logits, targets = sample(torch.float64)
-    total, per_task = JointLoss(WEIGHTS, LOSSES)(logits, targets)
+    total, per_task, *_ = JointLoss(WEIGHTS, LOSSES)(logits, targets)
     assert list(per_task) == list(WEIGHTS)
     expected = sum(WEIGHTS[task] * loss for task, loss in per_task.items())
     assert_parity({"total": total}, {"total": expected}, {"total": expected})
@@ -126,7 +126,7 @@ def test_each_tasks_loss_is_differentiable_alone():
     joint = JointLoss(WEIGHTS, LOSSES)
     for task in WEIGHTS:
         leaves = {name: z.clone().requires_grad_() for name, z in logits.items()}
-        _, per_task = joint(leaves, targets)
+        per_task = joint(leaves, targets).per_task
         per_task[task].backward()
         alone = results(
             JointLoss({task: 1.0}, {t: l for t, l in LOSSES.items() if t == task}),
@@ -157,7 +157,7 @@ def test_a_scaled_total_gives_scaled_gradients(scale):
     expected = results(joint, logits, targets)
 
     def scaled(*args):
-        total, per_task = joint(*args)
+        total, per_task, *_ = joint(*args)
         return scale * total, per_task
 
     actual = results(scaled, logits, targets)
@@ -229,7 +229,7 @@ def test_a_task_without_targets_contributes_nothing(task, left_out):
     some = {name: y for name, y in targets.items() if name != task}
     given = some | ({task: None} if left_out is None else {})
     leaves = {name: z.clone().requires_grad_() for name, z in logits.items()}
-    total, per_task = joint(leaves, given)
+    total, per_task, *_ = joint(leaves, given)
     assert list(per_task) == list(some)
     total.backward()
     assert leaves[task].grad is None or not leaves[task].grad.any()
@@ -248,7 +248,7 @@ def test_packed_tokens_give_what_padded_tokens_give():
     joint = JointLoss({"slots": 2.0})
     leaf = logits.clone().requires_grad_()
     packed = pack_padded_sequence(leaf, lengths, True, enforce_sorted=False)
-    total, _ = joint({"slots": packed}, {"slots": pymtl.pack(targets, lengths, batch_first=True)})
+    total = joint({"slots": packed}, {"slots": pymtl.pack(targets, lengths, batch_first=True)}).total
     (gradient,) = torch.autograd.grad(total, leaf)
     ours = {"total": total.detach(), "gradient": gradient}
 
@@ -283,7 +283,7 @@ def test_targets_of_another_floating_dtype_and_integer_labels_are_taken():
 
 
 def test_float64_logits_give_float64_losses():
-    total, per_task = JointLoss(WEIGHTS, LOSSES)(*sample(torch.float64))
+    total, per_task, *_ = JointLoss(WEIGHTS, LOSSES)(*sample(torch.float64))
     assert {loss.dtype for loss in (total, *per_task.values())} == {torch.float64}
 
 

@@ -324,3 +324,54 @@ def test_bad_input_is_refused_by_name_and_values(changes, kind, message, gradien
     }
     with pytest.raises(kind, match=message):
         ops.crf(**(arguments | changes))
+
+
+def test_scales_that_are_all_but_lost_are_not_multiplied_away(dtype, isa):
+    forbidden = -torch.inf
+    transitions = torch.full((3, 3), forbidden, dtype=dtype)
+    transitions[0, 0] = transitions[1, 1] = 0
+    transitions[2, 2] = 199
+    emissions = torch.zeros(5, 3, dtype=dtype)
+    emissions[0, 1] = emissions[1, 1] = -149
+    emissions[2, 1] = -40
+    emissions[4] = torch.tensor([forbidden, -149, 0])
+    start, end = torch.tensor([0, 0, forbidden], dtype=dtype), torch.zeros(3, dtype=dtype)
+    partition = ops.crf(emissions, torch.ones(5, dtype=torch.int64), None, start, end, transitions)
+    torch.testing.assert_close(partition, torch.tensor([-487.0], dtype=dtype))
+
+
+@pytest.mark.parametrize("size", [1e3, 1e5, 1e9, 1e15, 1e20])
+def test_gradients_of_large_scores_are_as_accurate_as_plain_ones(size, isa):
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(20):
+        scores = [size * torch.randn(*shape, generator=generator) for shape in ((9, 4), (4,), (4,), (4, 4))]
+        sizes, seed = torch.tensor([3, 2, 2, 1, 1]), torch.ones(3, dtype=torch.float64)
+        exact = [score.double() for score in scores]
+        found = run(ops.crf, scores, sizes, None, seed)
+        assert_parity(
+            found, run(reference.crf, scores, sizes, None, seed), run(reference.crf, exact, sizes, None, seed)
+        )
+        torch.testing.assert_close(found["gradient of emissions"].sum(1), torch.ones(9))
+
+
+@pytest.mark.parametrize("values", [[torch.nan, -torch.inf], [torch.nan, torch.inf], [0.0, torch.nan]], ids=str)
+def test_nan_is_never_lost(values, dtype):
+    zeros = torch.zeros(2, dtype=dtype)
+    emissions = torch.tensor([values, [0.0, 0.0]], dtype=dtype)
+    transitions = torch.zeros(2, 2, dtype=dtype)
+    steps = torch.ones(2, dtype=torch.int64)
+    assert ops.crf(emissions, steps, None, zeros, zeros, transitions).isnan().all()
+    transitions[0] = torch.tensor(values, dtype=dtype)
+    assert ops.crf(torch.zeros(2, 2, dtype=dtype), steps, None, zeros, zeros, transitions).isnan().all()
+
+
+def test_an_unreachable_class_has_finite_derivatives_of_any_order():
+    scores, sizes, tags, seed = sample((3, 2), 3, dtype=torch.float64)
+    scores[3][:, 0] = -torch.inf
+    scores[1][0] = -torch.inf
+    tags = tags.clamp(min=1)
+    leaves = [score.clone().requires_grad_() for score in scores]
+    for function in (ops.crf, reference.crf):
+        first = torch.autograd.grad(function(leaves[0], sizes, tags, *leaves[1:]).sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves[0])
+        assert all(torch.isfinite(values).all() for values in (*first, *second))

@@ -18,10 +18,17 @@ def crf(
     finished = []
     for before, step in pairwise(steps):
         finished.append(alphas[step.shape[0] : before.shape[0]])
-        alphas = torch.logsumexp(alphas[: step.shape[0]].unsqueeze(2) + transitions, dim=1) + step
+        alphas = _log_sum(alphas[: step.shape[0]].unsqueeze(2) + transitions) + step
     finished.append(alphas)
     partition = torch.logsumexp(torch.cat(finished[::-1]) + end, dim=1)
     return partition if tags is None else _score(steps, tags.split(sizes), start, end, transitions) - partition
+
+
+def _log_sum(scores: Tensor) -> Tensor:
+    """logsumexp over the second dimension; where nothing is possible the derivative is 0, not NaN."""
+    impossible = (scores == -torch.inf).all(dim=1, keepdim=True)
+    sums = torch.logsumexp(scores.masked_fill(impossible, 0.0), dim=1)
+    return sums.masked_fill(impossible.squeeze(1), -torch.inf)
 
 
 def _score(

@@ -9,7 +9,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 from pymtl import reference
 from pymtl.heads import ClassificationHead, CRFHead, Head, MultiLabelHead, RegressionHead, TokenClassificationHead
-from pymtl.joint_loss import CrossEntropy, JointLoss
+from pymtl.joint_loss import JointLoss
+from pymtl.losses import CrossEntropy
 from pymtl.lstm import LSTM
 from pymtl.models import MultiTaskModel
 from pymtl.reference.models import MultiTaskModel as ReferenceModel

@@ -90,14 +90,22 @@ struct CrfPlan {
   }
 };
 
-// log of the sum of exp(term(i)) for i in [0, count).
+// The largest of term(i) for i in [0, count), or NaN if one is.
 template <typename Term>
-double log_sum(int64_t count, Term&& term) {
+double largest_of(int64_t count, Term&& term) {
   double largest = -kInfinity;
   for (int64_t i = 0; i < count; ++i) {
     const double x = term(i);
-    if (!(x <= largest)) largest = x;
+    if (x != x) return x;
+    if (x > largest) largest = x;
   }
+  return largest;
+}
+
+// log of the sum of exp(term(i)) for i in [0, count).
+template <typename Term>
+double log_sum(int64_t count, Term&& term) {
+  const double largest = largest_of(count, term);
   if (!(largest > -kInfinity) || !(largest < kInfinity)) return largest;
   double sum = 0;
   for (int64_t i = 0; i < count; ++i) sum += std::exp(term(i) - largest);
@@ -141,27 +149,45 @@ struct LogSpace {
   }
 
   // Adds what the sequence contributes to marginals [N, C] and to transitions [C, C], times `grad`.
-  void backward(const double* alphas, double grad, double* marginals, double* transitions, double* betas,
-                double* next) const {
+  //
+  // Backwards by p(y_{t-1} = i | y_t = c), which is proportional to exp(alpha_{t-1}(i) + transitions(i, c)): each is
+  // normalised by itself, so that the scores' size costs no precision (Rabiner 1989 keeps betas, which grow with it).
+  void backward(const double* alphas, double grad, double* marginals, double* transitions, double* next,
+                double* conditional) const {
     const int64_t C = chain.classes;
-    for (int64_t c = 0; c < C; ++c) betas[c] = static_cast<double>(chain.end[c]);
     const double* const last = alphas + token(length - 1) * C;
-    const double log_partition = log_sum(C, [&](int64_t c) { return last[c] + betas[c]; });
+    normalised([&](int64_t c) { return last[c] + static_cast<double>(chain.end[c]); }, next);
     for (int64_t t = length - 1; t >= 0; --t) {
-      for (int64_t c = 0; c < C; ++c) {
-        marginals[token(t) * C + c] = grad * std::exp(alphas[token(t) * C + c] + betas[c] - log_partition);
-      }
-      if (t == 0) break;
-      const double* const before = alphas + token(t - 1) * C;
-      for (int64_t c = 0; c < C; ++c) betas[c] += emission(t, c);
-      for (int64_t i = 0; i < C; ++i) {
-        next[i] = log_sum(C, [&](int64_t c) { return transition(i, c) + betas[c]; });
+      double* const own = marginals + token(t) * C;
+      std::copy(next, next + C, own);
+      if (t > 0) {
+        const double* const before = alphas + token(t - 1) * C;
+        std::fill(next, next + C, 0.0);
         for (int64_t c = 0; c < C; ++c) {
-          transitions[i * C + c] += grad * std::exp(before[i] + transition(i, c) + betas[c] - log_partition);
+          if (own[c] == 0) continue;  // nothing leads there, and so nothing from there
+          normalised([&](int64_t i) { return before[i] + transition(i, c); }, conditional);
+          for (int64_t i = 0; i < C; ++i) {
+            const double both = conditional[i] * own[c];
+            next[i] += both;
+            transitions[i * C + c] += grad * both;
+          }
         }
       }
-      std::copy(next, next + C, betas);
+      for (int64_t c = 0; c < C; ++c) own[c] *= grad;
     }
+  }
+
+  // exp(term(i)) over their sum; NaN if all are zero.
+  template <typename Term>
+  void normalised(Term&& term, double* probabilities) const {
+    const int64_t C = chain.classes;
+    const double largest = largest_of(C, term);
+    double sum = 0;
+    for (int64_t i = 0; i < C; ++i) {
+      probabilities[i] = std::exp(term(i) - largest);
+      sum += probabilities[i];
+    }
+    for (int64_t i = 0; i < C; ++i) probabilities[i] /= sum;
   }
 
   double score(const int64_t* tags) const {

@@ -102,8 +102,13 @@ void crf_forward_walk(const CrfWalk<T>& walk) {
       walk.scales[token] = scale;
       walk.log_partition[row] += shift + (t > 0 ? walk.transition_shift : 0);
       // Logarithms are slow: one of a product for as long as that is far from the largest and the smallest number.
-      walk.products[row] *= scale;
-      if (!(walk.products[row] > 1e-100 && walk.products[row] < 1e100)) {
+      const auto moderate = [](double x) { return x > 1e-100 && x < 1e100; };
+      if (moderate(scale)) {
+        walk.products[row] *= scale;
+      } else {
+        walk.log_partition[row] += log_of(scale);
+      }
+      if (!moderate(walk.products[row])) {
         walk.log_partition[row] += log_of(walk.products[row]);
         walk.products[row] = 1;
       }

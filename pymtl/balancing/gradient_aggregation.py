@@ -1,0 +1,77 @@
+"""Methods on the tasks' gradients, by torchjd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from pymtl.balancing.base import Balancing
+
+AGGREGATORS = (
+    "AlignedMTL",
+    "CAGrad",
+    "ConFIG",
+    "DualProj",
+    "GradDrop",
+    "IMTLG",
+    "MGDA",
+    "Mean",
+    "NashMTL",
+    "PCGrad",
+    "Random",
+    "Sum",
+    "UPGrad",
+)
+
+
+class GradientAggregation(Balancing):
+    """Gradients of all tasks combined into one that conflicts with none, or less: UPGrad (Quinton & Rey 2024), MGDA
+    (Désidéri 2012), PCGrad (Yu et al. 2020), CAGrad (Liu et al. 2021), Nash-MTL (Navon et al. 2022), Aligned-MTL
+    (Senushkin et al. 2023) and others, computed by torchjd on the Jacobian of the losses with respect to the shared
+    parameters. Each head gets its own task's gradient.
+
+    The loss itself is the plain sum; :meth:`pymtl.JointLoss.backward` does what is different. It goes through the
+    encoder once for each task.
+
+    Args:
+        tasks: the tasks' names.
+        aggregator: a class of ``torchjd.aggregation``.
+        options: for its constructor.
+
+    Raises:
+        ModuleNotFoundError: torchjd is not installed (``pip install pymtl[torchjd]``).
+        ValueError: the aggregator is unknown.
+    """
+
+    combines_gradients: ClassVar[bool] = True
+
+    def __init__(self, tasks: Sequence[str], aggregator: str = "UPGrad", **options: Any) -> None:
+        super().__init__(tasks)
+        if aggregator not in AGGREGATORS:
+            raise ValueError(f"aggregator: expected one of {', '.join(AGGREGATORS)}, got {aggregator!r}")
+        try:
+            from torchjd import aggregation
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError("GradientAggregation needs torchjd: pip install pymtl[torchjd]") from error
+        if aggregator == "NashMTL":
+            options = {"n_tasks": len(self.tasks), **options}
+        elif aggregator == "CAGrad":
+            options = {"c": 0.5, **options}
+        self.aggregator = getattr(aggregation, aggregator)(**options)
+
+    def total(self, values: Tensor, tasks: list[str], shared: Sequence[Tensor]) -> Tensor:
+        return values.sum()
+
+    def backward(self, losses: Mapping[str, Tensor], shared: Sequence[Tensor], parameters: Iterable[Tensor]) -> None:
+        from torchjd.autojac import jac_to_grad, mtl_backward
+
+        features = [tensor for tensor in shared if tensor.requires_grad]
+        if not features:
+            raise ValueError(
+                "shared: gradient aggregation needs states that all tasks share, as under hard sharing; got none"
+            )
+        # Neither torchjd nor the kernels batch one backward pass over several losses by vmap: one at a time.
+        mtl_backward(list(losses.values()), features=features, parallel_chunk_size=1)
+        jac_to_grad([p for p in parameters if getattr(p, "jac", None) is not None], self.aggregator)

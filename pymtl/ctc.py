@@ -1,0 +1,144 @@
+"""Connectionist temporal classification: labels of a sequence without their places."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from pymtl.losses import SequenceLoss
+
+BLANK = 0
+
+
+@dataclass(frozen=True)
+class CTCLoss(SequenceLoss):
+    """torch's CTC loss (Graves et al. 2006, "Connectionist Temporal Classification"), class 0 the blank; the mean over
+    the sequences of each one's loss over its number of labels.
+
+    Targets are int64 [B, S], classes from 1 on, in the batch's order, filled up with ``ignore_index``; a sequence of
+    nothing else has no label and contributes nothing, nor does one too short for its labels.
+
+    Args:
+        ignore_index: what fills up the targets.
+    """
+
+    ignore_index: int = -100
+    kind: ClassVar[str] = "ctc"
+
+    def __call__(self, logits: Tensor | PackedSequence, targets: Tensor | PackedSequence) -> Tensor:
+        """The loss of packed logits [N, C], or of padded ones [B, T, C], all of whose steps count.
+
+        Raises:
+            IndexError: a label is out of range.
+            TypeError, ValueError: the targets' layout does not fit.
+        """
+        if isinstance(targets, PackedSequence) or targets.is_floating_point() or targets.dim() != 2:
+            raise TypeError("expected int64 labels [B, S]")
+        padded, lengths = padded_logits(logits)
+        if targets.shape[0] != padded.shape[1]:
+            raise ValueError(f"expected labels of {padded.shape[1]} sequences, got {targets.shape[0]}")
+        present = targets != self.ignore_index
+        if bool((present & ((targets < 1) | (targets >= padded.shape[2]))).any()):
+            wrong = targets[present & ((targets < 1) | (targets >= padded.shape[2]))]
+            raise IndexError(f"Target {int(wrong[0])} is out of bounds: expected 1 to {padded.shape[2] - 1}")
+        counts = present.sum(1)
+        if bool((present != (torch.arange(targets.shape[1]) < counts.unsqueeze(1))).any()):
+            raise ValueError(f"expected labels first and {self.ignore_index} behind them")
+        labelled = counts > 0
+        if not bool(labelled.any()):
+            return padded[:0].sum()  # nothing, but with a gradient of nothing
+        return F.ctc_loss(
+            padded[:, labelled].log_softmax(-1),
+            targets[labelled].masked_fill(~present[labelled], BLANK),
+            lengths[labelled],
+            counts[labelled],
+            blank=BLANK,
+            zero_infinity=True,
+        )
+
+
+def padded_logits(logits: Tensor | PackedSequence) -> tuple[Tensor, Tensor]:
+    """[T, B, C] in the batch's order, and the lengths int64 [B]."""
+    if isinstance(logits, PackedSequence):
+        return pad_packed_sequence(logits)
+    if logits.dim() != 3:
+        raise ValueError(f"expected logits [B, T, C], got {logits.dim()}-D")
+    return logits.transpose(0, 1), torch.full((logits.shape[0],), logits.shape[1], dtype=torch.int64)
+
+
+def ctc_greedy(logits: Tensor | PackedSequence, lengths: Tensor | Sequence[int] | None = None) -> list[list[int]]:
+    """The labels of the likeliest path of each sequence: repeats merged, blanks left out (Graves et al. 2006, "best path
+    decoding").
+
+    Args:
+        logits: packed [N, C], or padded [B, T, C].
+        lengths: of padded sequences; None if all are T long.
+    """
+    padded, known = padded_logits(logits)
+    lengths = known if lengths is None else torch.as_tensor(lengths)
+    paths = padded.argmax(-1)
+    decoded = []
+    for row, length in enumerate(lengths.tolist()):
+        merged = torch.unique_consecutive(paths[:length, row])
+        decoded.append(merged[merged != BLANK].tolist())
+    return decoded
+
+
+def ctc_beam(
+    logits: Tensor | PackedSequence, lengths: Tensor | Sequence[int] | None = None, beam_size: int = 10
+) -> list[tuple[list[int], float]]:
+    """The likeliest labels of each sequence found by prefix beam search (Hannun et al. 2014, "First-Pass Large
+    Vocabulary Continuous Speech Recognition", algorithm 1, without a language model), and the logarithm of their
+    probability, over the paths the beam has kept.
+
+    Args:
+        logits, lengths: as for :func:`ctc_greedy`.
+        beam_size: prefixes kept at each step.
+
+    Raises:
+        ValueError: ``beam_size`` is below 1.
+    """
+    if beam_size < 1:
+        raise ValueError(f"beam_size: expected a number above 0, got {beam_size}")
+    padded, known = padded_logits(logits)
+    lengths = known if lengths is None else torch.as_tensor(lengths)
+    scores = padded.detach().double().log_softmax(-1)
+    return [_beam(scores[:length, row], beam_size) for row, length in enumerate(lengths.tolist())]
+
+
+def _beam(scores: Tensor, beam_size: int) -> tuple[list[int], float]:
+    # Of each prefix the log-probabilities of the paths that end in a blank and of those that end in its last label.
+    infinity = float("inf")
+    beam: dict[tuple[int, ...], tuple[float, float]] = {(): (0.0, -infinity)}
+    for step in scores.tolist():
+        grown: dict[tuple[int, ...], tuple[float, float]] = {}
+
+        def add(prefix: tuple[int, ...], blank: float, label: float, grown: dict = grown) -> None:
+            before = grown.get(prefix, (-infinity, -infinity))
+            grown[prefix] = (_log_add(before[0], blank), _log_add(before[1], label))
+
+        for prefix, (blank, label) in beam.items():
+            whole = _log_add(blank, label)
+            add(prefix, whole + step[BLANK], -infinity)
+            for c in range(1, len(step)):
+                if prefix and c == prefix[-1]:
+                    add(prefix, -infinity, label + step[c])
+                    add((*prefix, c), -infinity, blank + step[c])
+                else:
+                    add((*prefix, c), -infinity, whole + step[c])
+        best = sorted(grown, key=lambda prefix: -_log_add(*grown[prefix]))[:beam_size]
+        beam = {prefix: grown[prefix] for prefix in best}
+    prefix, parts = next(iter(beam.items()))
+    return list(prefix), _log_add(*parts)
+
+
+def _log_add(a: float, b: float) -> float:
+    larger, smaller = (a, b) if a >= b else (b, a)
+    return larger if smaller == -math.inf else larger + math.log1p(math.exp(smaller - larger))

@@ -1,0 +1,116 @@
+"""From fields of tokens to features: words, their characters, and what else is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pymtl.lstm import LSTM
+
+
+class TokenFeatures(nn.Module):
+    """Several fields of each token, each through a module of its own, side by side.
+
+    ``TokenFeatures({"words": nn.Embedding(10_000, 100), "characters": CharacterLSTM(80), "signal": nn.Identity()})``
+    takes a dictionary with those fields: packed ids [N], characters [N, W] and features [N, F].
+
+    Args:
+        fields: a module for each field, from packed rows [N, ...] to features [N, E_i].
+
+    Raises:
+        ValueError: there is no field.
+    """
+
+    def __init__(self, fields: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        if not fields:
+            raise ValueError("fields: expected at least one, got none")
+        self.fields = nn.ModuleDict(fields)
+
+    def forward(self, data: Mapping[str, Tensor]) -> Tensor:
+        """[N, sum of E_i].
+
+        Raises:
+            KeyError: a field is missing.
+        """
+        for name in self.fields:
+            if name not in data:
+                raise KeyError(f"inputs: expected the field {name!r}, got {list(data)}")
+        parts = [module(data[name]) for name, module in self.fields.items()]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+class CharacterLSTM(nn.Module):
+    """A word as its characters read by a bidirectional LSTM: the final states of both directions (Lample et al. 2016,
+    "Neural Architectures for Named Entity Recognition", section 4.1). All words of a batch are one batch of the fused
+    kernel.
+
+    Args:
+        num_characters: ids from 0, which is no character, to ``num_characters`` - 1.
+        embedding_dim: of a character.
+        hidden_size: H of each direction.
+    """
+
+    def __init__(self, num_characters: int, embedding_dim: int = 25, hidden_size: int = 25) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_characters, embedding_dim, padding_idx=0)
+        self.encoder = LSTM(embedding_dim, hidden_size, batch_first=True, bidirectional=True)
+        self.out_features = 2 * hidden_size
+
+    def forward(self, characters: Tensor) -> Tensor:
+        """[N, 2H] of words [N, W], character ids filled up with 0; a word of none counts as one unknown character."""
+        if characters.shape[0] == 0:
+            return self.embedding.weight.new_zeros(0, self.out_features)
+        lengths = (characters != 0).sum(1).clamp(min=1)
+        _, (h_n, _) = self.encoder(self.embedding(characters), lengths=lengths.cpu())
+        return h_n.transpose(0, 1).flatten(1)
+
+
+class CharacterCNN(nn.Module):
+    """A word as its characters under convolutions: the maximum of each filter over the word (Ma & Hovy 2016, "End-to-end
+    Sequence Labeling via Bi-directional LSTM-CNNs-CRF", section 2.1; several widths as Kim 2014).
+
+    Args:
+        num_characters: ids from 0, which is no character, to ``num_characters`` - 1.
+        embedding_dim: of a character.
+        filters: of each width.
+        kernel_sizes: widths in characters, odd.
+        dropout: of the characters' embeddings, in training.
+
+    Raises:
+        ValueError: a width is even or below 1.
+    """
+
+    def __init__(
+        self,
+        num_characters: int,
+        embedding_dim: int = 30,
+        filters: int = 50,
+        kernel_sizes: Sequence[int] = (3, 5),
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for width in kernel_sizes:
+            if width < 1 or width % 2 == 0:
+                raise ValueError(f"kernel_sizes: expected odd widths, got {list(kernel_sizes)}")
+        self.embedding = nn.Embedding(num_characters, embedding_dim, padding_idx=0)
+        self.dropout = nn.Dropout(dropout)
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(embedding_dim, filters, width, padding=width // 2) for width in kernel_sizes
+        )
+        self.out_features = filters * len(kernel_sizes)
+
+    def forward(self, characters: Tensor) -> Tensor:
+        """[N, filters * widths] of words [N, W], character ids filled up with 0."""
+        if characters.shape[0] == 0:
+            return self.embedding.weight.new_zeros(0, self.out_features)
+        embedded = self.dropout(self.embedding(characters)).transpose(1, 2)
+        # Beyond a word's end only the first place counts, which still sees its last characters through the filter.
+        places = torch.arange(characters.shape[1], device=characters.device)
+        outside = places >= (characters != 0).sum(1, keepdim=True).clamp(min=1)
+        found = [
+            convolution(embedded).masked_fill(outside.unsqueeze(1), -torch.inf) for convolution in self.convolutions
+        ]
+        return torch.cat([values.amax(2) for values in found], dim=1)

@@ -1,0 +1,71 @@
+"""Attention over the tokens of each sequence."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from pymtl.states import States
+
+
+class AttentionPooling(nn.Module):
+    """Pools a sequence's states by learned attention (Lin et al. 2017, "A Structured Self-attentive Sentence Embedding",
+    equations 5 and 6): head j gives token t the weight ``softmax_t(w_j . tanh(W s_t))`` and sums its own slice of the
+    states; the slices stand side by side, as in multi-head attention (Vaswani et al. 2017).
+
+    Args:
+        num_heads: a divisor of the states' size; 1 is plain attention pooling.
+        attention_size: rows of W; as many as there are features if None.
+
+    Parameters, which take their size from the model: ``weight`` [A, F], ``query`` [J, A].
+
+    Raises:
+        ValueError: a number is below 1.
+    """
+
+    def __init__(self, num_heads: int = 1, attention_size: int | None = None) -> None:
+        super().__init__()
+        for name, value in (("num_heads", num_heads), ("attention_size", attention_size)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}: expected a number above 0, got {value!r}")
+        self.num_heads = num_heads
+        self.attention_size = attention_size
+        self.weight = nn.UninitializedParameter()
+        self.query = nn.UninitializedParameter()
+
+    def materialize(self, in_features: int, like: Tensor | None = None) -> None:
+        """Gives the parameters their size, F features.
+
+        Raises:
+            ValueError: ``num_heads`` does not divide it, or they have another size already.
+        """
+        if in_features % self.num_heads != 0:
+            raise ValueError(f"num_heads: expected a divisor of {in_features} features, got {self.num_heads}")
+        if isinstance(self.weight, nn.UninitializedParameter):
+            size = self.attention_size or in_features
+            kind = {} if like is None else {"device": like.device, "dtype": like.dtype}
+            self.weight.materialize((size, in_features), **kind)
+            self.query.materialize((self.num_heads, size), **kind)
+            nn.init.uniform_(self.weight, -1 / math.sqrt(in_features), 1 / math.sqrt(in_features))
+            nn.init.uniform_(self.query, -1 / math.sqrt(size), 1 / math.sqrt(size))
+        elif self.weight.shape[1] != in_features:
+            raise ValueError(f"expected states of {self.weight.shape[1]} features, got {in_features}")
+
+    def forward(self, states: States) -> Tensor:
+        """[B, F] in the packed order."""
+        tokens, sizes = states.tokens, states.batch_sizes
+        scores = torch.tanh(tokens @ self.weight.t()) @ self.query.t()
+        rows = states.rows().to(tokens.device)
+        batch = int(sizes[0]) if len(sizes) > 0 else 0
+        index = rows.unsqueeze(1).expand_as(scores)
+        largest = scores.detach().new_full((batch, self.num_heads), -torch.inf)
+        largest = largest.scatter_reduce(0, index, scores.detach(), "amax")
+        weights = torch.exp(scores - largest[rows])
+        weights = weights / torch.zeros_like(largest).scatter_add(0, index, weights)[rows]
+        parts = tokens.view(tokens.shape[0], self.num_heads, -1) * weights.unsqueeze(-1)
+        return tokens.new_zeros(batch, tokens.shape[1]).index_add(0, rows, parts.flatten(1))
+
+    def extra_repr(self) -> str:
+        return f"num_heads={self.num_heads}"

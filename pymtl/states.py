@@ -1,0 +1,99 @@
+"""An encoder's states, and the features that heads read from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pymtl import ops, reference
+
+
+class States:
+    """The states of packed tokens, and what is pooled from them; each feature is computed once, when it is asked for.
+
+    Args:
+        tokens: [N, F] in the packed order; the halves of F are the directions' if there are two.
+        batch_sizes: int64 [T] on the CPU, as in PackedSequence.
+        directions: 1 or 2.
+        last: [B, F] each direction's own final state, in the packed order; found among the tokens if None.
+        fused: whether the kernels take such tensors; otherwise plain PyTorch runs.
+    """
+
+    def __init__(
+        self, tokens: Tensor, batch_sizes: Tensor, directions: int, last: Tensor | None = None, fused: bool = True
+    ) -> None:
+        self.tokens = tokens
+        self.batch_sizes = batch_sizes
+        self.directions = directions
+        self.fused = fused
+        self._has_own_last = last is not None
+        self._pooled: dict[str, Tensor] = {} if last is None else {"last": last}
+
+    @staticmethod
+    def of(tokens: Tensor, batch_sizes: Tensor, directions: int, last: Tensor | None = None) -> States:
+        """States whose pooling runs through the kernels where those take such a tensor."""
+        fused = tokens.device.type == "cpu" and tokens.dtype in (torch.float32, torch.float64)
+        return States(tokens, batch_sizes, directions, last, fused)
+
+    def pooled(self, kind: str) -> Tensor:
+        """[B, F] in the packed order: ``"last"``, ``"mean"`` or ``"max"`` of each sequence's tokens."""
+        if kind not in self._pooled:
+            if kind == "last":
+                self._pooled[kind] = self._last()
+            else:
+                pool = ops.pool if self.fused else reference.pool
+                reverse = [False, True][: self.directions]
+                self._pooled[kind] = pool(self.tokens, self.batch_sizes, kind, reverse=reverse)
+        return self._pooled[kind]
+
+    def map(self, function: Callable[[Tensor], Tensor], with_last: bool) -> States:
+        """The states with ``function`` applied to the tokens' states; ``with_last`` to the final ones too, if given."""
+        last = self._pooled.get("last")
+        return States(
+            function(self.tokens),
+            self.batch_sizes,
+            self.directions,
+            function(last) if with_last and last is not None else None,
+            self.fused,
+        )
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The states themselves, nothing made from them."""
+        return (self.tokens, self._pooled["last"]) if self._has_own_last else (self.tokens,)
+
+    def rows(self) -> Tensor:
+        """The sequence of each token, int64 [N]."""
+        return rows(self.batch_sizes)
+
+    def _last(self) -> Tensor:
+        sizes = self.batch_sizes
+        batch = int(sizes[0])
+        finals = self.tokens.index_select(0, last_tokens(sizes).to(self.tokens.device))
+        if self.directions == 1:
+            return finals
+        half = self.tokens.shape[1] // 2
+        return torch.cat([finals[:, :half], self.tokens[:batch, half:]], dim=1)
+
+
+def beside(states: Sequence[Tensor], directions: int) -> Tensor:
+    """States [N, F_i] side by side as [N, sum of F_i], the directions' halves again together."""
+    if directions == 1:
+        return torch.cat(list(states), dim=1)
+    halves = [s.chunk(2, dim=1) for s in states]
+    return torch.cat([forward for forward, _ in halves] + [backward for _, backward in halves], dim=1)
+
+
+def rows(batch_sizes: Tensor) -> Tensor:
+    """The sequence of each packed token, int64 [N]."""
+    starts = batch_sizes.cumsum(0) - batch_sizes
+    return torch.arange(int(batch_sizes.sum())) - starts.repeat_interleave(batch_sizes)
+
+
+def last_tokens(batch_sizes: Tensor) -> Tensor:
+    """The packed position of each sequence's last token, int64 [B]."""
+    batch = int(batch_sizes[0])
+    lengths = (batch_sizes.unsqueeze(0) > torch.arange(batch).unsqueeze(1)).sum(1)
+    starts = batch_sizes.cumsum(0) - batch_sizes
+    return starts[lengths - 1] + torch.arange(batch)
