@@ -60,7 +60,12 @@ class JointLoss(nn.Module):
             raise ValueError(f"balancing: expected the tasks {list(loss_weights)}, got {list(balancing.tasks)}")
         self.balancing = balancing
 
-    def forward(self, logits: Mapping[str, Value], targets: Mapping[str, Value]) -> JointLossResult:
+    def forward(
+        self,
+        logits: Mapping[str, Value],
+        targets: Mapping[str, Value],
+        scales: Mapping[str, float] | None = None,
+    ) -> JointLossResult:
         """Computes the loss.
 
         Args:
@@ -71,6 +76,8 @@ class JointLoss(nn.Module):
                 cross-entropy numbers of the logits' shape, NaN where there is no label. A task without
                 targets in this batch may be left out; it contributes nothing. Other heads' targets are as their
                 losses say. The ``penalties`` of a :class:`pymtl.MultiTaskModel`'s output join the total.
+            scales: a further factor of each task's loss in the total of this call, 1 where there is none: for a batch
+                that is one process's part of a larger one.
 
         Raises:
             KeyError: a task is unknown, or has targets but no logits.
@@ -97,14 +104,21 @@ class JointLoss(nn.Module):
         per_task = {task: per_task[task] for task in tasks}
         shared = getattr(logits, "shared", ())
         penalties = getattr(logits, "penalties", {})
+        weights = {task: self.loss_weights[task] * (scales or {}).get(task, 1.0) for task in tasks}
         if self.balancing is None:
             values = torch.stack(list(per_task.values()))
-            total = torch.dot(values, values.new_tensor([self.loss_weights[task] for task in tasks]))
+            total = torch.dot(values, values.new_tensor(list(weights.values())))
         else:
-            total = self.balancing(self._weighted(per_task), shared)
+            weighted = {task: weights[task] * value for task, value in per_task.items()}
+            total = self.balancing(weighted, shared)
         if penalties:
             total = total + torch.stack(list(penalties.values())).sum()
         return JointLossResult(total, per_task, penalties, shared)
+
+    @property
+    def combines_gradients(self) -> bool:
+        """Whether :meth:`backward` does other than the total's own."""
+        return self.balancing is not None and self.balancing.combines_gradients
 
     def backward(self, result: JointLossResult, parameters: Iterable[Tensor] = ()) -> None:
         """Adds the gradients to ``grad`` of what the result depends on.
@@ -118,7 +132,7 @@ class JointLoss(nn.Module):
         Raises:
             ValueError: such a method finds no states that all tasks share.
         """
-        if self.balancing is None or not self.balancing.combines_gradients:
+        if not self.combines_gradients:
             result.total.backward()
         else:
             if result.penalties:

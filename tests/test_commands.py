@@ -136,13 +136,14 @@ def test_train_writes_the_run_folder_and_prints_its_progress_and_test_scores(tra
     assert sorted(path.name for path in folder.iterdir()) == DONE
     assert (folder / "curves.png").read_bytes().startswith(PNG)
     scores = json.loads((folder / "test.json").read_text(encoding="utf-8"))
-    assert set(scores) == {"intent/accuracy", "slots/f1", "topics/f1", "politeness/r2", "exact_match"}
+    shares = {"intent/accuracy", "intent/macro_f1", "slots/f1", "topics/f1", "exact_match"}
+    assert set(scores) == shares | {"politeness/r2", "politeness/pearson", "politeness/spearman"}
     assert scores["intent/accuracy"] >= 0.9
     assert "60 sentences to train on, 20 to validate" in printed
     assert "Test set, 20 sentences" in printed
     for name, value in scores.items():
         assert name.replace("/", " ") in printed
-        assert f"{100 * value:.2f}" in printed
+        assert (f"{100 * value:.2f} %" if name in shares else f"{value:.3f}") in printed
     assert str(folder) in printed
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == len(Run(folder).load_state()["epochs"])

@@ -10,9 +10,11 @@ import toy
 from torch.nn.utils.rnn import pad_packed_sequence
 
 from pymtl.training import config as configuration
+from pymtl.training.batches import Encoder, buckets
 from pymtl.training.config import ConfigError
-from pymtl.training.data import Encoder, Record, Vocabulary, buckets, read_records
+from pymtl.training.data import Record, read_records
 from pymtl.training.errors import DataError, RunError
+from pymtl.training.vocabulary import Vocabulary
 
 MINIMAL = '[data]\ntrain = "a.jsonl"\nvalid = "b.jsonl"\n[tasks.intent]\nkind = "classification"\n'
 KINDS = """
@@ -75,8 +77,8 @@ def test_a_minimal_configuration_takes_the_defaults(load):
     [
         ("sead = 1\n" + MINIMAL, "'sead'", "unknown key"),
         (MINIMAL + "wait = 1\n", "'tasks.intent.wait'", "unknown key"),
-        (MINIMAL + "[model]\nhiden_size = 1\n", "'model.hiden_size'", "expected one of embedding_dim, hidden_size"),
-        (MINIMAL.replace('valid = "b.jsonl"', ""), "'data.valid'", "missing key"),
+        (MINIMAL + "[model]\nhiden_size = 1\n", "'model.hiden_size'", "expected one of words, embedding_dim"),
+        (MINIMAL.replace('train = "a.jsonl"', ""), "'data.train'", "missing key"),
         (MINIMAL.replace('kind = "classification"', ""), "'tasks.intent.kind'", "missing key"),
         ('[data]\ntrain = "a"\nvalid = "b"\n', "'tasks'", "missing key"),
         ('[data]\ntrain = "a"\nvalid = "b"\n[tasks]\n', "tasks", "at least one task"),
@@ -206,9 +208,9 @@ def test_records_hold_tokens_and_the_labels_of_every_task(read):
         ({"tokens": []}, "field 'tokens': expected a list of at least one string, got []"),
         ({"tokens": "a b"}, "field 'tokens': expected a list"),
         ({"tokens": ["a", 1]}, "field 'tokens': expected a list"),
-        ({**GOOD, "slots": ["O"]}, "field 'slots': expected a list of 2 strings, one a token, got a list of 1"),
+        ({**GOOD, "slots": ["O"]}, "field 'slots': expected a list of 2 strings (or null), one a token, got a list of 1"),
         ({**GOOD, "slots": ["O", "O", "O"]}, "field 'slots': expected a list of 2 strings"),
-        ({**GOOD, "slots": "OO"}, "field 'slots': expected a list of 2 strings, one a token, got 'OO'"),
+        ({**GOOD, "slots": "OO"}, "field 'slots': expected a list of 2 strings (or null), one a token, got 'OO'"),
         ({**GOOD, "slots": ["O", 1]}, "field 'slots': expected a list of 2 strings"),
         ({**GOOD, "intent": 3}, "field 'intent': expected a string, got 3"),
         ({**GOOD, "intent": ["x"]}, "field 'intent': expected a string"),

@@ -7,9 +7,10 @@ import torch
 
 from pymtl.training import config as configuration
 from pymtl.training.backends import Backend
-from pymtl.training.data import Vocabulary, read_records
+from pymtl.training.data import read_sets
 from pymtl.training.run import Run
 from pymtl.training.trainer import Trainer
+from pymtl.training.vocabulary import Vocabulary
 
 VERBS = {"play": "music", "book": "table", "watch": "film"}
 THINGS = {
@@ -100,8 +101,8 @@ class Watcher:
         self.stop_in = stop_in
         self.records = []
 
-    def steps(self, epoch, total):
-        for step in range(total):
+    def steps(self, epoch, total, first=0):
+        for step in range(first, total):
             if epoch == self.stop_in and step == total // 2:
                 raise KeyboardInterrupt
             yield step
@@ -112,8 +113,8 @@ class Watcher:
 
 def trainer(config, folder, backend="pymtl", stop_in=None, resume=False):
     """What ``pymtl train`` makes, ready to fit."""
-    train, valid = (read_records(config.path(name), config) for name in (config.data.train, config.data.valid))
-    vocabulary = Vocabulary.of(train, config)
+    train, valid = read_sets(config)
+    vocabulary = Vocabulary.of([record for records in train.values() for record in records], config)
     run = Run(folder)
     if not resume:
         run.create(config, vocabulary, backend)

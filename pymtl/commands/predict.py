@@ -7,12 +7,14 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 EXAMPLES = """examples:
   pymtl predict runs/snips "play some jazz by miles davis"
   cat sentences.txt | pymtl predict runs/snips --json
+  pymtl predict runs/srl --records < sentences.jsonl      records with further fields, as trained on
 """
 
 
@@ -28,6 +30,9 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder of pymtl train")
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts; lines of standard input if there is none")
     parser.add_argument("--json", action="store_true", help="print one JSON object a text")
+    parser.add_argument(
+        "--records", action="store_true", help="texts are JSON objects with the fields that training read"
+    )
     return parser
 
 
@@ -35,28 +40,53 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from pymtl import freeze
-    from pymtl.training.data import Encoder, Record
+    from pymtl.training.batches import Encoder
+    from pymtl.training.errors import ConfigError
     from pymtl.training.metrics import decode
     from pymtl.training.run import Run
 
     backend, config, vocabulary = Run(arguments.run_folder).load_backend()
+    if config.fields and not arguments.records:
+        raise ConfigError(f"--records: expected it with a model that reads {', '.join(config.fields)}")
     freeze(backend.model)
-    encoder = Encoder(vocabulary, config)
+    encoder = Encoder(vocabulary, config, remember=False)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack letters, and an argument be no text
-    for text in arguments.texts or _lines():
-        tokens = text.lower().split() if config.data.lowercase else text.split()
-        if not tokens:  # an empty line stays one, so that lines out match lines in
+    first = True
+    for number, text in enumerate(arguments.texts or _lines(), 1):
+        if not text.strip():  # an empty line stays one, so that lines out match lines in
             print(json.dumps({"tokens": []}) if arguments.json else "", flush=True)
             continue
-        batch = encoder.batch([Record(tokens, {})], [0])
+        prediction = {}
+        record = _record(text, number, config, arguments.records)
+        batch = encoder.batch([record], [0])
         with torch.inference_mode():
-            prediction = decode(backend.logits(batch), batch.lengths, config, vocabulary, backend.crfs)[0]
+            for dataset in config.sets:
+                logits = backend.logits(batch, dataset)
+                prediction |= decode(logits, batch, config, vocabulary, backend.crfs)[0]
         if arguments.json:
-            print(json.dumps({"tokens": tokens, **prediction}, ensure_ascii=False), flush=True)
+            print(json.dumps({"tokens": record.tokens, **prediction}, ensure_ascii=False), flush=True)
         else:
-            print("\n".join(_describe(tokens, prediction, config.tasks)), flush=True)
+            gap = [] if first else [""]
+            print("\n".join(gap + _describe(record.tokens, prediction, config.tasks)), flush=True)
+        first = False
     return 0
+
+
+def _record(text: str, number: int, config: Any, as_json: bool) -> Any:
+    from pymtl.training.data import Record, parse_record
+    from pymtl.training.errors import DataError
+
+    models = {name: True for name, task in config.tasks.items() if task.kind == "language_model"}
+    dataset = next(iter(config.sets))
+    if as_json:
+        try:
+            record = parse_record(text.encode("utf-8", "surrogateescape"), config, False, dataset)
+        except DataError as error:
+            raise DataError(f"text {number}: {error}") from None
+        return replace(record, labels=models)
+    lowercase = config.sets[dataset].lowercase
+    return Record(text.lower().split() if lowercase else text.split(), models)
 
 
 def _lines() -> Iterable[str]:
@@ -80,11 +110,17 @@ def _describe(tokens: Sequence[str], prediction: dict[str, Any], tasks: dict[str
         if task.kind == "classification":
             lines.append(f"{name}: {value} ({100 * prediction[f'{name}/probability']:.1f} %)")
         elif task.kind == "tagging":
-            lines.append(f"{name}: {mark_spans(tokens, value)}")
-        elif task.kind == "multilabel":
-            lines.append(f"{name}: {', '.join(value) or 'none'}")
+            words = tokens if any(tokens) else [str(i) for i in range(len(tokens))]
+            lines.append(f"{name}: {mark_spans(words, value)}")
+        elif task.kind in ("multilabel", "ctc"):
+            lines.append(f"{name}: {(', ' if task.kind == 'multilabel' else ' ').join(value) or 'none'}")
+        elif task.kind == "ordinal":
+            lines.append(f"{name}: {value}" if isinstance(value, str) else f"{name}: {value:g}")
+        elif task.kind == "language_model":
+            lines.append(f"{name}: perplexity {value:.1f}")
         else:
-            lines.append(f"{name}: {value:.3f}")
+            values = value if isinstance(value, list) else [value]
+            lines.append(f"{name}: {' '.join(f'{number:.3f}' for number in values)}")
     return lines
 
 

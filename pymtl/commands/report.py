@@ -32,17 +32,21 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     from pymtl.commands.train import scores_table
-    from pymtl.training.data import labelled, read_records
+    from pymtl.training.backends import has_reference
+    from pymtl.training.data import read_sets, read_test_sets
     from pymtl.training.run import Run
     from pymtl.training.speed import compare
 
     console = wide_console()
     run = Run(arguments.run_folder)
     backend, config, vocabulary = run.load_backend()
-    train = labelled(read_records(config.path(config.data.train), config), config.data.train)
-    test = read_records(config.path(config.data.test or config.data.valid), config)
-    if config.data.test and run.path("test.json").exists():
-        console.print(scores_table(run.read_scores(), len(test)))
+    sets, tests = read_sets(config), read_test_sets(config)
+    if tests and run.path("test.json").exists():
+        console.print(scores_table(run.read_scores(), sum(map(len, tests.values()))))
+    if not has_reference(config):
+        console.print("its model has no counterpart in plain PyTorch here, beside which it could be timed")
+        return 0
+    (train,), (test,) = sets[0].values(), (tests or sets[1]).values()
     with console.status("timing ..."):
         result = compare(backend, config, vocabulary, train, test, arguments.batches)
     counts = result["bucketed"]["batches"]

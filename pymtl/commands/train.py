@@ -12,6 +12,7 @@ from pymtl.commands import positive
 if TYPE_CHECKING:
     from pymtl.training.config import Config
     from pymtl.training.run import Run
+    from pymtl.training.vocabulary import Vocabulary
 
 EXAMPLES = """examples:
   pymtl train examples/snips/snips.toml
@@ -63,23 +64,21 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from pymtl.training import config as configuration
-    from pymtl.training.backends import Backend
-    from pymtl.training.data import Vocabulary, labelled, read_records
+    from pymtl.training.data import read_sets, read_test_sets
     from pymtl.training.errors import RunError
     from pymtl.training.metrics import check_scorable
-    from pymtl.training.plots import training_curves
     from pymtl.training.run import Run
-    from pymtl.training.trainer import Trainer, test_scores
+    from pymtl.training.vocabulary import Vocabulary
 
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     console = Console()
     config = configuration.load(arguments.config, arguments.set)
     run = Run(arguments.folder or Path("runs", arguments.config.stem))
-    train = labelled(read_records(config.path(config.data.train), config), config.data.train)
-    valid = read_records(config.path(config.data.valid), config)
-    check_scorable(valid, config, config.data.valid)
-    test = read_records(config.path(config.data.test), config) if config.data.test else []
+    train, valid = read_sets(config)
+    files = ", ".join(data.valid or data.train for data in config.sets.values())
+    check_scorable([record for records in valid.values() for record in records], config, files)
+    test = read_test_sets(config)
     if arguments.resume:
         vocabulary = _resumable(run, config, arguments.backend)
     else:
@@ -87,23 +86,73 @@ def run(arguments: argparse.Namespace) -> int:
             raise RunError(f"{run.folder}: holds a run already: pass --resume, --overwrite or another --run")
         if run.holds_other_files():
             raise RunError(f"{run.path('config.json')}: is not of a run: pass another --run")
-        vocabulary = Vocabulary.of(train, config)
+        vocabulary = Vocabulary.of([record for records in train.values() for record in records], config)
+    scores = train_run(run, config, vocabulary, (train, valid, test), arguments.backend, arguments.resume, console)
+    if scores is not None:
+        console.print(scores_table(scores, sum(map(len, test.values()))))
+    console.print(f"run folder: {run.folder}", markup=False, soft_wrap=True)
+    return 0
 
+
+def train_run(
+    run: Run,
+    config: Config,
+    vocabulary: Vocabulary,
+    sets: tuple[Any, Any, Any],
+    backend_name: str,
+    resume: bool,
+    console: Any,
+) -> dict[str, float] | None:
+    """Trains (or resumes) a run to its end and returns its scores on the test sets, if there are some.
+
+    Args:
+        run: its folder.
+        config, vocabulary: what to train.
+        sets: the records to train on, to validate and to test, of each data set.
+        backend_name: as ``--backend``.
+        resume: go on from the run's last state.
+        console: where to show it.
+    """
+    import torch
+
+    from pymtl.training import building
+    from pymtl.training.backends import Backend
+    from pymtl.training.plots import training_curves
+    from pymtl.training.trainer import Trainer, test_scores
+    from pymtl.training.warm_start import warm_start
+
+    train, valid, test = sets
     torch.manual_seed(config.seed)
-    backend = Backend(arguments.backend, config, vocabulary)
+    backend = Backend(backend_name, config, vocabulary)
+    lines = []
+    if config.model.vectors is not None:
+        count = building.load_vectors(backend.model, config, vocabulary)
+        lines.append(f"{count:,} of {len(vocabulary.tokens):,} tokens have vectors in {config.model.vectors}")
+        if config.model.freeze_vectors:
+            building.word_embedding(backend.model.embedding).weight.requires_grad_(False)
+    if config.warm_start is not None:
+        taken = warm_start(backend.model, config, vocabulary)
+        state = "frozen" if config.warm_start.freeze else "to be trained on"
+        lines.append(f"{len(taken)} parameters taken from {config.warm_start.run}, {state}")
     trainer = Trainer(run, config, vocabulary, backend, train, valid, _Screen(console, config))
-    if arguments.resume:
+    main = trainer.accelerator.is_main_process
+    if resume:
         trainer.resume()
-    else:
-        run.create(config, vocabulary, arguments.backend)  # an earlier run goes only when this one can begin
-    parameters = sum(p.numel() for p in backend.model.parameters())
-    console.print(
-        f"{arguments.config.stem}: {len(train):,} sentences to train on, {len(valid):,} to validate, "
-        f"{len(vocabulary.tokens):,} tokens, {parameters:,} parameters, {torch.get_num_threads()} threads, "
-        f"backend {arguments.backend}",
-        markup=False,
-        soft_wrap=True,
-    )
+    elif main:
+        run.create(config, vocabulary, backend_name)  # an earlier run goes only when this one can begin
+    if main:
+        parameters = sum(p.numel() for p in backend.model.parameters())
+        counts = [sum(map(len, records.values())) for records in (train, valid)]
+        processes = trainer.accelerator.num_processes
+        console.print(
+            f"{run.folder.name}: {counts[0]:,} sentences to train on, {counts[1]:,} to validate, "
+            f"{len(vocabulary.tokens):,} tokens, {parameters:,} parameters, {torch.get_num_threads()} threads"
+            f"{f', {processes} processes' if processes > 1 else ''}, backend {backend_name}",
+            *lines,
+            sep="\n",
+            markup=False,
+            soft_wrap=True,
+        )
     # Adam's means of gradients decay, for a word that does not come, into numbers too small for fast arithmetic.
     torch.set_flush_denormal(True)
     try:
@@ -115,14 +164,15 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     finally:
         torch.set_flush_denormal(False)
+    if not main:
+        return None
     run.save_figure("curves.png", training_curves(trainer.epochs))
-    if test:
-        best, _, _ = run.load_backend()
-        scores = test_scores(best, test, config, vocabulary)
-        run.write_json("test.json", scores)
-        console.print(scores_table(scores, len(test)))
-    console.print(f"run folder: {run.folder}", markup=False, soft_wrap=True)
-    return 0
+    if not test:
+        return None
+    best, _, _ = run.load_backend()
+    scores = test_scores(best, test, config, vocabulary)
+    run.write_json("test.json", scores)
+    return scores
 
 
 def _resumable(run: Run, config: Config, backend: str) -> Any:
@@ -133,11 +183,14 @@ def _resumable(run: Run, config: Config, backend: str) -> Any:
     if trained_with != backend:
         raise RunError(f"{run.folder}: was trained with --backend {trained_with}, not {backend}")
 
-    def fixed(c: Config) -> tuple[Any, ...]:
-        return c.data, c.tasks, c.model, c.seed, c.training.min_count
+    def fixed(c: Config) -> dict[str, Any]:
+        changeable = ("epochs", "patience", "learning_rate", "checkpoint_steps", "tensorboard", "clip_norm")
+        training = {f"training.{name}": value for name, value in vars(c.training).items() if name not in changeable}
+        return {name: value for name, value in vars(c).items() if name != "training"} | training
 
     if fixed(saved) != fixed(config):
-        raise RunError(f"{run.folder}: was trained with another configuration of data, tasks, model, seed or min_count")
+        differing = [name for name in fixed(config) if fixed(saved)[name] != fixed(config)[name]]
+        raise RunError(f"{run.folder}: was trained with another configuration: {', '.join(differing)}")
     return vocabulary
 
 
@@ -146,10 +199,16 @@ def scores_table(scores: dict[str, float], sentences: int) -> Any:
 
     table = Table(title=f"Test set, {sentences:,} sentences")
     table.add_column("score")
-    table.add_column("%", justify="right")
+    table.add_column("", justify="right")
     for name, value in scores.items():
-        table.add_row(name.replace("/", " "), f"{100 * value:.2f}")
+        table.add_row(name.replace("/", " "), shown(name, value))
     return table
+
+
+def shown(name: str, value: float) -> str:
+    """A score as people write it: shares in percent."""
+    metric = name.rpartition("/")[2]
+    return f"{value:.3f}" if metric in ("r2", "pearson", "spearman", "kappa", "perplexity") else f"{100 * value:.2f} %"
 
 
 class _Screen:
@@ -161,7 +220,7 @@ class _Screen:
         self.header: list[str] | None = None
         self.best = float("-inf")
 
-    def steps(self, epoch: int, total: int) -> Iterator[int]:
+    def steps(self, epoch: int, total: int, first: int = 0) -> Iterator[int]:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (
@@ -172,12 +231,15 @@ class _Screen:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as progress:
-            yield from progress.track(range(total), description=f"{epoch}/{self.config.training.epochs}")
+            task = progress.add_task(f"{epoch}/{self.config.training.epochs}", total=total, completed=first)
+            for step in range(first, total):
+                yield step
+                progress.advance(task)
 
     def epoch(self, record: dict[str, Any]) -> None:
         cells = {"epoch": f"{record['epoch']}", "loss": f"{record['loss']['total']:.4f}"}
         cells |= {f"{task} loss": f"{value:.4f}" for task, value in record["loss"].items() if task != "total"}
-        cells |= {name.replace("/", " "): f"{100 * value:.2f} %" for name, value in record["valid"].items()}
+        cells |= {name.replace("/", " "): shown(name, value) for name, value in record["valid"].items()}
         cells["time"] = f"{record['seconds']:.1f} s"
         if self.header is None:
             self.header = list(cells)

@@ -1,26 +1,29 @@
-"""The same model and loss, by this library or in plain PyTorch."""
+"""The model and its loss, by this library or in plain PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from pymtl import reference
-from pymtl.heads import ClassificationHead, CRFHead, Head, MultiLabelHead, RegressionHead, TokenClassificationHead
-from pymtl.joint_loss import JointLoss
-from pymtl.losses import CrossEntropy
-from pymtl.lstm import LSTM
+from pymtl.crf import CRF
+from pymtl.heads import CRFHead
+from pymtl.joint_loss import JointLoss, JointLossResult
 from pymtl.models import MultiTaskModel
 from pymtl.reference.models import MultiTaskModel as ReferenceModel
+from pymtl.training import building
+from pymtl.training.batches import NO_LABEL, Batch
 from pymtl.training.config import Config
-from pymtl.training.data import NO_LABEL, Batch, Vocabulary
+from pymtl.training.errors import ConfigError
+from pymtl.training.vocabulary import Vocabulary
 
 BACKENDS = ("pymtl", "reference", "reference-padded")
+REFERENCE_KINDS = ("classification", "tagging", "regression", "multilabel")
 
 
-class Backend:
+class Backend(nn.Module):
     """A model with its loss, over batches.
 
     Args:
@@ -28,49 +31,77 @@ class Backend:
             the padded batch as it is, of use only to compare times.
         config, vocabulary: what the model is made for. The parameters have the same names and, from the same
             seed, the same values in every backend.
+
+    Raises:
+        ConfigError: plain PyTorch is asked for what it has no counterpart of here; see :func:`has_reference`.
     """
 
     def __init__(self, name: str, config: Config, vocabulary: Vocabulary) -> None:
+        super().__init__()
         self.name = name
-        model = config.model
-        embedding = nn.Embedding(len(vocabulary.tokens), model.embedding_dim, padding_idx=0)
-        encoder = (LSTM if name == "pymtl" else nn.LSTM)(
-            model.embedding_dim,
-            model.hidden_size,
-            model.num_layers,
-            batch_first=True,
-            bidirectional=model.bidirectional,
-            dropout=model.dropout if model.num_layers > 1 else 0.0,
-        )
-        heads = _heads(config, vocabulary)
+        self.tasks = {dataset: tuple(config.tasks_of(dataset)) for dataset in config.sets}
+        weights = {task: settings.weight for task, settings in config.tasks.items()}
         self.model: nn.Module
         if name == "pymtl":
-            self.model = MultiTaskModel(embedding, encoder, heads, model.dropout)
+            self.model = building.model_of(config, vocabulary)
         else:
+            if not has_reference(config):
+                raise ConfigError(
+                    f"backend {name!r}: expected hard sharing of words, equal weighting and heads of "
+                    f"{', '.join(REFERENCE_KINDS)} on the states alone"
+                )
+            model = config.model
+            embedding, size = building.embedding_of(config, vocabulary)
+            encoder = nn.LSTM(
+                size,
+                model.hidden_size,
+                model.num_layers,
+                batch_first=True,
+                bidirectional=model.bidirectional,
+                dropout=model.dropout if model.num_layers > 1 else 0.0,
+            )
+            heads = building.heads_of(config, vocabulary, embedding)
             self.model = ReferenceModel(embedding, encoder, heads, model.dropout, packed=name == "reference")
-        self.weights = {task: settings.weight for task, settings in config.tasks.items()}
-        self.losses = {task: head.loss for task, head in heads.items()}
-        self.crfs = {task: head.crf for task, head in heads.items() if isinstance(head, CRFHead)}
-        self._joint = JointLoss(self.weights, self.losses)
+        losses = {task: head.loss for task, head in self.model.heads.items()}
+        self.joint = JointLoss(weights, losses, building.balancing_of(config))
 
-    def logits(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Of every task, padded."""
+    @property
+    def crfs(self) -> dict[str, CRF]:
+        """Of the tasks whose tags are decoded together."""
+        return {task: head.crf for task, head in self.model.heads.items() if isinstance(head, CRFHead)}
+
+    def logits(self, batch: Batch, dataset: str = "") -> Mapping[str, Tensor]:
+        """Of every task of the data set, padded."""
+        if self.name == "pymtl":
+            return self.model(batch.inputs(), batch.lengths, self.tasks[dataset])
         return self.model(batch.tokens, batch.lengths)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The joint loss, and each task's."""
-        if self.name == "pymtl":
-            tokens, targets = batch.packed()
-            result = self._joint(self.model(tokens), targets)
-            return result.total, result.per_task
-        logits = self.logits(batch)
-        per_task = {
-            task: self._reference_loss(task, logits[task], target, batch) for task, target in batch.targets.items()
-        }
-        return sum(self.weights[task] * value for task, value in per_task.items()), per_task
+    def packed_logits(self, batch: Batch, dataset: str = "") -> Mapping[str, Tensor | PackedSequence]:
+        """The same of packed inputs: nothing but tokens, for what decodes whole sequences."""
+        return self.model(batch.packed()[0], None, self.tasks[dataset])
 
-    def _reference_loss(self, task: str, logits: Tensor, target: Tensor, batch: Batch) -> Tensor:
-        loss = self.losses[task]
+    def loss(self, batch: Batch, scales: Mapping[str, float] | None = None) -> JointLossResult:
+        """The joint loss of the tasks that have labels in the batch.
+
+        Args:
+            batch: of one data set.
+            scales: as for :meth:`pymtl.JointLoss.forward`.
+        """
+        if self.name == "pymtl":
+            inputs, targets = batch.packed()
+            return self.joint(self.model(inputs, None, list(targets)), targets, scales)
+        return self._reference_loss(batch)
+
+    forward = loss  # what a wrapper for several processes calls
+
+    def _reference_loss(self, batch: Batch) -> JointLossResult:
+        logits = self.logits(batch)
+        per_task = {task: self._of_task(task, logits[task], target, batch) for task, target in batch.targets.items()}
+        total = sum(self.joint.loss_weights[task] * value for task, value in per_task.items())
+        return JointLossResult(total, per_task, {}, ())
+
+    def _of_task(self, task: str, logits: Tensor, target: Tensor, batch: Batch) -> Tensor:
+        loss = self.joint.losses[task]
         if task in self.crfs:
             tagged = (target != NO_LABEL).any(1)
             emissions, tags = (
@@ -85,19 +116,29 @@ class Backend:
         )[0]
 
 
-def _heads(config: Config, vocabulary: Vocabulary) -> dict[str, Head]:
-    heads: dict[str, Head] = {}
-    for name, task in config.tasks.items():
-        loss = CrossEntropy(ignore_index=NO_LABEL, label_smoothing=task.label_smoothing)
-        if task.kind == "classification":
-            heads[name] = ClassificationHead(len(vocabulary.labels[name]), task.pooling, loss)
-        elif task.kind == "tagging" and task.decoder == "crf":
-            labels = vocabulary.labels[name]
-            heads[name] = CRFHead(len(labels), labels if task.bio else None)
-        elif task.kind == "tagging":
-            heads[name] = TokenClassificationHead(len(vocabulary.labels[name]), loss)
-        elif task.kind == "multilabel":
-            heads[name] = MultiLabelHead(len(vocabulary.labels[name]), task.pooling)
-        else:
-            heads[name] = RegressionHead(1, task.pooling)
-    return heads
+def has_reference(config: Config) -> bool:
+    """Whether plain PyTorch has the same model here: words under hard sharing, simple heads, the plain sum of losses."""
+    simple = all(
+        task.kind in REFERENCE_KINDS and task.pooling != "attention" and not task.skip and task.after is None
+        for task in config.tasks.values()
+    )
+    words = config.model.words and config.characters is None and not config.fields
+    return simple and words and config.sharing.kind == "hard" and config.balancing.kind == "ew" and not config.datasets
+
+
+def owner_of(model: MultiTaskModel | ReferenceModel, part: str) -> nn.Module:
+    """A module of the model by its dotted name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        return model.get_submodule(part)
+    except AttributeError as error:
+        names = [name for name, _ in model.named_children()] + [f"heads.{task}" for task in model.heads]
+        raise ConfigError(f"expected one of {', '.join(names)}, got {part!r}") from error
+
+
+def parameters_of(model: nn.Module, parts: Sequence[str]) -> list[str]:
+    """The names of the parameters of some modules of the model."""
+    return [name for name, _ in model.named_parameters() if any(name.startswith(f"{part}.") for part in parts)]

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
+import torch
 from torch import nn
 
+from pymtl.balancing import METHODS
+from pymtl.sharing import SCHEMES
 from pymtl.training.errors import ConfigError
+from pymtl.training.parsing import build
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-Kind = Literal["classification", "tagging", "regression", "multilabel"]
+Kind = Literal["classification", "tagging", "regression", "multilabel", "ordinal", "language_model", "ctc"]
+OF_TOKENS = ("tagging", "language_model", "ctc")  # kinds whose heads read every token
 
 
 @dataclass(frozen=True)
@@ -24,10 +30,13 @@ class DataConfig:
     """JSON-lines files (plain or .gz), relative to the configuration's folder."""
 
     train: str
-    valid: str
+    valid: str | None = None  # without one, some of the training records are held out
     test: str | None = None
     tokens: str = "tokens"  # the field that holds a record's tokens
     lowercase: bool = False
+    holdout: float = 0.1  # the share held out
+    holdout_field: str | None = None  # hold out by this field instead: the records with
+    holdout_values: list[str] = dataclasses.field(default_factory=list)  # one of these values in it
 
 
 @dataclass(frozen=True)
@@ -35,19 +44,50 @@ class TaskConfig:
     """One task: a field of the records, a head, and the weight of its loss."""
 
     kind: Kind
+    dataset: str | None = None  # the data set it belongs to, where there are several
     field: str | None = None  # the record's field; the task's name if None
-    pooling: Literal["last", "mean", "max"] = "last"  # not for tagging
+    pooling: Literal["last", "mean", "max", "attention"] = "last"  # of a sentence's states
+    attention_heads: int = 1  # of pooling = "attention"
     weight: float = 1.0
-    label_smoothing: float = 0.0  # not for a crf
+    label_smoothing: float = 0.0  # of classification and of tagging by softmax
     decoder: Literal["softmax", "crf"] = "softmax"  # of tagging: each tag by itself, or the best sequence of tags
     bio: bool = False  # of a crf: no I-x but after B-x or I-x
+    skip: bool = False  # the head reads the embedded tokens too
+    after: str | None = None  # the head reads what this task says too
+    order: list[str] = dataclasses.field(default_factory=list)  # of ordinal labels that are strings, from the lowest
+    num_targets: int = 1  # of regression
+    num_tokens: int = 5000  # of a language model: the most frequent ones
+    tied: bool = False  # of a language model: to the word embedding
+
+
+@dataclass(frozen=True)
+class FieldConfig:
+    """A further field of each token."""
+
+    kind: Literal["category", "numbers"]
+    field: str | None = None  # the record's field; this section's name if None
+    embedding_dim: int = 16  # of a category
+    size: int = 1  # how many numbers a token has
+
+
+@dataclass(frozen=True)
+class CharactersConfig:
+    """Words as their characters."""
+
+    kind: Literal["cnn", "lstm"] = "cnn"
+    embedding_dim: int = 30
+    size: int = 50  # filters of each width, or units of each direction
+    max_length: int = 16  # further characters of a word are not read
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Embedding and encoder."""
 
+    words: bool = True  # whether tokens are embedded as words; False for features alone
     embedding_dim: int = 128
+    vectors: str | None = None  # word vectors to begin with: a word2vec, GloVe or fastText text file
+    freeze_vectors: bool = False
     hidden_size: int = 128
     num_layers: int = 1
     bidirectional: bool = True
@@ -55,37 +95,100 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class MethodConfig:
+    """A scheme or method by name, with its own options: ``"soft"``, or ``{kind = "soft", penalty = "trace_norm"}``."""
+
+    kind: str
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @staticmethod
+    def from_plain(raw: Any, where: str, prefix: str) -> MethodConfig:
+        if isinstance(raw, str):
+            return MethodConfig(raw)
+        if not isinstance(raw, dict) or not isinstance(raw.get("kind"), str):
+            raise ConfigError(f"{where}: {prefix.rstrip('.')}: expected a name or a section with a kind, got {raw!r}")
+        return MethodConfig(raw["kind"], {key: value for key, value in raw.items() if key != "kind"})
+
+    def as_plain(self) -> dict[str, Any]:
+        return {"kind": self.kind, **self.options}
+
+
+@dataclass(frozen=True)
+class WarmStartConfig:
+    """Weights from another run to begin with."""
+
+    run: str  # its folder, relative to the configuration's
+    parts: list[str] = dataclasses.field(default_factory=lambda: ["embedding", "encoder"])  # modules, as heads.slots
+    freeze: bool = False  # whether they stay as they are
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
-    """The optimisation: Adam (Kingma & Ba 2015) on length-bucketed batches."""
+    """The optimisation, on length-bucketed batches."""
 
     epochs: int = 20
     batch_size: int = 16
+    accumulation: int = 1  # batches a step
+    optimizer: str = "Adam"  # of torch.optim
+    optimizer_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     learning_rate: float = 1e-3
+    weight_decay: float = 0.0  # L2, as the optimizer applies it
+    l1: float = 0.0  # weight of the sum of the encoder's and heads' absolute values
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # of the learning rate, down to 0
+    warmup: float = 0.0  # the share of all steps it rises for
     word_dropout: float = 0.0  # the share of training tokens replaced by the unknown token
     rare_word_dropout: float = 0.0  # a: besides, a/(a + n) of the tokens of a word seen n times
     clip_norm: float = 5.0
+    ema_decay: float = 0.0  # of the exponential moving average of the weights that is evaluated and kept; 0: none
     min_count: int = 1  # rarer training tokens are unknown
     patience: int = 5  # epochs without a better validation score before stopping
+    select_by: str = "mean"  # the score that is better: the mean of all tasks', a task's, or "delta"
+    baseline: dict[str, float] = dataclasses.field(
+        default_factory=dict
+    )  # validation scores that "delta" is relative to
+    sampling: Literal["proportional", "round_robin", "uniform", "temperature"] = "proportional"  # of data sets
+    temperature: float = 2.0  # T of sampling = "temperature": p ~ n^(1/T)
+    epoch_cap: int = 0  # records of a data set an epoch sees at most; 0: all
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_steps: int = 0  # steps between states to resume from; 0: after each epoch
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True)
 class Config:
     """A whole run."""
 
-    data: DataConfig
     tasks: dict[str, TaskConfig]
-    model: ModelConfig = field(default_factory=ModelConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    data: DataConfig | None = None
+    datasets: dict[str, DataConfig] = dataclasses.field(
+        default_factory=dict
+    )  # instead of data, where tasks have their own
+    fields: dict[str, FieldConfig] = dataclasses.field(default_factory=dict)
+    characters: CharactersConfig | None = None
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    sharing: MethodConfig = dataclasses.field(default_factory=lambda: MethodConfig("hard"))
+    balancing: MethodConfig = dataclasses.field(default_factory=lambda: MethodConfig("ew"))
+    warm_start: WarmStartConfig | None = None
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     seed: int = 0
-    folder: str = "."  # what data paths are relative to: the configuration file's own folder
+    folder: str = "."  # what paths are relative to: the configuration file's own folder
+
+    @property
+    def sets(self) -> dict[str, DataConfig]:
+        """The data sets by name; a single one has none."""
+        return {"": self.data} if self.data is not None else self.datasets
+
+    def tasks_of(self, dataset: str) -> dict[str, TaskConfig]:
+        """The tasks of a data set."""
+        return {name: task for name, task in self.tasks.items() if (task.dataset or "") == dataset}
 
     def path(self, name: str) -> Path:
-        """The full path of a data file."""
+        """The full path of a file."""
         return Path(self.folder, name)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain dictionaries, for JSON."""
-        return asdict(self)
+        return {**asdict(self), "sharing": self.sharing.as_plain(), "balancing": self.balancing.as_plain()}
 
 
 def load(path: Path, overrides: list[str] | None = None) -> Config:
@@ -99,66 +202,27 @@ def load(path: Path, overrides: list[str] | None = None) -> Config:
         FileNotFoundError: there is no such file.
         ConfigError: it is no TOML, or a key or value does not fit.
     """
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: {error}") from None
+    raw = read(path)
     for override in overrides or []:
-        _override(raw, override)
+        set_value(raw, override)
     raw.setdefault("folder", str(path.parent.resolve()))
     return parse(raw, str(path))
 
 
-def parse(raw: dict[str, Any], where: str) -> Config:
-    """Checks plain dictionaries, as TOML and JSON give them.
+def read(path: Path) -> dict[str, Any]:
+    """The plain values of a TOML file. Errors as for :func:`load`."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def set_value(raw: dict[str, Any], override: str) -> None:
+    """Sets ``section.key=value`` among plain values.
 
     Raises:
-        ConfigError: a key is unknown or missing, or a value does not fit; the message names it.
+        ConfigError: it has no equals sign, or goes through a value as if that were a section.
     """
-    config = _build(Config, raw, where, "")
-    if not config.tasks:
-        raise ConfigError(f"{where}: tasks: expected at least one task, got none")
-    for name, task in config.tasks.items():
-        at = f"{where}: tasks.{name}"
-        _require(_is_task_name(name), at, "another name: this one is reserved or has a dot", name)
-        _require(0 <= task.label_smoothing <= 1, f"{at}.label_smoothing", "a number from 0 to 1", task.label_smoothing)
-        _require(task.weight >= 0, f"{at}.weight", "a number of at least 0", task.weight)
-        crf = task.decoder == "crf"
-        _require(not crf or task.kind == "tagging", f"{at}.decoder", "a crf for tagging only", task.decoder)
-        _require(not task.bio or crf, f"{at}.bio", "decoder = 'crf' with it", task.bio)
-        _require(not crf or task.label_smoothing == 0, f"{at}.label_smoothing", "0 for a crf", task.label_smoothing)
-    _require(0 <= config.seed < 2**31, f"{where}: seed", "a number from 0 to 2147483647", config.seed)
-    for key in ("embedding_dim", "hidden_size", "num_layers"):
-        value = getattr(config.model, key)
-        _require(value >= 1, f"{where}: model.{key}", "a number above 0", value)
-    _require(
-        0 <= config.model.dropout < 1, f"{where}: model.dropout", "a number from 0 to below 1", config.model.dropout
-    )
-    for key in ("epochs", "batch_size", "min_count", "patience"):
-        value = getattr(config.training, key)
-        _require(value >= 1, f"{where}: training.{key}", "a number above 0", value)
-    for key in ("learning_rate", "clip_norm"):
-        value = getattr(config.training, key)
-        _require(value > 0, f"{where}: training.{key}", "a number above 0", value)
-    rare = config.training.rare_word_dropout
-    _require(0 <= rare < float("inf"), f"{where}: training.rare_word_dropout", "a number of at least 0", rare)
-    word_dropout = config.training.word_dropout
-    _require(0 <= word_dropout < 1, f"{where}: training.word_dropout", "a number from 0 to below 1", word_dropout)
-    return config
-
-
-def _require(fits: bool, where: str, expected: str, actual: object) -> None:
-    if not fits:
-        raise ConfigError(f"{where}: expected {expected}, got {actual!r}")
-
-
-def _is_task_name(name: str) -> bool:
-    """Whether a module can have this name, and no other line of the metrics or predictions has it."""
-    taken = hasattr(nn.ModuleDict, name) or name in ("total", "tokens", "exact_match", "training")
-    return bool(name) and not taken and "." not in name and "/" not in name
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals:
         raise ConfigError(f"--set {override}: expected section.key=value")
@@ -174,38 +238,155 @@ def _override(raw: dict[str, Any], override: str) -> None:
     raw[last] = value
 
 
-def _build(cls: type, raw: Any, where: str, prefix: str) -> Any:
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{where}: {prefix.rstrip('.') or 'the file'}: expected a section, got {raw!r}")
-    hints = get_type_hints(cls)
-    known = {f.name: f for f in fields(cls)}
-    for key in raw:
-        if key not in known:
-            raise ConfigError(f"{where}: unknown key {prefix + key!r}, expected one of {', '.join(known)}")
-    values = {}
-    for name, info in known.items():
-        if name in raw:
-            values[name] = _value(hints[name], raw[name], where, prefix + name)
-        elif info.default is MISSING and info.default_factory is MISSING:
-            raise ConfigError(f"{where}: missing key {prefix + name!r}")
-    return cls(**values)
+def parse(raw: dict[str, Any], where: str) -> Config:
+    """Checks plain dictionaries, as TOML and JSON give them.
+
+    Raises:
+        ConfigError: a key is unknown or missing, or a value does not fit; the message names it.
+    """
+    config = build(Config, raw, where, "")
+    if not config.tasks:
+        raise ConfigError(f"{where}: tasks: expected at least one task, got none")
+    _check_data(config, where)
+    for name, task in config.tasks.items():
+        _check_task(name, task, config, f"{where}: tasks.{name}")
+    _require(0 <= config.seed < 2**31, f"{where}: seed", "a number from 0 to 2147483647", config.seed)
+    _check_model(config, where)
+    _check_training(config, where)
+    return config
 
 
-def _value(hint: Any, raw: Any, where: str, key: str) -> Any:
-    if is_dataclass(hint):
-        return _build(hint, raw, where, key + ".")
-    if get_origin(hint) is dict:
-        if not isinstance(raw, dict):
-            raise ConfigError(f"{where}: {key}: expected a section, got {raw!r}")
-        return {name: _value(get_args(hint)[1], value, where, f"{key}.{name}") for name, value in raw.items()}
-    if get_origin(hint) is Literal:
-        if raw not in get_args(hint):
-            raise ConfigError(f"{where}: {key}: expected one of {', '.join(get_args(hint))}, got {raw!r}")
-        return raw
-    allowed = get_args(hint) or (hint,)
-    if float in allowed and isinstance(raw, int) and not isinstance(raw, bool):
-        return float(raw)
-    if not isinstance(raw, allowed) or (isinstance(raw, bool) and bool not in allowed):
-        names = " or ".join("nothing" if a is type(None) else a.__name__ for a in allowed)
-        raise ConfigError(f"{where}: {key}: expected {names}, got {raw!r}")
-    return raw
+def _check_data(config: Config, where: str) -> None:
+    if (config.data is None) == (not config.datasets):
+        raise ConfigError(f"{where}: expected either a section 'data' or sections 'datasets.NAME'")
+    for name, data in config.sets.items():
+        at = f"{where}: datasets.{name}" if name else f"{where}: data"
+        _require(0 < data.holdout < 1, f"{at}.holdout", "a number between 0 and 1", data.holdout)
+        by_field = data.holdout_field is not None
+        if by_field != bool(data.holdout_values):
+            raise ConfigError(f"{at}: expected holdout_field and holdout_values together")
+        _require(data.valid is None or not by_field, f"{at}.holdout_field", "none beside valid", data.holdout_field)
+        if not config.tasks_of(name):
+            raise ConfigError(f"{at}: expected a task with dataset = {name!r}, got none" if name else f"{at}: no task")
+    for name, fields in config.fields.items():
+        at = f"{where}: fields.{name}"
+        _require(_is_name(name) and name not in ("words", "characters"), at, "another name", name)
+        for key in ("embedding_dim", "size"):
+            _require(getattr(fields, key) >= 1, f"{at}.{key}", "a number above 0", getattr(fields, key))
+
+
+def _check_task(name: str, task: TaskConfig, config: Config, at: str) -> None:
+    _require(_is_task_name(name), at, "another name: this one is reserved or has a dot", name)
+    expected = list(config.datasets) if config.data is None else [None]
+    if task.dataset not in expected:
+        names = ", ".join(config.datasets) or "none: there is one data set"
+        raise ConfigError(f"{at}.dataset: expected one of {names}, got {task.dataset!r}")
+    _require(0 <= task.label_smoothing <= 1, f"{at}.label_smoothing", "a number from 0 to 1", task.label_smoothing)
+    _require(task.weight >= 0, f"{at}.weight", "a number of at least 0", task.weight)
+    crf = task.decoder == "crf"
+    _require(not crf or task.kind == "tagging", f"{at}.decoder", "a crf for tagging only", task.decoder)
+    _require(not task.bio or crf, f"{at}.bio", "decoder = 'crf' with it", task.bio)
+    _require(not crf or task.label_smoothing == 0, f"{at}.label_smoothing", "0 for a crf", task.label_smoothing)
+    if task.label_smoothing > 0:
+        fits = task.kind in ("classification", "tagging")
+        _require(fits, f"{at}.label_smoothing", "none but for classes and tags", task.label_smoothing)
+    default = TaskConfig(task.kind)
+    if task.kind in OF_TOKENS:
+        _require(task.pooling == default.pooling, f"{at}.pooling", f"none for {task.kind}", task.pooling)
+    for key, kinds in (
+        ("order", ("ordinal",)),
+        ("num_targets", ("regression",)),
+        ("num_tokens", ("language_model",)),
+        ("tied", ("language_model",)),
+    ):
+        value = getattr(task, key)
+        fits = value == getattr(default, key) or task.kind in kinds
+        _require(fits, f"{at}.{key}", f"none but for {' or '.join(kinds)}", value)
+    for key in ("attention_heads", "num_targets", "num_tokens"):
+        _require(getattr(task, key) >= 1, f"{at}.{key}", "a number above 0", getattr(task, key))
+    attention = task.attention_heads == 1 or task.pooling == "attention"
+    _require(attention, f"{at}.attention_heads", "pooling = 'attention' with it", task.attention_heads)
+    if task.after is not None:
+        _require(task.after in config.tasks and task.after != name, f"{at}.after", "another task", task.after)
+        kind = config.tasks[task.after].kind
+        fits = kind in ("classification", "tagging")
+        _require(fits, f"{at}.after", "a task of classes or tags", task.after)
+        same = config.tasks[task.after].dataset == task.dataset
+        _require(same, f"{at}.after", "a task of the same data set", task.after)
+    if task.kind == "language_model":
+        _require(config.model.words, f"{at}.kind", "a task with words", task.kind)
+        plain = not task.skip and task.after is None
+        _require(plain, f"{at}.skip", "a language model that reads its states alone", task.skip)
+
+
+def _check_model(config: Config, where: str) -> None:
+    model = config.model
+    for key in ("embedding_dim", "hidden_size", "num_layers"):
+        _require(getattr(model, key) >= 1, f"{where}: model.{key}", "a number above 0", getattr(model, key))
+    _require(0 <= model.dropout < 1, f"{where}: model.dropout", "a number from 0 to below 1", model.dropout)
+    if not model.words and not config.fields:
+        raise ConfigError(f"{where}: model.words: expected words or further fields, got neither")
+    _require(model.words or model.vectors is None, f"{where}: model.vectors", "words with it", model.vectors)
+    _require(model.vectors is not None or not model.freeze_vectors, f"{where}: model.freeze_vectors", "vectors", True)
+    if config.characters is not None:
+        _require(model.words, f"{where}: characters", "words with them", "none")
+        for key in ("embedding_dim", "size", "max_length"):
+            value = getattr(config.characters, key)
+            _require(value >= 1, f"{where}: characters.{key}", "a number above 0", value)
+    tasks = list(config.tasks)
+    sizes = (1, 1, model.num_layers, model.bidirectional, model.dropout)
+    _try(f"{where}: sharing", SCHEMES, config.sharing, lambda cls, options: cls(tasks, *sizes, **options))
+    _try(f"{where}: balancing", METHODS, config.balancing, lambda cls, options: cls(tasks, **options))
+
+
+def _check_training(config: Config, where: str) -> None:
+    training = config.training
+    for key in ("epochs", "batch_size", "min_count", "patience", "accumulation"):
+        _require(getattr(training, key) >= 1, f"{where}: training.{key}", "a number above 0", getattr(training, key))
+    for key in ("learning_rate", "clip_norm", "temperature"):
+        _require(getattr(training, key) > 0, f"{where}: training.{key}", "a number above 0", getattr(training, key))
+    for key in ("epoch_cap", "checkpoint_steps", "weight_decay", "l1", "rare_word_dropout"):
+        value = getattr(training, key)
+        _require(0 <= value < float("inf"), f"{where}: training.{key}", "a number of at least 0", value)
+    for key in ("word_dropout", "warmup", "ema_decay"):
+        value = getattr(training, key)
+        _require(0 <= value < 1, f"{where}: training.{key}", "a number from 0 to below 1", value)
+    choices = ("mean", "delta", *config.tasks)
+    _require(training.select_by in choices, f"{where}: training.select_by", " or ".join(choices), training.select_by)
+    relative = training.select_by != "delta" or bool(training.baseline)
+    _require(relative, f"{where}: training.baseline", "scores for select_by = 'delta'", training.baseline)
+    # Those whose step needs no closure, sparse gradients or matrices only.
+    others = (torch.optim.Optimizer, torch.optim.LBFGS, torch.optim.SparseAdam, torch.optim.Muon)
+    optimizers = {
+        name: cls
+        for name, cls in vars(torch.optim).items()
+        if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and cls not in others
+    }
+    chosen = MethodConfig(training.optimizer, training.optimizer_options)
+    parameter = nn.Parameter(torch.zeros(1))
+    _try(f"{where}: training.optimizer", optimizers, chosen, lambda cls, options: cls([parameter], **options))
+
+
+def _try(at: str, choices: dict[str, type], chosen: MethodConfig, make: Any) -> None:
+    if chosen.kind not in choices:
+        raise ConfigError(f"{at}: expected one of {', '.join(choices)}, got {chosen.kind!r}")
+    try:
+        make(choices[chosen.kind], chosen.options)
+    except (TypeError, ValueError) as error:
+        text = str(error).replace(f"{choices[chosen.kind].__name__}.__init__() got an", "").strip()
+        raise ConfigError(f"{at}: {text}") from None
+
+
+def _require(fits: bool, where: str, expected: str, actual: object) -> None:
+    if not fits:
+        raise ConfigError(f"{where}: expected {expected}, got {actual!r}")
+
+
+def _is_name(name: str) -> bool:
+    """Whether a module can have this name."""
+    return bool(name) and not hasattr(nn.ModuleDict, name) and "." not in name and "/" not in name
+
+
+def _is_task_name(name: str) -> bool:
+    """Whether a module can have this name, and no other line of the metrics or predictions has it."""
+    return _is_name(name) and name not in ("total", "tokens", "exact_match", "training", "mean", "delta", "shared")

@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 
 from pymtl.training.backends import BACKENDS, Backend
 from pymtl.training.config import Config, parse
-from pymtl.training.data import Vocabulary
 from pymtl.training.errors import ConfigError, RunError
+from pymtl.training.vocabulary import Vocabulary
 
 
 class Run:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from pymtl.benchmark.timing import interleaved
 from pymtl.training.backends import BACKENDS, Backend
+from pymtl.training.batches import Batch, Encoder, buckets
 from pymtl.training.config import Config
-from pymtl.training.data import Batch, Encoder, Record, Vocabulary, buckets
+from pymtl.training.data import Record
 from pymtl.training.step import Step
+from pymtl.training.vocabulary import Vocabulary
 
 BLOCK = 20  # batches a contender runs in a row: its parameters and Adam's moments fill most of the cache
 
@@ -52,14 +55,16 @@ def compare(
     exact.model.double()
     parity = _parity(models["pymtl"], models["reference"], exact, work["bucketed"][0][:8])
     result: dict[str, Any] = {"parity": parity}
-    steps = {name: Step(model, 1e-5, config.training.clip_norm) for name, model in models.items()}
+    # Small steps: the weights stay about what they are.
+    settings = replace(config.training, learning_rate=1e-5, ema_decay=0.0)
+    steps = {name: _each(Step(model, settings)) for name, model in models.items()}
     for kind, (training, inference) in work.items():
         for model in models.values():
-            model.model.train()
+            model.train()
         result[kind] = {"batches": {"training": len(training), "inference": len(inference)}}
         result[kind]["training"] = interleaved(steps, training, "pymtl", BLOCK)
         for model in models.values():
-            model.model.eval()
+            model.eval()
         with torch.inference_mode():
             result[kind]["inference"] = interleaved({n: m.logits for n, m in models.items()}, inference, "pymtl", BLOCK)
     return result
@@ -68,6 +73,10 @@ def compare(
 def shuffled(records: list[Record], batch_size: int, generator: torch.Generator) -> Iterator[list[int]]:
     order = torch.randperm(len(records), generator=generator).tolist()
     yield from (order[i : i + batch_size] for i in range(0, len(order), batch_size))
+
+
+def _each(step: Step) -> Callable[[Batch], object]:
+    return lambda batch: step([batch])
 
 
 def _same(backend: Backend, name: str, config: Config, vocabulary: Vocabulary) -> Backend:
@@ -90,7 +99,7 @@ def _parity(ours: Backend, theirs: Backend, exact: Backend, batches: list[Batch]
         found[kind].setdefault(name, []).append((float((a - b).abs().max()), float(b.abs().max())))
 
     for backend in (ours, theirs, exact):
-        backend.model.eval()
+        backend.eval()
     for batch in batches:
         valid = torch.arange(batch.tokens.shape[1]) < batch.lengths.unsqueeze(1)
         a, b = ours.logits(batch), theirs.logits(batch)
@@ -99,7 +108,7 @@ def _parity(ours: Backend, theirs: Backend, exact: Backend, batches: list[Batch]
             compare("logits", task, *((a[task][valid], b[task][valid]) if a[task].dim() == 3 else (a[task], b[task])))
         for backend in (ours, theirs, exact):
             backend.model.zero_grad()
-            backend.loss(batch)[0].backward()
+            backend.loss(batch).total.backward()
         parameters = (backend.model.parameters() for backend in (theirs, exact))
         for (name, p), q, truth in zip(ours.model.named_parameters(), *parameters):
             if p.grad is not None and q.grad is not None:

@@ -2,40 +2,120 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
+from pymtl.joint_loss import JointLossResult
 from pymtl.training.backends import Backend
-from pymtl.training.data import Batch
+from pymtl.training.batches import Batch
+from pymtl.training.config import TrainingConfig
 
 
 class Step:
-    """Loss, backward, clipping and Adam (Kingma & Ba 2015), for training and for timing it.
+    """Loss, backward, clipping and the optimiser's step, for training and for timing it.
 
     Args:
         backend: the model and its loss; its parameters are the ones that change.
-        learning_rate: Adam's.
-        clip_norm: the gradients are scaled down to this norm over all parameters, if theirs is larger.
+        settings: the optimiser and what is done to the gradients.
+        scheduled: the factor of the learning rate at each step; None for none.
+        module: what to call for the loss, where several processes wrap the backend.
+        backward: what to call for its gradients; the loss's own by default.
+        mean: of a tensor over all processes.
     """
 
-    def __init__(self, backend: Backend, learning_rate: float, clip_norm: float) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        settings: TrainingConfig,
+        scheduled: Callable[[int], float] | None = None,
+        module: nn.Module | None = None,
+        backward: Callable[[Tensor], None] = Tensor.backward,
+        mean: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.backend = backend
-        self.clip_norm = clip_norm
-        self.optimizer = torch.optim.Adam(backend.model.parameters(), lr=learning_rate, fused=True)
+        self.settings = settings
+        self.module = backend if module is None else module
+        self.backward = backward
+        self.mean = mean
+        self.parameters = [p for p in backend.parameters() if p.requires_grad]
+        self.optimizer = _optimizer(self.parameters, settings)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, scheduled) if scheduled else None
+        self.averaged: AveragedModel | None = None
+        if settings.ema_decay > 0:
+            self.averaged = AveragedModel(backend.model, multi_avg_fn=_moving_average(settings.ema_decay))
+        self._shrunk = [p for p in backend.model.encoder.parameters() if p.requires_grad]
+        self._shrunk += [p for p in backend.model.heads.parameters() if p.requires_grad]
 
-    def __call__(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the joint loss, and each task's."""
+    def __call__(
+        self, batches: Sequence[Batch], scales: Sequence[Mapping[str, float]] | None = None
+    ) -> list[JointLossResult]:
+        """Takes the mean of the batches' losses; returns them.
+
+        Args:
+            batches: of one step.
+            scales: of each, as :meth:`pymtl.JointLoss.forward` takes them.
+        """
         self.optimizer.zero_grad()
-        total, per_task = self.backend.loss(batch)
-        total.backward()
+        results = []
+        for batch, own in zip(batches, scales or [None] * len(batches)):
+            result = self.module(batch, own)
+            if self.backend.joint.combines_gradients:
+                self.backend.joint.backward(result, self.backend.model.parameters())
+            else:
+                self.backward(result.total / len(batches) if len(batches) > 1 else result.total)
+            results.append(result)
+        if self.settings.l1 > 0:
+            shrunk = [p for p in self._shrunk if p.grad is not None]
+            torch._foreach_add_([p.grad for p in shrunk], [p.detach().sign() for p in shrunk], alpha=self.settings.l1)
         self.clip()
         self.optimizer.step()
-        return total, per_task
+        if self.scheduler is not None:
+            self.scheduler.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.backend.model)
+        balancing = self.backend.joint.balancing
+        if balancing is not None and balancing.needs_losses_after_step:
+            balancing.after_step(self._losses(batches[-1], results[-1]))
+        return results
 
     def clip(self) -> None:
         """Scales the gradients down, if they are too large."""
         # clip_grad_norm_ multiplies by one where nothing is to be clipped: a pass over all gradients.
-        parameters = [p for p in self.backend.model.parameters() if p.grad is not None]
+        parameters = [p for p in self.parameters if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters])
-        if not norm <= self.clip_norm:
-            nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, norm)
+        if not norm <= self.settings.clip_norm:
+            nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_norm, norm)
+
+    @torch.no_grad()
+    def _losses(self, batch: Batch, before: JointLossResult) -> dict[str, Tensor]:
+        """The batch's weighted losses with the parameters as they are now."""
+        joint = self.backend.joint
+        per_task = self.backend.loss(batch).per_task
+        losses = {task: joint.loss_weights[task] * per_task[task] for task in before.per_task}
+        if self.mean is None:
+            return losses
+        return dict(zip(losses, self.mean(torch.stack(list(losses.values()))).unbind()))
+
+
+def _optimizer(parameters: list[nn.Parameter], settings: TrainingConfig) -> torch.optim.Optimizer:
+    cls = getattr(torch.optim, settings.optimizer)
+    options = {"lr": settings.learning_rate, **settings.optimizer_options}
+    if settings.weight_decay > 0:
+        options["weight_decay"] = settings.weight_decay
+    if settings.optimizer in ("Adam", "AdamW", "SGD", "Adagrad"):
+        options.setdefault("fused", True)  # one pass over the parameters instead of several
+    return cls(parameters, **options)
+
+
+def _moving_average(decay: float) -> Callable[..., None]:
+    """The exponential moving average, shorter at the beginning so that the first weights are soon forgotten."""
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        own = min(decay, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(averaged, current, 1 - own)
+
+    return update

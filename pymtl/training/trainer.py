@@ -1,23 +1,30 @@
-"""The training loop."""
+"""The training loop, on Hugging Face accelerate."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from torch import Tensor
 
+from pymtl.joint_loss import JointLossResult
 from pymtl.training.backends import Backend
+from pymtl.training.batches import NO_LABEL, Batch, Encoder, buckets, schedule
 from pymtl.training.config import Config
-from pymtl.training.data import Batch, Encoder, Record, Vocabulary, buckets
-from pymtl.training.errors import RunError
+from pymtl.training.data import Record
+from pymtl.training.errors import ConfigError, RunError
 from pymtl.training.metrics import evaluate, selection_score
 from pymtl.training.run import Run
 from pymtl.training.step import Step
+from pymtl.training.vocabulary import Vocabulary
 
 EVALUATION_BATCH = 64
 
@@ -25,55 +32,91 @@ EVALUATION_BATCH = 64
 class Progress(Protocol):
     """Who watches a training run."""
 
-    def steps(self, epoch: int, total: int) -> Iterator[int]:
-        """Yields 0 to ``total`` - 1 while showing how far the epoch is."""
+    def steps(self, epoch: int, total: int, first: int = 0) -> Iterator[int]:
+        """Yields ``first`` to ``total`` - 1 while showing how far the epoch is."""
 
     def epoch(self, record: dict[str, Any]) -> None:
         """Called with the line that goes into metrics.jsonl, after each epoch."""
 
 
 @dataclass
+class _Position:
+    """Where in an epoch training is: what of the epoch must be known to go on exactly as if nothing had happened."""
+
+    epoch: int
+    generator: torch.Generator
+    step: int = 0
+    totals: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@dataclass
 class Trainer:
-    """Trains one model on one configuration; :meth:`fit` may be interrupted after any epoch and resumed."""
+    """Trains one model on one configuration; :meth:`fit` may be interrupted at any moment and resumed.
+
+    Started by ``accelerate launch`` it is one of several processes, which share each batch and do together what one
+    would do alone.
+    """
 
     run: Run
     config: Config
     vocabulary: Vocabulary
     backend: Backend
-    train: list[Record]
-    valid: list[Record]
+    train: Mapping[str, list[Record]]  # of each data set
+    valid: Mapping[str, list[Record]]
     progress: Progress
     epochs: list[dict[str, Any]] = field(default_factory=list)
+    steps_done: int = 0
 
     def __post_init__(self) -> None:
-        self.encoder = Encoder(self.vocabulary, self.config)
         settings = self.config.training
-        self.step = Step(self.backend, settings.learning_rate, settings.clip_norm)
-        seen = Counter(token for record in self.train for token in record.tokens)
+        self.encoder = Encoder(self.vocabulary, self.config)
+        self.accelerator = _accelerator(settings.precision)
+        if self.accelerator.num_processes > 1 and self.backend.joint.combines_gradients:
+            raise ConfigError("balancing: expected another method than gradient aggregation with several processes")
+        self.accelerator.gradient_accumulation_steps = 1  # Step divides by the batches it is given
+        several = self.accelerator.num_processes > 1
+        module = self.accelerator.prepare(self.backend) if several or settings.precision != "fp32" else self.backend
+        self.step = Step(
+            self.backend,
+            settings,
+            _schedule_of(self.config, self._steps_an_epoch()),
+            module,
+            self.accelerator.backward,
+            (lambda tensor: self.accelerator.reduce(tensor, "mean")) if several else None,
+        )
+        seen = Counter(token for records in self.train.values() for record in records for token in record.tokens)
         counts = torch.tensor([float(seen[token]) for token in self.vocabulary.tokens])
         self.rarity = settings.rare_word_dropout / (settings.rare_word_dropout + counts).clamp(min=1e-30)
-        self.valid_batches = [
-            self.encoder.batch(self.valid, indices) for indices in buckets(self.valid, EVALUATION_BATCH, None)
-        ]
+        self.valid_batches = batches_of(self.encoder, self.valid)
+        self._position: _Position | None = None
 
     def fit(self) -> None:
         """Trains until the last epoch or until validation has not improved for ``patience`` epochs.
 
-        After each epoch the run folder holds the best weights so far and a state to resume from. Epochs are
-        seeded one by one, so a resumed run continues as the uninterrupted one would have.
+        After each epoch the run folder holds the best weights so far and a state to resume from; within an epoch
+        too, where ``checkpoint_steps`` says so. Epochs are seeded one by one, and a state holds the random numbers'
+        state, so a resumed run continues bit for bit as the uninterrupted one would have.
         """
         settings = self.config.training
         while len(self.epochs) < settings.epochs and self._epochs_without_improvement() < settings.patience:
-            record = self._epoch(len(self.epochs) + 1)
+            record = self._epoch(self._position or self._begin(len(self.epochs) + 1))
+            self._position = None
             self.epochs.append(record)
-            if self._best_epoch() == record["epoch"]:
-                self.run.save_model(self.backend.model)
-            self.run.save_state(self._state())
-            self.run.write_metrics(self.epochs)
-            self.progress.epoch(record)
+            if self.backend.joint.balancing is not None:
+                self.backend.joint.balancing.after_epoch(record["loss"])
+            main = self.accelerator.is_main_process
+            if main and self._best_epoch() == record["epoch"]:
+                with self._evaluated():
+                    self.run.save_model(self.backend.model)
+            self._save(None)
+            if main:
+                self.run.write_metrics(self.epochs)
+                self.progress.epoch(record)
 
     def resume(self) -> None:
-        """Takes up the state of the last finished epoch.
+        """Takes up the last state.
 
         Raises:
             RunError: there is none, or it is damaged or of another model.
@@ -81,25 +124,70 @@ class Trainer:
         state = self.run.load_state()
         try:
             self.backend.model.load_state_dict(state["model"])
+            self.backend.joint.load_state_dict(state["joint"])
             self.step.optimizer.load_state_dict(state["optimizer"])
+            if self.step.averaged is not None:
+                self.step.averaged.load_state_dict(state["averaged"])
             self.epochs = [{**epoch, "selection": float(epoch["selection"])} for epoch in state["epochs"]]
             if not all(isinstance(epoch[part], dict) for epoch in self.epochs for part in ("loss", "valid")):
                 raise ValueError("its epochs lack losses or scores")
             if [epoch["epoch"] for epoch in self.epochs] != list(range(1, len(self.epochs) + 1)):
                 raise ValueError("its epochs are not numbered from 1")
+            if state["position"] is not None:
+                self._position = self._position_of(state["position"])
+            self._reschedule(int(state["steps"]))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RunError(f"{self.run.path('state.pt')}: damaged or of another model: {error!r}") from None
-        for group in self.step.optimizer.param_groups:
-            group["lr"] = self.config.training.learning_rate
-        self.run.write_config(self.config, self.backend.name)
-        self.run.write_metrics(self.epochs)
+        if self.accelerator.is_main_process:
+            self.run.write_config(self.config, self.backend.name)
+            self.run.write_metrics(self.epochs)
 
-    def _state(self) -> dict[str, Any]:
-        return {
+    def _reschedule(self, steps: int) -> None:
+        """Sets the learning rate of this configuration after so many steps."""
+        self.steps_done = steps
+        scheduler = self.step.scheduler
+        factor = 1.0 if scheduler is None else scheduler.lr_lambdas[0](steps)
+        for group in self.step.optimizer.param_groups:
+            group["initial_lr"] = self.config.training.learning_rate
+            group["lr"] = self.config.training.learning_rate * factor
+        if scheduler is not None:
+            scheduler.last_epoch = steps
+            scheduler.base_lrs = [self.config.training.learning_rate] * len(self.step.optimizer.param_groups)
+
+    def _save(self, position: _Position | None) -> None:
+        """Writes what :meth:`resume` reads."""
+        of_all = [torch.get_rng_state()]
+        if self.accelerator.num_processes > 1:
+            of_all = list(self.accelerator.gather(of_all[0].unsqueeze(0)).unbind())
+        if not self.accelerator.is_main_process:
+            return
+        state = {
             "model": self.backend.model.state_dict(),
+            "joint": self.backend.joint.state_dict(),
             "optimizer": self.step.optimizer.state_dict(),
+            "averaged": None if self.step.averaged is None else self.step.averaged.state_dict(),
             "epochs": self.epochs,
+            "steps": self.steps_done,
+            "position": None,
         }
+        if position is not None:
+            state["position"] = {**vars(position), "generator": position.generator.get_state(), "random": of_all}
+        self.run.save_state(state)
+
+    def _position_of(self, state: dict[str, Any]) -> _Position:
+        values = dict(state)
+        random = values.pop("random")
+        generator = torch.Generator()
+        generator.set_state(values.pop("generator"))
+        if len(random) != self.accelerator.num_processes:
+            raise ValueError(f"it is of {len(random)} processes, not of {self.accelerator.num_processes}")
+        torch.set_rng_state(random[self.accelerator.process_index])
+        return _Position(generator=generator, **values)
+
+    def _begin(self, epoch: int) -> _Position:
+        seed = self.config.seed * 1_000_003 + epoch
+        torch.manual_seed(seed + 7_919 * self.accelerator.process_index)
+        return _Position(epoch, torch.Generator().manual_seed(seed))
 
     def _best_epoch(self) -> int:
         return max(self.epochs, key=lambda e: e["selection"])["epoch"]
@@ -107,35 +195,88 @@ class Trainer:
     def _epochs_without_improvement(self) -> int:
         return len(self.epochs) - self._best_epoch() if self.epochs else 0
 
-    def _epoch(self, number: int) -> dict[str, Any]:
-        started = time.perf_counter()
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + number)
-        torch.manual_seed(self.config.seed * 1_000_003 + number)
-        batches = list(buckets(self.train, self.config.training.batch_size, generator))
-        self.backend.model.train()
-        totals: dict[str, float] = {}
-        counts: dict[str, int] = {}
-        for step in self.progress.steps(number, len(batches)):
-            batch = self.encoder.batch(self.train, batches[step])
-            total, per_task = self.step(self._drop_words(batch, generator))
-            losses = {"total": total.item(), **{task: loss.item() for task, loss in per_task.items()}}
-            if not math.isfinite(losses["total"]):
-                raise RunError(
-                    f"the loss is {losses['total']} in epoch {number}, step {step + 1}: training diverged; "
-                    "try a smaller learning rate"
-                )
-            for name, value in losses.items():
-                totals[name] = totals.get(name, 0.0) + value
-                counts[name] = counts.get(name, 0) + 1
-        self.backend.model.eval()
-        scores = evaluate(self.backend, self.valid_batches, self.valid, self.config, self.vocabulary)
+    def _steps_an_epoch(self) -> int:
+        batches = schedule(self.train, self.config.training, torch.Generator().manual_seed(0))
+        return -(-len(batches) // self.config.training.accumulation)
+
+    def _epoch(self, position: _Position) -> dict[str, Any]:
+        settings = self.config.training
+        started = time.perf_counter() - position.seconds
+        # The plan is drawn from the epoch's seed alone, so that a resumed epoch has the same.
+        planner = torch.Generator().manual_seed(self.config.seed * 1_000_003 + position.epoch + 500_000)
+        batches = schedule(self.train, settings, planner)
+        groups = [batches[i : i + settings.accumulation] for i in range(0, len(batches), settings.accumulation)]
+        self.backend.train()
+        for number in self.progress.steps(position.epoch, len(groups), position.step):
+            parts = [self._part(dataset, indices, position.generator) for dataset, indices in groups[number]]
+            results = self.step([batch for batch, _ in parts], [scales for _, scales in parts])
+            self._add(position, results, [scales for _, scales in parts])
+            position.step += 1
+            self.steps_done += 1
+            if settings.checkpoint_steps and self.steps_done % settings.checkpoint_steps == 0:
+                position.seconds = time.perf_counter() - started
+                self._save(position)
+        self.backend.eval()
+        with self._evaluated():
+            scores = evaluate(self.backend, self.valid_batches, self.valid, self.config, self.vocabulary)
         return {
-            "epoch": number,
-            "loss": {name: total / counts[name] for name, total in totals.items()},
+            "epoch": position.epoch,
+            "loss": {name: total / position.counts[name] for name, total in position.totals.items()},
             "valid": scores,
-            "selection": selection_score(scores),
+            "selection": selection_score(scores, settings),
             "seconds": time.perf_counter() - started,
         }
+
+    def _part(
+        self, dataset: str, indices: list[int], generator: torch.Generator
+    ) -> tuple[Batch, dict[str, float] | None]:
+        """This process's part of a batch, and the factors that make the parts' losses the whole batch's."""
+        records = self.train[dataset]
+        whole = self._drop_words(self.encoder.batch(records, indices), generator)
+        count, index = self.accelerator.num_processes, self.accelerator.process_index
+        if count == 1:
+            return whole, None
+        rows = list(range(len(indices)))[index::count]
+        part = self.encoder.batch(records, [indices[row] for row in rows or [0]])
+        tokens = whole.tokens[rows or [0]][:, : part.tokens.shape[1]]
+        part = Batch(tokens, part.lengths, part.targets, part.indices, part.fields, part.of_tokens, part.words)
+        # Every process computes a loss of every task, so that all wait for the same gradients.
+        scales = {}
+        for task in whole.targets:
+            own = _labels_in(part.targets[task], self.config.tasks[task].kind) if task in part.targets and rows else 0
+            scales[task] = count * own / max(_labels_in(whole.targets[task], self.config.tasks[task].kind), 1)
+        return part, scales
+
+    def _add(self, position: _Position, results: list[JointLossResult], scales: list[dict[str, float] | None]) -> None:
+        """Adds the losses of a step to the epoch's."""
+        for result, own in zip(results, scales):
+            losses = {"total": result.total.detach(), **{t: loss.detach() for t, loss in result.per_task.items()}}
+            if own is not None:
+                losses = {name: value * own.get(name, 1.0) for name, value in losses.items()}
+                names = ["total", *own]
+                values = torch.stack([losses.get(name, torch.zeros(())) for name in names])
+                losses = dict(zip(names, self.accelerator.reduce(values, "mean").unbind()))
+            for name, value in losses.items():
+                number = float(value)
+                if name == "total" and not math.isfinite(number):
+                    raise RunError(
+                        f"the loss is {number} in epoch {position.epoch}, step {position.step + 1}: training diverged; "
+                        "try a smaller learning rate"
+                    )
+                position.totals[name] = position.totals.get(name, 0.0) + number
+                position.counts[name] = position.counts.get(name, 0) + 1
+
+    @contextmanager
+    def _evaluated(self) -> Iterator[None]:
+        """The backend with the weights that are judged and kept: averaged ones, where there are some."""
+        trained = self.backend.model
+        if self.step.averaged is not None:
+            self.backend.model = self.step.averaged.module
+            self.backend.model.eval()
+        try:
+            yield
+        finally:
+            self.backend.model = trained
 
     def _drop_words(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Replaces a share of the tokens by the unknown token, so that it is trained too; rare words more often
@@ -146,11 +287,57 @@ class Trainer:
         kept = (1 - settings.word_dropout) * (1 - self.rarity[batch.tokens])
         dropped = torch.rand(batch.tokens.shape, generator=generator) >= kept
         tokens = torch.where(dropped & (batch.tokens != 0), torch.ones_like(batch.tokens), batch.tokens)
-        return Batch(tokens, batch.lengths, batch.targets, batch.indices)
+        return Batch(tokens, batch.lengths, batch.targets, batch.indices, batch.fields, batch.of_tokens, batch.words)
 
 
-def test_scores(backend: Backend, records: list[Record], config: Config, vocabulary: Vocabulary) -> dict[str, float]:
-    """The scores of a trained model on labelled records."""
+def _accelerator(precision: str) -> Accelerator:
+    mixed = "bf16" if precision == "bf16" else "no"
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
+        AcceleratorState._reset_state()  # another training in this process had another precision
+    # A batch may lack labels of a task, whose head then has no gradient. The CPU: the models run nowhere else yet.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(cpu=True, mixed_precision=mixed, kwargs_handlers=[unused])
+
+
+def _labels_in(target: Tensor, kind: str) -> int:
+    """What a task's loss is a mean over: labels, or sequences for CTC."""
+    if target.is_floating_point():
+        return int((~target.isnan()).sum())
+    if kind == "ctc":
+        return int((target != NO_LABEL).any(1).sum())
+    return int((target != NO_LABEL).sum())
+
+
+def _schedule_of(config: Config, steps_an_epoch: int) -> Any:
+    """The factor of the learning rate at each step, or None if it is always 1."""
+    settings = config.training
+    total = max(settings.epochs * steps_an_epoch, 1)
+    rising = round(settings.warmup * total)
+    if settings.schedule == "constant" and rising == 0:
+        return None
+
+    def factor(step: int) -> float:
+        if step < rising:
+            return (step + 1) / rising
+        done = min((step - rising) / max(total - rising, 1), 1.0)
+        if settings.schedule == "linear":
+            return 1 - done
+        return 0.5 * (1 + math.cos(math.pi * done)) if settings.schedule == "cosine" else 1.0
+
+    return factor
+
+
+def batches_of(encoder: Encoder, sets: Mapping[str, list[Record]]) -> dict[str, list[Batch]]:
+    """All records of each data set in batches for evaluation, by length."""
+    return {
+        name: [encoder.batch(records, indices) for indices in buckets(records, EVALUATION_BATCH, None)]
+        for name, records in sets.items()
+    }
+
+
+def test_scores(
+    backend: Backend, sets: Mapping[str, list[Record]], config: Config, vocabulary: Vocabulary
+) -> dict[str, float]:
+    """The scores of a trained model on labelled records of each data set."""
     encoder = Encoder(vocabulary, config)
-    batches = [encoder.batch(records, indices) for indices in buckets(records, EVALUATION_BATCH, None)]
-    return evaluate(backend, batches, records, config, vocabulary)
+    return evaluate(backend, batches_of(encoder, sets), sets, config, vocabulary)

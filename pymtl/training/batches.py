@@ -1,0 +1,244 @@
+"""From records to batches, and the order batches come in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pad_sequence
+
+from pymtl import ops
+from pymtl.training.config import OF_TOKENS, Config, TaskConfig, TrainingConfig
+from pymtl.training.data import Record
+from pymtl.training.vocabulary import UNKNOWN, Vocabulary
+
+NO_LABEL = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A padded batch of one data set.
+
+    ``tokens`` int64 [B, T], 0 at padding; ``lengths`` int64 [B]; ``targets`` for each task as
+    :class:`pymtl.JointLoss` takes them; ``indices`` the records it was made of; ``fields`` the tokens' further fields,
+    [B, T] or [B, T, F]; ``of_tokens`` the tasks whose targets are laid out as the tokens.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    targets: dict[str, Tensor]
+    indices: list[int]
+    fields: dict[str, Tensor] = field(default_factory=dict)
+    of_tokens: frozenset[str] = frozenset()
+    words: bool = True
+
+    def inputs(self) -> Tensor | dict[str, Tensor]:
+        """What the model reads, padded."""
+        if not self.fields:
+            return self.tokens
+        return {"words": self.tokens, **self.fields} if self.words else self.fields
+
+    def packed(self) -> tuple[Any, dict[str, Tensor | PackedSequence]]:
+        """Inputs and targets without padding; the targets of whole sentences stay as they are."""
+        order = ops.packing_order(self.lengths, self.tokens.shape[1])
+
+        def pack(padded: Tensor) -> PackedSequence:
+            return PackedSequence(ops.pack(padded, order, batch_first=True), *order)
+
+        inputs = self.inputs()
+        packed = pack(inputs) if isinstance(inputs, Tensor) else {name: pack(f) for name, f in inputs.items()}
+        return packed, {name: pack(t) if name in self.of_tokens else t for name, t in self.targets.items()}
+
+
+class _Encoded(NamedTuple):
+    """A record as tensors: ``tokens`` [T], ``fields`` [T, ...], ``targets`` of the tasks it has labels of."""
+
+    record: Record  # kept, so that no other record comes to its identity
+    tokens: Tensor
+    fields: dict[str, Tensor]
+    targets: dict[str, Tensor]
+
+
+class Encoder:
+    """From records to batches, by a vocabulary.
+
+    Args:
+        vocabulary, config: of the run.
+        remember: keep each record's tensors, for records that come again.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, config: Config, remember: bool = True) -> None:
+        self.remember = remember
+        self.config = config
+        self.vocabulary = vocabulary
+        self._token_ids = _ids(vocabulary.tokens)
+        self._character_ids = _ids(vocabulary.characters)
+        self._category_ids = {name: _ids(values) for name, values in vocabulary.categories.items()}
+        self._label_ids = {name: _ids(labels) for name, labels in vocabulary.labels.items()}
+        self._encoded: dict[int, _Encoded] = {}
+        self._words: dict[str, Tensor] = {}
+
+    def batch(self, records: Sequence[Record], indices: Sequence[int]) -> Batch:
+        """The batch of ``records[i]`` for i in ``indices``. A label the vocabulary lacks counts as missing."""
+        chosen = [self._encode(records[i]) for i in indices]
+        lengths = torch.tensor([len(encoded.tokens) for encoded in chosen])
+        tokens = pad_sequence([encoded.tokens for encoded in chosen], batch_first=True)
+        fields = {
+            name: pad_sequence([encoded.fields[name] for encoded in chosen], batch_first=True)
+            for name in chosen[0].fields
+        }
+        targets, of_tokens = {}, set()
+        for name, task in self.config.tasks.items():
+            if any(name in encoded.targets for encoded in chosen):
+                targets[name] = self._targets(name, task, chosen)
+                if task.kind in OF_TOKENS and task.kind != "ctc":
+                    of_tokens.add(name)
+        words = self.config.model.words
+        return Batch(tokens, lengths, targets, list(indices), fields, frozenset(of_tokens), words)
+
+    def _targets(self, name: str, task: TaskConfig, chosen: Sequence[_Encoded]) -> Tensor:
+        known = next(encoded.targets[name] for encoded in chosen if name in encoded.targets)
+        missing = torch.nan if known.is_floating_point() else NO_LABEL
+        if task.kind in OF_TOKENS:
+            nothing = known.new_empty(0, *known.shape[1:])
+            rows = pad_sequence([e.targets.get(name, nothing) for e in chosen], True, missing)
+            steps = max(len(encoded.tokens) for encoded in chosen)
+            short = 0 if task.kind == "ctc" else steps - rows.shape[1]
+            filler = rows.new_full((len(rows), short, *rows.shape[2:]), missing)
+            return torch.cat([rows, filler], dim=1) if short > 0 else rows
+        return torch.stack([encoded.targets.get(name, torch.full_like(known, missing)) for encoded in chosen])
+
+    def _encode(self, record: Record) -> _Encoded:
+        found = self._encoded.get(id(record))
+        if found is None:
+            found = self._encode_anew(record)
+            if self.remember:
+                self._encoded[id(record)] = found
+        return found
+
+    def _encode_anew(self, record: Record) -> _Encoded:
+        unknown = self._token_ids[UNKNOWN]
+        tokens = torch.tensor([self._token_ids.get(token, unknown) for token in record.tokens])
+        fields = {}
+        if self.config.characters is not None:
+            fields["characters"] = torch.stack([self._word(token) for token in record.tokens])
+        for name, info in self.config.fields.items():
+            values = record.fields[name]
+            if info.kind == "category":
+                ids = self._category_ids[name]
+                fields[name] = torch.tensor([ids.get(str(value), ids[UNKNOWN]) for value in values])
+            else:
+                fields[name] = torch.tensor(values, dtype=torch.float32).reshape(len(values), info.size)
+        targets = {
+            name: self._target(name, self.config.tasks[name], label, tokens)
+            for name, label in record.labels.items()
+            if label is not None
+        }
+        return _Encoded(record, tokens, fields, targets)
+
+    def _word(self, token: str) -> Tensor:
+        """The ids of a word's characters, filled up with 0."""
+        found = self._words.get(token)
+        if found is None:
+            width = self.config.characters.max_length
+            unknown = self._character_ids[UNKNOWN]
+            ids = [self._character_ids.get(character, unknown) for character in token[:width]]
+            found = torch.tensor(ids + [0] * (width - len(ids)))
+            if self.remember:
+                self._words[token] = found
+        return found
+
+    def _target(self, name: str, task: TaskConfig, label: Any, tokens: Tensor) -> Tensor:
+        if task.kind == "regression":
+            return torch.tensor(label if isinstance(label, list) else [label], dtype=torch.float32)
+        if task.kind == "language_model":
+            return _neighbours(tokens, task.num_tokens, 2 if self.config.model.bidirectional else 1)
+        ids = self._label_ids[name]
+        if task.kind in ("classification", "ordinal"):
+            return torch.tensor(ids.get(label if isinstance(label, str) else float(label), NO_LABEL))
+        if task.kind == "tagging":
+            return torch.tensor([ids.get(tag, NO_LABEL) for tag in label])
+        if task.kind == "ctc":
+            return torch.tensor([ids[symbol] for symbol in label if symbol in ids], dtype=torch.int64)
+        target = torch.zeros(len(ids))
+        target[[ids[value] for value in label if value in ids]] = 1.0
+        return target
+
+
+def _ids(names: Sequence[Any]) -> dict[Any, int]:
+    return {name: i for i, name in enumerate(names)}
+
+
+def _neighbours(tokens: Tensor, num_tokens: int, directions: int) -> Tensor:
+    """What a language model has to predict, [T, D]; see :func:`pymtl.language_model_targets`."""
+    known = torch.where(tokens < num_tokens, tokens, NO_LABEL)
+    none = known.new_full((1,), NO_LABEL)
+    return torch.stack([torch.cat([known[1:], none]), torch.cat([none, known[:-1]])][:directions], dim=1)
+
+
+def buckets(records: Sequence[Record], batch_size: int, generator: torch.Generator | None) -> Iterator[list[int]]:
+    """Indices of batches of records of similar length, in random order; by length alone without a generator."""
+    if generator is None:
+        by_length = sorted(range(len(records)), key=lambda i: len(records[i].tokens))
+        yield from (by_length[i : i + batch_size] for i in range(0, len(by_length), batch_size))
+        return
+    shuffled = torch.randperm(len(records), generator=generator).tolist()
+    yield from _bucketed(shuffled, records, batch_size, generator)
+
+
+def _bucketed(
+    order: list[int], records: Sequence[Record], batch_size: int, generator: torch.Generator
+) -> Iterator[list[int]]:
+    pool = 50 * batch_size
+    batches = []
+    for start in range(0, len(order), pool):
+        piece = sorted(order[start : start + pool], key=lambda i: len(records[i].tokens))
+        batches += [piece[i : i + batch_size] for i in range(0, len(piece), batch_size)]
+    for i in torch.randperm(len(batches), generator=generator).tolist():
+        yield batches[i]
+
+
+def schedule(
+    sets: Mapping[str, Sequence[Record]], settings: TrainingConfig, generator: torch.Generator
+) -> list[tuple[str, list[int]]]:
+    """The batches of an epoch: each of one data set, and the indices of its records.
+
+    Every way of sampling takes as many batches as the data sets hold together (each at most ``epoch_cap`` records):
+
+    - ``"proportional"``: each batch of each set once, in random order;
+    - ``"round_robin"``: the sets take turns, shorter ones beginning anew;
+    - ``"uniform"``, ``"temperature"``: each batch is of a set drawn with equal probability, or with ``p ~ n^(1/T)``.
+    """
+
+    def batches(name: str) -> Iterator[list[int]]:
+        order = torch.randperm(len(sets[name]), generator=generator).tolist()
+        order = order[: settings.epoch_cap] if settings.epoch_cap > 0 else order
+        return _bucketed(order, sets[name], settings.batch_size, generator)
+
+    if settings.sampling == "proportional":
+        every = [(name, indices) for name in sets for indices in batches(name)]
+        if len(sets) == 1:
+            return every
+        return [every[i] for i in torch.randperm(len(every), generator=generator).tolist()]
+    sizes = [min(len(records), settings.epoch_cap or len(records)) for records in sets.values()]
+    steps = sum(-(-size // settings.batch_size) for size in sizes)
+    names = list(sets)
+    if settings.sampling == "round_robin":
+        turns = [i % len(names) for i in range(steps)]
+    else:
+        power = 0.0 if settings.sampling == "uniform" else 1 / settings.temperature
+        weights = torch.tensor(sizes, dtype=torch.float64) ** power
+        turns = torch.multinomial(weights, steps, replacement=True, generator=generator).tolist()
+    supply = {name: batches(name) for name in names}
+    chosen = []
+    for turn in turns:
+        name = names[turn]
+        indices = next(supply[name], None)
+        if indices is None:
+            supply[name] = batches(name)
+            indices = next(supply[name])
+        chosen.append((name, indices))
+    return chosen
