@@ -1,4 +1,4 @@
-"""The command line: ``pymtl train``, ``predict``, ``report``, ``bench`` and ``info``."""
+"""The command line: ``pymtl train``, ``predict``, ``compare``, ``report``, ``bench`` and ``info``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,19 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-COMMANDS = ("train", "predict", "report", "bench", "info")
+COMMANDS = ("train", "predict", "compare", "report", "bench", "info")
+OPTIONAL = (
+    "accelerate",
+    "matplotlib",
+    "rich",
+    "safetensors",
+    "scipy",
+    "seqeval",
+    "sklearn",
+    "tensorboard",
+    "tomli",
+    "torchmetrics",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,14 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         return 0
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in (
-            "rich",
-            "seqeval",
-            "safetensors",
-            "matplotlib",
-            "tomli",
-            "sklearn",
-        ):
+        name = (error.name or "").partition(".")[0]
+        if name == "torchjd" or "torchjd" in str(error):
+            print("pymtl: error: gradient aggregation needs torchjd: pip install 'pymtl[torchjd]'", file=sys.stderr)
+            return 1
+        if name not in OPTIONAL:
             raise
         print(f"pymtl: error: this command needs {error.name}: pip install 'pymtl[cli]'", file=sys.stderr)
         return 1

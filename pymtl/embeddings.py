@@ -51,11 +51,15 @@ class CharacterLSTM(nn.Module):
         num_characters: ids from 0, which is no character, to ``num_characters`` - 1.
         embedding_dim: of a character.
         hidden_size: H of each direction.
+        dropout: of the characters' embeddings, in training.
     """
 
-    def __init__(self, num_characters: int, embedding_dim: int = 25, hidden_size: int = 25) -> None:
+    def __init__(
+        self, num_characters: int, embedding_dim: int = 25, hidden_size: int = 25, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(num_characters, embedding_dim, padding_idx=0)
+        self.dropout = nn.Dropout(dropout)
         self.encoder = LSTM(embedding_dim, hidden_size, batch_first=True, bidirectional=True)
         self.out_features = 2 * hidden_size
 
@@ -64,7 +68,7 @@ class CharacterLSTM(nn.Module):
         if characters.shape[0] == 0:
             return self.embedding.weight.new_zeros(0, self.out_features)
         lengths = (characters != 0).sum(1).clamp(min=1)
-        _, (h_n, _) = self.encoder(self.embedding(characters), lengths=lengths.cpu())
+        _, (h_n, _) = self.encoder(self.dropout(self.embedding(characters)), lengths=lengths.cpu())
         return h_n.transpose(0, 1).flatten(1)
 
 

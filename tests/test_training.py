@@ -490,7 +490,7 @@ def test_metrics_are_one_json_object_an_epoch(run):
     lines = run.path("metrics.jsonl").read_text(encoding="utf-8").splitlines()
     for line in lines:
         epoch = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-        assert set(epoch) == {"epoch", "loss", "valid", "selection", "seconds"}
+        assert set(epoch) == {"epoch", "loss", "valid", "selection", "seconds", "step_ms"}
 
 
 def test_evaluation_puts_predictions_back_in_the_order_of_the_records(finished):

@@ -133,4 +133,4 @@ def fitted(config, folder, backend="pymtl"):
 
 def timeless(epochs):
     """The lines of metrics.jsonl without what differs from run to run."""
-    return [{key: value for key, value in epoch.items() if key != "seconds"} for epoch in epochs]
+    return [{key: value for key, value in epoch.items() if key not in ("seconds", "step_ms")} for epoch in epochs]

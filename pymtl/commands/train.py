@@ -40,6 +40,9 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
         help="override a setting, as in training.epochs=5; may be repeated",
     )
     parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder of the data files (default: the configuration's own)"
+    )
+    parser.add_argument(
         "--run",
         type=Path,
         metavar="DIR",
@@ -73,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     console = Console()
-    config = configuration.load(arguments.config, arguments.set)
+    config = configuration.load(arguments.config, arguments.set, arguments.data)
     run = Run(arguments.folder or Path("runs", arguments.config.stem))
     train, valid = read_sets(config)
     files = ", ".join(data.valid or data.train for data in config.sets.values())

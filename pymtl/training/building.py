@@ -46,12 +46,17 @@ def embedding_of(config: Config, vocabulary: Vocabulary) -> tuple[nn.Module, int
     fields: dict[str, nn.Module] = {}
     size = 0
     if model.words:
-        fields["words"] = nn.Embedding(len(vocabulary.tokens), model.embedding_dim, padding_idx=0)
+        words = fields["words"] = nn.Embedding(len(vocabulary.tokens), model.embedding_dim, padding_idx=0)
+        # Vectors of length about 1: torch's own are so long that words seen once hardly move away from where they began.
+        nn.init.normal_(words.weight, std=model.embedding_dim**-0.5)
+        words.weight.data[0] = 0
         size += model.embedding_dim
     if config.characters is not None:
         made = CharacterCNN if config.characters.kind == "cnn" else CharacterLSTM
         count = len(vocabulary.characters)
-        fields["characters"] = made(count, config.characters.embedding_dim, config.characters.size)
+        fields["characters"] = made(
+            count, config.characters.embedding_dim, config.characters.size, dropout=model.dropout
+        )
         size += fields["characters"].out_features
     for name, info in config.fields.items():
         if info.kind == "category":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -142,7 +143,7 @@ class TrainingConfig:
     ema_decay: float = 0.0  # of the exponential moving average of the weights that is evaluated and kept; 0: none
     min_count: int = 1  # rarer training tokens are unknown
     patience: int = 5  # epochs without a better validation score before stopping
-    select_by: str = "mean"  # the score that is better: the mean of all tasks', a task's, or "delta"
+    select_by: str = "mean"  # the score that is better: the mean of all tasks', a task's, "exact_match", or "delta"
     baseline: dict[str, float] = dataclasses.field(
         default_factory=dict
     )  # validation scores that "delta" is relative to
@@ -191,12 +192,13 @@ class Config:
         return {**asdict(self), "sharing": self.sharing.as_plain(), "balancing": self.balancing.as_plain()}
 
 
-def load(path: Path, overrides: list[str] | None = None) -> Config:
+def load(path: Path, overrides: list[str] | None = None, folder: Path | None = None) -> Config:
     """Reads a TOML configuration.
 
     Args:
         path: the file.
         overrides: ``section.key=value`` settings that win over the file's; a value is TOML, or a bare string.
+        folder: what paths are relative to, if not to the file's own folder.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -205,15 +207,19 @@ def load(path: Path, overrides: list[str] | None = None) -> Config:
     raw = read(path)
     for override in overrides or []:
         set_value(raw, override)
-    raw.setdefault("folder", str(path.parent.resolve()))
+    raw.setdefault("folder", str((folder or path.parent).resolve()))
     return parse(raw, str(path))
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The plain values of a TOML file. Errors as for :func:`load`."""
+    """The plain values of a TOML file, or of a JSON file of the same form. Errors as for :func:`load`."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        raw = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{path}: expected sections, got {type(raw).__name__}")
+        return raw
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
 
 
@@ -351,7 +357,7 @@ def _check_training(config: Config, where: str) -> None:
     for key in ("word_dropout", "warmup", "ema_decay"):
         value = getattr(training, key)
         _require(0 <= value < 1, f"{where}: training.{key}", "a number from 0 to below 1", value)
-    choices = ("mean", "delta", *config.tasks)
+    choices = ("mean", "exact_match", "delta", *config.tasks)
     _require(training.select_by in choices, f"{where}: training.select_by", " or ".join(choices), training.select_by)
     relative = training.select_by != "delta" or bool(training.baseline)
     _require(relative, f"{where}: training.baseline", "scores for select_by = 'delta'", training.baseline)

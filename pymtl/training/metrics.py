@@ -239,6 +239,8 @@ def selection_score(scores: Mapping[str, float], settings: TrainingConfig | None
     by_task = primary(scores)
     if select_by == "delta":
         return delta(scores, settings.baseline)
+    if select_by == "exact_match":
+        return scores.get("exact_match", -math.inf)
     if select_by != "mean":
         return by_task.get(select_by, -math.inf)
     unbounded = {name.partition("/")[0] for name in scores if _is_lower_better(name)}

@@ -25,3 +25,26 @@ def training_curves(epochs: list[dict[str, Any]]) -> Figure:
     if all(value > 0 for epoch in epochs for value in epoch["loss"].values()):
         left.set_yscale("log")
     return figure
+
+
+def comparison_plot(result: dict[str, Any]) -> Figure:
+    """A panel for each score, a point with its standard deviation for each variant; a line where the task is alone."""
+    names: list[str] = []
+    for row in result["rows"]:
+        names += [name for name in row["scores"] if name not in names]
+    variants = [row for row in result["rows"] if row["single"] is None]
+    figure = Figure(figsize=(3.2 * len(names) + 2, 0.32 * len(variants) + 1.6), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
+        rows = [(i, row["scores"][name]) for i, row in enumerate(variants) if name in row["scores"]]
+        places = [-i for i, _ in rows]
+        means, deviations = [value["mean"] for _, value in rows], [value["std"] for _, value in rows]
+        axes.errorbar(means, places, xerr=deviations, fmt="o", capsize=3)
+        for row in result["rows"]:
+            if row["single"] is not None and name in row["scores"]:
+                axes.axvline(row["scores"][name]["mean"], color="grey", linestyle="--", label=row["variant"])
+                axes.legend(fontsize="small")
+        axes.set(title=name.replace("/", " "), yticks=[-i for i in range(len(variants))])
+        first = name == names[0]
+        axes.set_yticklabels([row["variant"] for row in variants] if first else [""] * len(variants))
+        axes.grid(alpha=0.3)
+    return figure

@@ -113,7 +113,9 @@ class Run:
             raise RunError(f"{path}: damaged, cannot resume from it: {error}") from None
 
     def write_json(self, name: str, value: Any) -> None:
-        text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
         self._write(name, lambda path: path.write_text(text, encoding="utf-8"))
 
     def read_json(self, name: str) -> Any:
@@ -134,8 +136,7 @@ class Run:
         return scores
 
     def write_metrics(self, epochs: list[dict[str, Any]]) -> None:
-        text = "".join(json.dumps(epoch) + "\n" for epoch in epochs)
-        self._write("metrics.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
+        self.write_text("metrics.jsonl", "".join(json.dumps(epoch) + "\n" for epoch in epochs))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         path = self.path("metrics.jsonl")

@@ -216,6 +216,7 @@ class Trainer:
             if settings.checkpoint_steps and self.steps_done % settings.checkpoint_steps == 0:
                 position.seconds = time.perf_counter() - started
                 self._save(position)
+        trained = time.perf_counter() - started
         self.backend.eval()
         with self._evaluated():
             scores = evaluate(self.backend, self.valid_batches, self.valid, self.config, self.vocabulary)
@@ -225,6 +226,7 @@ class Trainer:
             "valid": scores,
             "selection": selection_score(scores, settings),
             "seconds": time.perf_counter() - started,
+            "step_ms": 1e3 * trained / max(len(groups), 1),
         }
 
     def _part(
