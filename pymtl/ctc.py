@@ -27,13 +27,15 @@ class CTCLoss(SequenceLoss):
 
     Args:
         ignore_index: what fills up the targets.
+        batch_first: padded logits are [B, T, C] rather than [T, B, C].
     """
 
     ignore_index: int = -100
+    batch_first: bool = True
     kind: ClassVar[str] = "ctc"
 
     def __call__(self, logits: Tensor | PackedSequence, targets: Tensor | PackedSequence) -> Tensor:
-        """The loss of packed logits [N, C], or of padded ones [B, T, C], all of whose steps count.
+        """The loss of packed logits [N, C], or of padded ones, all of whose steps count.
 
         Raises:
             IndexError: a label is out of range.
@@ -41,7 +43,9 @@ class CTCLoss(SequenceLoss):
         """
         if isinstance(targets, PackedSequence) or targets.is_floating_point() or targets.dim() != 2:
             raise TypeError("expected int64 labels [B, S]")
-        padded, lengths = padded_logits(logits)
+        padded, lengths = padded_logits(logits, self.batch_first)
+        if padded.dtype in (torch.float16, torch.bfloat16):
+            padded = padded.float()
         if targets.shape[0] != padded.shape[1]:
             raise ValueError(f"expected labels of {padded.shape[1]} sequences, got {targets.shape[0]}")
         present = targets != self.ignore_index
@@ -49,7 +53,7 @@ class CTCLoss(SequenceLoss):
             wrong = targets[present & ((targets < 1) | (targets >= padded.shape[2]))]
             raise IndexError(f"Target {int(wrong[0])} is out of bounds: expected 1 to {padded.shape[2] - 1}")
         counts = present.sum(1)
-        if bool((present != (torch.arange(targets.shape[1]) < counts.unsqueeze(1))).any()):
+        if bool((present != (torch.arange(targets.shape[1], device=targets.device) < counts.unsqueeze(1))).any()):
             raise ValueError(f"expected labels first and {self.ignore_index} behind them")
         labelled = counts > 0
         if not bool(labelled.any()):
@@ -64,13 +68,14 @@ class CTCLoss(SequenceLoss):
         )
 
 
-def padded_logits(logits: Tensor | PackedSequence) -> tuple[Tensor, Tensor]:
+def padded_logits(logits: Tensor | PackedSequence, batch_first: bool = True) -> tuple[Tensor, Tensor]:
     """[T, B, C] in the batch's order, and the lengths int64 [B]."""
     if isinstance(logits, PackedSequence):
         return pad_packed_sequence(logits)
     if logits.dim() != 3:
         raise ValueError(f"expected logits [B, T, C], got {logits.dim()}-D")
-    return logits.transpose(0, 1), torch.full((logits.shape[0],), logits.shape[1], dtype=torch.int64)
+    by_step = logits.transpose(0, 1) if batch_first else logits
+    return by_step, torch.full((by_step.shape[1],), by_step.shape[0], dtype=torch.int64)
 
 
 def ctc_greedy(logits: Tensor | PackedSequence, lengths: Tensor | Sequence[int] | None = None) -> list[list[int]]:

@@ -67,6 +67,8 @@ class CharacterLSTM(nn.Module):
         """[N, 2H] of words [N, W], character ids filled up with 0; a word of none counts as one unknown character."""
         if characters.shape[0] == 0:
             return self.embedding.weight.new_zeros(0, self.out_features)
+        if characters.shape[1] == 0:
+            characters = characters.new_zeros(characters.shape[0], 1)
         lengths = (characters != 0).sum(1).clamp(min=1)
         _, (h_n, _) = self.encoder(self.dropout(self.embedding(characters)), lengths=lengths.cpu())
         return h_n.transpose(0, 1).flatten(1)
@@ -110,6 +112,8 @@ class CharacterCNN(nn.Module):
         """[N, filters * widths] of words [N, W], character ids filled up with 0."""
         if characters.shape[0] == 0:
             return self.embedding.weight.new_zeros(0, self.out_features)
+        if characters.shape[1] == 0:
+            characters = characters.new_zeros(characters.shape[0], 1)
         embedded = self.dropout(self.embedding(characters)).transpose(1, 2)
         # Beyond a word's end only the first place counts, which still sees its last characters through the filter.
         places = torch.arange(characters.shape[1], device=characters.device)

@@ -92,10 +92,12 @@ class Head(nn.Module):
         if self.reads.after is not None:
             self.label_embedding = nn.UninitializedParameter()
         if in_features is not None:
+            if self.reads != Reads():
+                raise ValueError("in_features: expected none for a head that reads more, whose sizes the model knows")
             self.materialize(in_features)
 
     def materialize(
-        self, in_features: int, like: Tensor | None = None, input_size: int = 0, labels_before: int = 0
+        self, in_features: int, like: Tensor | None = None, input_size: int = 0, before: Head | None = None
     ) -> None:
         """Gives the parameters their size. Called once, by the model; later calls check the size.
 
@@ -103,7 +105,7 @@ class Head(nn.Module):
             in_features: of the encoder's states.
             like: the dtype and device of the parameters; torch's defaults if None.
             input_size: of the embedded tokens, if the head reads them.
-            labels_before: classes of the task this one reads after.
+            before: the head this one reads after.
 
         Raises:
             ValueError: the parameters have another size already.
@@ -115,8 +117,9 @@ class Head(nn.Module):
             in_features += input_size
         if self.reads.after is not None:
             in_features += self.reads.label_embedding_dim
+            self.label_embedding_of_tokens = before.pooling is None
             if isinstance(self.label_embedding, nn.UninitializedParameter):
-                self.label_embedding.materialize((labels_before, self.reads.label_embedding_dim), **kind)
+                self.label_embedding.materialize((before.out_features, self.reads.label_embedding_dim), **kind)
                 init.normal_(self.label_embedding, std=self.reads.label_embedding_dim**-0.5)
         if isinstance(self.weight, nn.UninitializedParameter):
             self.materialize_output(in_features, kind)
@@ -162,7 +165,7 @@ class Head(nn.Module):
         else:
             parts = [states.pooled(self.pooling)]
         if self.reads.skip:
-            own = States.of(embedded, states.batch_sizes, 1)
+            own = States.of(embedded, states.batch_sizes, 1, batch=states.batch)
             parts.append(embedded if self.pooling is None else own.pooled("max" if self.pooling == "max" else "mean"))
         if self.reads.after is not None:
             parts.append(self._label_features(states, before))
@@ -170,12 +173,10 @@ class Head(nn.Module):
 
     def _label_features(self, states: States, before: Tensor) -> Tensor:
         embedded = before.softmax(-1) @ self.label_embedding
-        of_tokens = before.shape[0] == states.tokens.shape[0]
         if self.pooling is None:
-            return embedded if of_tokens else embedded[states.rows()]
-        batch = int(states.batch_sizes[0])
-        if of_tokens and before.shape[0] != batch:
-            return States.of(embedded, states.batch_sizes, 1).pooled("mean")
+            return embedded if self.label_embedding_of_tokens else embedded[states.rows()]
+        if self.label_embedding_of_tokens:
+            return States.of(embedded, states.batch_sizes, 1, batch=states.batch).pooled("mean")
         return embedded
 
     def forward(self, features: Tensor) -> Tensor:

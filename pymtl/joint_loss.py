@@ -19,13 +19,14 @@ Value = Tensor | PackedSequence
 
 class JointLossResult(NamedTuple):
     """``total``, what to minimise, the loss of each task, and the ``penalties`` in the total that are no task's, such as
-    soft sharing's; all differentiable scalars. ``shared`` are the states all tasks read, for methods that look at
-    their gradients."""
+    soft sharing's; all differentiable scalars. ``shared`` are the states all tasks read and ``weighted`` the losses
+    that were balanced, for methods that look at their gradients."""
 
     total: Tensor
     per_task: dict[str, Tensor]
     penalties: dict[str, Tensor]
     shared: Sequence[Tensor]
+    weighted: dict[str, Tensor]
 
 
 class JointLoss(nn.Module):
@@ -105,22 +106,25 @@ class JointLoss(nn.Module):
         shared = getattr(logits, "shared", ())
         penalties = getattr(logits, "penalties", {})
         weights = {task: self.loss_weights[task] * (scales or {}).get(task, 1.0) for task in tasks}
-        if self.balancing is None:
-            values = torch.stack(list(per_task.values()))
-            total = torch.dot(values, values.new_tensor(list(weights.values())))
-        else:
-            weighted = {task: weights[task] * value for task, value in per_task.items()}
+        values = torch.stack(list(per_task.values()))
+        weighted: dict[str, Tensor] = {}
+        if self.balancing is not None:
+            # A task without a label here has no loss to balance the others with.
+            weighted = {t: weights[t] * v for t, v in per_task.items() if self._has_label(t, targets[t])}
+        if weighted:
             total = self.balancing(weighted, shared)
+        else:
+            total = torch.dot(values, values.new_tensor(list(weights.values())))
         if penalties:
             total = total + torch.stack(list(penalties.values())).sum()
-        return JointLossResult(total, per_task, penalties, shared)
+        return JointLossResult(total, per_task, penalties, shared, weighted)
 
     @property
     def combines_gradients(self) -> bool:
         """Whether :meth:`backward` does other than the total's own."""
         return self.balancing is not None and self.balancing.combines_gradients
 
-    def backward(self, result: JointLossResult, parameters: Iterable[Tensor] = ()) -> None:
+    def backward(self, result: JointLossResult, parameters: Iterable[Tensor] = (), scale: float = 1.0) -> None:
         """Adds the gradients to ``grad`` of what the result depends on.
 
         The same as ``result.total.backward()``, but where the balancing method combines the tasks' gradients.
@@ -128,19 +132,24 @@ class JointLoss(nn.Module):
         Args:
             result: of :meth:`forward`.
             parameters: the model's, for such methods.
+            scale: a factor of all gradients.
 
         Raises:
             ValueError: such a method finds no states that all tasks share.
         """
         if not self.combines_gradients:
-            result.total.backward()
-        else:
-            if result.penalties:
-                torch.stack(list(result.penalties.values())).sum().backward(retain_graph=True)
-            self.balancing.backward(self._weighted(result.per_task), result.shared, parameters)
+            (result.total if scale == 1.0 else scale * result.total).backward()
+            return
+        if result.penalties:
+            (scale * torch.stack(list(result.penalties.values())).sum()).backward(retain_graph=True)
+        if result.weighted:
+            losses = {task: scale * value for task, value in result.weighted.items()}
+            self.balancing.backward(losses, result.shared, parameters)
 
-    def _weighted(self, per_task: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {task: self.loss_weights[task] * value for task, value in per_task.items()}
+    def _has_label(self, task: str, target: Value) -> bool:
+        values = target.data if isinstance(target, PackedSequence) else target
+        known = values != self.losses[task].ignore_index
+        return bool((known & ~values.isnan() if values.is_floating_point() else known).any())
 
     def _of_rows(self, tasks: list[str], logits: Mapping[str, Value], targets: Mapping[str, Value]) -> Tensor:
         """The losses that are sums over rows of logits, [K]."""
@@ -154,7 +163,8 @@ class JointLoss(nn.Module):
                 weights=[
                     None if loss.weight is None else z.new_tensor(loss.weight) for (z, _), loss in zip(rows, losses)
                 ],
-                ignore_index=[loss.ignore_index for loss in losses],
+                # An ordinal loss has put NaN where there is no label, and 0 and 1 elsewhere.
+                ignore_index=[-100 if isinstance(loss, OrdinalLoss) else loss.ignore_index for loss in losses],
                 label_smoothing=[loss.label_smoothing for loss in losses],
             )
         except (IndexError, RuntimeError) as error:

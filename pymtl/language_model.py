@@ -39,7 +39,7 @@ class LanguageModelHead(Head):
             del self.weight
 
     def materialize(
-        self, in_features: int, like: Tensor | None = None, input_size: int = 0, labels_before: int = 0
+        self, in_features: int, like: Tensor | None = None, input_size: int = 0, before: Head | None = None
     ) -> None:
         size = in_features // self.directions
         if not isinstance(self.bias, nn.UninitializedParameter):
@@ -80,12 +80,14 @@ def language_model_targets(tokens: PackedSequence, num_tokens: int, directions: 
         int64 [N, D], packed likewise; -100 where there is nothing to predict.
     """
     ids, sizes = tokens.data, tokens.batch_sizes
+    device = ids.device
     starts = sizes.cumsum(0) - sizes
     step = torch.arange(len(sizes)).repeat_interleave(sizes)
     row = torch.arange(len(ids)) - starts[step]
     following = torch.cat([sizes[1:], sizes.new_zeros(1)])[step] > row
-    known = torch.where(ids < num_tokens, ids, -100)
-    ahead = (starts.roll(-1)[step] + row).clamp(max=max(len(ids) - 1, 0))
-    behind = (starts.roll(1)[step] + row).clamp(max=max(len(ids) - 1, 0))
-    columns = [torch.where(following, known[ahead], -100), torch.where(step > 0, known[behind], -100)]
+    known = torch.where((ids >= 0) & (ids < num_tokens), ids, -100)
+    last = max(len(ids) - 1, 0)
+    ahead = known[(starts.roll(-1)[step] + row).clamp(max=last).to(device)]
+    behind = known[(starts.roll(1)[step] + row).clamp(max=last).to(device)]
+    columns = [torch.where(following.to(device), ahead, -100), torch.where((step > 0).to(device), behind, -100)]
     return tokens._replace(data=torch.stack(columns[:directions], 1))

@@ -153,7 +153,8 @@ class LSTM(nn.RNNBase):
         if not self._kernels_take(data, weights):
             return nn.LSTM.forward(self, input, hx)
         self._check_input(data, weights, 2)
-        h0, c0 = self._initial_state(hx, int(batch_sizes[0]), batched=True)
+        # Without states nobody asks for the batch's size, which is data, and nothing a tracer could read.
+        h0, c0 = self._initial_state(hx, 0 if hx is None else int(batch_sizes[0]), batched=True)
         h0, c0 = _permute(h0, sorted_indices), _permute(c0, sorted_indices)
         output, h_n, c_n = self._layers(data, batch_sizes, weights, h0, c0)
         packed = PackedSequence(_editable(output), batch_sizes, sorted_indices, unsorted_indices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +11,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from pymtl import ops, reference
+from pymtl.crf import CRFLoss
 from pymtl.custom import runs_own_code
-from pymtl.heads import CRFHead, Head
+from pymtl.heads import CRFHead, CTCHead, Head
 from pymtl.language_model import LanguageModelHead
-from pymtl.losses import Loss
+from pymtl.losses import CrossEntropy, Loss
 from pymtl.lstm import LSTM
 from pymtl.ops.autograd import transforming, wants_gradient
-from pymtl.packing import as_lengths
+from pymtl.packing import as_lengths, same_packing
 from pymtl.sharing import HardSharing, Sharing, SharingResult
 from pymtl.states import States
 
@@ -100,12 +102,14 @@ class MultiTaskModel(nn.Module):
                 self._check_language_model(task)
                 head.directions = 2 if encoder.bidirectional else 1
             if head.reads.skip or head.reads.after is not None:
-                before = 0 if head.reads.after is None else heads[head.reads.after].out_features
+                before = None if head.reads.after is None else heads[head.reads.after]
                 head.materialize(features, like, encoder.input_size, before)
             else:
                 head.materialize(features, like)
             if isinstance(head, CRFHead):
                 head.crf.batch_first = encoder.batch_first
+            if isinstance(head, CTCHead):
+                head.loss = replace(head.loss, batch_first=encoder.batch_first)
             self.heads[task] = head
 
     @property
@@ -139,7 +143,7 @@ class MultiTaskModel(nn.Module):
                 PackedSequence.
             RuntimeError: a size, dtype or device does not fit.
         """
-        wanted = tuple(self.heads) if tasks is None else tuple(tasks)
+        wanted = tuple(self.heads) if tasks is None else tuple(dict.fromkeys(tasks))
         for task in wanted:
             if task not in self.heads:
                 raise KeyError(f"tasks: unknown task {task!r}, expected one of {list(self.heads)}")
@@ -171,7 +175,7 @@ class MultiTaskModel(nn.Module):
             for other, field in names:
                 if not isinstance(field, PackedSequence):
                     raise ValueError(f"inputs[{other!r}]: expected a PackedSequence like {name!r}, got a Tensor")
-                if len(field.data) != len(first.data) or not torch.equal(field.batch_sizes, first.batch_sizes):
+                if not same_packing(field, first):
                     raise ValueError(f"inputs[{other!r}]: expected the packing of {name!r}, got another")
             return ops.PackingOrder(first.batch_sizes, first.sorted_indices, first.unsorted_indices)
         if isinstance(first, Tensor) and len(fields) == 1:
@@ -332,6 +336,12 @@ def _reading_order(heads: Mapping[str, Head]) -> list[str]:
         after = heads[task].reads.after
         if after not in heads:
             raise ValueError(f"heads[{task!r}]: reads after {after!r}, expected one of {list(heads)}")
+    for task in order:
+        after = heads[task].reads.after
+        if after is not None and not isinstance(heads[after].loss, CrossEntropy | CRFLoss):
+            raise ValueError(f"heads[{task!r}]: reads after {after!r}, expected a head of classes or tags")
+        if after is not None and isinstance(heads[after], LanguageModelHead):
+            raise ValueError(f"heads[{task!r}]: reads after {after!r}, expected another than a language model")
     if waiting:
         raise ValueError(f"heads: expected an order to read one after another, got a circle of {waiting}")
     return order

@@ -55,17 +55,16 @@ class AttentionPooling(nn.Module):
 
     def forward(self, states: States) -> Tensor:
         """[B, F] in the packed order."""
-        tokens, sizes = states.tokens, states.batch_sizes
+        tokens = states.tokens
         scores = torch.tanh(tokens @ self.weight.t()) @ self.query.t()
-        rows = states.rows().to(tokens.device)
-        batch = int(sizes[0]) if len(sizes) > 0 else 0
+        rows = states.rows()
         index = rows.unsqueeze(1).expand_as(scores)
-        largest = scores.detach().new_full((batch, self.num_heads), -torch.inf)
+        largest = scores.detach().new_full((states.batch, self.num_heads), -torch.inf)
         largest = largest.scatter_reduce(0, index, scores.detach(), "amax")
         weights = torch.exp(scores - largest[rows])
         weights = weights / torch.zeros_like(largest).scatter_add(0, index, weights)[rows]
-        parts = tokens.view(tokens.shape[0], self.num_heads, -1) * weights.unsqueeze(-1)
-        return tokens.new_zeros(batch, tokens.shape[1]).index_add(0, rows, parts.flatten(1))
+        parts = tokens.view(tokens.shape[0], self.num_heads, tokens.shape[1] // self.num_heads) * weights.unsqueeze(-1)
+        return tokens.new_zeros(states.batch, tokens.shape[1]).index_add(0, rows, parts.flatten(1))
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}"

@@ -19,23 +19,40 @@ class States:
         directions: 1 or 2.
         last: [B, F] each direction's own final state, in the packed order; found among the tokens if None.
         fused: whether the kernels take such tensors; otherwise plain PyTorch runs.
+        batch: B; read from ``batch_sizes`` if None, which a tracer cannot do.
     """
 
     def __init__(
-        self, tokens: Tensor, batch_sizes: Tensor, directions: int, last: Tensor | None = None, fused: bool = True
+        self,
+        tokens: Tensor,
+        batch_sizes: Tensor,
+        directions: int,
+        last: Tensor | None = None,
+        fused: bool = True,
+        batch: int | None = None,
     ) -> None:
         self.tokens = tokens
         self.batch_sizes = batch_sizes
         self.directions = directions
         self.fused = fused
+        self._batch = batch if last is None else last.shape[0]
         self._has_own_last = last is not None
         self._pooled: dict[str, Tensor] = {} if last is None else {"last": last}
 
     @staticmethod
-    def of(tokens: Tensor, batch_sizes: Tensor, directions: int, last: Tensor | None = None) -> States:
+    def of(
+        tokens: Tensor, batch_sizes: Tensor, directions: int, last: Tensor | None = None, batch: int | None = None
+    ) -> States:
         """States whose pooling runs through the kernels where those take such a tensor."""
         fused = tokens.device.type == "cpu" and tokens.dtype in (torch.float32, torch.float64)
-        return States(tokens, batch_sizes, directions, last, fused)
+        return States(tokens, batch_sizes, directions, last, fused, batch)
+
+    @property
+    def batch(self) -> int:
+        """B."""
+        if self._batch is None:
+            self._batch = int(self.batch_sizes[0]) if len(self.batch_sizes) > 0 else 0
+        return self._batch
 
     def pooled(self, kind: str) -> Tensor:
         """[B, F] in the packed order: ``"last"``, ``"mean"`` or ``"max"`` of each sequence's tokens."""
@@ -57,6 +74,7 @@ class States:
             self.directions,
             function(last) if with_last and last is not None else None,
             self.fused,
+            self.batch,
         )
 
     def tensors(self) -> tuple[Tensor, ...]:
@@ -65,16 +83,15 @@ class States:
 
     def rows(self) -> Tensor:
         """The sequence of each token, int64 [N]."""
-        return rows(self.batch_sizes)
+        return rows(self.batch_sizes, self.tokens.shape[0]).to(self.tokens.device)
 
     def _last(self) -> Tensor:
-        sizes = self.batch_sizes
-        batch = int(sizes[0])
-        finals = self.tokens.index_select(0, last_tokens(sizes).to(self.tokens.device))
+        finals = self.tokens.index_select(0, last_tokens(self.batch_sizes, self.batch).to(self.tokens.device))
         if self.directions == 1:
             return finals
         half = self.tokens.shape[1] // 2
-        return torch.cat([finals[:, :half], self.tokens[:batch, half:]], dim=1)
+        firsts = torch.arange(self.batch, device=self.tokens.device)
+        return torch.cat([finals[:, :half], self.tokens.index_select(0, firsts)[:, half:]], dim=1)
 
 
 def beside(states: Sequence[Tensor], directions: int) -> Tensor:
@@ -85,15 +102,15 @@ def beside(states: Sequence[Tensor], directions: int) -> Tensor:
     return torch.cat([forward for forward, _ in halves] + [backward for _, backward in halves], dim=1)
 
 
-def rows(batch_sizes: Tensor) -> Tensor:
-    """The sequence of each packed token, int64 [N]."""
+def rows(batch_sizes: Tensor, tokens: int) -> Tensor:
+    """The sequence of each of N packed tokens, int64 [N]."""
     starts = batch_sizes.cumsum(0) - batch_sizes
-    return torch.arange(int(batch_sizes.sum())) - starts.repeat_interleave(batch_sizes)
+    return torch.arange(tokens) - starts.repeat_interleave(batch_sizes, output_size=tokens)
 
 
-def last_tokens(batch_sizes: Tensor) -> Tensor:
-    """The packed position of each sequence's last token, int64 [B]."""
-    batch = int(batch_sizes[0])
-    lengths = (batch_sizes.unsqueeze(0) > torch.arange(batch).unsqueeze(1)).sum(1)
+def last_tokens(batch_sizes: Tensor, batch: int) -> Tensor:
+    """The packed position of the last token of each of B sequences, int64 [B]."""
+    sequences = torch.arange(batch)
+    lengths = (batch_sizes.unsqueeze(0) > sequences.unsqueeze(1)).sum(1)
     starts = batch_sizes.cumsum(0) - batch_sizes
-    return starts[lengths - 1] + torch.arange(batch)
+    return starts[lengths - 1] + sequences

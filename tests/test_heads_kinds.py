@@ -360,7 +360,7 @@ def test_logits_and_gradients_are_those_of_plain_pytorch(heads, mode):
         ]
         actual, wanted = (gradients(total, model) for total in totals)
         torch.testing.assert_close(actual, wanted)
-        assert all(g.any() for g in wanted.values() if g.dim() > 1)
+        assert all(g.any() for name, g in wanted.items() if g.dim() > 1 and ".crf." not in name)
 
 
 @pytest.mark.parametrize("encoder", [(False, 1), (True, 2)], ids=["one direction", "two layers"])

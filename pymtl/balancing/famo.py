@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -49,14 +50,14 @@ class FAMO(Balancing):
         tasks = [task for task in losses if task in self._before]
         if not tasks:
             return
+        self._follow()
         after = self._distance(torch.stack([losses[task].detach() for task in tasks]))
         fell = torch.stack([self._before[task] for task in tasks]).log() - after.log()
         places = self.places(tasks)
-        xi = self.xi.detach().clone().requires_grad_()
-        with torch.enable_grad():
-            z = torch.softmax(xi[places], 0)
-            (gradient,) = torch.autograd.grad(z, xi, fell.to(z.dtype))
-        self.xi.grad = gradient
+        # The gradient of z . fell in xi, through the softmax.
+        z = torch.softmax(self.xi[places], 0)
+        fell = fell.to(z.dtype)
+        self.xi.grad = torch.zeros_like(self.xi).index_put((torch.tensor(places),), z * (fell - torch.dot(z, fell)))
         self._optimizer.step()
         self._before = {}
 
@@ -64,15 +65,15 @@ class FAMO(Balancing):
         return (values - self.least).clamp(min=1e-8)
 
     def get_extra_state(self) -> dict[str, Any]:
-        return self._optimizer.state_dict()
+        return copy.deepcopy(self._optimizer.state_dict())
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        self._optimizer.load_state_dict(state)
+        self._follow()
+        self._optimizer.load_state_dict(copy.deepcopy(state))
 
-    def _apply(self, fn: Any, recurse: bool = True) -> FAMO:
-        result = super()._apply(fn, recurse)
-        # The buffer may be another tensor now: its optimiser goes with it.
-        state = self._optimizer.state_dict()
-        self._optimizer = torch.optim.Adam([self.xi], **self._settings)
-        self._optimizer.load_state_dict(state)
-        return result
+    def _follow(self) -> None:
+        """Keeps the optimiser on xi, which another tensor may have replaced."""
+        if self._optimizer.param_groups[0]["params"][0] is not self.xi:
+            state = self._optimizer.state_dict()
+            self._optimizer = torch.optim.Adam([self.xi], **self._settings)
+            self._optimizer.load_state_dict(state)

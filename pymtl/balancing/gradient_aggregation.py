@@ -72,6 +72,12 @@ class GradientAggregation(Balancing):
             raise ValueError(
                 "shared: gradient aggregation needs states that all tasks share, as under hard sharing; got none"
             )
-        # Neither torchjd nor the kernels batch one backward pass over several losses by vmap: one at a time.
-        mtl_backward(list(losses.values()), features=features, parallel_chunk_size=1)
+        try:
+            # One backward pass at a time: the kernels do not batch several by vmap. The losses share their way to the
+            # heads (one op computes them all), which must stay for the next one.
+            mtl_backward(list(losses.values()), features=features, retain_graph=True, parallel_chunk_size=1)
+        except ValueError as error:
+            raise ValueError(
+                f"gradient aggregation needs heads that read the shared states alone, not the tokens: {error}"
+            ) from error
         jac_to_grad([p for p in parameters if getattr(p, "jac", None) is not None], self.aggregator)

@@ -12,13 +12,13 @@ from pymtl.balancing.base import Balancing
 
 class STCH(Balancing):
     """Smooth Tchebycheff scalarisation (Lin et al. 2024, "Smooth Tchebycheff Scalarization for Multi-Objective
-    Optimization", equation 9): ``mu log sum_k exp(w_k (L_k - z_k) / mu)``, a smooth maximum of the losses' distances
-    from an ideal point. Fixed weights w come from :class:`pymtl.JointLoss`.
+    Optimization", equation 9): ``mu log sum_k exp((w_k L_k - z) / mu)``, a smooth maximum of the losses' distances from
+    an ideal point. Fixed weights w come from :class:`pymtl.JointLoss`.
 
     Args:
         tasks: the tasks' names.
         mu: the smoothing; towards 0 only the worst task counts.
-        ideal: z, a loss that no task gets below.
+        ideal: z, a weighted loss that no task gets below.
     """
 
     def __init__(self, tasks: Sequence[str], mu: float = 1.0, ideal: float = 0.0) -> None:

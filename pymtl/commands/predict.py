@@ -27,7 +27,7 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder of pymtl train")
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder of pymtl train or export")
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts; lines of standard input if there is none")
     parser.add_argument("--json", action="store_true", help="print one JSON object a text")
     parser.add_argument(
@@ -42,13 +42,19 @@ def run(arguments: argparse.Namespace) -> int:
     from pymtl import freeze
     from pymtl.training.batches import Encoder
     from pymtl.training.errors import ConfigError
+    from pymtl.training.exporting import Exported, is_exported
     from pymtl.training.metrics import decode
     from pymtl.training.run import Run
 
-    backend, config, vocabulary = Run(arguments.run_folder).load_backend()
+    backend: Any
+    if is_exported(arguments.run_folder):
+        backend = Exported(arguments.run_folder)
+        config, vocabulary = backend.config, backend.vocabulary
+    else:
+        backend, config, vocabulary = Run(arguments.run_folder).load_backend()
+        freeze(backend.model)
     if config.fields and not arguments.records:
         raise ConfigError(f"--records: expected it with a model that reads {', '.join(config.fields)}")
-    freeze(backend.model)
     encoder = Encoder(vocabulary, config, remember=False)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack letters, and an argument be no text

@@ -46,10 +46,10 @@ class MMoE(Sharing):
         self.gates = nn.ModuleDict({task: nn.Linear(input_size, num_experts, bias=False) for task in tasks})
 
     def run(self, data: Tensor, batch_sizes: Tensor, tasks: tuple[str, ...]) -> SharingResult:
-        tokens, _ = self.experts(data, batch_sizes)
-        states = {
-            task: States.of(_mixed(self.gates[task](data), tokens), batch_sizes, self.directions) for task in tasks
-        }
+        tokens, last = self.experts(data, batch_sizes)
+        mixed = {task: _mixed(self.gates[task](data), tokens) for task in tasks}
+        batch = last.shape[0]
+        states = {task: States.of(own, batch_sizes, self.directions, batch=batch) for task, own in mixed.items()}
         return SharingResult(states, {})
 
 
@@ -106,7 +106,7 @@ class CGC(Sharing):
             if level > 0:
                 inputs = {owner: self.between_layers(mixture) for owner, mixture in inputs.items()}
                 data = torch.stack([inputs[owner] for owner in owners for _ in range(count)], dim=1)
-            tokens, _ = experts(data, batch_sizes)
+            tokens, last = experts(data, batch_sizes)
             of_owner = dict(zip(owners, tokens.split(count, dim=1)))
             mixtures = {
                 task: _mixed(gates[task](inputs[task]), torch.cat([of_owner[task], of_owner[SHARED]], dim=1))
@@ -115,7 +115,9 @@ class CGC(Sharing):
             if SHARED in gates:
                 mixtures[SHARED] = _mixed(gates[SHARED](inputs[SHARED]), tokens)
             inputs = mixtures
-        return SharingResult({task: States.of(inputs[task], batch_sizes, self.directions) for task in tasks}, {})
+        batch = last.shape[0]
+        states = {task: States.of(inputs[task], batch_sizes, self.directions, batch=batch) for task in tasks}
+        return SharingResult(states, {})
 
 
 def _mixed(gate: Tensor, experts: Tensor) -> Tensor:

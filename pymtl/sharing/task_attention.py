@@ -54,10 +54,12 @@ class TaskAttention(Sharing):
     def run(self, data: Tensor, batch_sizes: Tensor, tasks: tuple[str, ...]) -> SharingResult:
         attended: dict[str, Tensor] = {}
         for index, layer in enumerate(self.layers):
-            output, _ = layer(PackedSequence(data, batch_sizes))
+            output, (h_n, _) = layer(PackedSequence(data, batch_sizes))
             states = output.data
             for task in tasks:
                 read = torch.cat([states, attended[task]], dim=1) if task in attended else states
                 attended[task] = self.masks[task][index](read).sigmoid() * states
             data = self.between_layers(states)
-        return SharingResult({task: States.of(attended[task], batch_sizes, self.directions) for task in tasks}, {})
+        batch = h_n.shape[1]
+        states = {task: States.of(attended[task], batch_sizes, self.directions, batch=batch) for task in tasks}
+        return SharingResult(states, {})

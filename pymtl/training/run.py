@@ -96,10 +96,10 @@ class Run:
 
     def save_model(self, model: torch.nn.Module) -> None:
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        self._write("model.safetensors", lambda path: save_file(state, path))
+        self.write_file("model.safetensors", lambda path: save_file(state, path))
 
     def save_state(self, state: dict[str, Any]) -> None:
-        self._write("state.pt", lambda path: torch.save(state, path))
+        self.write_file("state.pt", lambda path: torch.save(state, path))
 
     def load_state(self) -> dict[str, Any]:
         """What :meth:`save_state` wrote. Raises RunError if it is missing or damaged."""
@@ -116,7 +116,7 @@ class Run:
         self.write_text(name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
-        self._write(name, lambda path: path.write_text(text, encoding="utf-8"))
+        self.write_file(name, lambda path: path.write_text(text, encoding="utf-8"))
 
     def read_json(self, name: str) -> Any:
         """Raises RunError if the file is missing or not JSON."""
@@ -148,9 +148,9 @@ class Run:
             raise RunError(f"{path}: damaged: {error}") from None
 
     def save_figure(self, name: str, figure: Any) -> None:
-        self._write(name, lambda path: figure.savefig(path, format="png", dpi=120))
+        self.write_file(name, lambda path: figure.savefig(path, format="png", dpi=120))
 
-    def _write(self, name: str, write: Callable[[Path], Any]) -> None:
+    def write_file(self, name: str, write: Callable[[Path], Any]) -> None:
         """Writes a file beside its place, flushes it to disk, and moves it there in one step."""
         target = self.path(name)
         draft = target.with_name(f".{name}.{os.getpid()}.part")

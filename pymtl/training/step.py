@@ -63,7 +63,7 @@ class Step:
         for batch, own in zip(batches, scales or [None] * len(batches)):
             result = self.module(batch, own)
             if self.backend.joint.combines_gradients:
-                self.backend.joint.backward(result, self.backend.model.parameters())
+                self.backend.joint.backward(result, self.backend.model.parameters(), 1 / len(batches))
             else:
                 self.backward(result.total / len(batches) if len(batches) > 1 else result.total)
             results.append(result)
@@ -78,7 +78,7 @@ class Step:
             self.averaged.update_parameters(self.backend.model)
         balancing = self.backend.joint.balancing
         if balancing is not None and balancing.needs_losses_after_step:
-            balancing.after_step(self._losses(batches[-1], results[-1]))
+            balancing.after_step(self._losses(batches[-1], (scales or [None])[-1]))
         return results
 
     def clip(self) -> None:
@@ -90,12 +90,10 @@ class Step:
             nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_norm, norm)
 
     @torch.no_grad()
-    def _losses(self, batch: Batch, before: JointLossResult) -> dict[str, Tensor]:
+    def _losses(self, batch: Batch, scales: Mapping[str, float] | None) -> dict[str, Tensor]:
         """The batch's weighted losses with the parameters as they are now."""
-        joint = self.backend.joint
-        per_task = self.backend.loss(batch).per_task
-        losses = {task: joint.loss_weights[task] * per_task[task] for task in before.per_task}
-        if self.mean is None:
+        losses = self.backend.loss(batch, scales).weighted
+        if self.mean is None or not losses:
             return losses
         return dict(zip(losses, self.mean(torch.stack(list(losses.values()))).unbind()))
 

@@ -1,0 +1,124 @@
+"""A trained model as a program of torch.export, with what it takes to use it.
+
+The folder holds ``program.pt2`` (from token ids and lengths to every task's logits, any batch and length),
+``config.json``, ``vocabulary.json``, and ``crfs.safetensors`` where tags are decoded together. The program needs torch
+and the ops of this library, none of its modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pymtl.crf import CRF
+from pymtl.models import MultiTaskModel
+from pymtl.training.batches import Batch, Encoder
+from pymtl.training.config import Config
+from pymtl.training.data import Record
+from pymtl.training.errors import ConfigError, RunError
+from pymtl.training.run import Run
+from pymtl.training.vocabulary import Vocabulary
+
+PROGRAM = "program.pt2"
+
+
+class _Program(nn.Module):
+    """The model with plain dictionaries in and out."""
+
+    def __init__(self, model: MultiTaskModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Tensor | dict[str, Tensor], lengths: Tensor) -> dict[str, Tensor]:
+        return dict(self.model(inputs, lengths))
+
+
+def export(run: Run, folder: Path) -> None:
+    """Writes a run's best model to a folder of its own.
+
+    Raises:
+        ConfigError: the run was trained with a backend that is no model of this library.
+        RunError: the run is missing or damaged, or a file cannot be written.
+    """
+    backend, config, vocabulary = run.load_backend()
+    if backend.name != "pymtl":
+        raise ConfigError(f"{run.folder}: expected a model of this library, got the backend {backend.name!r}")
+    folder.mkdir(parents=True, exist_ok=True)
+    batch = Encoder(vocabulary, config).batch([_example(config, 7), _example(config, 4)], [0, 1])
+    batch_dim, steps = torch.export.Dim("batch"), torch.export.Dim("steps")
+    inputs = batch.inputs()
+    sizes: Any = {0: batch_dim, 1: steps}
+    sizes = sizes if isinstance(inputs, Tensor) else dict.fromkeys(inputs, sizes)
+    with torch.no_grad():
+        program = torch.export.export(
+            _Program(backend.model),
+            (inputs, batch.lengths),
+            dynamic_shapes=(sizes, {0: batch_dim}),
+            strict=False,
+        )
+    target = Run(folder)
+    target.write_file(PROGRAM, lambda path: torch.export.save(program, path))
+    target.write_config(config, backend.name)
+    target.write_json("vocabulary.json", vocabulary.as_dict())
+    crfs = {f"{task}.{name}": p.detach() for task, crf in backend.crfs.items() for name, p in crf.named_parameters()}
+    if crfs:
+        target.write_file("crfs.safetensors", lambda path: save_file(crfs, path))
+
+
+def _example(config: Config, length: int) -> Record:
+    """A record of unknown tokens, to trace the model with."""
+    fields = {
+        name: ["?"] * length if info.kind == "category" else [[0.0] * info.size for _ in range(length)]
+        for name, info in config.fields.items()
+    }
+    return Record(["?"] * length, {}, fields)
+
+
+class Exported:
+    """What :func:`export` wrote, to predict with: in a backend's place.
+
+    Raises:
+        RunError: a file is missing or damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        run = Run(folder)
+        self.config, self.vocabulary, _ = run.load()
+        try:
+            self.program = torch.export.load(run.path(PROGRAM)).module()
+            weights = load_file(run.path("crfs.safetensors")) if run.path("crfs.safetensors").exists() else {}
+        except Exception as error:
+            # torch.export.load raises whatever the archive and the unpickler stumble over.
+            raise RunError(f"{folder}: damaged: {error}") from None
+        self.crfs = _crfs(self.config, self.vocabulary, weights, folder)
+        self.tasks = {dataset: tuple(self.config.tasks_of(dataset)) for dataset in self.config.sets}
+
+    def logits(self, batch: Batch, dataset: str = "") -> Mapping[str, Tensor]:
+        """Of every task of the data set, padded."""
+        found = self.program(batch.inputs(), batch.lengths)
+        return {task: found[task] for task in self.tasks[dataset]}
+
+
+def is_exported(folder: Path) -> bool:
+    return (folder / PROGRAM).exists()
+
+
+def _crfs(config: Config, vocabulary: Vocabulary, weights: Mapping[str, Tensor], folder: Path) -> dict[str, CRF]:
+    crfs = {}
+    for name, task in config.tasks.items():
+        if task.kind == "tagging" and task.decoder == "crf":
+            labels = vocabulary.labels[name]
+            crf = CRF(len(labels), labels if task.bio else None, batch_first=True)
+            own = {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
+            try:
+                crf.load_state_dict(own)
+            except (RuntimeError, SafetensorError) as error:
+                raise RunError(f"{folder / 'crfs.safetensors'}: damaged or of another model: {error}") from None
+            crfs[name] = crf.requires_grad_(False)
+    return crfs
