@@ -166,9 +166,6 @@ def test_logits_of_another_rank_are_refused():
         JointLoss({"c": 1.0}, {"c": CTCLoss()})({"c": torch.randn(B, C)}, {"c": filled(LABELS)})
 
 
-@pytest.mark.xfail(
-    strict=True, reason="torch has no CTC of bfloat16 on the CPU, and only the other losses widen logits"
-)
 def test_half_precision_logits_are_widened_as_by_the_other_losses():
     logits = sample(torch.bfloat16)
     value = loss_of(logits.requires_grad_(), LABELS)

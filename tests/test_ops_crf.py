@@ -366,7 +366,7 @@ def test_nan_is_never_lost(values, dtype):
 
 
 def test_an_unreachable_class_has_finite_derivatives_of_any_order():
-    scores, sizes, tags, seed = sample((3, 2), 3, dtype=torch.float64)
+    scores, sizes, tags, _ = sample((3, 2), 3, dtype=torch.float64)
     scores[3][:, 0] = -torch.inf
     scores[1][0] = -torch.inf
     tags = tags.clamp(min=1)

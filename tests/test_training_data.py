@@ -208,7 +208,10 @@ def test_records_hold_tokens_and_the_labels_of_every_task(read):
         ({"tokens": []}, "field 'tokens': expected a list of at least one string, got []"),
         ({"tokens": "a b"}, "field 'tokens': expected a list"),
         ({"tokens": ["a", 1]}, "field 'tokens': expected a list"),
-        ({**GOOD, "slots": ["O"]}, "field 'slots': expected a list of 2 strings (or null), one a token, got a list of 1"),
+        (
+            {**GOOD, "slots": ["O"]},
+            "field 'slots': expected a list of 2 strings (or null), one a token, got a list of 1",
+        ),
         ({**GOOD, "slots": ["O", "O", "O"]}, "field 'slots': expected a list of 2 strings"),
         ({**GOOD, "slots": "OO"}, "field 'slots': expected a list of 2 strings (or null), one a token, got 'OO'"),
         ({**GOOD, "slots": ["O", 1]}, "field 'slots': expected a list of 2 strings"),
