@@ -1,8 +1,10 @@
-"""Records from JSON lines."""
+"""Records from JSON lines and CSV."""
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 import math
 import zlib
@@ -32,11 +34,12 @@ class Record:
 
 
 def read_records(path: Path, config: Config, labelled: bool = True, dataset: str = "") -> list[Record]:
-    """Reads a JSON-lines file, plain or .gz.
+    """Reads a JSON-lines or CSV file, plain or .gz.
 
     Args:
         path: the file; one JSON object a line, the tokens, the further fields and each task's label in the fields the
-            configuration names. A label may be null or missing.
+            configuration names. A label may be null or missing. Of a file called .csv each row is a record: tokens,
+            tags and further fields with spaces between them, several labels with a ``|``, no label an empty cell.
         labelled: whether labels are read at all.
         dataset: the data set it belongs to, where there are several.
 
@@ -48,10 +51,18 @@ def read_records(path: Path, config: Config, labelled: bool = True, dataset: str
     number = 0
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as lines:
-            for line in lines:
-                number += 1
-                if line.strip():
-                    records.append(parse_record(line, config, labelled, dataset))
+            if path.name.removesuffix(".gz").endswith(".csv"):
+                rows = csv.DictReader(io.TextIOWrapper(lines, encoding="utf-8-sig", newline=""), strict=True)
+                for row in rows:
+                    number = rows.line_num
+                    records.append(_record(_of_row(row, config, dataset), config, labelled, dataset))
+            else:
+                for line in lines:
+                    number += 1
+                    if line.strip():
+                        records.append(parse_record(line, config, labelled, dataset))
+    except csv.Error as error:
+        raise DataError(f"{path}:{number + 1}: {error}") from None
     except (ValueError, TypeError, EOFError, RecursionError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}:{number}: {error}") from None
     if not records:
@@ -128,6 +139,49 @@ def parse_record(line: bytes, config: Config, labelled: bool = True, dataset: st
         raise DataError(f"not JSON in UTF-8: {error}") from None
     if not isinstance(raw, dict):
         raise DataError(f"expected a JSON object, got {type(raw).__name__}")
+    return _record(raw, config, labelled, dataset)
+
+
+def _of_row(row: dict[str | None, Any], config: Config, dataset: str) -> dict[str, Any]:
+    """A row of CSV in the form of a JSON object."""
+    if None in row or None in row.values():
+        raise DataError(f"expected {len([name for name in row if name is not None])} cells, got more or fewer")
+    data = config.sets[dataset]
+    raw: dict[str, Any] = dict(row)
+    if config.model.words and data.tokens in raw:
+        raw[data.tokens] = raw[data.tokens].split()
+    for name, info in config.fields.items():
+        if (info.field or name) in raw:
+            cells = raw[info.field or name].split()
+            raw[info.field or name] = cells if info.kind == "category" else [_number(cell) for cell in cells]
+    for name, task in config.tasks_of(dataset).items():
+        field = task.field or name
+        if field in raw:
+            raw[field] = _of_cell(raw[field], task)
+    return raw
+
+
+def _of_cell(cell: str, task: TaskConfig) -> Any:
+    if not cell.strip() and task.kind != "multilabel":
+        return None
+    if task.kind in ("tagging", "ctc"):
+        return cell.split()
+    if task.kind == "multilabel":
+        return [label.strip() for label in cell.split("|") if label.strip()]
+    if task.kind == "regression" and task.num_targets > 1:
+        return [_number(part) for part in cell.split()]
+    return _number(cell) if task.kind == "regression" or (task.kind == "ordinal" and not task.order) else cell
+
+
+def _number(cell: str) -> Any:
+    """The number a cell holds, or the cell, for a check to name it."""
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
+def _record(raw: dict[str, Any], config: Config, labelled: bool, dataset: str) -> Record:
     data = config.sets[dataset]
     fields = {name: raw.get(info.field or name) for name, info in config.fields.items()}
     if config.model.words:

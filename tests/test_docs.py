@@ -1,0 +1,65 @@
+"""Every block of code in the documents runs, in order, in one folder a document."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BLOCK = re.compile(
+    r"(?:<!-- file: (?P<file>\S+) -->\n)?^```(?P<kind>\w+)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
+READ_ONLY = ("console", "text")  # what a reader does once, or sees
+
+
+def blocks(path):
+    return [match.groupdict() for match in BLOCK.finditer(path.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+def test_the_blocks_of_a_document_run(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT))
+    # `pymtl` of this very tree, whatever is installed.
+    shell = f'pymtl() {{ "{sys.executable}" -m pymtl "$@"; }}\n'
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    names = {}
+    for block in blocks(ROOT / "docs" / name):
+        if block["file"]:
+            Path(block["file"]).write_text(block["code"], encoding="utf-8")
+        if block["kind"] == "python":
+            exec(compile(block["code"], f"{name}: {block['code'].splitlines()[0]}", "exec"), names)
+        elif block["kind"] == "sh":
+            done = subprocess.run(
+                ["bash", "-euc", shell + block["code"]], env=environment, capture_output=True, text=True, timeout=300
+            )
+            assert done.returncode == 0, f"{block['code']}\n{done.stdout}\n{done.stderr}"
+        elif block["kind"] == "toml":
+            from pymtl.training.config import tomllib
+
+            tomllib.loads(block["code"])
+        else:
+            assert block["kind"] in READ_ONLY, block["kind"]
+
+
+def test_the_python_of_the_readme_runs():
+    code = [block["code"] for block in blocks(ROOT / "README.md") if block["kind"] == "python"]
+    assert len(code) >= 2
+    names = {}
+    for block in code:
+        exec(compile(block, "README.md", "exec"), names)
+
+
+def test_the_documents_name_every_scheme_method_and_kind():
+    from typing import get_args
+
+    from pymtl.balancing import METHODS
+    from pymtl.sharing import SCHEMES
+    from pymtl.training.config import Kind
+
+    text = (ROOT / "docs" / "multi_task.md").read_text(encoding="utf-8")
+    for name in (*SCHEMES, *METHODS, *get_args(Kind)):
+        assert f"| `{name}` |" in text, name
