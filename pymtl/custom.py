@@ -1,4 +1,4 @@
-"""Modules that do more than their class is known to do."""
+"""What one may and may not take a module for."""
 
 from __future__ import annotations
 
@@ -17,3 +17,11 @@ def runs_own_code(module: nn.Module, base: type[nn.Module]) -> bool:
         or bool(module._forward_pre_hooks or module._forward_hooks)
         or bool(module._backward_pre_hooks or module._backward_hooks)
     )
+
+
+_TAKEN = frozenset(dir(nn.ModuleDict()))
+
+
+def is_module_name(name: str) -> bool:
+    """Whether a module can have this name among others."""
+    return bool(name) and "." not in name and name not in _TAKEN

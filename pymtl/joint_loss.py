@@ -140,8 +140,9 @@ class JointLoss(nn.Module):
         if not self.combines_gradients:
             (result.total if scale == 1.0 else scale * result.total).backward()
             return
-        if result.penalties:
-            (scale * torch.stack(list(result.penalties.values())).sum()).backward(retain_graph=True)
+        penalties = [penalty for penalty in result.penalties.values() if penalty.requires_grad]
+        if penalties:
+            (scale * torch.stack(penalties).sum()).backward(retain_graph=True)
         if result.weighted:
             losses = {task: scale * value for task, value in result.weighted.items()}
             self.balancing.backward(losses, result.shared, parameters)

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pymtl import ops, reference
 from pymtl.crf import CRFLoss
-from pymtl.custom import runs_own_code
+from pymtl.custom import is_module_name, runs_own_code
 from pymtl.heads import CRFHead, CTCHead, Head
 from pymtl.language_model import LanguageModelHead
 from pymtl.losses import CrossEntropy, Loss
@@ -93,7 +93,7 @@ class MultiTaskModel(nn.Module):
         for task, head in heads.items():
             if not isinstance(head, Head):
                 raise TypeError(f"heads[{task!r}]: expected a pymtl head, got {type(head).__name__}")
-            if "." in task or not task or hasattr(nn.ModuleDict, task):
+            if not is_module_name(task):
                 raise ValueError(f"heads: expected a task name fit for a module, got {task!r}")
         self._order = _reading_order(heads)
         like = next(encoder.parameters())
@@ -144,6 +144,8 @@ class MultiTaskModel(nn.Module):
             RuntimeError: a size, dtype or device does not fit.
         """
         wanted = tuple(self.heads) if tasks is None else tuple(dict.fromkeys(tasks))
+        if not wanted:
+            raise ValueError("tasks: expected at least one task, got none")
         for task in wanted:
             if task not in self.heads:
                 raise KeyError(f"tasks: unknown task {task!r}, expected one of {list(self.heads)}")
@@ -207,9 +209,10 @@ class MultiTaskModel(nn.Module):
             raise ValueError(f"inputs: expected one field of features without an embedding, got {list(data)}")
         data = self._drop(data)
         tasks = self._with_those_before(wanted)
-        lstm = self.encoder.encoder if isinstance(self.encoder, HardSharing) else self.encoder
+        lstm = self.encoder.encoder if type(self.encoder) is HardSharing else self.encoder
         if isinstance(lstm, LSTM) and lstm.kernels_take(data) and not self._needs_states(data, lstm, tasks):
-            return self._fused(lstm, data, order, tasks)
+            fused = self._fused(lstm, data, order, tasks)
+            return Logits({task: fused[task] for task in wanted})
         shared, penalties = self._states(data, order.batch_sizes, tasks)
         dropped = {id(states): self._drop_states(states, tasks) for states in shared.values()}
         states_of = {task: dropped[id(states)] for task, states in shared.items()}
@@ -242,7 +245,7 @@ class MultiTaskModel(nn.Module):
         fused = self.encoder.kernels_take(data)
         return SharingResult(dict.fromkeys(tasks, States(output.data, batch_sizes, directions, last, fused)), {})
 
-    def _fused(self, lstm: LSTM, data: Tensor, order: ops.PackingOrder, tasks: Sequence[str]) -> Logits:
+    def _fused(self, lstm: LSTM, data: Tensor, order: ops.PackingOrder, tasks: Sequence[str]) -> dict[str, Tensor]:
         """Heads and pooling inside the last layer's walk: the states are never written."""
         groups: dict[str | None, list[str]] = {}
         for task in tasks:
@@ -256,7 +259,7 @@ class MultiTaskModel(nn.Module):
                 found |= zip(members, self._split(result.logits, members))
             else:
                 found |= self._project(pooled[pooling], members, 1, True)
-        return Logits({task: found[task] for task in tasks})
+        return found
 
     def _needs_states(self, data: Tensor, lstm: LSTM, tasks: Sequence[str]) -> bool:
         """Whether the states are needed themselves: for a derivative, to drop some, or by a module's own code."""

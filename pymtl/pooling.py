@@ -28,7 +28,7 @@ class AttentionPooling(nn.Module):
     def __init__(self, num_heads: int = 1, attention_size: int | None = None) -> None:
         super().__init__()
         for name, value in (("num_heads", num_heads), ("attention_size", attention_size)):
-            if value is not None and (not isinstance(value, int) or value < 1):
+            if (value is not None or name == "num_heads") and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}: expected a number above 0, got {value!r}")
         self.num_heads = num_heads
         self.attention_size = attention_size

@@ -225,7 +225,6 @@ def test_numbers_below_one_are_refused(value):
         AttentionPooling(attention_size=value)
 
 
-@pytest.mark.xfail(strict=True, reason="None passes for num_heads as it does for attention_size")
 def test_no_number_of_heads_is_refused():
     with pytest.raises((TypeError, ValueError), match="num_heads"):
         AttentionPooling(None)

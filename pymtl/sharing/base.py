@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pymtl.custom import is_module_name
 from pymtl.lstm import LSTM
 from pymtl.states import States
 
@@ -48,7 +49,7 @@ class Sharing(nn.Module):
         if not tasks or len(set(tasks)) != len(tasks):
             raise ValueError(f"tasks: expected at least one name, all different, got {list(tasks)}")
         for task in tasks:
-            if not task or "." in task or hasattr(nn.ModuleDict, task):
+            if not is_module_name(task):
                 raise ValueError(f"tasks: expected names fit for modules, got {task!r}")
         if num_layers < 1:
             raise ValueError(f"num_layers: expected a number above 0, got {num_layers}")
@@ -86,8 +87,11 @@ class Sharing(nn.Module):
 
         Raises:
             KeyError: a task is unknown.
+            ValueError: no task is wanted.
         """
         wanted = self.tasks if tasks is None else tuple(tasks)
+        if not wanted:
+            raise ValueError("tasks: expected at least one task, got none")
         for task in wanted:
             if task not in self.tasks:
                 raise KeyError(f"tasks: unknown task {task!r}, expected one of {list(self.tasks)}")

@@ -91,7 +91,7 @@ class CGC(Sharing):
         owners = (*self.tasks, SHARED)
         for level in range(num_layers):
             size = input_size if level == 0 else self.out_features
-            experts = {f"{owner}{e}": self.lstm(size, 1) for owner in owners for e in range(num_experts)}
+            experts = {f"{owner}_expert{e}": self.lstm(size, 1) for owner in owners for e in range(num_experts)}
             self.levels.append(ParallelLSTM(experts))
             gates = {task: nn.Linear(size, 2 * num_experts, bias=False) for task in self.tasks}
             if level + 1 < num_layers:

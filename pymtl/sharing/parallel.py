@@ -78,7 +78,7 @@ class ParallelLSTM(nn.Module):
             inputs = len(encoders)
         count, batch = len(encoders), h_n.shape[1]
         tokens = data.view(data.shape[0], count, data.shape[1] // count)
-        last = h_n.view(count, self.directions, batch, -1).permute(2, 0, 1, 3).flatten(2)
+        last = h_n.view(count, self.directions, batch, first.hidden_size).permute(2, 0, 1, 3).flatten(2)
         return ParallelStates(tokens, last)
 
     def states(self, data: Tensor, batch_sizes: Tensor, names: Sequence[str] | None = None) -> dict[str, States]:

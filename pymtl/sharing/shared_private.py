@@ -23,7 +23,8 @@ class SharedPrivate(Sharing):
     task's own: orthogonality, the mean over tasks of ``||S^T P_k||_F^2`` of the sequences' final states (equation 12,
     over B^2 here, so that it does not grow with the batch), and an adversary that tells the task of a batch from
     the shared final states through a gradient reversal (equation 9). The adversary needs batches of some of the
-    tasks only, as data sets of their own give them; a batch of all tasks tells it nothing.
+    tasks only, as data sets of their own give them; a batch of all tasks tells it nothing. (A task that one of the
+    batch's reads after counts as the batch's.)
 
     The K+1 encoders run side by side, a layer in one launch.
 
@@ -71,7 +72,8 @@ class SharedPrivate(Sharing):
         penalties = {}
         if self.wants_penalties() and self.orthogonality > 0:
             penalties["orthogonality"] = self.orthogonality * _orthogonality(shared_last, private_last)
-        if self.wants_penalties() and self.discriminator is not None and len(tasks) < len(self.tasks):
+        some = len(tasks) < len(self.tasks) and len(shared_last) > 0
+        if self.wants_penalties() and self.discriminator is not None and some:
             penalties["adversarial"] = self.adversarial * self._adversary(shared_last, tasks)
         return SharingResult(states, penalties)
 

@@ -67,7 +67,12 @@ class SoftSharing(Sharing):
         return SharingResult(states, penalties)
 
     def _parameters_side_by_side(self) -> list[tuple[Tensor, ...]]:
-        return list(zip(*(self.parallel.encoders[task].parameters() for task in self.tasks)))
+        """Each weight of all tasks, as the encoders use it now."""
+        each = []
+        for task in self.tasks:
+            encoder = self.parallel.encoders[task]
+            each.append([w for layer in range(encoder.num_layers) for w in encoder.layer_weights(layer).tensors()])
+        return list(zip(*each))
 
     def _l2(self) -> Tensor:
         # With K tasks' parameters p_k around their mean m: the sum over pairs of |p_i - p_j|^2 is K sum_k |p_k - m|^2.
@@ -78,15 +83,10 @@ class SoftSharing(Sharing):
         return len(self.tasks) * torch.stack(terms).sum()
 
     def _trace_norm(self) -> Tensor:
-        # The singular values of a tall [P, K] matrix are the roots of its K x K Gram matrix's eigenvalues.
-        terms = []
-        for group in self._parameters_side_by_side():
-            matrix = torch.stack([p.flatten() for p in group])
-            eigenvalues = torch.linalg.eigvalsh(matrix @ matrix.t())
-            # Where tasks are alike an eigenvalue is 0 but for rounding, and the root has no derivative.
-            least = torch.finfo(matrix.dtype).eps * eigenvalues[-1].detach()
-            terms.append(eigenvalues.clamp(min=least).sqrt().sum())
-        return torch.stack(terms).sum()
+        groups = self._parameters_side_by_side()
+        with torch.autocast(groups[0][0].device.type, enabled=False):
+            stacked = [torch.stack([p.flatten() for p in group]) for group in groups]
+            return torch.stack([_nuclear_norm(matrix) for matrix in stacked]).sum()
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, penalty={self.penalty!r}, weight={self.weight:g}"
@@ -96,4 +96,15 @@ def _distance(states: Sequence[Tensor]) -> Tensor:
     pairs = list(combinations(states, 2))
     if not pairs:
         return states[0].new_zeros(())
-    return torch.stack([(a - b).square().mean() for a, b in pairs]).mean()
+    return torch.stack([(a - b).square().sum() / max(a.numel(), 1) for a, b in pairs]).mean()
+
+
+def _nuclear_norm(matrix: Tensor) -> Tensor:
+    """The sum of the singular values of K long rows."""
+    # The roots of the eigenvalues of the K x K Gram matrix, many times as fast as a decomposition of the long one. It
+    # squares the singular values' ratios, which float64 has the digits for down to a ratio of 1e-7.
+    wide = matrix.double()
+    eigenvalues = torch.linalg.eigvalsh(wide @ wide.t())
+    # Where tasks are alike, one is 0 but for rounding, and its root has no derivative.
+    least = (1e-15 * eigenvalues[-1].detach()).clamp(min=1e-300)
+    return eigenvalues.clamp(min=least).sqrt().sum().to(matrix.dtype)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from pymtl.balancing import METHODS
+from pymtl.custom import is_module_name
 from pymtl.sharing import SCHEMES
 from pymtl.training.errors import ConfigError
 from pymtl.training.parsing import build
@@ -390,7 +391,7 @@ def _require(fits: bool, where: str, expected: str, actual: object) -> None:
 
 def _is_name(name: str) -> bool:
     """Whether a module can have this name."""
-    return bool(name) and not hasattr(nn.ModuleDict, name) and "." not in name and "/" not in name
+    return is_module_name(name) and "/" not in name
 
 
 def _is_task_name(name: str) -> bool:
