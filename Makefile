@@ -35,6 +35,7 @@ bench: install
 	$(BIN)/pymtl bench --json benchmarks/results/latest.json --plot benchmarks/results/latest.png
 	$(BIN)/python benchmarks/heads.py --json benchmarks/results/heads.json
 	$(BIN)/python benchmarks/crf.py --json benchmarks/results/crf.json
+	$(BIN)/python benchmarks/sharing.py --json benchmarks/results/sharing.json
 	$(BIN)/python benchmarks/training_step.py --json benchmarks/results/training_step.json
 	$(BIN)/python benchmarks/overhead.py --json benchmarks/results/overhead.json
 	$(BIN)/python benchmarks/tables.py

@@ -56,14 +56,31 @@ def heads(result: dict[str, Any]) -> Iterator[Cells]:
 
 
 def crf(result: dict[str, Any]) -> Iterator[Cells]:
-    one = ("plain", "times as fast")
+    others = ("plain", "pytorch-crf")
+    one = [heading for name in others for heading in (name, "times as fast")]
     yield "shape", "loss and gradients", *one, "decoding", *one, "error", "plain's"
     for row in result["rows"]:
         cells = []
         for part in ("training", "decoding"):
-            ours, plain = row[part]["pymtl"], row[part]["plain"]
-            cells += [f"{ours['p50']:.3f}", f"{plain['p50']:.2f}", f"{plain['ratio']:.0f}"]
+            cells.append(f"{row[part]['pymtl']['p50']:.3f}")
+            for name in others:
+                cells += [f"{row[part][name]['p50']:.2f}", f"{row[part][name]['ratio']:.0f}"]
         yield row["shape"], *cells, f"{row['errors']['pymtl']:.0e}", f"{row['errors']['plain']:.0e}"
+
+
+def encoders(result: dict[str, Any]) -> Iterator[Cells]:
+    names = list(result["rows"][0]["contenders"])
+    yield "shape", "calls", names[0], *(heading for name in names[1:] for heading in (name, "times as fast"))
+    for row in result["rows"]:
+        timed = row["contenders"]
+        cells = [cell for n in names[1:] for cell in (f"{timed[n]['p50']:.2f}", f"{timed[n]['ratio']:.2f}")]
+        yield row["shape"], row["launches"], f"{timed[names[0]]['p50']:.2f}", *cells
+
+
+def sharing(result: dict[str, Any]) -> Iterator[Cells]:
+    yield "sharing", "ms", "times hard sharing's"
+    for name, timed in result["schemes"].items():
+        yield name, f"{timed['p50']:.2f}", f"{timed['ratio']:.2f}"
 
 
 def overhead(result: dict[str, Any]) -> Iterator[Cells]:
@@ -98,6 +115,8 @@ def main() -> None:
         "training step": training_step(results["training_step"]),
         "heads": heads(results["heads"]),
         "crf": crf(results["crf"]),
+        "encoders": encoders(results["sharing"]),
+        "sharing": sharing(results["sharing"]),
         "overhead": overhead(results["overhead"]),
     }
     for name, rows in tables.items():

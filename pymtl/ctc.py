@@ -79,8 +79,8 @@ def padded_logits(logits: Tensor | PackedSequence, batch_first: bool = True) -> 
 
 
 def ctc_greedy(logits: Tensor | PackedSequence, lengths: Tensor | Sequence[int] | None = None) -> list[list[int]]:
-    """The labels of the likeliest path of each sequence: repeats merged, blanks left out (Graves et al. 2006, "best path
-    decoding").
+    """The labels of the likeliest path of each sequence, repeats merged and blanks left out (Graves et al. 2006, "best
+    path decoding").
 
     Args:
         logits: packed [N, C], or padded [B, T, C].

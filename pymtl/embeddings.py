@@ -75,8 +75,8 @@ class CharacterLSTM(nn.Module):
 
 
 class CharacterCNN(nn.Module):
-    """A word as its characters under convolutions: the maximum of each filter over the word (Ma & Hovy 2016, "End-to-end
-    Sequence Labeling via Bi-directional LSTM-CNNs-CRF", section 2.1; several widths as Kim 2014).
+    """A word as its characters under convolutions: the maximum of each filter over the word (Ma & Hovy 2016,
+    "End-to-end Sequence Labeling via Bi-directional LSTM-CNNs-CRF", section 2.1; several widths as Kim 2014).
 
     Args:
         num_characters: ids from 0, which is no character, to ``num_characters`` - 1.

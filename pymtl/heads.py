@@ -28,8 +28,8 @@ class Reads:
     """What a head reads beside the states.
 
     Args:
-        skip: the embedded tokens too, ``o_t = g(W_ho h_t + W_xo x_t)``: a connection from the input to the head past the
-            recurrence (Graves 2013, "Generating Sequences With Recurrent Neural Networks", section 2). A head of
+        skip: the embedded tokens too, ``o_t = g(W_ho h_t + W_xo x_t)``: a connection from the input to the head past
+            the recurrence (Graves 2013, "Generating Sequences With Recurrent Neural Networks", section 2). A head of
             sequences reads their maximum if it pools by ``"max"``, else their mean.
         after: a task of classes, whose probabilities are embedded and read: label embedding, as in hierarchical models
             (Hashimoto et al. 2017, "A Joint Many-Task Model", equation 4). A token reads its own or its sequence's, a
@@ -59,7 +59,7 @@ class Head(nn.Module):
     Args:
         out_features: C, the width of this head's output.
         pooling: how a sequence's states become one: ``"last"`` (each direction's own final state), ``"mean"``
-            or ``"max"`` over its tokens, ``"attention"`` or an :class:`AttentionPooling`; None for a head of each token.
+            or ``"max"`` over its tokens, ``"attention"`` or an :class:`AttentionPooling`; None for a head of tokens.
         loss: the loss this head is trained with.
         in_features: F, the encoder's features; None to learn them from the model.
         reads: what else it reads.

@@ -18,8 +18,8 @@ Value = Tensor | PackedSequence
 
 
 class JointLossResult(NamedTuple):
-    """``total``, what to minimise, the loss of each task, and the ``penalties`` in the total that are no task's, such as
-    soft sharing's; all differentiable scalars. ``shared`` are the states all tasks read and ``weighted`` the losses
+    """``total``, what to minimise, the loss of each task, and the ``penalties`` in the total that are no task's, such
+    as soft sharing's; all differentiable scalars. ``shared`` are the states all tasks read and ``weighted`` the losses
     that were balanced, for methods that look at their gradients."""
 
     total: Tensor

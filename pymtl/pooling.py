@@ -11,9 +11,9 @@ from pymtl.states import States
 
 
 class AttentionPooling(nn.Module):
-    """Pools a sequence's states by learned attention (Lin et al. 2017, "A Structured Self-attentive Sentence Embedding",
-    equations 5 and 6): head j gives token t the weight ``softmax_t(w_j . tanh(W s_t))`` and sums its own slice of the
-    states; the slices stand side by side, as in multi-head attention (Vaswani et al. 2017).
+    """Pools a sequence's states by learned attention (Lin et al. 2017, "A Structured Self-attentive Sentence
+    Embedding", equations 5 and 6): head j gives token t the weight ``softmax_t(w_j . tanh(W s_t))`` and sums its own
+    slice of the states; the slices stand side by side, as in multi-head attention (Vaswani et al. 2017).
 
     Args:
         num_heads: a divisor of the states' size; 1 is plain attention pooling.

@@ -19,7 +19,8 @@ class MultiTaskModel(nn.Module):
     first, only.
 
     Args:
-        embedding, heads, dropout: as for pymtl.MultiTaskModel.
+        embedding, heads, dropout: as for pymtl.MultiTaskModel; of several fields, the embedding gets their rows,
+            padding among them.
         encoder: an nn.LSTM with ``batch_first=True``.
         packed: run the encoder on a PackedSequence; otherwise on the padded batch as it is, whose padding then
             changes the results of a backward direction: only the time it takes is of interest.
@@ -44,12 +45,18 @@ class MultiTaskModel(nn.Module):
             if isinstance(head, CRFHead):
                 head.crf.batch_first = True
 
-    def forward(self, tokens: Tensor, lengths: Tensor) -> dict[str, Tensor]:
-        embedded = F.dropout(self.embedding(tokens), self.dropout, self.training)
+    def forward(self, inputs: Tensor | Mapping[str, Tensor], lengths: Tensor) -> dict[str, Tensor]:
+        first = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
+        if isinstance(inputs, Tensor):
+            embedded = self.embedding(inputs)
+        else:
+            rows = {name: field.flatten(0, 1) for name, field in inputs.items()}
+            embedded = self.embedding(rows).unflatten(0, first.shape[:2])
+        embedded = F.dropout(embedded, self.dropout, self.training)
         if self.packed:
             packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
             output, (h_n, _) = self.encoder(packed)
-            states, _ = pad_packed_sequence(output, batch_first=True, total_length=tokens.shape[1])
+            states, _ = pad_packed_sequence(output, batch_first=True, total_length=first.shape[1])
         else:
             states, (h_n, _) = self.encoder(embedded)
         states = F.dropout(states, self.dropout, self.training)
@@ -58,7 +65,7 @@ class MultiTaskModel(nn.Module):
             None: states,
             "last": F.dropout(h_n[-directions:].transpose(0, 1).flatten(1), self.dropout, self.training),
         }
-        valid = (torch.arange(tokens.shape[1]) < lengths.unsqueeze(1)).unsqueeze(-1)
+        valid = (torch.arange(first.shape[1]) < lengths.unsqueeze(1)).unsqueeze(-1)
         if any(head.pooling == "mean" for head in self.heads.values()):
             features["mean"] = torch.where(valid, states, 0.0).sum(1) / lengths.unsqueeze(1)
         if any(head.pooling == "max" for head in self.heads.values()):

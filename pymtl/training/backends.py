@@ -47,7 +47,7 @@ class Backend(nn.Module):
         else:
             if not has_reference(config):
                 raise ConfigError(
-                    f"backend {name!r}: expected hard sharing of words, equal weighting and heads of "
+                    f"backend {name!r}: expected hard sharing, equal weights, no character LSTM and heads of "
                     f"{', '.join(REFERENCE_KINDS)} on the states alone"
                 )
             model = config.model
@@ -74,7 +74,7 @@ class Backend(nn.Module):
         """Of every task of the data set, padded."""
         if self.name == "pymtl":
             return self.model(batch.inputs(), batch.lengths, self.tasks[dataset])
-        return self.model(batch.tokens, batch.lengths)
+        return self.model(batch.inputs(), batch.lengths)
 
     def packed_logits(self, batch: Batch, dataset: str = "") -> Mapping[str, Tensor | PackedSequence]:
         """The same of packed inputs: nothing but tokens, for what decodes whole sequences."""
@@ -98,7 +98,7 @@ class Backend(nn.Module):
         logits = self.logits(batch)
         per_task = {task: self._of_task(task, logits[task], target, batch) for task, target in batch.targets.items()}
         total = sum(self.joint.loss_weights[task] * value for task, value in per_task.items())
-        return JointLossResult(total, per_task, {}, ())
+        return JointLossResult(total, per_task, {}, (), {})
 
     def _of_task(self, task: str, logits: Tensor, target: Tensor, batch: Batch) -> Tensor:
         loss = self.joint.losses[task]
@@ -117,13 +117,13 @@ class Backend(nn.Module):
 
 
 def has_reference(config: Config) -> bool:
-    """Whether plain PyTorch has the same model here: words under hard sharing, simple heads, the plain sum of losses."""
+    """Whether plain PyTorch has the same model here: hard sharing, simple heads, the plain sum of losses."""
     simple = all(
         task.kind in REFERENCE_KINDS and task.pooling != "attention" and not task.skip and task.after is None
         for task in config.tasks.values()
     )
-    words = config.model.words and config.characters is None and not config.fields
-    return simple and words and config.sharing.kind == "hard" and config.balancing.kind == "ew" and not config.datasets
+    plain = config.characters is None or config.characters.kind == "cnn"
+    return simple and plain and config.sharing.kind == "hard" and config.balancing.kind == "ew" and not config.datasets
 
 
 def owner_of(model: MultiTaskModel | ReferenceModel, part: str) -> nn.Module:

@@ -47,7 +47,7 @@ def embedding_of(config: Config, vocabulary: Vocabulary) -> tuple[nn.Module, int
     size = 0
     if model.words:
         words = fields["words"] = nn.Embedding(len(vocabulary.tokens), model.embedding_dim, padding_idx=0)
-        # Vectors of length about 1: torch's own are so long that words seen once hardly move away from where they began.
+        # Of length about 1: torch's own are so long that words seen once hardly move away from where they began.
         nn.init.normal_(words.weight, std=model.embedding_dim**-0.5)
         words.weight.data[0] = 0
         size += model.embedding_dim

@@ -23,8 +23,8 @@ from pymtl.training.errors import DataError
 class Record:
     """One text: its tokens, and for each task of its data set its label, or None where it has none.
 
-    ``fields`` are the further fields of its tokens; ``held_out`` tells whether the configuration's ``holdout_field`` puts
-    it among the validation records. A record of features alone has as many empty tokens.
+    ``fields`` are the further fields of its tokens; ``held_out`` tells whether the configuration's ``holdout_field``
+    puts it among the validation records. A record of features alone has as many empty tokens.
     """
 
     tokens: list[str]
