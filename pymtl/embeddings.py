@@ -65,7 +65,8 @@ class CharacterLSTM(nn.Module):
 
     def forward(self, characters: Tensor) -> Tensor:
         """[N, 2H] of words [N, W], character ids filled up with 0; a word of none counts as one unknown character."""
-        if characters.shape[0] == 0:
+        # A program for batches of any size is not to ask for this one's.
+        if not torch.compiler.is_compiling() and characters.shape[0] == 0:
             return self.embedding.weight.new_zeros(0, self.out_features)
         if characters.shape[1] == 0:
             characters = characters.new_zeros(characters.shape[0], 1)
@@ -110,7 +111,8 @@ class CharacterCNN(nn.Module):
 
     def forward(self, characters: Tensor) -> Tensor:
         """[N, filters * widths] of words [N, W], character ids filled up with 0."""
-        if characters.shape[0] == 0:
+        # A program for batches of any size is not to ask for this one's.
+        if not torch.compiler.is_compiling() and characters.shape[0] == 0:
             return self.embedding.weight.new_zeros(0, self.out_features)
         if characters.shape[1] == 0:
             characters = characters.new_zeros(characters.shape[0], 1)

@@ -599,3 +599,54 @@ def test_a_crf_learns_and_its_tags_are_decoded_together(crf, tmp_path):
 def test_settings_that_do_not_fit_a_crf_are_refused(folder, overrides, message):
     with pytest.raises(ConfigError, match=message):
         toy.load(folder, *overrides)
+
+
+def test_tensorboard_gets_every_epoch(config, tmp_path):
+    settings = replace(config.training, tensorboard=True, epochs=3)
+    result = toy.fitted(replace(config, training=settings), tmp_path)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    for part in ("loss", "valid"):
+        for name in result.epochs[0][part]:
+            values = [(event.step, event.value) for event in events.Scalars(f"{part}/{name}")]
+            assert values == [(epoch["epoch"], pytest.approx(epoch[part][name], rel=1e-6)) for epoch in result.epochs]
+
+
+@pytest.mark.parametrize("option", ["weight_decay", "l1"])
+def test_regularisation_keeps_weights_small(config, tmp_path, option):
+    sizes = []
+    for value in (0.0, 0.01):
+        settings = replace(config.training, **{option: value}, epochs=2)
+        result = toy.fitted(replace(config, training=settings), tmp_path / f"{value}")
+        sizes.append(sum(p.detach().abs().sum() for p in result.backend.model.encoder.parameters()))
+    assert sizes[1] < 0.95 * sizes[0]
+
+
+def test_the_learning_rate_follows_its_schedule(config, tmp_path):
+    settings = replace(config.training, epochs=2, schedule="linear", warmup=0.25)
+    result = toy.trainer(replace(config, training=settings), tmp_path)
+    rates = []
+    step = result.step.optimizer.step
+    result.step.optimizer.step = lambda: (rates.append(result.step.optimizer.param_groups[0]["lr"]), step())
+    result.fit()
+    rising, total = round(0.25 * len(rates)), len(rates)
+    assert rates[:rising] == pytest.approx([0.02 * (i + 1) / rising for i in range(rising)])
+    assert rates[rising:] == pytest.approx([0.02 * (1 - i / (total - rising)) for i in range(total - rising)])
+
+
+def test_accumulated_batches_give_the_mean_of_their_gradients(config):
+    config = replace(config, model=replace(config.model, dropout=0.0))
+    step, batch = stepping(config, norm=1e6)
+    train = read_records(config.path(config.data.train), config)
+    other = Encoder(Vocabulary.of(train, config), config).batch(train, range(8, 19))
+    alone = []
+    for part in (batch, other):
+        step.optimizer.zero_grad()
+        step.backend.loss(part).total.backward()
+        alone.append({name: p.grad.clone() for name, p in step.backend.model.named_parameters()})
+    step.optimizer.step = lambda: None
+    step([batch, other])
+    for name, p in step.backend.model.named_parameters():
+        torch.testing.assert_close(p.grad, (alone[0][name] + alone[1][name]) / 2)

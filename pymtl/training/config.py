@@ -239,6 +239,8 @@ def set_value(raw: dict[str, Any], override: str) -> None:
         value = text
     *sections, last = key.strip().split(".")
     for section in sections:
+        if section in ("sharing", "balancing") and isinstance(raw.get(section), str):
+            raw[section] = {"kind": raw[section]}
         raw = raw.setdefault(section, {})
         if not isinstance(raw, dict):
             raise ConfigError(f"--set {override}: {section} is a value, not a section")

@@ -113,6 +113,8 @@ class Trainer:
             self._save(None)
             if main:
                 self.run.write_metrics(self.epochs)
+                if settings.tensorboard:
+                    self._write_scalars(record)
                 self.progress.epoch(record)
 
     def resume(self) -> None:
@@ -141,6 +143,17 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.run.write_config(self.config, self.backend.name)
             self.run.write_metrics(self.epochs)
+
+    def _write_scalars(self, record: dict[str, Any]) -> None:
+        """One epoch for TensorBoard, in the run folder's ``tensorboard``."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        # Opened for each epoch: of an epoch that is trained again after a crash, what was written before is purged.
+        with SummaryWriter(str(self.run.path("tensorboard")), purge_step=record["epoch"]) as writer:
+            for part in ("loss", "valid"):
+                for name, value in record[part].items():
+                    writer.add_scalar(f"{part}/{name}", value, record["epoch"])
+            writer.add_scalar("learning_rate", self.step.optimizer.param_groups[0]["lr"], record["epoch"])
 
     def _reschedule(self, steps: int) -> None:
         """Sets the learning rate of this configuration after so many steps."""
