@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -205,8 +205,11 @@ class CRFLoss(SequenceLoss):
             IndexError: a tag is out of range.
         """
         data, order, flat = self._packed(emissions, tags)
+        return self.of_packed(data, order.batch_sizes, flat, self.crf.functions(data))
+
+    def of_packed(self, data: Tensor, batch_sizes: Tensor, flat: Tensor, functions: Any) -> Tensor:
+        """The loss of emissions [N, C] and tags [N], by :mod:`pymtl.ops` or :mod:`pymtl.reference`."""
         missing = flat == self.ignore_index
-        batch_sizes = order.batch_sizes
         if bool(missing.any()):
             # Sentences without any tag go, whatever they hold; the order of the others stays.
             of_token = rows(batch_sizes, len(flat)).to(flat.device)
@@ -218,7 +221,7 @@ class CRFLoss(SequenceLoss):
             data, flat, missing = data[kept], flat[kept], missing[kept]
         if len(flat) == 0:
             return data.sum()  # nothing, but with a gradient of nothing
-        functions, scores = self.crf.functions(data), self.crf.scores()
+        scores = self.crf.scores()
         if not bool(missing.any()):
             return functions.crf(data, batch_sizes, flat, *scores).sum() * (-1 / len(flat))
         others = (flat.unsqueeze(1) != torch.arange(self.crf.num_tags, device=flat.device)) & ~missing.unsqueeze(1)

@@ -467,7 +467,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_no_draft(run, name, mon
 
     def fail(*arguments, **_):
         draft = next(a for a in arguments if hasattr(a, "suffix"))
-        assert draft.suffix == ".part"
+        assert draft.suffixes[-2:-1] == [".part"]
         draft.write_bytes(before[:7])
         raise OSError(28, "No space left on device")
 
@@ -650,3 +650,55 @@ def test_accumulated_batches_give_the_mean_of_their_gradients(config):
     step([batch, other])
     for name, p in step.backend.model.named_parameters():
         torch.testing.assert_close(p.grad, (alone[0][name] + alone[1][name]) / 2)
+
+
+def test_kappa_follows_the_order_of_the_labels():
+    raw = {"kind": "ordinal", "order": ["low", "medium", "high"]}
+    config = configuration.parse({"data": {"train": "a", "valid": "b"}, "tasks": {"t": raw}}, "test")
+    truth, guess = ["low", "medium", "high", "low"], ["low", "high", "high", "medium"]
+    records = [Record(["w"], {"t": label}) for label in truth]
+    result = score(records, [{"t": label} for label in guess], config)
+    # Quadratic weights: observed disagreement 1 + 1, expected sum of (i - j)^2 over the outer product of counts / 4.
+    expected = sum((i - j) ** 2 * a * b / 4 for i, a in enumerate([2, 1, 1]) for j, b in enumerate([1, 1, 2]))
+    assert result["t/kappa"] == pytest.approx(1 - 2 / expected)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["training.select_by=exact_match", "tasks={score={kind='regression'}}"], "a task of classes or tags"),
+        (
+            ["training.select_by=delta", "training.baseline={intent=0.5}"],
+            "baseline: expected names as task/score",
+        ),
+        (["training.optimizer_options={lr=0.5}"], "training.learning_rate instead of lr"),
+        (["training.optimizer=Rprop", "training.weight_decay=0.1"], "training.optimizer: .*weight_decay"),
+        (["training.optimizer_options={betas=[0.9]}"], "training.optimizer: "),
+        (["balancing={kind='famo',least='a'}"], "balancing: least: expected float, got 'a'"),
+        (["balancing=gradnorm", "sharing=soft"], "sharing: expected hard with balancing by gradnorm"),
+        (["balancing=gradient_aggregation", "tasks.intent.skip=true"], "heads that read states alone"),
+        (["tasks.intent.after=slots", "tasks.slots.after=intent"], "no circle of tasks"),
+        (["tasks.intent.weight=inf"], "tasks.intent.weight"),
+        (["warm_start={run='x',parts=['']}"], "warm_start.parts: expected names of modules"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_named(folder, overrides, reason):
+    with pytest.raises(ConfigError, match=reason):
+        toy.load(folder, *overrides)
+
+
+def test_a_score_that_validation_never_has_is_named(config, tmp_path):
+    settings = replace(config.training, select_by="delta", baseline={"intent/fluency": 0.5})
+    with pytest.raises(ConfigError, match=r"select_by: expected what validation scores, intent/accuracy.*fluency"):
+        toy.fitted(replace(config, training=settings), tmp_path)
+
+
+def test_partly_tagged_sentences_train_alike_in_both_backends(folder, tmp_path):
+    lines = toy.requests(60)
+    for line in lines[::3]:
+        line["slots"] = [None, *line["slots"][1:]]
+    toy.write_lines(tmp_path / "partly.jsonl", lines)
+    config = toy.load(folder, "tasks.slots.decoder=crf", "model.dropout=0.0", f"data.train={tmp_path / 'partly.jsonl'}")
+    ours, plain = (toy.fitted(config, tmp_path / name, name) for name in ("pymtl", "reference"))
+    for a, b in zip(ours.epochs, plain.epochs):
+        assert a["loss"]["slots"] == pytest.approx(b["loss"]["slots"], rel=1e-3)

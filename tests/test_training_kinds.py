@@ -9,6 +9,7 @@ import toy
 from parity import assert_same_bits
 
 from pymtl.__main__ import main
+from pymtl.training import comparison
 from pymtl.training import config as configuration
 from pymtl.training.batches import schedule
 from pymtl.training.config import TrainingConfig
@@ -291,7 +292,7 @@ def test_records_are_held_out_by_a_field(tmp_path):
     train, valid = read_sets(configuration.load(tmp_path / "c.toml"))
     assert [record.tokens for record in train[""]] == [line["tokens"] for line in lines[::2]]
     assert [record.tokens for record in valid[""]] == [line["tokens"] for line in lines[1::2]]
-    with pytest.raises(DataError, match="expected records to train on and others to hold out, got 10 and 0"):
+    with pytest.raises(DataError, match="others to hold out by 'shop' = z, got 10 and 0"):
         read_sets(configuration.load(tmp_path / "c.toml", ['data.holdout_values=["z"]']))
 
 
@@ -317,14 +318,14 @@ def test_rows_of_csv_are_records(tmp_path, bom):
         "text,intent,slots,topics,score",
         'play jazz,"music, loud",O B-genre,a|b,1.5',
         "stop it,,,,",
-        '"say ""x""",y,O O,,-2',
+        '"say ""x""",y,O O,|,-2',
     ]
     (tmp_path / "t.csv").write_text(bom + "\n".join(rows) + "\n", encoding="utf-8")
     found = read_records(tmp_path / "t.csv", configuration.load(tmp_path / "c.toml"))
     assert [record.tokens for record in found] == [["play", "jazz"], ["stop", "it"], ["say", '"x"']]
     assert found[0].labels == {"intent": "music, loud", "slots": ["O", "B-genre"], "topics": ["a", "b"], "score": 1.5}
-    assert found[1].labels == {"intent": None, "slots": None, "topics": [], "score": None}
-    assert found[2].labels["score"] == -2
+    assert found[1].labels == {"intent": None, "slots": None, "topics": None, "score": None}
+    assert found[2].labels == {"intent": "y", "slots": ["O", "O"], "topics": [], "score": -2}
 
 
 @pytest.mark.parametrize(
@@ -360,7 +361,9 @@ def test_vectors_are_read_by_word_and_by_its_lower_case(tmp_path, header):
     ("text", "reason"),
     [
         ("4 2\nplay 1 2\n", "v.txt:1: expected vectors of 3"),
-        ("play 1 2\n", "v.txt:1: expected a word and 3"),
+        ("play 1 2\n", "v.txt:1: expected vectors of 3 numbers, got 2"),
+        ("play 1 2 3 4\n", "v.txt:1: expected vectors of 3 numbers, got 4"),
+        ("play 1 2 3\n\nx y 1\n", "v.txt:3: expected a word and 3"),
         ("play 1 2 x\n", "v.txt:1"),
     ],
 )
@@ -394,6 +397,17 @@ def test_a_warm_start_takes_what_the_other_run_knows(tmp_path):
     assert_same_bits({name: own[name] for name in same}, {name: best[name] for name in same})
     assert torch.equal(own["heads.intent.weight"], fresh["heads.intent.weight"])
     assert {name for name, p in result.backend.model.named_parameters() if not p.requires_grad} == set(taken)
+
+
+def test_a_warm_start_checks_the_labels_of_every_head_it_takes(tmp_path):
+    toy.fitted(toy.load(tmp_path, "training.epochs=1"), tmp_path / "first")
+    lines = [{**record, "intent": record["intent"] + "!"} for record in toy.requests(60)]
+    toy.write_lines(tmp_path / "other.jsonl", lines)
+    start = f'warm_start={{run="{tmp_path / "first"}", parts=["heads"]}}'
+    config = configuration.load(tmp_path / "toy.toml", [start, "data.train=other.jsonl"])
+    result = toy.trainer(config, tmp_path / "second")
+    with pytest.raises(ConfigError, match=r"warm_start.parts: heads: expected the labels"):
+        warm_start(result.backend.model, config, result.vocabulary)
 
 
 @pytest.mark.parametrize(
@@ -464,3 +478,42 @@ def test_a_grid_that_does_not_fit_is_refused_before_anything_is_trained(tmp_path
     assert main(["compare", str(tmp_path / "toy.toml"), "--over", over, "--out", str(tmp_path / "out")]) == 1
     assert reason in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_values_of_a_grid_may_be_tables(tmp_path):
+    path = toy.write_files(tmp_path)
+    grid = comparison.variants(
+        path, ['sharing={kind="soft",penalty="trace_norm"},hard', "model.hidden_size=4,8"], [], False
+    )
+    assert [variant.raw["sharing"] for variant in grid] == [{"kind": "soft", "penalty": "trace_norm"}] * 2 + [
+        "hard"
+    ] * 2
+    with pytest.raises(ConfigError, match="variants all different"):
+        comparison.variants(path, ["sharing=hard,hard"], [], False)
+
+
+def test_two_tasks_may_read_one_column_of_csv(tmp_path):
+    (tmp_path / "t.csv").write_text("tokens,stars\nplay,3\nstop,1\n")
+    tasks = "".join(f'[tasks.{kind}]\nkind = "{kind}"\nfield = "stars"\n' for kind in ("ordinal", "regression"))
+    (tmp_path / "c.toml").write_text('[data]\ntrain = "t.csv"\n' + tasks)
+    found = read_records(tmp_path / "t.csv", configuration.load(tmp_path / "c.toml"))
+    assert [record.labels for record in found] == [
+        dict.fromkeys(("ordinal", "regression"), stars) for stars in (3.0, 1.0)
+    ]
+    (tmp_path / "t.csv").write_text("tokens,star\nplay,3\n")
+    with pytest.raises(DataError, match=r"t\.csv:2: expected a column 'stars', got tokens, star"):
+        read_records(tmp_path / "t.csv", configuration.load(tmp_path / "c.toml"))
+
+
+def test_each_data_set_reads_a_text_as_it_was_trained_on(tmp_path, capsys):
+    config = two_sets(tmp_path)
+    text = (tmp_path / "two.toml").read_text().replace('train = "b.jsonl"', 'train = "b.jsonl"\nlowercase = true')
+    (tmp_path / "two.toml").write_text(text)
+    assert main(["train", str(tmp_path / "two.toml"), "--run", str(tmp_path / "run")]) == 0
+    answers = []
+    for text in ("please play jazz", "please play JAZZ"):
+        capsys.readouterr()
+        assert main(["predict", str(tmp_path / "run"), "--json", text]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    assert answers[0]["slots"] == answers[1]["slots"]
+    assert config.sets["b"].lowercase is False

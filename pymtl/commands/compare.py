@@ -107,7 +107,7 @@ def markdown(result: dict[str, Any]) -> str:
     """The table for a document."""
     heading, rows = _cells(result)
     lines = [heading, ["---", *["---:"] * (len(heading) - 1)], *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |\n" for cells in lines)
 
 
 def _table(result: dict[str, Any]) -> Any:

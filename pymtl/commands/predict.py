@@ -64,10 +64,10 @@ def run(arguments: argparse.Namespace) -> int:
             print(json.dumps({"tokens": []}) if arguments.json else "", flush=True)
             continue
         prediction = {}
-        record = _record(text, number, config, arguments.records)
-        batch = encoder.batch([record], [0])
-        with torch.inference_mode():
-            for dataset in config.sets:
+        for dataset in config.sets:
+            record = _record(text, number, config, arguments.records, dataset)
+            batch = encoder.batch([record], [0])
+            with torch.inference_mode():
                 logits = backend.logits(batch, dataset)
                 prediction |= decode(logits, batch, config, vocabulary, backend.crfs)[0]
         if arguments.json:
@@ -79,12 +79,12 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _record(text: str, number: int, config: Any, as_json: bool) -> Any:
+def _record(text: str, number: int, config: Any, as_json: bool, dataset: str) -> Any:
+    """The text as the data set's training read it."""
     from pymtl.training.data import Record, parse_record
     from pymtl.training.errors import DataError
 
     models = {name: True for name, task in config.tasks.items() if task.kind == "language_model"}
-    dataset = next(iter(config.sets))
     if as_json:
         try:
             record = parse_record(text.encode("utf-8", "surrogateescape"), config, False, dataset)

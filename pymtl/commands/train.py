@@ -40,10 +40,11 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
         help="override a setting, as in training.epochs=5; may be repeated",
     )
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder of the data files (default: the configuration's own)"
+        "--data", type=Path, metavar="DIR", help="folder that paths are relative to (default: the configuration's own)"
     )
     parser.add_argument(
         "--run",
+        "--out",  # torchrun takes --run for its own
         type=Path,
         metavar="DIR",
         dest="folder",
@@ -120,27 +121,35 @@ def train_run(
 
     from pymtl.training import building
     from pymtl.training.backends import Backend
+    from pymtl.training.errors import ConfigError
     from pymtl.training.plots import training_curves
     from pymtl.training.trainer import Trainer, test_scores
-    from pymtl.training.warm_start import warm_start
+    from pymtl.training.warm_start import freeze, warm_start
 
     train, valid, test = sets
     torch.manual_seed(config.seed)
-    backend = Backend(backend_name, config, vocabulary)
+    try:
+        backend = Backend(backend_name, config, vocabulary)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model: {error}") from None
     lines = []
     if config.model.vectors is not None:
         count = building.load_vectors(backend.model, config, vocabulary)
         lines.append(f"{count:,} of {len(vocabulary.tokens):,} tokens have vectors in {config.model.vectors}")
         if config.model.freeze_vectors:
             building.word_embedding(backend.model.embedding).weight.requires_grad_(False)
-    if config.warm_start is not None:
+    if config.warm_start is not None and resume:
+        freeze(backend.model, config)
+    elif config.warm_start is not None:
         taken = warm_start(backend.model, config, vocabulary)
         state = "frozen" if config.warm_start.freeze else "to be trained on"
         lines.append(f"{len(taken)} parameters taken from {config.warm_start.run}, {state}")
-    trainer = Trainer(run, config, vocabulary, backend, train, valid, _Screen(console, config))
+    screen = _Screen(console, config)
+    trainer = Trainer(run, config, vocabulary, backend, train, valid, screen)
     main = trainer.accelerator.is_main_process
     if resume:
         trainer.resume()
+        screen.best = max((epoch["selection"] for epoch in trainer.epochs), default=screen.best)
     elif main:
         run.create(config, vocabulary, backend_name)  # an earlier run goes only when this one can begin
     if main:
@@ -163,6 +172,7 @@ def train_run(
     except KeyboardInterrupt:
         done = len(trainer.epochs)
         saved = f"--resume goes on; {run.folder} holds the best so far" if done else "nothing is saved yet"
+        saved = "--resume goes on within the first" if not done and run.exists() else saved
         console.print(f"\ninterrupted after {done} epochs: {saved}", markup=False, soft_wrap=True)
         raise
     finally:
@@ -198,13 +208,14 @@ def _resumable(run: Run, config: Config, backend: str) -> Any:
 
 
 def scores_table(scores: dict[str, float], sentences: int) -> Any:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=f"Test set, {sentences:,} sentences")
     table.add_column("score")
     table.add_column("", justify="right")
     for name, value in scores.items():
-        table.add_row(name.replace("/", " "), shown(name, value))
+        table.add_row(escape(name.replace("/", " ")), shown(name, value))
     return table
 
 

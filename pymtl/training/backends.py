@@ -103,13 +103,11 @@ class Backend(nn.Module):
     def _of_task(self, task: str, logits: Tensor, target: Tensor, batch: Batch) -> Tensor:
         loss = self.joint.losses[task]
         if task in self.crfs:
-            tagged = (target != NO_LABEL).any(1)
             emissions, tags = (
-                pack_padded_sequence(padded[tagged], batch.lengths[tagged], batch_first=True, enforce_sorted=False)
+                pack_padded_sequence(padded, batch.lengths, batch_first=True, enforce_sorted=False)
                 for padded in (logits, target)
             )
-            scores = self.crfs[task].scores()
-            return -reference.crf(emissions.data, emissions.batch_sizes, tags.data, *scores).sum() / len(tags.data)
+            return loss.of_packed(emissions.data, emissions.batch_sizes, tags.data, reference)
         rows = target.flatten() if loss.kind == "cross_entropy" else target
         return reference.joint_loss(
             [logits.flatten(0, -2)], [rows], [loss.kind], [None], [NO_LABEL], [loss.label_smoothing]

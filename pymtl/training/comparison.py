@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 import math
 import os
 import re
@@ -51,9 +50,9 @@ def variants(path: Path, over: Sequence[str], overrides: Sequence[str], single_t
     axes = []
     for entry in over:
         key, equals, values = entry.partition("=")
-        if not equals or not all(values.split(",")):
+        if not equals or not all(_split(values)):
             raise ConfigError(f"--over {entry}: expected key=value,value,...")
-        axes.append([(key, value) for value in values.split(",")])
+        axes.append([(key, value) for value in _split(values)])
     grid = []
     for combination in itertools.product(*axes):
         raw = copy.deepcopy(base)
@@ -64,7 +63,24 @@ def variants(path: Path, over: Sequence[str], overrides: Sequence[str], single_t
         grid.append(Variant(name, raw))
     if single_task:
         grid += [_alone(task, base, path) for task in configuration.parse(base, str(path)).tasks]
+    folders = [run_folder(Path(), variant, 0) for variant in grid]
+    for variant, folder in zip(grid, folders):
+        if folders.count(folder) > 1:
+            raise ConfigError(f"--over: expected variants all different, got {variant.name!r} twice (or all but)")
     return grid
+
+
+def _split(values: str) -> list[str]:
+    """At commas, but for those within brackets or quotes."""
+    parts, depth, quoted = [""], 0, False
+    for character in values:
+        quoted ^= character == '"'
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth == 0 and not quoted:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def _alone(task: str, base: dict[str, Any], path: Path) -> Variant:
@@ -75,6 +91,10 @@ def _alone(task: str, base: dict[str, Any], path: Path) -> Variant:
     if raw.get("datasets"):
         raw["datasets"] = {raw["tasks"][task]["dataset"]: raw["datasets"][raw["tasks"][task]["dataset"]]}
     raw["sharing"], raw["balancing"] = "hard", "ew"
+    if "warm_start" in raw:
+        heads = [part for part in raw["warm_start"].get("parts", []) if part.startswith("heads.")]
+        others = [part for part in heads if part.split(".")[1] != task]
+        raw["warm_start"]["parts"] = [part for part in raw["warm_start"].get("parts", []) if part not in others]
     raw.setdefault("training", {})["select_by"] = "mean"
     configuration.parse(raw, f"{path}, {task} alone")
     return Variant(f"{task} alone", raw, task)
@@ -91,7 +111,9 @@ def run_all(grid: Sequence[Variant], seeds: int, folder: Path, jobs: int, thread
     folder.mkdir(parents=True, exist_ok=True)
     plan = {variant.name: variant.raw for variant in grid}
     if (folder / "plan.json").exists():
-        before = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+        before = Run(folder).read_json("plan.json")
+        if not isinstance(before, dict):
+            raise RunError(f"{folder / 'plan.json'}: damaged")
         for name, raw in plan.items():
             if name in before and before[name] != raw:
                 raise RunError(f"{folder}: holds another comparison, in which {name!r} has other settings")
@@ -158,6 +180,8 @@ def summary(grid: Sequence[Variant], seeds: int, folder: Path) -> dict[str, Any]
         else:
             row["delta"] = _spread([delta(score, alone) for score in scores]) if alone else None
         rows.append(row)
+    if not any(row["scores"] for row in rows):
+        raise RunError(f"{folder}: the test set has no label to score")
     rows.sort(key=lambda row: row["single"] is None)
     return {"seeds": seeds, "rows": rows}
 

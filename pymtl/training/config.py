@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -291,7 +292,9 @@ def _check_task(name: str, task: TaskConfig, config: Config, at: str) -> None:
         names = ", ".join(config.datasets) or "none: there is one data set"
         raise ConfigError(f"{at}.dataset: expected one of {names}, got {task.dataset!r}")
     _require(0 <= task.label_smoothing <= 1, f"{at}.label_smoothing", "a number from 0 to 1", task.label_smoothing)
-    _require(task.weight >= 0, f"{at}.weight", "a number of at least 0", task.weight)
+    _require(0 <= task.weight < float("inf"), f"{at}.weight", "a number of at least 0", task.weight)
+    order = list(dict.fromkeys(task.order))
+    _require(order == task.order and len(order) != 1, f"{at}.order", "two labels or more, all different", task.order)
     crf = task.decoder == "crf"
     _require(not crf or task.kind == "tagging", f"{at}.decoder", "a crf for tagging only", task.decoder)
     _require(not task.bio or crf, f"{at}.bio", "decoder = 'crf' with it", task.bio)
@@ -322,6 +325,11 @@ def _check_task(name: str, task: TaskConfig, config: Config, at: str) -> None:
         _require(fits, f"{at}.after", "a task of classes or tags", task.after)
         same = config.tasks[task.after].dataset == task.dataset
         _require(same, f"{at}.after", "a task of the same data set", task.after)
+    seen, after = {name}, task.after
+    while after is not None:
+        _require(after not in seen, f"{at}.after", "no circle of tasks", task.after)
+        seen.add(after)
+        after = config.tasks[after].after if after in config.tasks else None
     if task.kind == "language_model":
         _require(config.model.words, f"{at}.kind", "a task with words", task.kind)
         plain = not task.skip and task.after is None
@@ -342,6 +350,16 @@ def _check_model(config: Config, where: str) -> None:
         for key in ("embedding_dim", "size", "max_length"):
             value = getattr(config.characters, key)
             _require(value >= 1, f"{where}: characters.{key}", "a number above 0", value)
+    if config.warm_start is not None:
+        parts = config.warm_start.parts
+        _require(bool(parts) and all(parts), f"{where}: warm_start.parts", "names of modules", parts)
+    if config.balancing.kind in ("gradnorm", "gradient_aggregation"):
+        name = config.balancing.kind
+        _require(
+            config.sharing.kind == "hard", f"{where}: sharing", f"hard with balancing by {name}", config.sharing.kind
+        )
+        apart = all(not task.skip and not task.tied for task in config.tasks.values()) or name == "gradnorm"
+        _require(apart, f"{where}: balancing", "heads that read states alone (no skip, not tied) with it", name)
     tasks = list(config.tasks)
     sizes = (1, 1, model.num_layers, model.bidirectional, model.dropout)
     _try(f"{where}: sharing", SCHEMES, config.sharing, lambda cls, options: cls(tasks, *sizes, **options))
@@ -361,6 +379,13 @@ def _check_training(config: Config, where: str) -> None:
         value = getattr(training, key)
         _require(0 <= value < 1, f"{where}: training.{key}", "a number from 0 to below 1", value)
     choices = ("mean", "exact_match", "delta", *config.tasks)
+    exact = training.select_by != "exact_match" or any(
+        t.kind in ("classification", "tagging") for t in config.tasks.values()
+    )
+    _require(exact, f"{where}: training.select_by", "a task of classes or tags with exact_match", training.select_by)
+    for name in training.baseline:
+        known = name.partition("/")[0] in config.tasks and "/" in name
+        _require(known, f"{where}: training.baseline", "names as task/score", name)
     _require(training.select_by in choices, f"{where}: training.select_by", " or ".join(choices), training.select_by)
     relative = training.select_by != "delta" or bool(training.baseline)
     _require(relative, f"{where}: training.baseline", "scores for select_by = 'delta'", training.baseline)
@@ -371,7 +396,13 @@ def _check_training(config: Config, where: str) -> None:
         for name, cls in vars(torch.optim).items()
         if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and cls not in others
     }
-    chosen = MethodConfig(training.optimizer, training.optimizer_options)
+    for key, instead in (("lr", "learning_rate"), ("weight_decay", "weight_decay")):
+        own = training.optimizer_options.get(key)
+        _require(own is None, f"{where}: training.optimizer_options", f"training.{instead} instead of {key}", own)
+    options = dict(training.optimizer_options)
+    if training.weight_decay > 0:
+        options["weight_decay"] = training.weight_decay
+    chosen = MethodConfig(training.optimizer, options)
     parameter = nn.Parameter(torch.zeros(1))
     _try(f"{where}: training.optimizer", optimizers, chosen, lambda cls, options: cls([parameter], **options))
 
@@ -379,9 +410,17 @@ def _check_training(config: Config, where: str) -> None:
 def _try(at: str, choices: dict[str, type], chosen: MethodConfig, make: Any) -> None:
     if chosen.kind not in choices:
         raise ConfigError(f"{at}: expected one of {', '.join(choices)}, got {chosen.kind!r}")
+    known = inspect.signature(choices[chosen.kind]).parameters
+    for key, value in chosen.options.items():
+        types = {"float": (int, float), "int": (int,), "bool": (bool,), "str": (str,)}
+        expected = known[key].annotation if key in known else None
+        expected = getattr(expected, "__name__", expected)
+        wrong_bool = isinstance(value, bool) and expected in ("float", "int")
+        if expected in types and (not isinstance(value, types[expected]) or wrong_bool):
+            raise ConfigError(f"{at}: {key}: expected {expected}, got {value!r}")
     try:
         make(choices[chosen.kind], chosen.options)
-    except (TypeError, ValueError) as error:
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
         text = str(error).replace(f"{choices[chosen.kind].__name__}.__init__() got an", "").strip()
         raise ConfigError(f"{at}: {text}") from None
 

@@ -18,6 +18,8 @@ import torch
 from pymtl.training.config import Config, DataConfig, FieldConfig, TaskConfig
 from pymtl.training.errors import DataError
 
+BLANK = "<blank>"  # of CTC
+
 
 @dataclass(frozen=True)
 class Record:
@@ -39,7 +41,8 @@ def read_records(path: Path, config: Config, labelled: bool = True, dataset: str
     Args:
         path: the file; one JSON object a line, the tokens, the further fields and each task's label in the fields the
             configuration names. A label may be null or missing. Of a file called .csv each row is a record: tokens,
-            tags and further fields with spaces between them, several labels with a ``|``, no label an empty cell.
+            tags and further fields with spaces between them, several labels with a ``|`` (alone: none of them), a
+            missing label an empty cell.
         labelled: whether labels are read at all.
         dataset: the data set it belongs to, where there are several.
 
@@ -55,7 +58,10 @@ def read_records(path: Path, config: Config, labelled: bool = True, dataset: str
                 rows = csv.DictReader(io.TextIOWrapper(lines, encoding="utf-8-sig", newline=""), strict=True)
                 for row in rows:
                     number = rows.line_num
-                    records.append(_record(_of_row(row, config, dataset), config, labelled, dataset))
+                    if None in row or None in row.values():
+                        count = len(rows.fieldnames or ())
+                        raise DataError(f"expected {count} cells, got more or fewer")
+                    records.append(_record(row, config, labelled, dataset, cells=True))
             else:
                 for line in lines:
                     number += 1
@@ -121,9 +127,9 @@ def _hold_out(records: list[Record], data: DataConfig, seed: int) -> tuple[list[
         held_out = [record for i, record in enumerate(records) if i in chosen]
         kept = [record for i, record in enumerate(records) if i not in chosen]
     if not held_out or not kept:
-        raise DataError(
-            f"{data.train}: expected records to train on and others to hold out, got {len(kept)} and {len(held_out)}"
-        )
+        by = "" if data.holdout_field is None else f" by {data.holdout_field!r} = {' or '.join(data.holdout_values)}"
+        counts = f"{len(kept)} and {len(held_out)}"
+        raise DataError(f"{data.train}: expected records to train on and others to hold out{by}, got {counts}")
     return kept, held_out
 
 
@@ -142,27 +148,15 @@ def parse_record(line: bytes, config: Config, labelled: bool = True, dataset: st
     return _record(raw, config, labelled, dataset)
 
 
-def _of_row(row: dict[str | None, Any], config: Config, dataset: str) -> dict[str, Any]:
-    """A row of CSV in the form of a JSON object."""
-    if None in row or None in row.values():
-        raise DataError(f"expected {len([name for name in row if name is not None])} cells, got more or fewer")
-    data = config.sets[dataset]
-    raw: dict[str, Any] = dict(row)
-    if config.model.words and data.tokens in raw:
-        raw[data.tokens] = raw[data.tokens].split()
-    for name, info in config.fields.items():
-        if (info.field or name) in raw:
-            cells = raw[info.field or name].split()
-            raw[info.field or name] = cells if info.kind == "category" else [_number(cell) for cell in cells]
-    for name, task in config.tasks_of(dataset).items():
-        field = task.field or name
-        if field in raw:
-            raw[field] = _of_cell(raw[field], task)
-    return raw
+def _of_field(cell: str | None, info: FieldConfig) -> Any:
+    if cell is None:
+        return None
+    parts = cell.split()
+    return parts if info.kind == "category" else [_number(part) for part in parts]
 
 
 def _of_cell(cell: str, task: TaskConfig) -> Any:
-    if not cell.strip() and task.kind != "multilabel":
+    if not cell.strip():
         return None
     if task.kind in ("tagging", "ctc"):
         return cell.split()
@@ -181,9 +175,14 @@ def _number(cell: str) -> Any:
         return cell
 
 
-def _record(raw: dict[str, Any], config: Config, labelled: bool, dataset: str) -> Record:
+def _record(raw: dict[str, Any], config: Config, labelled: bool, dataset: str, cells: bool = False) -> Record:
+    """Of a JSON object, or of a row of CSV if ``cells``."""
     data = config.sets[dataset]
     fields = {name: raw.get(info.field or name) for name, info in config.fields.items()}
+    if cells:
+        fields = {name: _of_field(cell, config.fields[name]) for name, cell in fields.items()}
+        if isinstance(raw.get(data.tokens), str):
+            raw = {**raw, data.tokens: raw[data.tokens].split()}
     if config.model.words:
         tokens = _tokens(raw, data)
     else:
@@ -201,6 +200,10 @@ def _record(raw: dict[str, Any], config: Config, labelled: bool, dataset: str) -
             continue
         field_name = task.field or name
         label = raw.get(field_name)
+        if cells:
+            if label is None:
+                raise DataError(f"expected a column {field_name!r}, got {', '.join(raw)}")
+            label = _of_cell(label, task)
         if label is not None:
             _check_label(field_name, label, task, len(tokens))
         labels[name] = label
@@ -256,9 +259,11 @@ def _check_label(field: str, label: Any, task: TaskConfig, length: int) -> None:
         many = f"a list of {task.num_targets} finite numbers"
         expected, fits = ("a finite number" if task.num_targets == 1 else many), _has_numbers(label, task.num_targets)
     elif task.kind == "ordinal":
-        expected, fits = "a finite number or a string", isinstance(label, str) or _is_number(label)
+        expected = f"one of {', '.join(task.order)}" if task.order else "a finite number (or set an order of labels)"
+        fits = label in task.order if task.order else _is_number(label)
     elif task.kind == "ctc":
-        expected, fits = "a list of at least one string", strings(label) and len(label) > 0
+        expected = f"a list of at least one string, none of them {BLANK}"
+        fits = strings(label) and len(label) > 0 and BLANK not in label
     else:
         expected, fits = {
             "classification": ("a string", isinstance(label, str)),

@@ -96,6 +96,8 @@ def score(records: Sequence[Record], predictions: Sequence[Mapping[str, Any]], c
             total = sum(math.log(value) * count for value, count in zip(guess, counts))
             own = {"perplexity": math.exp(total / max(sum(counts), 1))}
         else:
+            if task.kind == "ordinal" and task.order:
+                truth, guess = ([float(task.order.index(v)) for v in values] for values in (truth, guess))
             own = _SCORERS[task.kind](truth, guess)
         scores |= {f"{name}/{metric}": value for metric, value in own.items()}
     discrete = [name for name, task in config.tasks.items() if task.kind in ("classification", "tagging")]
@@ -126,11 +128,10 @@ def _classification(truth: list[str], guess: list[str]) -> dict[str, float]:
     }
 
 
-def _ordinal(truth: list[Any], guess: list[Any]) -> dict[str, float]:
+def _ordinal(truth: list[float], guess: list[float]) -> dict[str, float]:
     from sklearn import metrics as sk
 
-    if not isinstance(truth[0], str):
-        truth = [float(value) for value in truth]
+    truth = [float(value) for value in truth]
     labels = sorted(set(truth) | set(guess))
     if len(labels) < 2:
         return {"kappa": 1.0, "accuracy": 1.0}  # all the same, and all of them found

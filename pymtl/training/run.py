@@ -153,7 +153,7 @@ class Run:
     def write_file(self, name: str, write: Callable[[Path], Any]) -> None:
         """Writes a file beside its place, flushes it to disk, and moves it there in one step."""
         target = self.path(name)
-        draft = target.with_name(f".{name}.{os.getpid()}.part")
+        draft = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
         try:
             write(draft)
             with open(draft, "rb") as written:

@@ -12,6 +12,8 @@ from pymtl.joint_loss import JointLossResult
 from pymtl.training.backends import Backend
 from pymtl.training.batches import Batch
 from pymtl.training.config import TrainingConfig
+from pymtl.training.errors import ConfigError
+from pymtl.training.optimizers import optimizer_of
 
 
 class Step:
@@ -41,7 +43,9 @@ class Step:
         self.backward = backward
         self.mean = mean
         self.parameters = [p for p in backend.parameters() if p.requires_grad]
-        self.optimizer = _optimizer(self.parameters, settings)
+        if not self.parameters:
+            raise ConfigError("warm_start.freeze: expected something left to train, got every parameter frozen")
+        self.optimizer = optimizer_of(self.parameters, settings)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, scheduled) if scheduled else None
         self.averaged: AveragedModel | None = None
         if settings.ema_decay > 0:
@@ -96,16 +100,6 @@ class Step:
         if self.mean is None or not losses:
             return losses
         return dict(zip(losses, self.mean(torch.stack(list(losses.values()))).unbind()))
-
-
-def _optimizer(parameters: list[nn.Parameter], settings: TrainingConfig) -> torch.optim.Optimizer:
-    cls = getattr(torch.optim, settings.optimizer)
-    options = {"lr": settings.learning_rate, **settings.optimizer_options}
-    if settings.weight_decay > 0:
-        options["weight_decay"] = settings.weight_decay
-    if settings.optimizer in ("Adam", "AdamW", "SGD", "Adagrad"):
-        options.setdefault("fused", True)  # one pass over the parameters instead of several
-    return cls(parameters, **options)
 
 
 def _moving_average(decay: float) -> Callable[..., None]:

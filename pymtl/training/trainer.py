@@ -138,7 +138,7 @@ class Trainer:
             if state["position"] is not None:
                 self._position = self._position_of(state["position"])
             self._reschedule(int(state["steps"]))
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RunError(f"{self.run.path('state.pt')}: damaged or of another model: {error!r}") from None
         if self.accelerator.is_main_process:
             self.run.write_config(self.config, self.backend.name)
@@ -233,11 +233,17 @@ class Trainer:
         self.backend.eval()
         with self._evaluated():
             scores = evaluate(self.backend, self.valid_batches, self.valid, self.config, self.vocabulary)
+        selection = selection_score(scores, settings)
+        if not math.isfinite(selection):
+            asked = settings.baseline if settings.select_by == "delta" else settings.select_by
+            raise ConfigError(
+                f"training.select_by: expected what validation scores, {', '.join(scores)}, got {asked!r}"
+            )
         return {
             "epoch": position.epoch,
             "loss": {name: total / position.counts[name] for name, total in position.totals.items()},
             "valid": scores,
-            "selection": selection_score(scores, settings),
+            "selection": selection,
             "seconds": time.perf_counter() - started,
             "step_ms": 1e3 * trained / max(len(groups), 1),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 
 import torch
@@ -44,10 +45,14 @@ def read_vectors(path: Path, tokens: list[str], size: int) -> tuple[Tensor, Tens
                 number += 1
                 # From the right: some words of GloVe's hold spaces.
                 parts = line.decode("utf-8").rstrip("\r\n ").rsplit(" ", size)
+                if not line.strip():
+                    continue
                 if number == 1 and len(line.split()) == 2 and all(part.isdigit() for part in line.split()):
                     if int(line.split()[1]) != size:
                         raise DataError(f"expected vectors of {size} numbers, got {int(line.split()[1])}")
                     continue
+                if number <= 2:
+                    _check_size(line, size)
                 if len(parts) != size + 1:
                     raise DataError(f"expected a word and {size} numbers, got {len(parts) - 1} numbers")
                 wanted = places.get(parts[0])
@@ -59,6 +64,17 @@ def read_vectors(path: Path, tokens: list[str], size: int) -> tuple[Tensor, Tens
                     if is_own or not exact[place]:
                         vectors[place], found[place] = vector, True
                         exact[place] |= is_own
-        except (ValueError, EOFError, gzip.BadGzipFile) as error:
+        except (ValueError, EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{path}:{number}: {error}") from None
     return vectors, found
+
+
+def _check_size(line: bytes, size: int) -> None:
+    """A longer vector would pass for a word with spaces: what follows the first space must not be numbers only."""
+    _, *cells = line.split()
+    try:
+        numbers = [float(cell) for cell in cells]
+    except ValueError:
+        return
+    if len(numbers) != size:
+        raise DataError(f"expected vectors of {size} numbers, got {len(numbers)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -32,16 +33,20 @@ def warm_start(model: nn.Module, config: Config, vocabulary: Vocabulary) -> list
     other_config, other, _ = run.load()
     if not run.path("model.safetensors").exists():
         raise RunError(f"{run.path('model.safetensors')}: there is no such file: has an epoch finished?")
-    weights = load_file(run.path("model.safetensors"))
+    try:
+        weights = load_file(run.path("model.safetensors"))
+    except (SafetensorError, OSError) as error:
+        raise RunError(f"{run.path('model.safetensors')}: damaged: {error}") from None
     taken = []
     for part in settings.parts:
         try:
             owner_of(model, part)
         except ConfigError as error:
             raise ConfigError(f"warm_start.parts: {error}") from None
-        task = part.removeprefix("heads.")
-        if part.startswith("heads.") and other.labels.get(task) != vocabulary.labels.get(task):
-            raise ConfigError(f"warm_start.parts: {part}: expected the labels of {run.folder}, got others")
+        for task in config.tasks:
+            whole = part == "heads" or part == f"heads.{task}" or part.startswith(f"heads.{task}.")
+            if whole and other.labels.get(task) != vocabulary.labels.get(task):
+                raise ConfigError(f"warm_start.parts: {part}: expected the labels of {run.folder}, got others")
     own = dict(model.named_parameters())
     for name in parameters_of(model, settings.parts):
         source = _source(name, weights)
@@ -57,9 +62,19 @@ def warm_start(model: nn.Module, config: Config, vocabulary: Vocabulary) -> list
                 f"warm_start.parts: {name}: expected shape {list(own[name].shape)}, got {list(source.shape)} "
                 f"in {run.folder}"
             )
-        own[name].requires_grad_(not settings.freeze)
+        if settings.freeze:
+            own[name].requires_grad_(False)
         taken.append(name)
     return taken
+
+
+def freeze(model: nn.Module, config: Config) -> None:
+    """Freezes what :func:`warm_start` froze when the run began, which has its weights by now."""
+    if config.warm_start.freeze:
+        frozen = set(parameters_of(model, config.warm_start.parts))
+        for name, parameter in model.named_parameters():
+            if name in frozen:
+                parameter.requires_grad_(False)
 
 
 def _source(name: str, weights: dict[str, Tensor]) -> Tensor | None:
