@@ -54,7 +54,8 @@ def toml(tmp_path_factory):
 def trained(toml, tmp_path_factory):
     """A run folder, and what training printed."""
     folder = tmp_path_factory.mktemp("runs") / "toy"
-    status, printed = quiet("train", toml, "--run", folder, "--set", "training.epochs=12")
+    more = ("--set", "training.epochs=20", "--set", "training.patience=20")
+    status, printed = quiet("train", toml, "--run", folder, *more)
     assert status == 0
     return folder, printed
 
