@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pymtl import ops
 from pymtl.lstm import LSTM
 
 
@@ -44,8 +47,8 @@ class TokenFeatures(nn.Module):
 
 class CharacterLSTM(nn.Module):
     """A word as its characters read by a bidirectional LSTM: the final states of both directions (Lample et al. 2016,
-    "Neural Architectures for Named Entity Recognition", section 4.1). All words of a batch are one batch of the fused
-    kernel.
+    "Neural Architectures for Named Entity Recognition", section 4.1). The different words of a batch are one batch of the
+    fused kernel.
 
     Args:
         num_characters: ids from 0, which is no character, to ``num_characters`` - 1.
@@ -59,7 +62,7 @@ class CharacterLSTM(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(num_characters, embedding_dim, padding_idx=0)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.encoder = LSTM(embedding_dim, hidden_size, batch_first=True, bidirectional=True)
         self.out_features = 2 * hidden_size
 
@@ -70,9 +73,12 @@ class CharacterLSTM(nn.Module):
             return self.embedding.weight.new_zeros(0, self.out_features)
         if characters.shape[1] == 0:
             characters = characters.new_zeros(characters.shape[0], 1)
-        lengths = (characters != 0).sum(1).clamp(min=1)
-        _, (h_n, _) = self.encoder(self.dropout(self.embedding(characters)), lengths=lengths.cpu())
-        return h_n.transpose(0, 1).flatten(1)
+        words, places = _distinct(characters)
+        lengths = (words != 0).sum(1).clamp(min=1)
+        embedded = _drop(self.embedding(words), self.dropout, self.training)
+        _, (h_n, _) = self.encoder(embedded, lengths=lengths.cpu())
+        found = h_n.transpose(0, 1).flatten(1)
+        return found if places is None else found.index_select(0, places)
 
 
 class CharacterCNN(nn.Module):
@@ -103,7 +109,7 @@ class CharacterCNN(nn.Module):
             if width < 1 or width % 2 == 0:
                 raise ValueError(f"kernel_sizes: expected odd widths, got {list(kernel_sizes)}")
         self.embedding = nn.Embedding(num_characters, embedding_dim, padding_idx=0)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.convolutions = nn.ModuleList(
             nn.Conv1d(embedding_dim, filters, width, padding=width // 2) for width in kernel_sizes
         )
@@ -116,11 +122,44 @@ class CharacterCNN(nn.Module):
             return self.embedding.weight.new_zeros(0, self.out_features)
         if characters.shape[1] == 0:
             characters = characters.new_zeros(characters.shape[0], 1)
-        embedded = self.dropout(self.embedding(characters)).transpose(1, 2)
-        # Beyond a word's end only the first place counts, which still sees its last characters through the filter.
-        places = torch.arange(characters.shape[1], device=characters.device)
-        outside = places >= (characters != 0).sum(1, keepdim=True).clamp(min=1)
-        found = [
-            convolution(embedded).masked_fill(outside.unsqueeze(1), -torch.inf) for convolution in self.convolutions
+        words, places = _distinct(characters)
+        embedded = _drop(self.embedding(words), self.dropout, self.training).transpose(1, 2)
+        # Padding is no place for a filter to find anything.
+        columns = torch.arange(words.shape[1], device=words.device)
+        outside = columns >= (words != 0).sum(1, keepdim=True).clamp(min=1)
+        values = [
+            convolution(embedded).masked_fill(outside.unsqueeze(1), -torch.inf).amax(2)
+            for convolution in self.convolutions
         ]
-        return torch.cat([values.amax(2) for values in found], dim=1)
+        found = torch.cat(values, dim=1)
+        return found if places is None else found.index_select(0, places)
+
+
+def _distinct(words: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The different rows of [N, W], and which of them each row is: a text says many words again and again.
+
+    None where a program for batches of any size is traced: all rows then.
+    """
+    if torch.compiler.is_compiling():
+        return words, None
+    keys = (words * _multipliers(words.shape[1]).to(words.device)).sum(1)
+    _, places = torch.unique(keys, return_inverse=True)
+    count = int(places.max()) + 1
+    of_each = places.new_empty(count).scatter_(0, places, torch.arange(len(words), device=words.device))
+    distinct = words.index_select(0, of_each)
+    if torch.equal(distinct.index_select(0, places), words):
+        return distinct, places
+    return torch.unique(words, dim=0, return_inverse=True)  # two words had one key
+
+
+@cache
+def _multipliers(width: int) -> Tensor:
+    return torch.randint(-(2**62), 2**62, (width,), generator=torch.Generator().manual_seed(0))
+
+
+def _drop(embedded: Tensor, p: float, training: bool) -> Tensor:
+    if not training or p == 0:
+        return embedded
+    if embedded.device.type == "cpu" and embedded.dtype in (torch.float32, torch.float64):
+        return ops.dropout(embedded, p)
+    return F.dropout(embedded, p)

@@ -274,3 +274,27 @@ def test_characters_train_in_a_model(make, plain, size):
     given = {"characters": padded_fields()["characters"]}
     model(given, LENGTHS)["a"].square().sum().backward()
     assert all(p.grad.any() for p in module.parameters())
+
+
+@every_kind
+def test_a_word_that_comes_again_is_computed_once_and_gets_all_its_gradient(make, plain, size):
+    torch.manual_seed(0)
+    module = make().double()
+    words = torch.tensor([[3, 4, 0], [5, 0, 0], [3, 4, 0], [6, 5, 4], [3, 4, 0]])
+    seeds = torch.randn(5, module.out_features, dtype=torch.float64)
+    module(words).backward(seeds)
+    together = [p.grad.clone() for p in module.parameters()]
+    module.zero_grad()
+    for word, seed in zip(words, seeds):
+        module(word.unsqueeze(0)).backward(seed.unsqueeze(0))
+    for grad, p in zip(together, module.parameters()):
+        torch.testing.assert_close(grad, p.grad)
+    assert torch.equal(module(words)[0], module(words)[4])
+
+
+def test_words_whose_keys_are_equal_are_told_apart(monkeypatch):
+    monkeypatch.setattr("pymtl.embeddings._multipliers", lambda width: torch.ones(width, dtype=torch.int64))
+    words = torch.tensor([[1, 2], [2, 1], [1, 2], [3, 0]])  # all of key 3
+    module = CharacterCNN(9, 4, filters=3)
+    expected = torch.cat([module(word.unsqueeze(0)) for word in words])
+    torch.testing.assert_close(module(words), expected)
