@@ -47,8 +47,8 @@ class TokenFeatures(nn.Module):
 
 class CharacterLSTM(nn.Module):
     """A word as its characters read by a bidirectional LSTM: the final states of both directions (Lample et al. 2016,
-    "Neural Architectures for Named Entity Recognition", section 4.1). The different words of a batch are one batch of the
-    fused kernel.
+    "Neural Architectures for Named Entity Recognition", section 4.1). The different words of a batch are one batch
+    of the fused kernel.
 
     Args:
         num_characters: ids from 0, which is no character, to ``num_characters`` - 1.
