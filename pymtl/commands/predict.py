@@ -64,17 +64,18 @@ def run(arguments: argparse.Namespace) -> int:
             print(json.dumps({"tokens": []}) if arguments.json else "", flush=True)
             continue
         prediction = {}
-        for dataset in config.sets:
-            record = _record(text, number, config, arguments.records, dataset)
+        records = {name: _record(text, number, config, arguments.records, name) for name in config.sets}
+        tokens = next(iter(records.values())).tokens
+        for dataset, record in records.items():
             batch = encoder.batch([record], [0])
             with torch.inference_mode():
                 logits = backend.logits(batch, dataset)
                 prediction |= decode(logits, batch, config, vocabulary, backend.crfs)[0]
         if arguments.json:
-            print(json.dumps({"tokens": record.tokens, **prediction}, ensure_ascii=False), flush=True)
+            print(json.dumps({"tokens": tokens, **prediction}, ensure_ascii=False), flush=True)
         else:
             gap = [] if first else [""]
-            print("\n".join(gap + _describe(record.tokens, prediction, config.tasks)), flush=True)
+            print("\n".join(gap + _describe(tokens, prediction, config.tasks)), flush=True)
         first = False
     return 0
 
