@@ -163,7 +163,10 @@ def test_backends_start_from_the_same_weights_under_the_same_names(all_kinds):
     assert_same_bits(states[0], states[2])
 
 
-@pytest.mark.parametrize("more", [(), ("characters.size=4",)], ids=["words", "characters"])
+ATTENTION = ("tasks.intent.pooling=attention", "tasks.intent.attention_heads=2")
+
+
+@pytest.mark.parametrize("more", [(), ("characters.size=4",), ATTENTION], ids=["words", "characters", "attention"])
 def test_backends_train_alike_without_dropout(folder, tmp_path, more):
     config = toy.load(folder, "model.dropout=0.0", "training.epochs=2", *more, toml=toy.TOML + toy.ALL_KINDS)
     ours, theirs = (toy.fitted(config, tmp_path / name, name) for name in ("pymtl", "reference"))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from pymtl.heads import CRFHead, Head
+from pymtl.reference.pooling import attention
 
 
 class MultiTaskModel(nn.Module):
@@ -70,4 +71,11 @@ class MultiTaskModel(nn.Module):
             features["mean"] = torch.where(valid, states, 0.0).sum(1) / lengths.unsqueeze(1)
         if any(head.pooling == "max" for head in self.heads.values()):
             features["max"] = torch.where(valid, states, -torch.inf).amax(1)
-        return {task: F.linear(features[head.pooling], head.weight, head.bias) for task, head in self.heads.items()}
+        logits = {}
+        for task, head in self.heads.items():
+            if head.attention is None:
+                own = features[head.pooling]
+            else:
+                own = attention(states, valid.squeeze(-1), head.attention.weight, head.attention.query)
+            logits[task] = F.linear(own, head.weight, head.bias)
+        return logits

@@ -18,3 +18,11 @@ def pool(input: Tensor, batch_sizes: Tensor | None, kind: str, *, reverse: Seque
         sequence = torch.stack([step[row] for step in steps if step.shape[0] > row])
         pooled.append(sequence.mean(0) if kind == "mean" else sequence.amax(0))
     return torch.stack(pooled)
+
+
+def attention(states: Tensor, valid: Tensor, weight: Tensor, query: Tensor) -> Tensor:
+    """What :class:`pymtl.AttentionPooling` computes, of padded states [B, T, F] whose tokens are ``valid`` [B, T]."""
+    scores = torch.tanh(states @ weight.t()) @ query.t()
+    weights = scores.masked_fill(~valid.unsqueeze(-1), -torch.inf).softmax(1)
+    slices = states.unflatten(-1, (query.shape[0], -1))
+    return (weights.unsqueeze(-1) * slices).sum(1).flatten(1)

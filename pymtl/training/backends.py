@@ -117,8 +117,7 @@ class Backend(nn.Module):
 def has_reference(config: Config) -> bool:
     """Whether plain PyTorch has the same model here: hard sharing, simple heads, the plain sum of losses."""
     simple = all(
-        task.kind in REFERENCE_KINDS and task.pooling != "attention" and not task.skip and task.after is None
-        for task in config.tasks.values()
+        task.kind in REFERENCE_KINDS and not task.skip and task.after is None for task in config.tasks.values()
     )
     plain = config.characters is None or config.characters.kind == "cnn"
     return simple and plain and config.sharing.kind == "hard" and config.balancing.kind == "ew" and not config.datasets
