@@ -24,6 +24,7 @@ from pymtl import ops, reference
 from pymtl.benchmark import results
 from pymtl.benchmark.timing import interleaved
 
+BLOCK = 5  # runs in a row: the others leave megabytes behind that the next one would have to be given anew
 SHAPES = (  # batch, longest sentence, tags
     (1, 10, 72),
     (16, 10, 9),
@@ -65,11 +66,12 @@ def measure(batch: int, steps: int, tags: int) -> dict:
     found, _ = pad_packed_sequence(PackedSequence(exact, sizes), batch_first=True)
     torch.testing.assert_close(train_package(None).double(), found, rtol=1e-3, atol=1e-5)
     contenders = {"pymtl": ops, "plain": reference}
-    rounds = [None] * (20 if tokens * tags**2 < 10_000_000 else 5)
+    rounds = [None] * (40 if tokens * tags**2 < 20_000_000 else 10)
     training = interleaved(
         {k: lambda _, m=m: train(m.crf) for k, m in contenders.items()} | {"pytorch-crf": train_package},
         rounds,
         "pymtl",
+        BLOCK,
     )
     with torch.no_grad():
         decoding = interleaved(
@@ -77,6 +79,7 @@ def measure(batch: int, steps: int, tags: int) -> dict:
             | {"pytorch-crf": lambda _: package.decode(padded, mask)},
             rounds,
             "pymtl",
+            BLOCK,
         )
     return {
         "shape": f"B{batch} T{steps} C{tags}",

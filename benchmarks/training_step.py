@@ -61,7 +61,7 @@ def measure(config: Config, vocabulary: Vocabulary, batches: list[Batch]) -> dic
     for step in steps.values():
         step.backend.train()
         for batch in batches[:5]:
-            step(batch)
+            step([batch])
     for first in range(0, len(batches), BLOCK):
         for name, step in steps.items():
             times[name] += [timed(step, batch) for batch in batches[first : first + BLOCK]]
