@@ -521,19 +521,16 @@ def test_a_head_that_reads_more_takes_its_size_from_the_model_alone(reads):
         ClassificationHead(3, in_features=2 * H, reads=reads)
 
 
-def test_a_task_asked_for_twice_is_refused_or_right():
+def test_a_task_asked_for_twice_is_answered_once():
     model, tokens = model_of({"a": ClassificationHead(3)}), tokens_of()
-    expected = model(tokens, LENGTHS)["a"]
-    try:
-        actual = model(tokens, LENGTHS, tasks=["a", "a"])["a"]
-    except (KeyError, ValueError):
-        return
-    torch.testing.assert_close(actual, expected)
+    actual = model(tokens, LENGTHS, tasks=["a", "a"])
+    assert list(actual) == ["a"]
+    torch.testing.assert_close(actual["a"], model(tokens, LENGTHS)["a"])
 
 
 @pytest.mark.parametrize("before", [lambda: LanguageModelHead(7), lambda: RegressionHead(2)], ids=["words", "numbers"])
 def test_reading_after_a_task_of_no_classes_is_refused(before):
-    with pytest.raises((TypeError, ValueError), match="b"):
+    with pytest.raises(ValueError, match="reads after 'b'"):
         model_of({"a": tokens_head(3, after="b"), "b": before()})
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from pymtl import reference
 from pymtl.crf import CRF
 from pymtl.heads import CRFHead
 from pymtl.joint_loss import JointLoss, JointLossResult
-from pymtl.models import MultiTaskModel
 from pymtl.reference.models import MultiTaskModel as ReferenceModel
 from pymtl.training import building
 from pymtl.training.batches import NO_LABEL, Batch
@@ -76,10 +75,6 @@ class Backend(nn.Module):
             return self.model(batch.inputs(), batch.lengths, self.tasks[dataset])
         return self.model(batch.inputs(), batch.lengths)
 
-    def packed_logits(self, batch: Batch, dataset: str = "") -> Mapping[str, Tensor | PackedSequence]:
-        """The same of packed inputs: nothing but tokens, for what decodes whole sequences."""
-        return self.model(batch.packed()[0], None, self.tasks[dataset])
-
     def loss(self, batch: Batch, scales: Mapping[str, float] | None = None) -> JointLossResult:
         """The joint loss of the tasks that have labels in the batch.
 
@@ -121,21 +116,3 @@ def has_reference(config: Config) -> bool:
     )
     plain = config.characters is None or config.characters.kind == "cnn"
     return simple and plain and config.sharing.kind == "hard" and config.balancing.kind == "ew" and not config.datasets
-
-
-def owner_of(model: MultiTaskModel | ReferenceModel, part: str) -> nn.Module:
-    """A module of the model by its dotted name.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    try:
-        return model.get_submodule(part)
-    except AttributeError as error:
-        names = [name for name, _ in model.named_children()] + [f"heads.{task}" for task in model.heads]
-        raise ConfigError(f"expected one of {', '.join(names)}, got {part!r}") from error
-
-
-def parameters_of(model: nn.Module, parts: Sequence[str]) -> list[str]:
-    """The names of the parameters of some modules of the model."""
-    return [name for name, _ in model.named_parameters() if any(name.startswith(f"{part}.") for part in parts)]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_sequence
 
 from pymtl import ops
+from pymtl.language_model import language_model_targets
 from pymtl.training.config import OF_TOKENS, Config, TaskConfig, TrainingConfig
 from pymtl.training.data import Record
 from pymtl.training.vocabulary import UNKNOWN, Vocabulary
@@ -155,7 +156,9 @@ class Encoder:
         if task.kind == "regression":
             return torch.tensor(label if isinstance(label, list) else [label], dtype=torch.float32)
         if task.kind == "language_model":
-            return _neighbours(tokens, task.num_tokens, 2 if self.config.model.bidirectional else 1)
+            alone = PackedSequence(tokens, torch.ones(len(tokens), dtype=torch.int64))
+            directions = 2 if self.config.model.bidirectional else 1
+            return language_model_targets(alone, task.num_tokens, directions).data
         ids = self._label_ids[name]
         if task.kind in ("classification", "ordinal"):
             return torch.tensor(ids.get(label if isinstance(label, str) else float(label), NO_LABEL))
@@ -170,13 +173,6 @@ class Encoder:
 
 def _ids(names: Sequence[Any]) -> dict[Any, int]:
     return {name: i for i, name in enumerate(names)}
-
-
-def _neighbours(tokens: Tensor, num_tokens: int, directions: int) -> Tensor:
-    """What a language model has to predict, [T, D]; see :func:`pymtl.language_model_targets`."""
-    known = torch.where(tokens < num_tokens, tokens, NO_LABEL)
-    none = known.new_full((1,), NO_LABEL)
-    return torch.stack([torch.cat([known[1:], none]), torch.cat([none, known[:-1]])][:directions], dim=1)
 
 
 def buckets(records: Sequence[Record], batch_size: int, generator: torch.Generator | None) -> Iterator[list[int]]:

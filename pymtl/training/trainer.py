@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -75,7 +75,6 @@ class Trainer:
         self.accelerator = _accelerator(settings.precision)
         if self.accelerator.num_processes > 1 and self.backend.joint.combines_gradients:
             raise ConfigError("balancing: expected another method than gradient aggregation with several processes")
-        self.accelerator.gradient_accumulation_steps = 1  # Step divides by the batches it is given
         several = self.accelerator.num_processes > 1
         module = self.accelerator.prepare(self.backend) if several or settings.precision != "fp32" else self.backend
         self.step = Step(
@@ -260,7 +259,7 @@ class Trainer:
         rows = list(range(len(indices)))[index::count]
         part = self.encoder.batch(records, [indices[row] for row in rows or [0]])
         tokens = whole.tokens[rows or [0]][:, : part.tokens.shape[1]]
-        part = Batch(tokens, part.lengths, part.targets, part.indices, part.fields, part.of_tokens, part.words)
+        part = replace(part, tokens=tokens)
         # Every process computes a loss of every task, so that all wait for the same gradients.
         scales = {}
         for task in whole.targets:
@@ -308,7 +307,7 @@ class Trainer:
         kept = (1 - settings.word_dropout) * (1 - self.rarity[batch.tokens])
         dropped = torch.rand(batch.tokens.shape, generator=generator) >= kept
         tokens = torch.where(dropped & (batch.tokens != 0), torch.ones_like(batch.tokens), batch.tokens)
-        return Batch(tokens, batch.lengths, batch.targets, batch.indices, batch.fields, batch.of_tokens, batch.words)
+        return replace(batch, tokens=tokens)
 
 
 def _accelerator(precision: str) -> Accelerator:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pymtl.training.backends import owner_of, parameters_of
 from pymtl.training.config import Config
 from pymtl.training.errors import ConfigError, RunError
 from pymtl.training.run import Run
@@ -40,7 +40,7 @@ def warm_start(model: nn.Module, config: Config, vocabulary: Vocabulary) -> list
     taken = []
     for part in settings.parts:
         try:
-            owner_of(model, part)
+            _owner_of(model, part)
         except ConfigError as error:
             raise ConfigError(f"warm_start.parts: {error}") from None
         for task in config.tasks:
@@ -48,7 +48,7 @@ def warm_start(model: nn.Module, config: Config, vocabulary: Vocabulary) -> list
             if whole and other.labels.get(task) != vocabulary.labels.get(task):
                 raise ConfigError(f"warm_start.parts: {part}: expected the labels of {run.folder}, got others")
     own = dict(model.named_parameters())
-    for name in parameters_of(model, settings.parts):
+    for name in _parameters_of(model, settings.parts):
         source = _source(name, weights)
         if source is None:
             raise ConfigError(f"warm_start.parts: {run.folder} has no {name}")
@@ -71,7 +71,7 @@ def warm_start(model: nn.Module, config: Config, vocabulary: Vocabulary) -> list
 def freeze(model: nn.Module, config: Config) -> None:
     """Freezes what :func:`warm_start` froze when the run began, which has its weights by now."""
     if config.warm_start.freeze:
-        frozen = set(parameters_of(model, config.warm_start.parts))
+        frozen = set(_parameters_of(model, config.warm_start.parts))
         for name, parameter in model.named_parameters():
             if name in frozen:
                 parameter.requires_grad_(False)
@@ -104,3 +104,21 @@ def _copy_rows(own: nn.Parameter, source: Tensor, names: list[str], others: list
     places = {name: place for place, name in enumerate(others)}
     known = [i for i, name in enumerate(names) if name in places]
     own.data[known] = source[[places[names[i]] for i in known]]
+
+
+def _owner_of(model: nn.Module, part: str) -> nn.Module:
+    """A module of the model by its dotted name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        return model.get_submodule(part)
+    except AttributeError as error:
+        names = [name for name, _ in model.named_children()] + [f"heads.{task}" for task in model.heads]
+        raise ConfigError(f"expected one of {', '.join(names)}, got {part!r}") from error
+
+
+def _parameters_of(model: nn.Module, parts: Sequence[str]) -> list[str]:
+    """The names of the parameters of some modules of the model."""
+    return [name for name, _ in model.named_parameters() if any(name.startswith(f"{part}.") for part in parts)]
