@@ -1,0 +1,131 @@
+"""Scores of predictions, and logits decoded into them."""
+
+import math
+
+import pytest
+import torch
+
+from pymtl.training import config as configuration
+from pymtl.training.batches import Encoder
+from pymtl.training.data import Record
+from pymtl.training.metrics import decode, score, selection_score
+from pymtl.training.vocabulary import Vocabulary
+
+
+def config_of(**kinds):
+    raw = {"data": {"train": "a", "valid": "b"}, "tasks": {name: {"kind": kind} for name, kind in kinds.items()}}
+    return configuration.parse(raw, "test")
+
+
+def scores(kind, truth, guess):
+    """Of one task, t."""
+    records = [Record(["w"] * (len(label) if kind == "tagging" and label else 1), {"t": label}) for label in truth]
+    return score(records, [{"t": label} for label in guess], config_of(t=kind))
+
+
+def test_accuracy_of_classes_leaves_out_records_without_a_label():
+    result = scores("classification", ["x", "y", None, "x", "x"], ["x", "x", "y", "x", "y"])
+    assert result["t/accuracy"] == 2 / 4
+
+
+@pytest.mark.parametrize(
+    ("truth", "guess", "f1"),
+    [
+        ([["B-a", "I-a", "O"]], [["B-a", "I-a", "O"]], 1.0),
+        ([["B-a", "I-a", "O"]], [["B-a", "O", "O"]], 0.0),  # the span's end is wrong
+        ([["B-a", "I-a", "O"]], [["B-b", "I-b", "O"]], 0.0),  # its type is wrong
+        ([["B-a", "O", "B-b"]], [["B-a", "O", "O"]], 2 / 3),  # precision 1, recall 1/2
+        ([["B-a", "O", "O"]], [["B-a", "O", "B-b"]], 2 / 3),
+        ([["B-a", "I-a", "O", "B-b"], ["B-a", "O"]], [["B-a", "I-a", "B-b", "O"], ["B-a", "B-b"]], 4 / 7),
+        ([["B-a", "O"], None], [["B-a", "O"], ["B-b"]], 1.0),
+    ],
+)
+def test_span_f1_counts_whole_spans(truth, guess, f1):
+    assert scores("tagging", truth, guess)["t/f1"] == pytest.approx(f1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_span_f1_without_any_predicted_span_is_zero_and_quiet():
+    assert scores("tagging", [["B-a", "O"]], [["O", "O"]])["t/f1"] == 0.0
+
+
+@pytest.mark.parametrize("other", ["NOUN", "O"])
+def test_tags_that_are_no_spans_are_scored_by_token(other):
+    truth, guess = [["O", other, "O"], [other], None], [["O", "O", "O"], [other], ["O"]]
+    assert scores("tagging", truth, guess)["t/accuracy"] == (3 / 4 if other == "NOUN" else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("truth", "guess", "f1"),
+    [
+        ([["p", "q"], ["p"], []], [["p"], ["p", "q"], []], 2 / 3),  # tp 2, fp 1, fn 1
+        ([["p"], None, ["q"]], [["p"], ["q"], []], 2 / 3),
+        ([["p"], ["p"], [], []], [["p"], [], [], []], 2 / 3),  # a single label
+        ([[], []], [["p"], []], 0.0),
+        ([["p"]], [[]], 0.0),
+        ([["p"]], [["p"]], 1.0),
+        ([["p", "q"]], [["p", "q"]], 1.0),
+        ([["p", "q"]], [["q"]], 2 / 3),
+    ],
+)
+def test_micro_f1_of_multiple_labels_counts_every_label(truth, guess, f1):
+    assert scores("multilabel", truth, guess)["t/f1"] == pytest.approx(f1)
+
+
+def test_micro_f1_where_neither_truth_nor_prediction_has_a_label_is_a_number():
+    assert 0.0 <= scores("multilabel", [[], []], [[], []])["t/f1"] <= 1.0
+
+
+def test_r2_of_numbers():
+    # Residuals 1, 0, 1 about truths of variance sum 8: 1 - 2/8.
+    assert scores("regression", [1, 3, None, 5], [2.0, 3.0, 9.0, 4.0])["t/r2"] == pytest.approx(0.75)
+
+
+def test_r2_of_a_single_number_leaves_a_finite_selection_score():
+    assert all(math.isfinite(value) for value in scores("regression", [1], [2.0]).values())
+
+
+def test_exact_match_wants_every_class_and_tag_right():
+    config = config_of(i="classification", s="tagging", n="regression")
+    truth = [("x", ["O"]), ("x", ["B-a"]), ("y", ["O"]), (None, ["B-a"])]
+    guess = [("x", ["O"]), ("x", ["O"]), ("x", ["O"]), ("x", ["B-a"])]
+    records = [Record(["w"], {"i": i, "s": s, "n": float(k)}) for k, (i, s) in enumerate(truth)]
+    predictions = [{"i": i, "s": s, "n": 0.0} for i, s in guess]
+    assert score(records, predictions, config)["exact_match"] == 2 / 4
+
+
+def test_exact_match_leaves_out_records_without_any_label():
+    result = scores("classification", ["x", None, None, "y"], ["x", "x", "x", "x"])
+    assert result["exact_match"] == 1 / 2
+
+
+def test_the_selection_score_is_the_mean_of_the_tasks_own_scores():
+    assert selection_score({"a/f1": 0.5, "b/accuracy": 1.0, "exact_match": 0.1}) == 0.75
+
+
+def test_logits_are_decoded_into_the_form_of_the_records():
+    config = config_of(i="classification", s="tagging", m="multilabel", n="regression")
+    vocabulary = Vocabulary(["<pad>", "<unk>"], {"i": ["x", "y"], "s": ["B-a", "O"], "m": ["p", "q"]})
+    logits = {
+        "i": torch.tensor([[0.0, math.log(3.0)], [5.0, -5.0]]),
+        "s": torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 0.0]]]),
+        "m": torch.tensor([[1.0, -1.0], [0.5, 0.5]]),
+        "n": torch.tensor([[0.25], [-2.0]]),
+    }
+    batch = Encoder(vocabulary, config).batch([Record(["w", "w"], {}), Record(["w"], {})], [0, 1])
+    first, second = decode(logits, batch, config, vocabulary)
+    assert first.pop("i/probability") == pytest.approx(0.75)
+    assert first == {"i": "y", "s": ["B-a", "O"], "m": ["p"], "n": 0.25}
+    assert second.pop("i/probability") == pytest.approx(1.0, abs=1e-4)
+    assert second == {"i": "x", "s": ["O"], "m": ["p", "q"], "n": -2.0}
+
+
+def test_kappa_follows_the_order_of_the_labels():
+    raw = {"kind": "ordinal", "order": ["low", "medium", "high"]}
+    config = configuration.parse({"data": {"train": "a", "valid": "b"}, "tasks": {"t": raw}}, "test")
+    truth, guess = ["low", "medium", "high", "low"], ["low", "high", "high", "medium"]
+    records = [Record(["w"], {"t": label}) for label in truth]
+    result = score(records, [{"t": label} for label in guess], config)
+    # Quadratic weights: observed disagreement 1 + 1, expected sum of (i - j)^2 over the outer product of counts / 4.
+    expected = sum((i - j) ** 2 * a * b / 4 for i, a in enumerate([2, 1, 1]) for j, b in enumerate([1, 1, 2]))
+    assert result["t/kappa"] == pytest.approx(1 - 2 / expected)
