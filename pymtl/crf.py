@@ -59,16 +59,19 @@ class CRF(nn.Module):
 
     def scores(self) -> tuple[Tensor, Tensor, Tensor]:
         """The scores of starts [C], ends [C] and transitions [C, C]; -inf where the labels forbid one."""
+        start_transitions, end_transitions, transitions = map(
+            _single, (self.start_transitions, self.end_transitions, self.transitions)
+        )
         if self.labels is None:
-            return self.start_transitions, self.end_transitions, self.transitions
+            return start_transitions, end_transitions, transitions
         device = self.transitions.device
         if device not in self._forbidden:
             self._forbidden[device] = _forbidden(self.labels, device)
         start, steps = self._forbidden[device]
         return (
-            self.start_transitions.masked_fill(start, -torch.inf),
-            self.end_transitions,
-            self.transitions.masked_fill(steps, -torch.inf),
+            start_transitions.masked_fill(start, -torch.inf),
+            end_transitions,
+            transitions.masked_fill(steps, -torch.inf),
         )
 
     def log_likelihood(
@@ -158,14 +161,14 @@ class CRF(nn.Module):
         if isinstance(emissions, PackedSequence):
             if lengths is not None:
                 raise ValueError("lengths: expected none with a PackedSequence, which has its own")
-            return emissions.data, ops.PackingOrder(*emissions[1:])
+            return _single(emissions.data), ops.PackingOrder(*emissions[1:])
         if emissions.dim() != 3:
             raise ValueError(f"emissions: expected a 3-D padded batch, got {emissions.dim()}-D")
         batch, steps = emissions.shape[:2] if self.batch_first else (emissions.shape[1], emissions.shape[0])
         if lengths is None:
             lengths = torch.full((batch,), steps, dtype=torch.int64)
         order = ops.packing_order(as_lengths(lengths, batch), steps)
-        return ops.pack(emissions, order, batch_first=self.batch_first), order
+        return _single(ops.pack(emissions, order, batch_first=self.batch_first)), order
 
     def functions(self, emissions: Tensor) -> object:
         """:mod:`pymtl.ops` where the kernels take such emissions, else :mod:`pymtl.reference`."""
@@ -173,11 +176,15 @@ class CRF(nn.Module):
             raise RuntimeError(f"emissions: expected {self.num_tags} scores a token, got {list(emissions.shape)}")
         if not emissions.is_floating_point():
             raise RuntimeError(f"emissions: expected floating-point scores, got {emissions.dtype}")
-        kernels = emissions.device.type == "cpu" and emissions.dtype in (torch.float32, torch.float64)
-        return ops if kernels else reference
+        return ops if ops.has_kernels(emissions) else reference
 
     def extra_repr(self) -> str:
         return f"{self.num_tags}, batch_first={self.batch_first}" + (", BIO" if self.labels is not None else "")
+
+
+def _single(scores: Tensor) -> Tensor:
+    """Sums over all paths are taken in float32 at least."""
+    return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
 
 
 @dataclass(frozen=True, eq=False)

@@ -160,6 +160,6 @@ def _multipliers(width: int) -> Tensor:
 def _drop(embedded: Tensor, p: float, training: bool) -> Tensor:
     if not training or p == 0:
         return embedded
-    if embedded.device.type == "cpu" and embedded.dtype in (torch.float32, torch.float64):
+    if ops.has_kernels(embedded):
         return ops.dropout(embedded, p)
     return F.dropout(embedded, p)

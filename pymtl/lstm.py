@@ -13,11 +13,10 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pymtl import ops
+from pymtl.ops.dtypes import autocasts
 from pymtl.packing import as_lengths
 
 State = tuple[Tensor, Tensor]
-
-_KERNEL_DTYPES = (torch.float32, torch.float64)
 
 
 class _Snapshot(NamedTuple):
@@ -41,9 +40,10 @@ class _Snapshot(NamedTuple):
 class LSTM(nn.RNNBase):
     """:class:`torch.nn.LSTM`, faster: the same constructor, parameters, ``state_dict`` and results.
 
-    float32 and float64 on the CPU run through this library's kernels; ``proj_size``, autocast, other dtypes
-    and other devices run through torch's own path. Beyond nn.LSTM, a padded batch may come with ``lengths``,
-    and on the CPU a sequence's result is the same bits in any batch, at any padding and number of threads.
+    float32, float64 and bfloat16 (also by autocast) on the CPU run through this library's kernels; ``proj_size``,
+    other dtypes and other devices run through torch's own path. Beyond nn.LSTM, a padded batch may come with
+    ``lengths``, and on the CPU a sequence's result is the same bits in any batch, at any padding and number of
+    threads.
 
     Hochreiter & Schmidhuber 1997, "Long Short-Term Memory", with the forget gate of Gers et al. 2000.
 
@@ -212,9 +212,8 @@ class LSTM(nn.RNNBase):
         return (
             self.proj_size == 0
             and input.device.type == "cpu"
-            and weights[0].device.type == "cpu"
-            and weights[0].dtype in _KERNEL_DTYPES
-            and not torch.is_autocast_enabled("cpu")
+            and ops.has_kernels(weights[0], bfloat16=True)
+            and (autocasts() or not torch.is_autocast_enabled("cpu"))
         )
 
     def _initial_state(self, hx: State | None, batch: int, batched: bool) -> tuple[Tensor | None, Tensor | None]:
@@ -255,7 +254,7 @@ class LSTM(nn.RNNBase):
 
     def _packed(self, weights: Sequence[Tensor], layer: int) -> Tensor | None:
         snapshot = self._snapshot
-        if snapshot is None or torch.compiler.is_compiling() or not snapshot.is_of(weights):
+        if snapshot is None or torch.compiler.is_compiling() or autocasts() or not snapshot.is_of(weights):
             return None
         return snapshot.packed[layer]
 

@@ -308,7 +308,7 @@ class MultiTaskModel(nn.Module):
     def _drop(self, tensor: Tensor) -> Tensor:
         if not self.training or self.dropout == 0:
             return tensor
-        if tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64):
+        if ops.has_kernels(tensor):
             return ops.dropout(tensor, self.dropout)
         return F.dropout(tensor, self.dropout)
 

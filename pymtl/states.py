@@ -44,7 +44,7 @@ class States:
         tokens: Tensor, batch_sizes: Tensor, directions: int, last: Tensor | None = None, batch: int | None = None
     ) -> States:
         """States whose pooling runs through the kernels where those take such a tensor."""
-        fused = tokens.device.type == "cpu" and tokens.dtype in (torch.float32, torch.float64)
+        fused = ops.has_kernels(tokens, bfloat16=True)
         return States(tokens, batch_sizes, directions, last, fused, batch)
 
     @property

@@ -400,7 +400,7 @@ def test_reverting_a_frozen_module_drops_its_snapshot(inplace):
 
 @both_ways
 def test_torchs_own_path_is_exactly_nn_lstm_after_conversion(inplace):
-    for options in ({"proj_size": 3}, {"dtype": torch.bfloat16}):
+    for options in ({"proj_size": 3}, {"dtype": torch.half}):
         model = nn.LSTM(5, 7, **options)
         reference = copy.deepcopy(model)
         x = input_of(model)

@@ -65,13 +65,13 @@ REFUSED = [
         r"input: expected size \[6, 3\], got \[6, 6\]",
     ),
     ("no steps", DENSE, change(input=lambda x: x[:0]), r"input: expected sequence length to be larger than 0"),
-    ("integer input", DENSE, change(input=lambda x: x.long()), r"input: expected dtype Float or Double, got Long"),
-    ("half input", DENSE, change(input=lambda x: x.half()), r"input: expected dtype Float or Double, got Half"),
+    ("integer input", DENSE, change(input=lambda x: x.long()), r"expected dtype Float, Double or BFloat16, got Long"),
+    ("half input", DENSE, change(input=lambda x: x.half()), r"expected dtype Float, Double or BFloat16, got Half"),
     (
-        "bfloat16 input",
+        "bfloat16 input to float weights",
         DENSE,
         change(input=lambda x: x.bfloat16()),
-        r"input: expected dtype Float or Double, got BFloat16",
+        r"weight_ih\[0\]: expected dtype BFloat16, got Float",
     ),
     (
         "double input to float weights",
@@ -293,7 +293,7 @@ def test_lstm_pack_refuses_bad_weights():
     with pytest.raises(RuntimeError, match=r"weight_ih\[1\]: expected size \[20, 3\], got \[20, 2\]"):
         ops.lstm_pack(weights._replace(weight_ih=[weights.weight_ih[0], weights.weight_ih[1][:, :2]]))
     half = ops.LSTMWeights(*([w.half() for w in group] for group in weights[:4]), weights.reverse)
-    with pytest.raises(RuntimeError, match=r"weight_ih: expected dtype Float or Double, got Half"):
+    with pytest.raises(RuntimeError, match=r"weight_ih: expected dtype Float, Double or BFloat16, got Half"):
         ops.lstm_pack(half)
 
 

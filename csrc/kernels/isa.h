@@ -7,7 +7,8 @@
 
 namespace pymtl {
 
-enum class Isa { baseline, avx2, avx512, neon };
+// avx512_bf16: avx512 with its own products of bfloat16 numbers.
+enum class Isa { baseline, avx2, avx512, avx512_bf16, neon };
 
 const char* isa_name(Isa isa);
 

@@ -14,12 +14,16 @@
 // every sum over k runs in one order, bias first, then the input's k = 0..I-1, then the state's k = 0..H-1, in
 // chains of at most 256 products.
 //
+// T is float, double or BFloat16. In bfloat16 sums, c and everything between two products are float (Real<T>); h is
+// rounded at every step, since it is the next step's operand.
+//
 // Arrays are row-major and contiguous unless a stride is named; strides count elements. Nothing may alias.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "bfloat16.h"
 #include "executor.h"
 
 namespace pymtl {
@@ -67,7 +71,7 @@ struct LstmForward {
   T* h_n;                         // [G, B, H] h after each sequence's last step
   T* c_n;                         // [G, B, H]
   T* gates;                       // [G, N, 4H] i, f, g, o after activation, for the backward pass; or null, with cells
-  T* cells;                       // [G, N, H] c of every token, for the backward pass; or null, with gates
+  Real<T>* cells;                 // [G, N, H] c of every token, for the backward pass; or null, with gates
   LstmHeads<T> heads;
 };
 
@@ -88,7 +92,7 @@ struct LstmBackward {
   const T* c0;
   const T* output;                             // [N, G*H] from the forward pass
   const T* gates;                              // [G, N, 4H] from the forward pass
-  const T* cells;                              // [G, N, H] from the forward pass
+  const Real<T>* cells;                        // [G, N, H] from the forward pass
   const T* grad_output;                        // [N, G*H] or null: zeros
   const T* grad_h_n;                           // [G, B, H] or null: zeros
   const T* grad_c_n;                           // [G, B, H] or null: zeros

@@ -7,7 +7,7 @@ namespace pymtl::ops {
 namespace {
 
 Tensor heads(Tensor given_input, Tensor given_weight, OptionalTensor given_bias, int64_t parts) {
-  return with_real_type(given_input, "input", [&]<typename T>() {
+  return with_layer_type(given_input, "input", [&]<typename T>() {
     const ScalarType type = given_input.scalar_type();
     check(given_input.dim() == 2, "input: expected [rows, features], got ", given_input.dim(), "-D");
     check(given_weight.dim() == 2, "weight: expected [classes, features], got ", given_weight.dim(), "-D");
@@ -31,7 +31,7 @@ Tensor heads(Tensor given_input, Tensor given_weight, OptionalTensor given_bias,
 
 std::tuple<Tensor, Tensor, Tensor> heads_backward(Tensor given_grad_output, Tensor given_input, Tensor given_weight,
                                                   std::vector<bool> needs) {
-  return with_real_type(given_input, "input", [&]<typename T>() {
+  return with_layer_type(given_input, "input", [&]<typename T>() {
     const ScalarType type = given_input.scalar_type();
     check(given_input.dim() == 2, "input: expected [rows, features], got ", given_input.dim(), "-D");
     check(given_weight.dim() == 2, "weight: expected [classes, features], got ", given_weight.dim(), "-D");

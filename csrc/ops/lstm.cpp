@@ -84,7 +84,7 @@ ForwardResult forward(const Tensor& given_input, const OptionalTensor& batch_siz
                       const Tensors& weight_hh, const Tensors& bias_ih, const Tensors& bias_hh,
                       const std::vector<bool>& reverse, const OptionalTensor& given_h0, const OptionalTensor& given_c0,
                       const OptionalTensor& given_packed, Keep keep) {
-  return with_real_type(given_input, "input", [&]<typename T>() {
+  return with_layer_type(given_input, "input", [&]<typename T>() {
     const ScalarType type = given_input.scalar_type();
     const Batch batch(given_input, batch_sizes);
     const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, type);
@@ -98,7 +98,7 @@ ForwardResult forward(const Tensor& given_input, const OptionalTensor& batch_siz
     const bool train = keep == Keep::for_backward;
     const ForwardResult result{make(input, batch.with(G * H)), make(input, {G, batch.batch, H}),
                                make(input, {G, batch.batch, H}), make(input, {train ? G : 0, batch.tokens, 4 * H}),
-                               make(input, {train ? G : 0, batch.tokens, H})};
+                               make(input, {train ? G : 0, batch.tokens, H}, real_type(type))};
     if (batch.tokens == 0) return result;
     LstmForward<T> args{};
     args.shape = shape_of(layer, batch, inputs);
@@ -111,7 +111,7 @@ ForwardResult forward(const Tensor& given_input, const OptionalTensor& batch_siz
     args.h_n = write<T>(result.h_n);
     args.c_n = write<T>(result.c_n);
     args.gates = write<T>(result.gates);
-    args.cells = write<T>(result.cells);
+    args.cells = write<Real<T>>(result.cells);
     const Executor executor = torch_executor();
     const Scratch workspace(lstm_forward_workspace(args, executor));
     lstm_forward(args, workspace.memory(), executor);
@@ -156,7 +156,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> lstm_backward(
     OptionalTensor batch_sizes, Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh,
     std::vector<bool> reverse, OptionalTensor given_h0, OptionalTensor given_c0, Tensor given_output,
     Tensor given_gates, Tensor given_cells, std::vector<bool> flags) {
-  return with_real_type(given_input, "input", [&]<typename T>() {
+  return with_layer_type(given_input, "input", [&]<typename T>() {
     const ScalarType type = given_input.scalar_type();
     const Needs needs(flags);
     const Batch batch(given_input, batch_sizes);
@@ -170,7 +170,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> lstm_backward(
     const Tensor input = checked(given_input, "input", type, batch.with(inputs * I));
     const Tensor output = checked(given_output, "output", type, batch.with(G * H));
     const Tensor gates = checked(given_gates, "gates", type, {G, N, 4 * H});
-    const Tensor cells = checked(given_cells, "cells", type, {G, N, H});
+    const Tensor cells = checked(given_cells, "cells", real_type(type), {G, N, H});
     const OptionalTensor h0 = checked(given_h0, "h0", type, state);
     const OptionalTensor c0 = checked(given_c0, "c0", type, state);
     const OptionalTensor grad_output = checked(given_grad_output, "grad_output", type, batch.with(G * H));
@@ -203,7 +203,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> lstm_backward(
       args.c0 = read<T>(c0);
       args.output = read<T>(output);
       args.gates = read<T>(gates);
-      args.cells = read<T>(cells);
+      args.cells = read<Real<T>>(cells);
       args.grad_output = read<T>(grad_output);
       args.grad_h_n = read<T>(grad_h_n);
       args.grad_c_n = read<T>(grad_c_n);
@@ -228,7 +228,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_heads(Tensor given_input
                                                               OptionalTensor given_packed,
                                                               OptionalTensor given_head_weight,
                                                               OptionalTensor given_head_bias, bool mean, bool max) {
-  return with_real_type(given_input, "input", [&]<typename T>() {
+  return with_layer_type(given_input, "input", [&]<typename T>() {
     const ScalarType type = given_input.scalar_type();
     const Batch batch(given_input, batch_sizes);
     const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, type);
@@ -272,7 +272,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_heads(Tensor given_input
 
 Tensor lstm_pack(Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh, std::vector<bool> reverse) {
   check(!weight_ih.empty(), "weight_ih: expected at least one recurrence, got none");
-  return with_real_type(weight_ih[0], "weight_ih", [&]<typename T>() {
+  return with_layer_type(weight_ih[0], "weight_ih", [&]<typename T>() {
     const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, weight_ih[0].scalar_type());
     const size_t size = lstm_packed_size<T>(layer.recurrences, layer.input_size, layer.hidden_size);
     const Tensor packed = make(weight_ih[0], {static_cast<int64_t>(size)});

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/bfloat16.h"
 #include "kernels/executor.h"
 
 namespace pymtl::ops {
@@ -129,5 +130,18 @@ auto with_real_type(const Tensor& tensor, const Name& name, Function&& function)
         torch::headeronly::toString(type));
   return type == ScalarType::Float ? function.template operator()<float>() : function.template operator()<double>();
 }
+
+// Calls function.operator()<float, double or BFloat16>().
+template <typename Function>
+auto with_layer_type(const Tensor& tensor, const Name& name, Function&& function) {
+  const ScalarType type = tensor.scalar_type();
+  if (type == ScalarType::BFloat16) return function.template operator()<BFloat16>();
+  check(type == ScalarType::Float || type == ScalarType::Double, name,
+        ": expected dtype Float, Double or BFloat16, got ", torch::headeronly::toString(type));
+  return type == ScalarType::Float ? function.template operator()<float>() : function.template operator()<double>();
+}
+
+// The dtype of Real<T>.
+inline ScalarType real_type(ScalarType type) { return type == ScalarType::BFloat16 ? ScalarType::Float : type; }
 
 }  // namespace pymtl::ops

@@ -5,6 +5,7 @@ They are ``torch.ops.pymtl.*``, made in C++; what stands here checks, dispatches
 
 from pymtl.ops.crf import crf, crf_decode
 from pymtl.ops.dropout import dropout
+from pymtl.ops.dtypes import has_kernels
 from pymtl.ops.heads import heads
 from pymtl.ops.joint_loss import joint_loss
 from pymtl.ops.lstm import LSTMHeadsResult, LSTMWeights, lstm, lstm_heads, lstm_pack
@@ -18,6 +19,7 @@ __all__ = [
     "crf",
     "crf_decode",
     "dropout",
+    "has_kernels",
     "heads",
     "joint_loss",
     "lstm",

@@ -17,13 +17,14 @@ from pymtl.ops.autograd import (
     transforming,
     wants_gradient,
 )
+from pymtl.ops.dtypes import autocast, autocasts
 
 
 def heads(input: Tensor, weight: Tensor, bias: Tensor | None, *, parts: int = 1) -> Tensor:
     """``input @ weight.T + bias`` with a row's bits independent of every other row.
 
     Args:
-        input: [N, F], float32 or float64 on the CPU.
+        input: [N, F], float32, float64 or bfloat16 (summed in float32) on the CPU.
         weight: [C, F], the weights of all heads stacked.
         bias: [C] or None.
         parts: the number of recurrences that wrote ``input`` side by side. The sum runs over each part and
@@ -36,6 +37,8 @@ def heads(input: Tensor, weight: Tensor, bias: Tensor | None, *, parts: int = 1)
         RuntimeError: a size, dtype or device does not fit, or ``parts`` does not divide F.
 
     """
+    if autocasts():
+        input, weight, bias = autocast([input, weight, bias])
     if transforming():
         return reference.heads(input, weight, bias, parts)
     if wants_gradient(input, weight, bias):

@@ -23,6 +23,7 @@ from pymtl.ops.autograd import (
     transforming,
     wants_gradient,
 )
+from pymtl.ops.dtypes import autocast, autocasts
 
 
 class LSTMWeights(NamedTuple):
@@ -66,7 +67,8 @@ def lstm(
     """Runs G recurrences over a batch (Hochreiter & Schmidhuber 1997; gates as in :class:`torch.nn.LSTM`).
 
     Args:
-        input: [T, B, P*I], or packed [N, P*I] with ``batch_sizes``; float32 or float64 on the CPU.
+        input: [T, B, P*I], or packed [N, P*I] with ``batch_sizes``; float32, float64 or bfloat16 on the CPU. Sums
+            and c of bfloat16 are float32 within the call, h is rounded at every step.
         batch_sizes: int64 [T], never increasing, on the CPU; or None.
         weights: of the G recurrences, of the input's dtype.
         h0, c0: [G, B, H] initial states; zeros if None.
@@ -82,6 +84,8 @@ def lstm(
     """
     _check_counts(weights)
     _check_inputs(input, weights, inputs)
+    if autocasts():
+        (input, h0, c0), weights = autocast([input, h0, c0]), _autocast(weights)
     if transforming():
         return reference.lstm(input, batch_sizes, *weights, h0, c0)
     if wants_gradient(input, h0, c0, *weights.tensors()):
@@ -90,6 +94,10 @@ def lstm(
         return _LSTM.apply(input, batch_sizes, h0, c0, weights.reverse, *weights.tensors())[:3]
     with below_autograd():
         return torch.ops.pymtl.lstm_inference(input, batch_sizes, *weights, h0, c0, packed)
+
+
+def _autocast(weights: LSTMWeights) -> LSTMWeights:
+    return LSTMWeights(*(autocast(group) for group in weights[:4]), weights.reverse)
 
 
 def _check_counts(weights: LSTMWeights) -> None:
@@ -151,6 +159,9 @@ def lstm_heads(
     """
     _check_counts(weights)
     _check_inputs(input, weights, 1)
+    if autocasts():
+        (input, head_weight, head_bias, h0, c0) = autocast([input, head_weight, head_bias, h0, c0])
+        weights = _autocast(weights)
     if transforming():
         raise NotImplementedError("pymtl.ops.lstm_heads is for inference: call lstm, heads and pool in torch.func")
     wants_gradient(input, h0, c0, head_weight, head_bias, *weights.tensors())  # raises for forward-mode tangents
@@ -222,7 +233,13 @@ def _lstm_training_fake(
     recurrences, hidden_size = len(weight_hh), weight_hh[0].shape[1]
     tokens = input.shape[0] if batch_sizes is not None else input.shape[0] * input.shape[1]
     gates = input.new_empty(recurrences, tokens, 4 * hidden_size)
-    return *results, gates, input.new_empty(recurrences, tokens, hidden_size)
+    cells = input.new_empty(recurrences, tokens, hidden_size, dtype=_real(input.dtype))
+    return *results, gates, cells
+
+
+def _real(dtype: torch.dtype) -> torch.dtype:
+    """What numbers of a dtype are computed with."""
+    return torch.float32 if dtype == torch.bfloat16 else dtype
 
 
 @torch.library.register_fake("pymtl::lstm_backward")

@@ -17,7 +17,8 @@ def pool(input: Tensor, batch_sizes: Tensor | None, kind: str, *, reverse: Seque
     """The mean or the maximum of each sequence's tokens.
 
     Args:
-        input: [T, B, F], or packed [N, F] with ``batch_sizes`` [T].
+        input: [T, B, F], or packed [N, F] with ``batch_sizes`` [T]; float32, float64 or bfloat16 (pooled in float32)
+            on the CPU.
         kind: ``"mean"`` or ``"max"``.
         reverse: one flag for each recurrence that wrote a part of the features; a backward recurrence's part
             is summed from the last token on, as in :func:`pymtl.ops.lstm_heads`, so that both give the same bits.
@@ -29,6 +30,8 @@ def pool(input: Tensor, batch_sizes: Tensor | None, kind: str, *, reverse: Seque
         RuntimeError: a size, dtype, device or ``kind`` does not fit.
 
     """
+    if input.dtype == torch.bfloat16:
+        return pool(input.float(), batch_sizes, kind, reverse=reverse).to(input.dtype)
     if transforming():
         return reference.pool(input, batch_sizes, kind, reverse=reverse)
     if wants_gradient(input):

@@ -15,9 +15,11 @@
 #include <sstream>
 #include <string>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "kernels/bfloat16.h"
 #include "kernels/executor.h"
 #include "kernels/isa.h"
 
@@ -89,7 +91,7 @@ inline int run_tests(std::initializer_list<Test> tests) {
   const char* const wanted = std::getenv("PYMTL_ISA");
   if (wanted != nullptr && *wanted != '\0') {
     const auto named = [wanted](Isa isa) { return std::strcmp(isa_name(isa), wanted) == 0; };
-    const std::vector<Isa> known = {Isa::baseline, Isa::avx2, Isa::avx512, Isa::neon};
+    const std::vector<Isa> known = {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_bf16, Isa::neon};
     const std::vector<Isa> available = available_isas();
     if (std::none_of(available.begin(), available.end(), named)) {
       const bool unknown = std::none_of(known.begin(), known.end(), named);
@@ -201,10 +203,23 @@ using Workspace = Buffer<unsigned char>;
 
 inline Workspace workspace_of(size_t bytes) { return Workspace(static_cast<int64_t>(bytes), 64); }
 
+// A number as a T; a bfloat16 by cutting off what it has no bits for.
+template <typename T>
+T number(double value) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    const float wide = static_cast<float>(value);
+    uint32_t bits;
+    std::memcpy(&bits, &wide, sizeof bits);
+    return {static_cast<uint16_t>(bits >> 16)};
+  } else {
+    return static_cast<T>(value);
+  }
+}
+
 template <typename T>
 Buffer<T> uniform(int64_t count, Random& random, double low = -1, double high = 1) {
   Buffer<T> buffer(count);
-  for (T& value : buffer) value = static_cast<T>(random.uniform(low, high));
+  for (T& value : buffer) value = number<T>(random.uniform(low, high));
   return buffer;
 }
 

@@ -176,7 +176,8 @@ struct Asked {
 
 template <typename T>
 struct LstmResult {
-  Buffer<T> output, h_n, c_n, gates, cells, logits, mean, max;  // null: not asked for
+  Buffer<T> output, h_n, c_n, gates, logits, mean, max;  // null: not asked for
+  Buffer<Real<T>> cells;
 };
 
 template <typename T>
@@ -189,7 +190,7 @@ LstmResult<T> run_forward(const LstmModel<T>& model, const LstmBatch<T>& batch, 
   result.h_n = Buffer<T>(batch.batch() * all_hidden);
   result.c_n = Buffer<T>(batch.batch() * all_hidden);
   if (asked.saved) result.gates = Buffer<T>(batch.tokens() * 4 * all_hidden);
-  if (asked.saved) result.cells = Buffer<T>(batch.tokens() * all_hidden);
+  if (asked.saved) result.cells = Buffer<Real<T>>(batch.tokens() * all_hidden);
   if (heads) result.logits = Buffer<T>(batch.tokens() * model.head_width);
   if (asked.mean) result.mean = Buffer<T>(batch.batch() * all_hidden);
   if (asked.max) result.max = Buffer<T>(batch.batch() * all_hidden);

@@ -35,7 +35,7 @@ void impossible_choices() {
   const std::string unknown = thrown([] { active_isa(); });
   CHECK(begins(unknown, "runtime_error: "), unknown);
   CHECK(holds(unknown, "PYMTL_ISA") && holds(unknown, "sse9"), unknown);
-  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::neon}) {
+  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_bf16, Isa::neon}) {
     const std::vector<Isa> available = available_isas();
     if (std::count(available.begin(), available.end(), isa) > 0) continue;
     setenv("PYMTL_ISA", isa_name(isa), 1);
@@ -54,6 +54,7 @@ void names() {
   CHECK(std::string(isa_name(Isa::baseline)) == "baseline");
   CHECK(std::string(isa_name(Isa::avx2)) == "avx2");
   CHECK(std::string(isa_name(Isa::avx512)) == "avx512");
+  CHECK(std::string(isa_name(Isa::avx512_bf16)) == "avx512_bf16");
   CHECK(std::string(isa_name(Isa::neon)) == "neon");
   const std::vector<Isa> compiled = compiled_isas();
   const std::vector<Isa> available = available_isas();
@@ -62,7 +63,7 @@ void names() {
   CHECK(std::is_sorted(available.begin(), available.end()));
   CHECK(std::includes(compiled.begin(), compiled.end(), available.begin(), available.end()));
 #if defined(__x86_64__)
-  CHECK(compiled == (std::vector<Isa>{Isa::baseline, Isa::avx2, Isa::avx512}));
+  CHECK(compiled == (std::vector<Isa>{Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_bf16}));
   CHECK(available.front() == Isa::baseline);
 #elif defined(__aarch64__)
   CHECK(available == std::vector<Isa>{Isa::neon});
@@ -88,7 +89,7 @@ void forcing() {
     CHECK(active_isa() == before);
   }
   const std::vector<Isa> available = available_isas();
-  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::neon}) {
+  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_bf16, Isa::neon}) {
     const std::string error = thrown([isa] { force_isa(isa_name(isa)); });
     if (std::count(available.begin(), available.end(), isa) == 0) {
       CHECK(begins(error, "runtime_error: "), isa_name(isa), error);
@@ -102,6 +103,7 @@ void forcing() {
   // The kernels follow: vectors of another width make panels of another size, and the same numbers.
   std::vector<size_t> sizes;
   for (const Isa isa : available) {
+    if (isa == Isa::avx512_bf16) continue;  // as wide as avx512
     force_isa(isa_name(isa));
     sizes.push_back(lstm_packed_size<float>(1, 1, 1));
     float x[] = {-1.5f, 0.0f, 2.5f};

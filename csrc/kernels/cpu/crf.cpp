@@ -46,7 +46,7 @@ struct CrfPlan {
     starts = workspace.take<int64_t>(chain.steps + 1);
     bounds = workspace.take<int64_t>(slices + 1);
     factors_of_transitions = workspace.take<double>(C * C);
-    packed = workspace.take<double>(active_kernels().f64.heads_packed_size(C, C));
+    packed = workspace.take<double>(active_kernels().layers_f64.heads_packed_size(C, C));
     end = workspace.take<double>(C);
     log_partition = workspace.take<double>(chain.batch);
     products = workspace.take<double>(chain.batch);
@@ -62,7 +62,7 @@ struct CrfPlan {
     const auto& factors = active_kernels().of<T>().crf_factors;
     transition_shift = factors(chain.transitions, C * C, factors_of_transitions, &all_lossy);
     end_shift = factors(chain.end, C, end, &all_lossy);
-    const KernelsFor<double>& kernels = active_kernels().f64;
+    const LayersFor<double>& kernels = active_kernels().layers_f64;
     if (transposed) {
       kernels.pack_heads(factors_of_transitions, C, C, C, packed);
     } else {

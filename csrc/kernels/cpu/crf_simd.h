@@ -83,8 +83,8 @@ void crf_forward_walk(const CrfWalk<T>& walk) {
       const double* const predicted = products + (row - walk.first_row) * C;
       Vec<double> sums = {};
       for (int64_t c = 0; c < C; c += kLanes<double>) {
-        Vec<double> p = load_part(scores + c, C - c, 0.0);
-        if (t > 0) p = p * load_part(predicted + c, C - c, 0.0);
+        Vec<double> p = load_part(scores + c, C - c);
+        if (t > 0) p = p * load_part(predicted + c, C - c);
         sums = sums + p;
         store_part(scores + c, p, C - c);
       }
@@ -92,7 +92,7 @@ void crf_forward_walk(const CrfWalk<T>& walk) {
       double* const alphas = walk.alphas + token * C;
       Vec<double> least = broadcast(1.0);
       for (int64_t c = 0; c < C; c += kLanes<double>) {
-        const Vec<double> alpha = load_part(scores + c, C - c, 0.0) / broadcast(scale);
+        const Vec<double> alpha = load_part(scores + c, C - c) / broadcast(scale);
         const Vec<double> possible = select<double>(alpha > broadcast(0.0), alpha, broadcast(1.0));
         least = select<double>(possible < least, possible, least);
         store_part(alphas + c, alpha, C - c);
@@ -202,17 +202,17 @@ void crf_best_step(const CrfChain<T>& chain, const T* before, const T* emissions
   const int64_t C = chain.classes;
   for (int64_t c = 0; c < C; c += kLanes<T>) {
     const int64_t valid = C - c;
-    Vec<T> highest = broadcast(before[0]) + load_part(chain.transitions + c, valid, T(0));
+    Vec<T> highest = broadcast(before[0]) + load_part(chain.transitions + c, valid);
     IntVec<T> from = {};
     IntVec<T> index = {};
     for (int64_t i = 1; i < C; ++i) {
       index = index + 1;
-      const Vec<T> score = broadcast(before[i]) + load_part(chain.transitions + i * C + c, valid, T(0));
+      const Vec<T> score = broadcast(before[i]) + load_part(chain.transitions + i * C + c, valid);
       const IntVec<T> higher = score > highest;
       highest = higher ? score : highest;
       from = higher ? index : from;
     }
-    store_part(scores + c, highest + load_part(emissions + c, valid, T(0)), valid);
+    store_part(scores + c, highest + load_part(emissions + c, valid), valid);
     for (int64_t lane = 0; lane < kLanes<T> && lane < valid; ++lane) best[c + lane] = static_cast<int32_t>(from[lane]);
   }
 }

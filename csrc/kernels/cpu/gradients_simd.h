@@ -19,21 +19,30 @@ struct WeightGradientScratch {
   static constexpr int64_t kMost = 128;
 
   int64_t block;
-  size_t transposed, panels, errors, size;
+  size_t transposed, panels, totals, errors, size;
 
   // outputs: all columns of dy; columns: this worker's.
   WeightGradientScratch(int64_t tokens, int64_t outputs, int64_t columns) {
     int64_t fitting = kBlockBytes / (outputs * static_cast<int64_t>(sizeof(T)));
     fitting = fitting < kLeast ? kLeast : fitting > kMost ? kMost : fitting;
     const int64_t blocks = (tokens + fitting - 1) / fitting;
-    block = blocks == 0 ? kLanes<T> : (tokens + blocks - 1) / blocks;
-    block = (block + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+    constexpr int64_t group = kLanes<T> * kDepthGroup<T>;
+    block = blocks == 0 ? group : (tokens + blocks - 1) / blocks;
+    block = (block + group - 1) / group * group;
     transposed = 0;
     panels = (static_cast<size_t>(columns * block) * sizeof(T) + 63) / 64 * 64;
-    errors = panels + static_cast<size_t>(PanelLayout<T>{block, kPanelVectors * kLanes<T>}.size()) * sizeof(T);
-    size = errors + static_cast<size_t>(columns) * sizeof(T);
+    totals = panels + static_cast<size_t>(PanelLayout<T>{block, kPanelVectors * kLanes<T>}.size()) * sizeof(T);
+    errors = totals + static_cast<size_t>(columns) * sizeof(Real<T>);
+    size = errors + static_cast<size_t>(columns) * sizeof(Real<T>);
   }
 };
+
+// How many numbers the sums of [columns, width] weights take while blocks of tokens follow: none where the result
+// itself can hold them.
+template <typename T>
+int64_t weight_gradient_sums(int64_t columns, int64_t width) {
+  return kDepthGroup<T> == 1 ? 0 : columns * width;
+}
 
 template <typename T>
 class WeightGradient {
@@ -41,12 +50,18 @@ class WeightGradient {
   // grads [N, outputs], of which columns [first_column, last_column) are this worker's.
   WeightGradient(const T* grads, int64_t tokens, int64_t outputs, int64_t first_column, int64_t last_column,
                  void* memory)
-      : grads_(grads), outputs_(outputs), first_column_(first_column), columns_(last_column - first_column) {
+      : grads_(grads),
+        tokens_(tokens),
+        outputs_(outputs),
+        first_column_(first_column),
+        columns_(last_column - first_column) {
     const WeightGradientScratch<T> scratch(tokens, outputs, columns_);
+    char* const bytes = static_cast<char*>(memory);
     block_ = scratch.block;
-    transposed_ = reinterpret_cast<T*>(static_cast<char*>(memory) + scratch.transposed);
-    panels_ = reinterpret_cast<T*>(static_cast<char*>(memory) + scratch.panels);
-    errors_ = reinterpret_cast<T*>(static_cast<char*>(memory) + scratch.errors);
+    transposed_ = reinterpret_cast<T*>(bytes + scratch.transposed);
+    panels_ = reinterpret_cast<T*>(bytes + scratch.panels);
+    totals_ = reinterpret_cast<Real<T>*>(bytes + scratch.totals);
+    errors_ = reinterpret_cast<Real<T>*>(bytes + scratch.errors);
   }
 
   // Tokens that one call of `start` takes.
@@ -56,9 +71,23 @@ class WeightGradient {
   void start(int64_t first, int64_t count) {
     first_ = first;
     count_ = count;
-    for (int64_t k = 0; k < count; k += kLanes<T>) {
-      const int64_t lanes = count - k < kLanes<T> ? count - k : kLanes<T>;
-      pack_rows(grads(first + k), outputs_, lanes, columns_, transposed_ + k, block_);
+    constexpr int n = kLanes<T>;
+    for (int64_t k = 0; k < count; k += n * kDepthGroup<T>) {
+      for (int64_t column = 0; column < columns_; column += n) {
+        const int64_t valid = columns_ - column;
+        const auto row = [&](int64_t at) { return grads(first + at) + column; };
+        Vec<T> square[n];
+#pragma GCC unroll 16
+        for (int i = 0; i < n; ++i) square[i] = load_group<T>(row, k + i * kDepthGroup<T>, count, valid);
+        transpose<Real<T>>(square);
+        T* const to = transposed_ + column * block_ + k;
+        if (valid >= n) {
+#pragma GCC unroll 16
+          for (int i = 0; i < n; ++i) store_group<T>(to + i * block_, square[i]);
+        } else {
+          for (int64_t i = 0; i < valid; ++i) store_group<T>(to + i * block_, square[i]);
+        }
+      }
     }
   }
 
@@ -68,34 +97,43 @@ class WeightGradient {
     for (int64_t column = 0; column < columns_; column += kLanes<T>) {
       const int64_t valid = columns_ - column;
       Vec<T> sum = {};
-      for (int64_t k = 0; k < count_; ++k) sum = sum + load_part(grads(first_ + k) + column, valid, T(0));
-      T* const to = bias + first_column_ + column;
+      for (int64_t k = 0; k < count_; ++k) sum = sum + load_part(grads(first_ + k) + column, valid);
       Vec<T> total = {};
       Vec<T> error = {};
       if (first_ > 0) {
-        total = load_part(to, valid, T(0));
-        error = load_part(errors_ + column, valid, T(0));
+        total = load_part(totals_ + column, valid);
+        error = load_part(errors_ + column, valid);
       }
-      add_compensated<T>(sum, total, error);
-      store_part(to, total, valid);
+      add_compensated<Real<T>>(sum, total, error);
+      store_part(totals_ + column, total, valid);
       store_part(errors_ + column, error, valid);
+      if (is_last()) store_part(bias + first_column_ + column, total, valid);
     }
   }
 
-  // weight [outputs, width] += dy^T x, for this worker's rows of it; rows: x of the block's tokens.
-  void add_product(const T* const* rows, int64_t width, T* weight) const {
+  // weight [outputs, width] += dy^T x, for this worker's rows of it; rows: x of the block's tokens. sums: as
+  // many numbers as weight_gradient_sums says.
+  void add_product(const T* const* rows, int64_t width, T* weight, Real<T>* sums = nullptr) const {
     const PanelLayout<T> layout{count_, width};
     for (int64_t panel = 0; panel < layout.panels(); ++panel) {
       const int64_t column = layout.first_column(panel);
       with_vectors(layout.panel_vectors(panel), [&]<int V>() {
-        for (int64_t k = 0; k < count_; ++k) {
+        T* to = panels_;
+        for (int64_t k = 0; k < count_; k += kDepthGroup<T>) {
           for (int v = 0; v < V; ++v) {
-            const int64_t at = column + v * kLanes<T>;
-            store(panels_ + (k * V + v) * kLanes<T>, load_part(rows[k] + at, width - at, T(0)));
+            const int64_t first = column + v * kLanes<T>;
+            const auto row = [&](int64_t at) { return rows[at] + first; };
+            store_group<T>(to, load_group<T>(row, k, count_, width - first));
+            to += kLanes<T> * kDepthGroup<T>;
           }
         }
         for_row_groups(columns_, [&]<int R>(int64_t row) {
-          add_tile<R, V>(row, weight + (first_column_ + row) * width + column, width, width - column);
+          T* const result = weight + (first_column_ + row) * width + column;
+          if constexpr (kDepthGroup<T> == 1) {
+            add_tile<R, V>(row, result, result, width, width - column);
+          } else {
+            add_tile<R, V>(row, sums + row * width + column, result, width, width - column);
+          }
         });
       });
     }
@@ -104,13 +142,10 @@ class WeightGradient {
  private:
   const T* grads(int64_t token) const { return grads_ + token * outputs_ + first_column_; }
 
-  PYMTL_INLINE void add_or_store(T* to, Vec<T> value, int64_t valid) const {
-    if (first_ > 0) value = load_part(to, valid, T(0)) + value;
-    store_part(to, value, valid);
-  }
+  bool is_last() const { return first_ + count_ == tokens_; }
 
   template <int R, int V>
-  __attribute__((noinline)) void add_tile(int64_t row, T* to, int64_t stride, int64_t valid) const {
+  __attribute__((noinline)) void add_tile(int64_t row, Real<T>* sums, T* result, int64_t stride, int64_t valid) const {
     const T* rows[R];
     for (int r = 0; r < R; ++r) rows[r] = transposed_ + (row + r) * block_;
     Vec<T> acc[R][V] = {};
@@ -118,18 +153,28 @@ class WeightGradient {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) add_or_store(to + r * stride + v * kLanes<T>, acc[r][v], valid - v * kLanes<T>);
+      for (int v = 0; v < V; ++v) {
+        const int64_t at = r * stride + v * kLanes<T>;
+        if (first_ > 0) acc[r][v] = load_part(sums + at, valid - v * kLanes<T>) + acc[r][v];
+        if (kDepthGroup<T> > 1 && is_last()) {
+          store_part(result + at, acc[r][v], valid - v * kLanes<T>);
+        } else {
+          store_part(sums + at, acc[r][v], valid - v * kLanes<T>);
+        }
+      }
     }
   }
 
   const T* grads_;
+  int64_t tokens_;
   int64_t outputs_;
   int64_t first_column_;
   int64_t columns_;
   int64_t block_;
-  T* transposed_;  // dy of the block, [columns][block]
-  T* panels_;      // one panel of x of the block
-  T* errors_;      // of the bias's sums, [columns]
+  T* transposed_;    // dy of the block, [columns][block]
+  T* panels_;        // one panel of x of the block
+  Real<T>* totals_;  // of the bias's sums, [columns]
+  Real<T>* errors_;  // of the same
   int64_t first_ = 0;
   int64_t count_ = 0;
 };

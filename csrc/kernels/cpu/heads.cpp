@@ -8,14 +8,13 @@ namespace pymtl {
 
 template <typename T>
 size_t heads_workspace(const Heads<T>& args) {
-  return static_cast<size_t>(args.parts * active_kernels().of<T>().heads_packed_size(args.depth, args.width)) *
-         sizeof(T);
+  return static_cast<size_t>(args.parts * active_layers<T>().heads_packed_size(args.depth, args.width)) * sizeof(T);
 }
 
 template <typename T>
 void heads_forward(const Heads<T>& args, void* workspace, const Executor& given) {
   constexpr int64_t kBlock = 24;
-  const KernelsFor<T>& kernels = active_kernels().of<T>();
+  const LayersFor<T>& kernels = active_layers<T>();
   const Executor executor = executor_for(args.rows * args.parts * args.depth * args.width, given);
   const int64_t size = kernels.heads_packed_size(args.depth, args.width);
   T* const packed = static_cast<T*>(workspace);
@@ -42,7 +41,7 @@ struct BackwardPlan {
   BackwardPlan(const HeadsBackward<T>& args, void* memory, const Executor& given)
       : executor(executor_for(2 * args.rows * args.features * args.width, given)),
         tasks(std::max<int64_t>(executor.threads, 1)) {
-    const KernelsFor<T>& kernels = active_kernels().of<T>();
+    const LayersFor<T>& kernels = active_layers<T>();
     const bool weights = args.grad_weight != nullptr || args.grad_bias != nullptr;
     scratch_size = weights ? kernels.heads_weight_gradient_scratch(args, 0, largest_share(args.width, tasks)) : 0;
     scratch_size = (scratch_size + 63) / 64 * 64;
@@ -63,7 +62,7 @@ size_t heads_backward_workspace(const HeadsBackward<T>& args, const Executor& ex
 template <typename T>
 void heads_backward(const HeadsBackward<T>& args, void* workspace, const Executor& given) {
   const BackwardPlan<T> plan(args, workspace, given);
-  const KernelsFor<T>& kernels = active_kernels().of<T>();
+  const LayersFor<T>& kernels = active_layers<T>();
   if (args.grad_input != nullptr) {
     kernels.pack_heads_backward(args.weight, args.features, args.width, plan.packed);
   }
@@ -88,6 +87,7 @@ void heads_backward(const HeadsBackward<T>& args, void* workspace, const Executo
   template void heads_backward(const HeadsBackward<T>&, void*, const Executor&);
 PYMTL_INSTANTIATE(float)
 PYMTL_INSTANTIATE(double)
+PYMTL_INSTANTIATE(BFloat16)
 #undef PYMTL_INSTANTIATE
 
 }  // namespace pymtl

@@ -12,8 +12,13 @@ namespace pymtl {
 extern const Kernels kernels_baseline;
 extern const Kernels kernels_avx2;
 extern const Kernels kernels_avx512;
+extern const LayersFor<BFloat16> bfloat16_baseline;
+extern const LayersFor<BFloat16> bfloat16_avx2;
+extern const LayersFor<BFloat16> bfloat16_avx512;
+extern const LayersFor<BFloat16> bfloat16_avx512_bf16;
 #elif defined(__aarch64__)
 extern const Kernels kernels_neon;
+extern const LayersFor<BFloat16> bfloat16_neon;
 #endif
 
 namespace {
@@ -22,18 +27,21 @@ struct Entry {
   Isa isa;
   const char* name;
   const Kernels* kernels;  // null: not compiled for this architecture
+  const LayersFor<BFloat16>* bfloat16;
 };
 
 #if defined(__x86_64__)
-constexpr Entry kEntries[] = {{Isa::baseline, "baseline", &kernels_baseline},
-                              {Isa::avx2, "avx2", &kernels_avx2},
-                              {Isa::avx512, "avx512", &kernels_avx512},
-                              {Isa::neon, "neon", nullptr}};
+constexpr Entry kEntries[] = {{Isa::baseline, "baseline", &kernels_baseline, &bfloat16_baseline},
+                              {Isa::avx2, "avx2", &kernels_avx2, &bfloat16_avx2},
+                              {Isa::avx512, "avx512", &kernels_avx512, &bfloat16_avx512},
+                              {Isa::avx512_bf16, "avx512_bf16", &kernels_avx512, &bfloat16_avx512_bf16},
+                              {Isa::neon, "neon", nullptr, nullptr}};
 #elif defined(__aarch64__)
-constexpr Entry kEntries[] = {{Isa::baseline, "baseline", nullptr},
-                              {Isa::avx2, "avx2", nullptr},
-                              {Isa::avx512, "avx512", nullptr},
-                              {Isa::neon, "neon", &kernels_neon}};
+constexpr Entry kEntries[] = {{Isa::baseline, "baseline", nullptr, nullptr},
+                              {Isa::avx2, "avx2", nullptr, nullptr},
+                              {Isa::avx512, "avx512", nullptr, nullptr},
+                              {Isa::avx512_bf16, "avx512_bf16", nullptr, nullptr},
+                              {Isa::neon, "neon", &kernels_neon, &bfloat16_neon}};
 #endif
 
 bool cpu_has(Isa isa) {
@@ -47,6 +55,8 @@ bool cpu_has(Isa isa) {
     case Isa::avx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    case Isa::avx512_bf16:
+      return cpu_has(Isa::avx512) && __builtin_cpu_supports("avx512bf16");
     case Isa::neon:
       return false;
   }
@@ -132,5 +142,18 @@ Isa active_isa() { return active_entry().isa; }
 void force_isa(const std::string& name) { active.store(&entry_named(name), std::memory_order_release); }
 
 const Kernels& active_kernels() { return *active_entry().kernels; }
+
+template <>
+const LayersFor<float>& active_layers() {
+  return active_kernels().layers_f32;
+}
+template <>
+const LayersFor<double>& active_layers() {
+  return active_kernels().layers_f64;
+}
+template <>
+const LayersFor<BFloat16>& active_layers() {
+  return *active_entry().bfloat16;
+}
 
 }  // namespace pymtl

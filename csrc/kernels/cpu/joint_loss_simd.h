@@ -53,7 +53,7 @@ double cross_entropy_row(const LossTask<T>& task, double scale, const T* logits,
     const double even = smoothing / static_cast<double>(classes);
     const Vec<T> factor = broadcast(static_cast<T>(scale * (hard + even * spread) / static_cast<double>(sum)));
     for (int64_t c = 0; c < classes; c += kLanes<T>) {
-      store_part(grad + c, load_part(grad + c, classes - c, T(0)) * factor, classes - c);
+      store_part(grad + c, load_part(grad + c, classes - c) * factor, classes - c);
     }
     if (smoothing > 0) {
       for (int64_t c = 0; c < classes; ++c) {

@@ -34,11 +34,11 @@ struct LstmWalk {
   T* h_n;                // [B, H]
   T* c_n;                // [B, H]
   T* gates;              // [N, 4H] or null
-  T* cells;              // [N, H] or null
+  Real<T>* cells;        // [N, H] or null
   const T* head_panels;  // from pack_heads, or null
   int64_t head_width;
-  T* partial;  // [N, head_width] this recurrence's part of the logits
-  T* mean;     // [B, ...] rows `pooled_stride` apart, or null
+  Real<T>* partial;  // [N, head_width] this recurrence's part of the logits
+  T* mean;           // [B, ...] rows `pooled_stride` apart, or null
   T* max;
   int64_t pooled_stride;
   void* scratch;  // lstm_scratch bytes
@@ -56,7 +56,7 @@ struct LstmBackwardWalk {
   const T* packed;  // from pack_lstm_backward
   const T* c0;
   const T* gates;
-  const T* cells;
+  const Real<T>* cells;
   const T* grad_output;  // rows `output_stride` apart
   int64_t output_stride;
   const T* grad_h_n;
@@ -101,7 +101,8 @@ struct LstmInputGradient {
   int64_t hidden_size;
   const T* grad_gates;  // [N, 4H]
   const T* packed;      // from pack_lstm_input_gradient
-  T* result;            // [N, I] rows `result_stride` apart
+  Real<T>* part;        // [N, I] this recurrence's share, to be added to others'; or null:
+  T* result;            // [N, I] rows `result_stride` apart, all of the gradient
   int64_t result_stride;
 };
 
@@ -137,8 +138,9 @@ struct CrfTransitions {
   double* result;
 };
 
+// What is there for bfloat16 too.
 template <typename T>
-struct KernelsFor {
+struct LayersFor {
   int64_t (*lstm_packed_size)(int64_t input_size, int64_t hidden_size);  // elements, one recurrence
   void (*pack_lstm)(const LstmWeights<T>& weights, int64_t input_size, int64_t hidden_size, int64_t part, int64_t parts,
                     T* packed);
@@ -167,9 +169,12 @@ struct KernelsFor {
   void (*heads_weight_gradient)(const HeadsBackward<T>& args, int64_t first, int64_t last, void* scratch);
   // output = ((partial[0] + partial[1]) + ...) + bias over rows [first, last); partials `stride` apart, rows of output
   // `output_stride`
-  void (*sum_parts)(const T* partial, int64_t stride, int64_t parts, const T* bias, int64_t width, int64_t first,
+  void (*sum_parts)(const Real<T>* partial, int64_t stride, int64_t parts, const T* bias, int64_t width, int64_t first,
                     int64_t last, T* output, int64_t output_stride);
+};
 
+template <typename T>
+struct KernelsFor {
   void (*drop)(const T* input, const uint16_t* bits, int64_t count, int32_t drop, T scale, T* output);
   void (*pool_rows)(const Pool<T>& args, const int64_t* starts, int64_t first, int64_t last);
   // Returns the loss summed over rows [first, last), before normalisation; writes their gradients times `scale`.
@@ -193,6 +198,8 @@ struct KernelsFor {
 struct Kernels {
   KernelsFor<float> f32;
   KernelsFor<double> f64;
+  LayersFor<float> layers_f32;
+  LayersFor<double> layers_f64;
 
   template <typename T>
   const KernelsFor<T>& of() const;
@@ -209,5 +216,7 @@ inline const KernelsFor<double>& Kernels::of<double>() const {
 
 // Of the instruction set in use.
 const Kernels& active_kernels();
+template <typename T>
+const LayersFor<T>& active_layers();
 
 }  // namespace pymtl

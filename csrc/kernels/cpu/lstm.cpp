@@ -26,14 +26,14 @@ struct ForwardPlan {
   int64_t* bounds;
   T* packed;
   T* head_panels;
-  T* partial;
+  Real<T>* partial;
   char* scratch;
   size_t bytes;
 
   ForwardPlan(const LstmForward<T>& args, void* memory, const Executor& given)
       : executor(executor_for(work_of(args.shape), given)) {
     const LstmShape& shape = args.shape;
-    const KernelsFor<T>& kernels = active_kernels().of<T>();
+    const LayersFor<T>& kernels = active_layers<T>();
     slices = slice_count(shape, executor);
     packed_size = kernels.lstm_packed_size(shape.input_size, shape.hidden_size);
     head_size = args.heads.width > 0 ? kernels.heads_packed_size(shape.hidden_size, args.heads.width) : 0;
@@ -42,14 +42,14 @@ struct ForwardPlan {
     bounds = workspace.take<int64_t>(slices + 1);
     packed = workspace.take<T>(args.packed == nullptr ? shape.recurrences * packed_size : 0);
     head_panels = workspace.take<T>(shape.recurrences * head_size);
-    partial = workspace.take<T>(args.heads.width > 0 ? shape.recurrences * shape.tokens * args.heads.width : 0);
+    partial = workspace.take<Real<T>>(args.heads.width > 0 ? shape.recurrences * shape.tokens * args.heads.width : 0);
     scratch_size = largest_scratch(args, kernels);
     scratch = workspace.take<char>(shape.recurrences * slices * static_cast<int64_t>(scratch_size));
     bytes = workspace.used();
   }
 
   // Scratch memory of a walk over all sequences: no slice needs more.
-  static size_t largest_scratch(const LstmForward<T>& args, const KernelsFor<T>& kernels) {
+  static size_t largest_scratch(const LstmForward<T>& args, const LayersFor<T>& kernels) {
     const int64_t starts[2] = {0, args.shape.tokens};
     LstmWalk<T> walk{};
     walk.starts = starts;
@@ -84,13 +84,13 @@ T* at(T* array, int64_t offset) {
 
 template <typename T>
 size_t lstm_packed_size(int64_t recurrences, int64_t input_size, int64_t hidden_size) {
-  return static_cast<size_t>(recurrences * active_kernels().of<T>().lstm_packed_size(input_size, hidden_size));
+  return static_cast<size_t>(recurrences * active_layers<T>().lstm_packed_size(input_size, hidden_size));
 }
 
 template <typename T>
 void lstm_pack(const LstmWeights<T>* weights, int64_t recurrences, int64_t input_size, int64_t hidden_size, T* packed,
                const Executor& executor) {
-  const KernelsFor<T>& kernels = active_kernels().of<T>();
+  const LayersFor<T>& kernels = active_layers<T>();
   const int64_t size = kernels.lstm_packed_size(input_size, hidden_size);
   for_each(executor, recurrences,
            [&](int64_t g) { kernels.pack_lstm(weights[g], input_size, hidden_size, 0, 1, packed + g * size); });
@@ -104,7 +104,7 @@ size_t lstm_forward_workspace(const LstmForward<T>& args, const Executor& execut
 template <typename T>
 void lstm_forward(const LstmForward<T>& args, void* workspace, const Executor& given) {
   const ForwardPlan<T> plan(args, workspace, given);
-  const KernelsFor<T>& kernels = active_kernels().of<T>();
+  const LayersFor<T>& kernels = active_layers<T>();
   const LstmShape& shape = args.shape;
   const int64_t hidden = shape.hidden_size;
   const int64_t all_hidden = shape.recurrences * hidden;
@@ -186,14 +186,14 @@ struct BackwardPlan {
   int64_t* bounds;
   T* packed;
   T* input_packed;
-  T* input_parts;
+  Real<T>* input_parts;
   char* scratch;
   size_t bytes;
 
   BackwardPlan(const LstmBackward<T>& args, void* memory, const Executor& given)
       : executor(executor_for(work_of(args.shape), given)) {
     const LstmShape& shape = args.shape;
-    const KernelsFor<T>& kernels = active_kernels().of<T>();
+    const LayersFor<T>& kernels = active_layers<T>();
     slices = slice_count(shape, executor);
     packed_size = kernels.lstm_backward_packed_size(shape.hidden_size);
     input_packed_size = kernels.lstm_input_gradient_packed_size(shape.input_size, shape.hidden_size);
@@ -204,7 +204,7 @@ struct BackwardPlan {
     input_packed = workspace.take<T>(args.grad_input != nullptr ? shape.recurrences * input_packed_size : 0);
     // Of an input that one recurrence reads, its part is the whole.
     const bool sum = args.grad_input != nullptr && shape.recurrences > shape.inputs;
-    input_parts = workspace.take<T>(sum ? shape.recurrences * shape.tokens * shape.input_size : 0);
+    input_parts = workspace.take<Real<T>>(sum ? shape.recurrences * shape.tokens * shape.input_size : 0);
     // The walks' scratch memory serves the weights' gradients after them.
     LstmBackwardWalk<T> walk{};
     walk.last_row = shape.batch;
@@ -231,7 +231,7 @@ size_t lstm_backward_workspace(const LstmBackward<T>& args, const Executor& exec
 template <typename T>
 void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor& given) {
   const BackwardPlan<T> plan(args, workspace, given);
-  const KernelsFor<T>& kernels = active_kernels().of<T>();
+  const LayersFor<T>& kernels = active_layers<T>();
   const LstmShape& shape = args.shape;
   const int64_t hidden = shape.hidden_size;
   fill_starts(shape, plan.starts);
@@ -286,9 +286,9 @@ void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor&
     input.grad_gates = walk.grad_gates;
     input.packed = plan.input_packed + g * plan.input_packed_size;
     const bool sum = shape.recurrences > shape.inputs;
-    input.result =
-        sum ? plan.input_parts + g * shape.tokens * shape.input_size : args.grad_input + input_column(shape, g);
-    input.result_stride = sum ? shape.input_size : shape.inputs * shape.input_size;
+    input.part = sum ? plan.input_parts + g * shape.tokens * shape.input_size : nullptr;
+    input.result = args.grad_input + input_column(shape, g);
+    input.result_stride = shape.inputs * shape.input_size;
     kernels.lstm_input_gradient(input);
   });
 
@@ -340,6 +340,7 @@ void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor&
   template void lstm_backward(const LstmBackward<T>&, void*, const Executor&);
 PYMTL_INSTANTIATE(float)
 PYMTL_INSTANTIATE(double)
+PYMTL_INSTANTIATE(BFloat16)
 #undef PYMTL_INSTANTIATE
 
 }  // namespace pymtl

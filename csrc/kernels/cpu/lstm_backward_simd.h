@@ -34,7 +34,7 @@ struct LstmBackwardScratch {
 
   explicit LstmBackwardScratch(const LstmBackwardWalk<T>& walk) {
     const size_t rows = static_cast<size_t>(walk.last_row - walk.first_row);
-    const size_t state = rows * static_cast<size_t>(padded_units<T>(walk.hidden_size)) * sizeof(T);
+    const size_t state = rows * static_cast<size_t>(padded_units<T>(walk.hidden_size)) * sizeof(Real<T>);
     hidden = 0;
     cell = (state + 63) / 64 * 64;
     pointers = 2 * cell;
@@ -49,13 +49,15 @@ size_t lstm_backward_scratch(const LstmBackwardWalk<T>& walk) {
 
 template <typename T>
 class LstmBackwardWalker {
+  using R = Real<T>;
+
  public:
   explicit LstmBackwardWalker(const LstmBackwardWalk<T>& walk)
       : walk_(walk), rows_(walk.last_row - walk.first_row), size_(walk.hidden_size), units_(padded_units<T>(size_)) {
     const LstmBackwardScratch<T> scratch(walk);
     char* const memory = static_cast<char*>(walk.scratch);
-    grad_h_ = reinterpret_cast<T*>(memory + scratch.hidden);
-    grad_c_ = reinterpret_cast<T*>(memory + scratch.cell);
+    grad_h_ = reinterpret_cast<R*>(memory + scratch.hidden);
+    grad_c_ = reinterpret_cast<R*>(memory + scratch.cell);
     pointers_ = reinterpret_cast<const T**>(memory + scratch.pointers);
   }
 
@@ -96,15 +98,15 @@ class LstmBackwardWalker {
 
   int64_t token(int64_t t, int64_t row) const { return walk_.starts[t] + walk_.first_row + row; }
 
-  void set_gradient(const T* given, int64_t row, T* state) const {
+  void set_gradient(const T* given, int64_t row, R* state) const {
     for (int64_t unit = 0; unit < units_; unit += kLanes<T>) {
       Vec<T> value = {};
-      if (given != nullptr) value = load_part(given + (walk_.first_row + row) * size_ + unit, size_ - unit, T(0));
+      if (given != nullptr) value = load_part(given + (walk_.first_row + row) * size_ + unit, size_ - unit);
       store(state + row * units_ + unit, value);
     }
   }
 
-  void give_gradient(const T* state, int64_t row, T* wanted) const {
+  void give_gradient(const R* state, int64_t row, T* wanted) const {
     if (wanted == nullptr) return;
     for (int64_t unit = 0; unit < size_; unit += kLanes<T>) {
       store_part(wanted + (walk_.first_row + row) * size_ + unit, load(state + row * units_ + unit), size_ - unit);
@@ -112,31 +114,31 @@ class LstmBackwardWalker {
   }
 
   void gate_gradients(int64_t t, int64_t row, int64_t before) const {
-    const Vec<T> one = broadcast(T(1));
+    const Vec<T> one = broadcast(R(1));
     const int64_t here = token(t, row);
     const T* const gates = walk_.gates + here * kGates * size_;
-    const T* const cells = walk_.cells + here * size_;
+    const R* const cells = walk_.cells + here * size_;
     const T* const grad_output =
         walk_.grad_output == nullptr ? nullptr : walk_.grad_output + here * walk_.output_stride;
-    const T* c_before = walk_.c0 == nullptr ? nullptr : walk_.c0 + (walk_.first_row + row) * size_;
-    if (before != kInitialState) c_before = walk_.cells + token(before, row) * size_;
+    const T* const c0 = walk_.c0 == nullptr ? nullptr : walk_.c0 + (walk_.first_row + row) * size_;
+    const R* const c_before = before == kInitialState ? nullptr : walk_.cells + token(before, row) * size_;
     T* const grad_gates = walk_.grad_gates + here * kGates * size_;
 
     for (int64_t unit = 0; unit < size_; unit += kLanes<T>) {
       const int64_t valid = size_ - unit;
-      const auto part = [&](const T* from) PYMTL_INLINE_LAMBDA {
-        return from == nullptr ? Vec<T>{} : load_part(from + unit, valid, T(0));
-      };
+      const auto part = [&](const auto* from)
+                            PYMTL_INLINE_LAMBDA { return from == nullptr ? Vec<T>{} : load_part(from + unit, valid); };
       const Vec<T> i = part(gates);
       const Vec<T> f = part(gates + size_);
       const Vec<T> g = part(gates + 2 * size_);
       const Vec<T> o = part(gates + 3 * size_);
-      const Vec<T> tanh_c = tanh<T>(part(cells));
+      const Vec<T> tanh_c = tanh<R>(part(cells));
       const Vec<T> dh = load(grad_h_ + row * units_ + unit) + part(grad_output);
       const Vec<T> dc = fma(dh * o, one - tanh_c * tanh_c, load(grad_c_ + row * units_ + unit));
       store(grad_c_ + row * units_ + unit, dc * f);
       store_part(grad_gates + unit, dc * g * (i * (one - i)), valid);
-      store_part(grad_gates + size_ + unit, dc * part(c_before) * (f * (one - f)), valid);
+      store_part(grad_gates + size_ + unit, dc * (c_before != nullptr ? part(c_before) : part(c0)) * (f * (one - f)),
+                 valid);
       store_part(grad_gates + 2 * size_ + unit, dc * i * (one - g * g), valid);
       store_part(grad_gates + 3 * size_ + unit, dh * tanh_c * (o * (one - o)), valid);
     }
@@ -146,8 +148,8 @@ class LstmBackwardWalker {
   const int64_t rows_;
   const int64_t size_;
   const int64_t units_;
-  T* grad_h_;
-  T* grad_c_;
+  R* grad_h_;
+  R* grad_c_;
   const T** pointers_;
   int64_t started_ = 0;
 };

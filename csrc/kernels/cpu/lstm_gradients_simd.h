@@ -13,12 +13,15 @@ namespace {
 template <typename T>
 struct LstmWeightGradientScratch {
   WeightGradientScratch<T> product;
-  size_t rows, zeros, size;
+  size_t rows, zeros, ih_sums, hh_sums, size;
 
   explicit LstmWeightGradientScratch(const LstmWeightGradient<T>& args)
       : product(args.tokens, kGates * args.hidden_size, args.last_column - args.first_column) {
+    const int64_t columns = args.last_column - args.first_column;
     rows = (product.size + 63) / 64 * 64;
-    zeros = rows + static_cast<size_t>(product.block) * sizeof(const T*);
+    ih_sums = rows + static_cast<size_t>(product.block) * sizeof(const T*);
+    hh_sums = ih_sums + static_cast<size_t>(weight_gradient_sums<T>(columns, args.input_size)) * sizeof(Real<T>);
+    zeros = hh_sums + static_cast<size_t>(weight_gradient_sums<T>(columns, args.hidden_size)) * sizeof(Real<T>);
     size = zeros + static_cast<size_t>(args.hidden_size) * sizeof(T);
   }
 };
@@ -52,9 +55,12 @@ void find_previous_states(const LstmWeightGradient<T>& args, int64_t first, int6
 template <typename T>
 void lstm_weight_gradient(const LstmWeightGradient<T>& args) {
   const LstmWeightGradientScratch<T> scratch(args);
-  const T** const rows = reinterpret_cast<const T**>(static_cast<char*>(args.scratch) + scratch.rows);
-  T* const zeros = reinterpret_cast<T*>(static_cast<char*>(args.scratch) + scratch.zeros);
-  for (int64_t unit = 0; unit < args.hidden_size; ++unit) zeros[unit] = T(0);
+  char* const memory = static_cast<char*>(args.scratch);
+  const T** const rows = reinterpret_cast<const T**>(memory + scratch.rows);
+  Real<T>* const ih_sums = reinterpret_cast<Real<T>*>(memory + scratch.ih_sums);
+  Real<T>* const hh_sums = reinterpret_cast<Real<T>*>(memory + scratch.hh_sums);
+  T* const zeros = reinterpret_cast<T*>(memory + scratch.zeros);
+  for (int64_t unit = 0; unit < args.hidden_size; ++unit) zeros[unit] = T{};
   WeightGradient<T> gradient(args.grad_gates, args.tokens, kGates * args.hidden_size, args.first_column,
                              args.last_column, args.scratch);
   int64_t step = 0;
@@ -64,11 +70,11 @@ void lstm_weight_gradient(const LstmWeightGradient<T>& args) {
     if (args.bias != nullptr) gradient.add_sum(args.bias);
     if (args.w_ih != nullptr) {
       for (int64_t k = 0; k < count; ++k) rows[k] = args.input + (first + k) * args.input_stride;
-      gradient.add_product(rows, args.input_size, args.w_ih);
+      gradient.add_product(rows, args.input_size, args.w_ih, ih_sums);
     }
     if (args.w_hh != nullptr) {
       find_previous_states(args, first, count, zeros, step, rows);
-      gradient.add_product(rows, args.hidden_size, args.w_hh);
+      gradient.add_product(rows, args.hidden_size, args.w_hh, hh_sums);
     }
   }
 }
@@ -94,12 +100,17 @@ void lstm_input_gradient(const LstmInputGradient<T>& args) {
   constexpr int64_t kRows = 8 * kTileRows;  // whose gates stay in cache while the panels pass by
   const PanelLayout<T> layout = lstm_input_gradient_layout<T>(args.input_size, args.hidden_size);
   const T* rows[kRows];
-  T* results[kRows];
+  int64_t tokens[kRows];
   int64_t count = 0;
   const auto multiply = [&] {
     multiply_panels<T>(rows, count, layout, args.packed,
-                       [&](int64_t n, int64_t column, int64_t valid, Vec<T> value)
-                           PYMTL_INLINE_LAMBDA { store_part(results[n] + column, value, valid); });
+                       [&](int64_t n, int64_t column, int64_t valid, Vec<T> value) PYMTL_INLINE_LAMBDA {
+                         if (args.part != nullptr) {
+                           store_part(args.part + tokens[n] * args.input_size + column, value, valid);
+                         } else {
+                           store_part(args.result + tokens[n] * args.result_stride + column, value, valid);
+                         }
+                       });
     count = 0;
   };
   for (int64_t t = 0; t < args.steps; ++t) {
@@ -108,7 +119,7 @@ void lstm_input_gradient(const LstmInputGradient<T>& args) {
     for (int64_t row = args.first_row; row < last_row; ++row) {
       const int64_t token = args.starts[t] + row;
       rows[count] = args.grad_gates + token * kGates * args.hidden_size;
-      results[count] = args.result + token * args.result_stride;
+      tokens[count] = token;
       if (++count == kRows) multiply();
     }
   }

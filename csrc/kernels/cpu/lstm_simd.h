@@ -20,7 +20,7 @@ constexpr int64_t padded_units(int64_t hidden_size) {
 }
 
 // A recurrence's weights: W_ih [units/lanes][I][gates][lanes], W_hh [units/lanes][H][gates][lanes] and the
-// sum of the biases [units/lanes][gates][lanes]. Units past H are zero.
+// sum of the biases [units/lanes][gates][lanes], in Real<T>. Units past H are zero.
 template <typename T>
 struct PackedLstm {
   int64_t input_size;
@@ -28,9 +28,12 @@ struct PackedLstm {
 
   int64_t units() const { return padded_units<T>(hidden_size); }
   int64_t panels() const { return units() / kLanes<T>; }
-  int64_t w_hh() const { return kGates * units() * input_size; }
-  int64_t bias() const { return w_hh() + kGates * units() * hidden_size; }
-  int64_t size() const { return bias() + kGates * units(); }
+  int64_t w_ih_panel() const { return kGates * kLanes<T> * padded_depth<T>(input_size); }
+  int64_t w_hh_panel() const { return kGates * kLanes<T> * padded_depth<T>(hidden_size); }
+  int64_t w_hh() const { return panels() * w_ih_panel(); }
+  int64_t biases() const { return w_hh() + panels() * w_hh_panel(); }
+  int64_t size() const { return biases() + kGates * units() * kDepthGroup<T>; }
+  int64_t bias(int64_t panel) const { return biases() + panel * kGates * kLanes<T> * kDepthGroup<T>; }
 };
 
 template <typename T>
@@ -44,19 +47,20 @@ void pack_lstm(const LstmWeights<T>& weights, int64_t input_size, int64_t hidden
                T* packed) {
   const PackedLstm<T> layout{input_size, hidden_size};
   constexpr int n = kLanes<T>;
+  constexpr int group = n * kDepthGroup<T>;
   for (int64_t panel = part; panel < layout.panels(); panel += parts) {
     const int64_t unit = panel * n;
     const int64_t count = hidden_size - unit < n ? hidden_size - unit : n;
     for (int gate = 0; gate < kGates; ++gate) {
       const int64_t row = gate * hidden_size + unit;
       pack_rows(weights.w_ih + row * input_size, input_size, count, input_size,
-                packed + (panel * input_size * kGates + gate) * n, kGates * n);
+                packed + panel * layout.w_ih_panel() + gate * group, kGates * group);
       pack_rows(weights.w_hh + row * hidden_size, hidden_size, count, hidden_size,
-                packed + layout.w_hh() + (panel * hidden_size * kGates + gate) * n, kGates * n);
+                packed + layout.w_hh() + panel * layout.w_hh_panel() + gate * group, kGates * group);
       Vec<T> bias = {};
-      if (weights.b_ih != nullptr) bias = load_part(weights.b_ih + row, count, T(0));
-      if (weights.b_hh != nullptr) bias = bias + load_part(weights.b_hh + row, count, T(0));
-      store(packed + layout.bias() + (panel * kGates + gate) * n, bias);
+      if (weights.b_ih != nullptr) bias = load_part(weights.b_ih + row, count);
+      if (weights.b_hh != nullptr) bias = bias + load_part(weights.b_hh + row, count);
+      store_group(packed + layout.bias(panel) + gate * group, bias);
     }
   }
 }
@@ -64,8 +68,8 @@ void pack_lstm(const LstmWeights<T>& weights, int64_t input_size, int64_t hidden
 // to[r] = from[r] + rows[r] * panel, one vector of units for all gates. A function of its own, so that the
 // accumulators have the registers to themselves.
 template <typename T, int R>
-__attribute__((noinline)) void add_product(const T* const* rows, int64_t depth, const T* panel, const T* from,
-                                           int64_t from_stride, T* to, int64_t to_stride) {
+__attribute__((noinline)) void add_product(const T* const* rows, int64_t depth, const T* panel, const Real<T>* from,
+                                           int64_t from_stride, Real<T>* to, int64_t to_stride) {
   Vec<T> acc[R][kGates];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -98,7 +102,7 @@ struct LstmScratch {
   explicit LstmScratch(const LstmWalk<T>& walk) {
     rows = walk.last_row - walk.first_row;
     units = padded_units<T>(walk.hidden_size);
-    const int64_t fitting = kBlockBytes / (kGates * units * static_cast<int64_t>(sizeof(T)));
+    const int64_t fitting = kBlockBytes / (kGates * units * static_cast<int64_t>(sizeof(Real<T>)));
     block = fitting < 2 * kTileRows ? 2 * kTileRows : fitting;
     const int64_t all = walk.starts[walk.steps] - walk.starts[0];
     if (block > all) block = all;
@@ -115,12 +119,12 @@ struct LstmScratch {
     };
     pointers = take(block, sizeof(const T*));
     waiting = take(heads ? kept : 0, sizeof(const T*));
-    waiting_rows = take(heads ? kept : 0, sizeof(T*));
-    gates = take(block * kGates * units, sizeof(T));
+    waiting_rows = take(heads ? kept : 0, sizeof(Real<T>*));
+    gates = take(block * kGates * units, sizeof(Real<T>));
     hidden = take(kept * units, sizeof(T));
-    cell = take(rows * units, sizeof(T));
-    sum = take(walk.mean != nullptr ? 2 * rows * units : 0, sizeof(T));
-    max = take(walk.max != nullptr ? rows * units : 0, sizeof(T));
+    cell = take(rows * units, sizeof(Real<T>));
+    sum = take(walk.mean != nullptr ? 2 * rows * units : 0, sizeof(Real<T>));
+    max = take(walk.max != nullptr ? rows * units : 0, sizeof(Real<T>));
     size = at;
   }
 };
@@ -132,6 +136,8 @@ size_t lstm_scratch(const LstmWalk<T>& walk) {
 
 template <typename T>
 class LstmWalker {
+  using R = Real<T>;
+
  public:
   explicit LstmWalker(const LstmWalk<T>& walk)
       : walk_(walk),
@@ -141,18 +147,18 @@ class LstmWalker {
         units_(scratch_.units),
         pointers_(at<const T*>(scratch_.pointers)),
         waiting_(at<const T*>(scratch_.waiting)),
-        waiting_rows_(at<T*>(scratch_.waiting_rows)),
-        gates_(at<T>(scratch_.gates)),
+        waiting_rows_(at<R*>(scratch_.waiting_rows)),
+        gates_(at<R>(scratch_.gates)),
         hidden_(at<T>(scratch_.hidden)),
-        cell_(at<T>(scratch_.cell)),
-        sum_(walk.mean != nullptr ? at<T>(scratch_.sum) : nullptr),
-        max_(walk.max != nullptr ? at<T>(scratch_.max) : nullptr) {}
+        cell_(at<R>(scratch_.cell)),
+        sum_(walk.mean != nullptr ? at<R>(scratch_.sum) : nullptr),
+        max_(walk.max != nullptr ? at<R>(scratch_.max) : nullptr) {}
 
   void run() {
     int64_t done = 0;
     while (done < walk_.steps) {
       const int64_t end = project_block(done);
-      const T* gates = gates_;
+      const R* gates = gates_;
       for (; done < end; ++done) {
         const int64_t t = step_at(done);
         const int64_t active = rows_at(t);
@@ -202,12 +208,12 @@ class LstmWalker {
       for (int64_t row = 0; row < active; ++row) pointers_[count++] = walk_.input + token(t, row) * walk_.input_stride;
     }
     for (int64_t panel = 0; panel < layout_.panels(); ++panel) {
-      const T* const bias = walk_.packed + layout_.bias() + panel * kGates * kLanes<T>;
-      const T* const w_ih = walk_.packed + panel * kGates * kLanes<T> * walk_.input_size;
-      T* const gates = gates_ + panel * kGates * kLanes<T>;
-      for_row_groups(count, [&]<int R>(int64_t row) {
-        add_product<T, R>(pointers_ + row, walk_.input_size, w_ih, bias, 0, gates + row * kGates * units_,
-                          kGates * units_);
+      const R* const bias = reinterpret_cast<const R*>(walk_.packed + layout_.bias(panel));
+      const T* const w_ih = walk_.packed + panel * layout_.w_ih_panel();
+      R* const gates = gates_ + panel * kGates * kLanes<T>;
+      for_row_groups(count, [&]<int Rows>(int64_t row) {
+        add_product<T, Rows>(pointers_ + row, walk_.input_size, w_ih, bias, 0, gates + row * kGates * units_,
+                             kGates * units_);
       });
     }
     return end;
@@ -221,32 +227,33 @@ class LstmWalker {
       for (int64_t unit = 0; unit < units_; unit += kLanes<T>) {
         if (sum_ != nullptr) store(sum_ + started_ * units_ + unit, Vec<T>{});
         if (sum_ != nullptr) store(sum_ + sum_size() + started_ * units_ + unit, Vec<T>{});
-        if (max_ != nullptr) store(max_ + started_ * units_ + unit, broadcast(-std::numeric_limits<T>::infinity()));
+        if (max_ != nullptr) store(max_ + started_ * units_ + unit, broadcast(-std::numeric_limits<R>::infinity()));
       }
     }
   }
 
-  void set_state(const T* initial, int64_t row, T* state) const {
+  template <typename State>
+  void set_state(const T* initial, int64_t row, State* state) const {
     for (int64_t unit = 0; unit < units_; unit += kLanes<T>) {
       Vec<T> value = {};
       if (initial != nullptr) {
-        value = load_part(initial + (walk_.first_row + row) * walk_.hidden_size + unit, walk_.hidden_size - unit, T(0));
+        value = load_part(initial + (walk_.first_row + row) * walk_.hidden_size + unit, walk_.hidden_size - unit);
       }
       store(state + unit, value);
     }
   }
 
-  void step(int64_t t, int64_t active, const T* gates) {
+  void step(int64_t t, int64_t active, const R* gates) {
     for (int64_t row = 0; row < active; ++row) pointers_[row] = hidden(previous_slot(), row);
     for (int64_t panel = 0; panel < layout_.panels(); ++panel) {
-      const T* const w_hh = walk_.packed + layout_.w_hh() + panel * kGates * kLanes<T> * walk_.hidden_size;
-      const T* const from = gates + panel * kGates * kLanes<T>;
+      const T* const w_hh = walk_.packed + layout_.w_hh() + panel * layout_.w_hh_panel();
+      const R* const from = gates + panel * kGates * kLanes<T>;
       for (int64_t first = 0; first < active; first += kUpdateRows) {
         const int64_t count = active - first < kUpdateRows ? active - first : kUpdateRows;
-        alignas(64) T sums[kUpdateRows][kGates][kLanes<T>];
-        for_row_groups(count, [&]<int R>(int64_t row) {
-          add_product<T, R>(pointers_ + first + row, walk_.hidden_size, w_hh, from + (first + row) * kGates * units_,
-                            kGates * units_, &sums[row][0][0], kGates * kLanes<T>);
+        alignas(64) R sums[kUpdateRows][kGates][kLanes<T>];
+        for_row_groups(count, [&]<int Rows>(int64_t row) {
+          add_product<T, Rows>(pointers_ + first + row, walk_.hidden_size, w_hh, from + (first + row) * kGates * units_,
+                               kGates * units_, &sums[row][0][0], kGates * kLanes<T>);
         });
         update_cells(t, first, count, panel * kLanes<T>, sums);
       }
@@ -259,15 +266,15 @@ class LstmWalker {
 
   // From the gates' sums of one vector of units to c and h, for `count` sequences from `first` on.
   __attribute__((noinline)) void update_cells(int64_t t, int64_t first, int64_t count, int64_t unit,
-                                              T (*sums)[kGates][kLanes<T>]) const {
+                                              R (*sums)[kGates][kLanes<T>]) const {
     const int64_t valid = walk_.hidden_size - unit;
-    T* const cell = cell_ + first * units_ + unit;
+    R* const cell = cell_ + first * units_ + unit;
     T* const hidden_state = hidden(slot_, first) + unit;
     for (int64_t r = 0; r < count; ++r) {
-      const Vec<T> i = sigmoid<T>(load(sums[r][0]));
-      const Vec<T> f = sigmoid<T>(load(sums[r][1]));
-      const Vec<T> g = tanh<T>(load(sums[r][2]));
-      const Vec<T> o = sigmoid<T>(load(sums[r][3]));
+      const Vec<T> i = sigmoid<R>(load(sums[r][0]));
+      const Vec<T> f = sigmoid<R>(load(sums[r][1]));
+      const Vec<T> g = tanh<R>(load(sums[r][2]));
+      const Vec<T> o = sigmoid<R>(load(sums[r][3]));
       const Vec<T> c = fma(f, load(cell + r * units_), i * g);
       store(cell + r * units_, c);
       store(sums[r][3], o);
@@ -276,7 +283,7 @@ class LstmWalker {
     // A loop of its own: after the long chain of operations to c, another to h would leave the processor nothing
     // to overlap it with.
     for (int64_t r = 0; r < count; ++r) {
-      store(hidden_state + r * units_, load(sums[r][3]) * tanh<T>(load(cell + r * units_)));
+      store(hidden_state + r * units_, load(sums[r][3]) * tanh<R>(load(cell + r * units_)));
     }
     if (walk_.output != nullptr) {
       T* const output = walk_.output + token(t, first) * walk_.output_stride + unit;
@@ -285,19 +292,19 @@ class LstmWalker {
       }
     }
     if (sum_ != nullptr) {
-      T* const sum = sum_ + first * units_ + unit;
+      R* const sum = sum_ + first * units_ + unit;
       for (int64_t r = 0; r < count; ++r) {
         Vec<T> total = load(sum + r * units_);
         Vec<T> error = load(sum + sum_size() + r * units_);
-        add_compensated<T>(load(hidden_state + r * units_), total, error);
+        add_compensated<R>(load(hidden_state + r * units_), total, error);
         store(sum + r * units_, total);
         store(sum + sum_size() + r * units_, error);
       }
     }
     if (max_ != nullptr) {
-      T* const max = max_ + first * units_ + unit;
+      R* const max = max_ + first * units_ + unit;
       for (int64_t r = 0; r < count; ++r) {
-        store(max + r * units_, maximum<T>(load(max + r * units_), load(hidden_state + r * units_)));
+        store(max + r * units_, maximum<R>(load(max + r * units_), load(hidden_state + r * units_)));
       }
     }
   }
@@ -318,7 +325,7 @@ class LstmWalker {
     for (int64_t row = staying; row < active; ++row) {
       const int64_t to = (walk_.first_row + row) * walk_.hidden_size;
       const int64_t pooled = (walk_.first_row + row) * walk_.pooled_stride;
-      const Vec<T> length = broadcast(static_cast<T>(sum_ != nullptr ? length_of(row) : 1));
+      const Vec<T> length = broadcast(static_cast<R>(sum_ != nullptr ? length_of(row) : 1));
       for (int64_t unit = 0; unit < walk_.hidden_size; unit += kLanes<T>) {
         const int64_t valid = walk_.hidden_size - unit;
         store_part(walk_.h_n + to + unit, load(hidden(slot_, row) + unit), valid);
@@ -360,12 +367,12 @@ class LstmWalker {
   const int64_t units_;
   const T** const pointers_;
   const T** const waiting_;
-  T** const waiting_rows_;
-  T* const gates_;
+  R** const waiting_rows_;
+  R* const gates_;
   T* const hidden_;
-  T* const cell_;
-  T* const sum_;
-  T* const max_;
+  R* const cell_;
+  R* const sum_;
+  R* const max_;
   int64_t slot_ = 1;           // of the step being computed; the one before holds its h_{t-1}
   int64_t started_ = 0;        // sequences that have their initial state
   int64_t waiting_count_ = 0;  // tokens whose h waits for the heads

@@ -6,7 +6,7 @@
 // size.
 #pragma once
 
-#include "simd.h"
+#include "bfloat16_simd.h"
 
 namespace pymtl {
 namespace {
@@ -43,37 +43,57 @@ PYMTL_INLINE void for_row_groups(int64_t rows, Tile&& tile) {
   }
 }
 
+// acc[r][v] += row[r][k] * panel[k][v] for the next depth group.
+template <typename T, int R, int V>
+PYMTL_INLINE void multiply_group(const T* const (&row)[R], int64_t k, const T* panel, Vec<T> (&acc)[R][V]) {
+  const auto multiply = [&]<int Step>() PYMTL_INLINE_LAMBDA {
+    // Whichever operand has fewer vectors stays in registers while the other passes by.
+    if constexpr (R <= V) {
+      Vec<T> x[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) x[r] = row_operand<Step>(row[r] + k);
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) {
+        const Vec<T> w = panel_operand<Step>(panel + v * kLanes<T> * kDepthGroup<T>);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) acc[r][v] = multiply_add<T>(x[r], w, acc[r][v]);
+      }
+    } else {
+      Vec<T> w[V];
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) w[v] = panel_operand<Step>(panel + v * kLanes<T> * kDepthGroup<T>);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const Vec<T> x = row_operand<Step>(row[r] + k);
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) acc[r][v] = multiply_add<T>(x, w[v], acc[r][v]);
+      }
+    }
+  };
+  multiply.template operator()<0>();
+  if constexpr (kSteps<T> == 2) multiply.template operator()<1>();
+}
+
 // acc[r][v] += sum_k rows[r][k] * panel[k][v]
 template <typename T, int R, int V>
 PYMTL_INLINE void multiply_tile(const T* const* rows, int64_t depth, const T* panel, Vec<T> (&acc)[R][V]) {
   const T* row[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) row[r] = rows[r];
+  int64_t k = 0;
 #pragma GCC unroll 2
-  for (int64_t k = 0; k < depth; ++k) {
-    // Whichever operand has fewer vectors stays in registers while the other passes by.
-    if constexpr (R <= V) {
-      Vec<T> x[R];
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) x[r] = broadcast(row[r][k]);
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) {
-        const Vec<T> w = load(panel + v * kLanes<T>);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) acc[r][v] = fma(x[r], w, acc[r][v]);
-      }
-    } else {
-      Vec<T> w[V];
-#pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) w[v] = load(panel + v * kLanes<T>);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const Vec<T> x = broadcast(row[r][k]);
-#pragma GCC unroll 8
-        for (int v = 0; v < V; ++v) acc[r][v] = fma(x, w[v], acc[r][v]);
-      }
+  for (; k + kDepthGroup<T> <= depth; k += kDepthGroup<T>) {
+    multiply_group<T, R, V>(row, k, panel, acc);
+    panel += V * kLanes<T> * kDepthGroup<T>;
+  }
+  if constexpr (kDepthGroup<T> > 1) {
+    if (k == depth) return;
+    T last[R][kDepthGroup<T>] = {};  // a row ends within the group, a panel is zero there
+    for (int r = 0; r < R; ++r) {
+      last[r][0] = row[r][k];
+      row[r] = last[r];
     }
-    panel += V * kLanes<T>;
+    multiply_group<T, R, V>(row, 0, panel, acc);
   }
 }
 
@@ -84,7 +104,7 @@ constexpr int64_t kChain = 256;
 // acc[r][v] += sum_k rows[r][k] * panel[k][v]; above kChain in chains of their own, added in order.
 template <typename T, int R, int V>
 PYMTL_INLINE void multiply_deep(const T* const* rows, int64_t depth, const T* panel, Vec<T> (&acc)[R][V]) {
-  alignas(64) T sums[R][V][kLanes<T>];
+  alignas(64) Real<T> sums[R][V][kLanes<T>];
   for (int64_t k = 0;; k += kChain) {
     const bool last = depth - k <= kChain;
     const T* parts[R];
@@ -105,24 +125,50 @@ PYMTL_INLINE void multiply_deep(const T* const* rows, int64_t depth, const T* pa
   }
 }
 
-// panel[k * stride + lane] = rows[lane * row_stride + k] for k in [0, depth): a vector's column of a panel
-// from `count` <= lanes rows of a row-major matrix; lanes past `count` become zero.
+// The depth group at k of one vector of columns, as bits, from the rows that row_at(k) points into; past `depth` they
+// are zero.
+template <typename T, typename RowAt>
+PYMTL_INLINE Vec<T> load_group(RowAt&& row_at, int64_t k, int64_t depth, int64_t valid) {
+  const Vec<T> first = k < depth ? load_part(row_at(k), valid) : Vec<T>{};
+  if constexpr (kDepthGroup<T> == 1) {
+    return first;
+  } else {
+    return pair(first, k + 1 < depth ? load_part(row_at(k + 1), valid) : Vec<T>{});
+  }
+}
+
+template <typename T>
+PYMTL_INLINE void store_group(T* to, Vec<T> group) {
+  store(reinterpret_cast<Real<T>*>(to), group);
+}
+
+// A square of rows x depth groups, transposed by moving whole groups: as bits, in vectors of Real<T>.
+template <typename T>
+PYMTL_INLINE void transpose_groups(const T* rows, int64_t row_stride, T* to, int64_t stride) {
+  constexpr int n = kLanes<T>;
+  Vec<T> square[n];
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) square[i] = load(reinterpret_cast<const Real<T>*>(rows + i * row_stride));
+  transpose<Real<T>>(square);
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) store_group<T>(to + i * stride, square[i]);
+}
+
+// A vector's column of a panel from `count` <= lanes rows of a row-major matrix: the depth group at k of all lanes
+// goes to panel + k / kDepthGroup * stride. Lanes past `count` and depths past `depth` become zero.
 template <typename T>
 void pack_rows(const T* rows, int64_t row_stride, int64_t count, int64_t depth, T* panel, int64_t stride) {
   constexpr int n = kLanes<T>;
+  constexpr int group = kDepthGroup<T>;
   int64_t k = 0;
   if (count == n) {
-    for (; k + n <= depth; k += n) {
-      Vec<T> square[n];
-#pragma GCC unroll 16
-      for (int i = 0; i < n; ++i) square[i] = load(rows + i * row_stride + k);
-      transpose<T>(square);
-#pragma GCC unroll 16
-      for (int i = 0; i < n; ++i) store(panel + (k + i) * stride, square[i]);
+    for (; k + n * group <= depth; k += n * group) {
+      transpose_groups(rows + k, row_stride, panel + k / group * stride, stride);
     }
   }
-  for (; k < depth; ++k) {
-    for (int64_t i = 0; i < n; ++i) panel[k * stride + i] = i < count ? rows[i * row_stride + k] : T(0);
+  for (; k < padded_depth<T>(depth); ++k) {
+    T* const to = panel + k / group * stride + k % group;
+    for (int64_t i = 0; i < n; ++i) to[i * group] = i < count && k < depth ? rows[i * row_stride + k] : T{};
   }
 }
 
@@ -135,11 +181,11 @@ struct PanelLayout {
 
   int64_t vectors() const { return (width + kLanes<T> - 1) / kLanes<T>; }
   int64_t panels() const { return (vectors() + kPanelVectors - 1) / kPanelVectors; }
-  int64_t size() const { return vectors() * kLanes<T> * depth; }
+  int64_t size() const { return vectors() * kLanes<T> * padded_depth<T>(depth); }
   int64_t panel_vectors(int64_t panel) const { return first_vector(panel + 1) - first_vector(panel); }
   int64_t first_vector(int64_t panel) const { return vectors() * panel / panels(); }
   int64_t first_column(int64_t panel) const { return first_vector(panel) * kLanes<T>; }
-  int64_t offset(int64_t panel) const { return first_column(panel) * depth; }
+  int64_t offset(int64_t panel) const { return first_column(panel) * padded_depth<T>(depth); }
 };
 
 // panels <- weight^T, weight [width, depth] with rows `stride` apart.
@@ -150,8 +196,8 @@ void pack_transposed(const T* weight, int64_t stride, PanelLayout<T> layout, T* 
     for (int64_t v = 0; v < vectors; ++v) {
       const int64_t first = layout.first_column(panel) + v * kLanes<T>;
       const int64_t count = layout.width - first < kLanes<T> ? layout.width - first : kLanes<T>;
-      pack_rows(weight + first * stride, stride, count, layout.depth, panels + layout.offset(panel) + v * kLanes<T>,
-                vectors * kLanes<T>);
+      pack_rows(weight + first * stride, stride, count, layout.depth,
+                panels + layout.offset(panel) + v * kLanes<T> * kDepthGroup<T>, vectors * kLanes<T> * kDepthGroup<T>);
     }
   }
 }
@@ -162,11 +208,12 @@ void pack_columns(const T* matrix, PanelLayout<T> layout, T* panels) {
   for (int64_t panel = 0; panel < layout.panels(); ++panel) {
     T* to = panels + layout.offset(panel);
     const int64_t vectors = layout.panel_vectors(panel);
-    for (int64_t k = 0; k < layout.depth; ++k) {
+    for (int64_t k = 0; k < layout.depth; k += kDepthGroup<T>) {
       for (int64_t v = 0; v < vectors; ++v) {
         const int64_t first = layout.first_column(panel) + v * kLanes<T>;
-        store(to, load_part(matrix + k * layout.width + first, layout.width - first, T(0)));
-        to += kLanes<T>;
+        const auto row = [&](int64_t at) { return matrix + at * layout.width + first; };
+        store_group<T>(to, load_group<T>(row, k, layout.depth, layout.width - first));
+        to += kLanes<T> * kDepthGroup<T>;
       }
     }
   }
@@ -191,25 +238,61 @@ PYMTL_INLINE void with_vectors(int64_t vectors, Body&& body) {
   }
 }
 
+// products[r][v] = sum_k rows[r][k] * panel[k][v]. A function of its own, shared by all who multiply so: inlined into
+// each, the tiles' sizes would make for as many copies.
+template <typename T, int R, int V>
+__attribute__((noinline)) void multiply_rows(const T* const* rows, int64_t depth, const T* panel, Real<T>* products) {
+  Vec<T> acc[R][V] = {};
+  multiply_deep<T, R, V>(rows, depth, panel, acc);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) store(products + (r * V + v) * kLanes<T>, acc[r][v]);
+  }
+}
+
+// A tile's products: rows x a panel's vectors.
+template <typename T>
+struct Products {
+  alignas(64) Real<T> values[kTileRows * kPanelVectors * kLanes<T>];
+
+  // Of a panel of `vectors`.
+  Vec<T> at(int64_t row, int64_t vectors, int64_t v) const { return load(values + (row * vectors + v) * kLanes<T>); }
+};
+
+template <typename T>
+void add(const Products<T>& products, int64_t vectors, Products<T>& sums) {
+  for (int64_t v = 0; v < vectors; ++v) {
+    Real<T>* const sum = sums.values + v * kLanes<T>;
+    store(sum, load(sum) + load(products.values + v * kLanes<T>));
+  }
+}
+
+// Calls body(first, count, multiply) for tiles of rows; multiply(rows, panel, products) is multiply_rows for them.
+template <typename T, typename Body>
+PYMTL_INLINE void for_tiles(int64_t rows, int64_t vectors, Body&& body) {
+  with_vectors(vectors, [&]<int V>() {
+    for_row_groups(rows, [&]<int R>(int64_t first) { body(first, R, multiply_rows<T, R, V>); });
+  });
+}
+
 // Row n of the product of `rows` with the panels, handed to done(n, first_column, valid_columns, vector).
 template <typename T, typename Done>
 void multiply_panels(const T* const* rows, int64_t count, PanelLayout<T> layout, const T* panels, Done&& done) {
+  Products<T> products;
+  const auto tile = [&](int64_t panel, int64_t first, int64_t size, auto* multiply) {
+    multiply(rows + first, layout.depth, panels + layout.offset(panel), products.values);
+    const int64_t vectors = layout.panel_vectors(panel);
+    for (int64_t r = 0; r < size; ++r) {
+      for (int64_t v = 0; v < vectors; ++v) {
+        const int64_t column = layout.first_column(panel) + v * kLanes<T>;
+        done(first + r, column, layout.width - column, products.at(r, vectors, v));
+      }
+    }
+  };
   for (int64_t panel = 0; panel < layout.panels(); ++panel) {
-    const T* const columns = panels + layout.offset(panel);
-    with_vectors(layout.panel_vectors(panel), [&]<int V>() {
-      for_row_groups(count, [&]<int R>(int64_t first) {
-        Vec<T> acc[R][V] = {};
-        multiply_deep<T, R, V>(rows + first, layout.depth, columns, acc);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
-          for (int v = 0; v < V; ++v) {
-            const int64_t column = layout.first_column(panel) + v * kLanes<T>;
-            done(first + r, column, layout.width - column, acc[r][v]);
-          }
-        }
-      });
-    });
+    for_tiles<T>(count, layout.panel_vectors(panel),
+                 [&](int64_t first, int64_t size, auto* multiply) { tile(panel, first, size, multiply); });
   }
 }
 

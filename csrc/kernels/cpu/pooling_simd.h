@@ -26,7 +26,7 @@ void pool_rows(const Pool<T>& args, const int64_t* starts, int64_t first, int64_
         int64_t best[kLanes<T>] = {};
         for (int64_t k = 0; k < length; ++k) {
           const int64_t token = starts[args.reverse[g] ? length - 1 - k : k] + row;
-          const Vec<T> h = load_part(args.input + token * stride + column, valid, T(0));
+          const Vec<T> h = load_part(args.input + token * stride + column, valid);
           if (mean) {
             add_compensated<T>(h, value, error);
             continue;

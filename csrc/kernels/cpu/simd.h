@@ -11,6 +11,8 @@
 #include <cstring>
 #include <utility>
 
+#include "../bfloat16.h"
+
 #if defined(__AVX2__)
 #include <immintrin.h>
 #elif defined(__SSE2__)
@@ -53,12 +55,23 @@ struct VectorOf<double> {
   typedef double Type __attribute__((vector_size(kVectorBytes)));
   typedef int64_t Int __attribute__((vector_size(kVectorBytes)));
 };
+// What a bfloat16 becomes in a register.
+template <>
+struct VectorOf<BFloat16> : VectorOf<float> {};
 template <typename T>
 using Vec = typename VectorOf<T>::Type;
 template <typename T>
 using IntVec = typename VectorOf<T>::Int;
 template <typename T>
-constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(Real<T>));
+
+// How many numbers of consecutive depth lie side by side in a lane of a panel (see panels.h).
+template <typename T>
+constexpr int kDepthGroup = static_cast<int>(sizeof(Real<T>) / sizeof(T));
+template <typename T>
+constexpr int64_t padded_depth(int64_t depth) {
+  return (depth + kDepthGroup<T> - 1) / kDepthGroup<T> * kDepthGroup<T>;
+}
 
 template <typename T>
 PYMTL_INLINE Vec<T> load(const T* from) {
@@ -137,7 +150,7 @@ PYMTL_INLINE __m256i first_lanes(int64_t count) {
 
 // The first `count` lanes (count >= 0) from memory, the others `fill`. Reads nothing past them.
 template <typename T>
-PYMTL_INLINE Vec<T> load_part(const T* from, int64_t count, T fill) {
+PYMTL_INLINE Vec<T> load_part(const T* from, int64_t count, T fill = T(0)) {
   if (count >= kLanes<T>) return load(from);
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4) {
@@ -186,6 +199,25 @@ PYMTL_INLINE void store_part(T* to, Vec<T> value, int64_t count) {
 template <typename T>
 PYMTL_INLINE Vec<T> select(IntVec<T> condition, Vec<T> yes, Vec<T> no) {
   return condition ? yes : no;
+}
+
+// The product of a row's and a panel's next depth group, in kSteps<T> steps (bfloat16_simd.h has its own).
+template <typename T>
+constexpr int kSteps = 1;
+
+template <int Step, typename T>
+PYMTL_INLINE Vec<T> row_operand(const T* row) {
+  return broadcast(*row);
+}
+
+template <int Step, typename T>
+PYMTL_INLINE Vec<T> panel_operand(const T* panel) {
+  return load(panel);
+}
+
+template <typename T>
+PYMTL_INLINE Vec<T> multiply_add(Vec<T> x, Vec<T> w, Vec<T> acc) {
+  return fma(x, w, acc);
 }
 
 // The larger and the smaller of x and a limit; NaN where x is.
