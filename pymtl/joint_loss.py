@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -66,6 +66,7 @@ class JointLoss(nn.Module):
         logits: Mapping[str, Value],
         targets: Mapping[str, Value],
         scales: Mapping[str, float] | None = None,
+        mean: Callable[[Tensor], Tensor] | None = None,
     ) -> JointLossResult:
         """Computes the loss.
 
@@ -78,7 +79,9 @@ class JointLoss(nn.Module):
                 targets in this batch may be left out; it contributes nothing. Other heads' targets are as their
                 losses say. The ``penalties`` of a :class:`pymtl.MultiTaskModel`'s output join the total.
             scales: a further factor of each task's loss in the total of this call, 1 where there is none: for a batch
-                that is one process's part of a larger one.
+                that is one process's part of a larger one, with which every process names the same tasks.
+            mean: of a tensor over all processes, with ``scales``: a method of balancing then sees the losses of the
+                whole batch, while each process differentiates those of its part.
 
         Raises:
             KeyError: a task is unknown, or has targets but no logits.
@@ -111,6 +114,8 @@ class JointLoss(nn.Module):
         if self.balancing is not None:
             # A task without a label here has no loss to balance the others with.
             weighted = {t: weights[t] * v for t, v in per_task.items() if self._has_label(t, targets[t])}
+            if mean is not None and scales:
+                weighted = _of_all_parts(weighted, scales, mean)
         if weighted:
             total = self.balancing(weighted, shared)
         else:
@@ -213,6 +218,17 @@ class JointLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{task}: {self.loss_weights[task]:g} x {loss}" for task, loss in self.losses.items())
+
+
+def _of_all_parts(
+    losses: Mapping[str, Tensor], tasks: Iterable[str], mean: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """The mean losses over all processes, with the gradients of this one's."""
+    tasks = list(tasks)
+    zero = next(iter(losses.values()), torch.zeros(())).new_zeros(())
+    own = [losses.get(task, zero) for task in tasks]
+    whole = mean(torch.stack([loss.detach() for loss in own]))
+    return {task: loss - loss.detach() + value for task, loss, value in zip(tasks, own, whole.unbind())}
 
 
 def _check_known(argument: str, given: Mapping[str, object], known: Mapping[str, object]) -> None:

@@ -20,7 +20,7 @@ from pymtl.lstm import LSTM
 from pymtl.ops.autograd import transforming, wants_gradient
 from pymtl.packing import as_lengths, same_packing
 from pymtl.sharing import HardSharing, Sharing, SharingResult
-from pymtl.states import States
+from pymtl.states import States, rows
 
 Field = Tensor | PackedSequence
 Input = Field | Mapping[str, Field]
@@ -56,6 +56,8 @@ class MultiTaskModel(nn.Module):
             :class:`pymtl.sharing.Sharing`; its ``batch_first`` says how padded input and output are laid out.
         heads: a head for each task.
         dropout: applied to the embedded tokens and to the encoder's states, in training.
+        variational: whether all tokens of a sequence share one mask (Gal & Ghahramani 2016, "A Theoretically Grounded
+            Application of Dropout in Recurrent Neural Networks"), rather than each having its own.
 
     Raises:
         TypeError: the encoder is neither, or a head not a :class:`pymtl.Head`.
@@ -69,6 +71,7 @@ class MultiTaskModel(nn.Module):
         encoder: LSTM | Sharing,
         heads: Mapping[str, Head],
         dropout: float = 0.0,
+        variational: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(encoder, LSTM | Sharing):
@@ -83,6 +86,7 @@ class MultiTaskModel(nn.Module):
         self.embedding = embedding
         self.encoder = encoder
         self.dropout = float(dropout)
+        self.variational = variational
         self.heads = nn.ModuleDict()
         if isinstance(encoder, LSTM):
             features = (2 if encoder.bidirectional else 1) * (encoder.proj_size or encoder.hidden_size)
@@ -101,11 +105,14 @@ class MultiTaskModel(nn.Module):
             if isinstance(head, LanguageModelHead):
                 self._check_language_model(task)
                 head.directions = 2 if encoder.bidirectional else 1
-            if head.reads.skip or head.reads.after is not None:
-                before = None if head.reads.after is None else heads[head.reads.after]
-                head.materialize(features, like, encoder.input_size, before)
-            else:
-                head.materialize(features, like)
+            try:
+                if head.reads.skip or head.reads.after is not None:
+                    before = None if head.reads.after is None else heads[head.reads.after]
+                    head.materialize(features, like, encoder.input_size, before)
+                else:
+                    head.materialize(features, like)
+            except ValueError as error:
+                raise ValueError(f"heads[{task!r}]: {error}") from None
             if isinstance(head, CRFHead):
                 head.crf.batch_first = encoder.batch_first
             if isinstance(head, CTCHead):
@@ -207,7 +214,7 @@ class MultiTaskModel(nn.Module):
             data = self.embedding(data)
         if not isinstance(data, Tensor):
             raise ValueError(f"inputs: expected one field of features without an embedding, got {list(data)}")
-        data = self._drop(data)
+        data = self._drop(data, order.batch_sizes)
         tasks = self._with_those_before(wanted)
         lstm = self.encoder.encoder if type(self.encoder) is HardSharing else self.encoder
         if isinstance(lstm, LSTM) and lstm.kernels_take(data) and not self._needs_states(data, lstm, tasks):
@@ -303,11 +310,14 @@ class MultiTaskModel(nn.Module):
         if not self.training or self.dropout == 0:
             return states
         with_last = any(self.heads[task].pooling == "last" for task in tasks)
-        return states.map(self._drop, with_last)
+        return states.map(lambda tensor: self._drop(tensor, states.batch_sizes, tensor is states.tokens), with_last)
 
-    def _drop(self, tensor: Tensor) -> Tensor:
+    def _drop(self, tensor: Tensor, batch_sizes: Tensor, of_tokens: bool = True) -> Tensor:
         if not self.training or self.dropout == 0:
             return tensor
+        if self.variational and of_tokens:
+            mask = self._drop(tensor.new_ones(int(batch_sizes[0]), tensor.shape[1]), batch_sizes, of_tokens=False)
+            return tensor * mask.index_select(0, rows(batch_sizes, tensor.shape[0]).to(tensor.device))
         if ops.has_kernels(tensor):
             return ops.dropout(tensor, self.dropout)
         return F.dropout(tensor, self.dropout)

@@ -20,7 +20,8 @@ def config_of(**kinds):
 def scores(kind, truth, guess):
     """Of one task, t."""
     records = [Record(["w"] * (len(label) if kind == "tagging" and label else 1), {"t": label}) for label in truth]
-    return score(records, [{"t": label} for label in guess], config_of(t=kind))
+    tags = {tag for tags in truth for tag in tags or () if tag is not None} if kind == "tagging" else ()
+    return score(records, [{"t": label} for label in guess], config_of(t=kind), {"t": tags})
 
 
 def test_accuracy_of_classes_leaves_out_records_without_a_label():
@@ -38,6 +39,8 @@ def test_accuracy_of_classes_leaves_out_records_without_a_label():
         ([["B-a", "O", "O"]], [["B-a", "O", "B-b"]], 2 / 3),
         ([["B-a", "I-a", "O", "B-b"], ["B-a", "O"]], [["B-a", "I-a", "B-b", "O"], ["B-a", "B-b"]], 4 / 7),
         ([["B-a", "O"], None], [["B-a", "O"], ["B-b"]], 1.0),
+        ([["B-a", None, "B-b"]], [["B-a", "B-a", "O"]], 2 / 3),  # a token without a label does not count
+        ([["B", "I", "O", "B"]], [["B", "I", "O", "O"]], 2 / 3),  # spans of one kind
     ],
 )
 def test_span_f1_counts_whole_spans(truth, guess, f1):
@@ -72,8 +75,8 @@ def test_micro_f1_of_multiple_labels_counts_every_label(truth, guess, f1):
     assert scores("multilabel", truth, guess)["t/f1"] == pytest.approx(f1)
 
 
-def test_micro_f1_where_neither_truth_nor_prediction_has_a_label_is_a_number():
-    assert 0.0 <= scores("multilabel", [[], []], [[], []])["t/f1"] <= 1.0
+def test_micro_f1_where_neither_truth_nor_prediction_has_a_label_is_zero():
+    assert scores("multilabel", [[], []], [[], []])["t/f1"] == 0.0
 
 
 def test_r2_of_numbers():
@@ -81,8 +84,13 @@ def test_r2_of_numbers():
     assert scores("regression", [1, 3, None, 5], [2.0, 3.0, 9.0, 4.0])["t/r2"] == pytest.approx(0.75)
 
 
-def test_r2_of_a_single_number_leaves_a_finite_selection_score():
-    assert all(math.isfinite(value) for value in scores("regression", [1], [2.0]).values())
+def test_a_single_number_has_no_variance_to_explain_and_no_score():
+    assert scores("regression", [1], [2.0]) == {}
+
+
+def test_missing_ones_of_several_numbers_do_not_count():
+    result = scores("regression", [[1, None], [3, 7], [5, None]], [[2.0, 0.0], [3.0, 0.0], [4.0, 0.0]])
+    assert result["t/r2"] == pytest.approx(0.75)  # of the first alone: the second has one number
 
 
 def test_exact_match_wants_every_class_and_tag_right():
@@ -91,7 +99,7 @@ def test_exact_match_wants_every_class_and_tag_right():
     guess = [("x", ["O"]), ("x", ["O"]), ("x", ["O"]), ("x", ["B-a"])]
     records = [Record(["w"], {"i": i, "s": s, "n": float(k)}) for k, (i, s) in enumerate(truth)]
     predictions = [{"i": i, "s": s, "n": 0.0} for i, s in guess]
-    assert score(records, predictions, config)["exact_match"] == 2 / 4
+    assert score(records, predictions, config, {"s": ["B-a", "O"]})["exact_match"] == 2 / 4
 
 
 def test_exact_match_leaves_out_records_without_any_label():
@@ -125,7 +133,7 @@ def test_kappa_follows_the_order_of_the_labels():
     config = configuration.parse({"data": {"train": "a", "valid": "b"}, "tasks": {"t": raw}}, "test")
     truth, guess = ["low", "medium", "high", "low"], ["low", "high", "high", "medium"]
     records = [Record(["w"], {"t": label}) for label in truth]
-    result = score(records, [{"t": label} for label in guess], config)
+    result = score(records, [{"t": label} for label in guess], config, {})
     # Quadratic weights: observed disagreement 1 + 1, expected sum of (i - j)^2 over the outer product of counts / 4.
     expected = sum((i - j) ** 2 * a * b / 4 for i, a in enumerate([2, 1, 1]) for j, b in enumerate([1, 1, 2]))
     assert result["t/kappa"] == pytest.approx(1 - 2 / expected)

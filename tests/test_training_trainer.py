@@ -203,7 +203,7 @@ def test_a_score_that_validation_never_has_is_named(config, tmp_path):
         (["training.select_by=exact_match", "tasks={score={kind='regression'}}"], "a task of classes or tags"),
         (
             ["training.select_by=delta", "training.baseline={intent=0.5}"],
-            "baseline: expected names as task/score",
+            "baseline: expected scores of intent/accuracy, .*got 'intent'",
         ),
         (["training.optimizer_options={lr=0.5}"], "training.learning_rate instead of lr"),
         (["training.optimizer=Rprop", "training.weight_decay=0.1"], "training.optimizer: .*weight_decay"),

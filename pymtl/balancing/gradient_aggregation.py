@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from pymtl.balancing.base import Balancing
@@ -42,7 +43,7 @@ class GradientAggregation(Balancing):
 
     Raises:
         ModuleNotFoundError: torchjd is not installed (``pip install pymtl[torchjd]``).
-        ValueError: the aggregator is unknown.
+        ValueError, TypeError, AttributeError: the aggregator or an option is unknown or does not fit.
     """
 
     combines_gradients: ClassVar[bool] = True
@@ -55,10 +56,14 @@ class GradientAggregation(Balancing):
             from torchjd import aggregation
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError("GradientAggregation needs torchjd: pip install pymtl[torchjd]") from error
+        # A configuration file has no tensors.
+        options = {name: torch.tensor(v) if isinstance(v, list) else v for name, v in options.items()}
         if aggregator == "NashMTL":
             options = {"n_tasks": len(self.tasks), **options}
         elif aggregator == "CAGrad":
             options = {"c": 0.5, **options}
+        with torch.random.fork_rng(devices=[]):
+            getattr(aggregation, aggregator)(**options)(torch.eye(len(self.tasks)))  # some options are read only now
         self.aggregator = getattr(aggregation, aggregator)(**options)
 
     def total(self, values: Tensor, tasks: list[str], shared: Sequence[Tensor]) -> Tensor:
@@ -67,6 +72,10 @@ class GradientAggregation(Balancing):
     def backward(self, losses: Mapping[str, Tensor], shared: Sequence[Tensor], parameters: Iterable[Tensor]) -> None:
         from torchjd.autojac import jac_to_grad, mtl_backward
 
+        if len(losses) < len(self.tasks) and self._remembers:
+            raise RuntimeError(
+                f"losses: expected those of all tasks in every batch with NashMTL, got those of {', '.join(losses)}"
+            )
         features = [tensor for tensor in shared if tensor.requires_grad]
         if not features:
             raise ValueError(
@@ -81,3 +90,26 @@ class GradientAggregation(Balancing):
                 f"gradient aggregation needs heads that read the shared states alone, not the tokens: {error}"
             ) from error
         jac_to_grad([p for p in parameters if getattr(p, "jac", None) is not None], self.aggregator)
+
+    @property
+    def _remembers(self) -> bool:
+        """Nash-MTL begins each step from the weights of the step before."""
+        return type(self.aggregator).__name__ == "NashMTL"
+
+    def get_extra_state(self) -> dict[str, Any]:
+        if not self._remembers or self.aggregator.weighting.step == 0:
+            return {}
+        memory = self.aggregator.weighting
+        return {
+            "step": float(memory.step),
+            "weights": torch.from_numpy(memory.prvs_alpha.copy()),
+            "normalization": torch.from_numpy(memory.normalization_factor.copy()),
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        if self._remembers and state:
+            memory = self.aggregator.weighting
+            memory.prvs_alpha = state["weights"].numpy().copy()
+            memory.normalization_factor = state["normalization"].numpy().copy()
+            memory._init_optim_problem()  # which the first step would do
+            memory.step = state["step"]

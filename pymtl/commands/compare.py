@@ -34,6 +34,9 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="runs of each variant (default: 3)")
     parser.add_argument("--single-task", action="store_true", help="train each task by itself too")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of all variants")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder that paths are relative to (default: the configuration's own)"
+    )
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="runs at a time (default: 1)")
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of a run (default: torch's / jobs)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder (default: runs/compare- and the name)")
@@ -59,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     console = wide_console()
     folder = arguments.out or Path("runs", f"compare-{arguments.config.stem}")
-    grid = comparison.variants(arguments.config, arguments.over, arguments.set, arguments.single_task)
+    grid = comparison.variants(arguments.config, arguments.over, arguments.set, arguments.single_task, arguments.data)
     for variant in grid:
         sets = variant.raw.get("datasets") or {"": variant.raw["data"]}
         if not all(data.get("test") for data in sets.values()):

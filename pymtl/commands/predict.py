@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pymtl.commands import positive
+
 EXAMPLES = """examples:
   pymtl predict runs/snips "play some jazz by miles davis"
   cat sentences.txt | pymtl predict runs/snips --json
@@ -30,6 +32,9 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder of pymtl train or export")
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts; lines of standard input if there is none")
     parser.add_argument("--json", action="store_true", help="print one JSON object a text")
+    parser.add_argument(
+        "--beam", type=positive, default=1, metavar="N", help="prefixes that a search for CTC labels keeps (default: 1)"
+    )
     parser.add_argument(
         "--records", action="store_true", help="texts are JSON objects with the fields that training read"
     )
@@ -64,13 +69,12 @@ def run(arguments: argparse.Namespace) -> int:
             print(json.dumps({"tokens": []}) if arguments.json else "", flush=True)
             continue
         prediction = {}
-        records = {name: _record(text, number, config, arguments.records, name) for name in config.sets}
-        tokens = next(iter(records.values())).tokens
+        records, tokens = _records(text, number, config, arguments.records)
         for dataset, record in records.items():
             batch = encoder.batch([record], [0])
             with torch.inference_mode():
                 logits = backend.logits(batch, dataset)
-                prediction |= decode(logits, batch, config, vocabulary, backend.crfs)[0]
+                prediction |= decode(logits, batch, config, vocabulary, backend.crfs, arguments.beam)[0]
         if arguments.json:
             print(json.dumps({"tokens": tokens, **prediction}, ensure_ascii=False), flush=True)
         else:
@@ -80,20 +84,40 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _record(text: str, number: int, config: Any, as_json: bool, dataset: str) -> Any:
-    """The text as the data set's training read it."""
+def _records(text: str, number: int, config: Any, as_json: bool) -> tuple[dict[str, Any], list[str]]:
+    """The text as each data set's training read it, and its tokens as they were given.
+
+    Of several data sets those count whose tokens the JSON object has.
+    """
     from pymtl.training.data import Record, parse_record
     from pymtl.training.errors import DataError
 
     models = {name: True for name, task in config.tasks.items() if task.kind == "language_model"}
-    if as_json:
-        try:
-            record = parse_record(text.encode("utf-8", "surrogateescape"), config, False, dataset)
-        except DataError as error:
-            raise DataError(f"text {number}: {error}") from None
-        return replace(record, labels=models)
-    lowercase = config.sets[dataset].lowercase
-    return Record(text.lower().split() if lowercase else text.split(), models)
+    if not as_json:
+        tokens = text.split()
+        lowered = [token.lower() for token in tokens]
+        return {
+            name: Record(lowered if data.lowercase else tokens, models) for name, data in config.sets.items()
+        }, tokens
+    line = text.encode("utf-8", "surrogateescape")
+    try:
+        records = {name: parse_record(line, config, False, name) for name in _sets_of(line, config)}
+    except DataError as error:
+        raise DataError(f"text {number}: {error}") from None
+    name, first = next(iter(records.items()))
+    # A record of features alone has as many empty tokens.
+    tokens = json.loads(line)[config.sets[name].tokens] if config.model.words else first.tokens
+    return {name: replace(record, labels=models) for name, record in records.items()}, tokens
+
+
+def _sets_of(line: bytes, config: Any) -> list[str]:
+    """The data sets whose tokens a JSON object has; all, if it has none or is something else."""
+    try:
+        given = json.loads(line)
+    except ValueError:
+        given = None
+    known = [name for name, data in config.sets.items() if isinstance(given, dict) and data.tokens in given]
+    return known or list(config.sets)
 
 
 def _lines() -> Iterable[str]:
@@ -113,6 +137,8 @@ def _lines() -> Iterable[str]:
 def _describe(tokens: Sequence[str], prediction: dict[str, Any], tasks: dict[str, Any]) -> list[str]:
     lines = []
     for name, task in tasks.items():
+        if name not in prediction:  # of another data set
+            continue
         value = prediction[name]
         if task.kind == "classification":
             lines.append(f"{name}: {value} ({100 * prediction[f'{name}/probability']:.1f} %)")
@@ -124,7 +150,7 @@ def _describe(tokens: Sequence[str], prediction: dict[str, Any], tasks: dict[str
         elif task.kind == "ordinal":
             lines.append(f"{name}: {value}" if isinstance(value, str) else f"{name}: {value:g}")
         elif task.kind == "language_model":
-            lines.append(f"{name}: perplexity {value:.1f}")
+            lines.append(f"{name}: {'no word to predict' if value is None else f'perplexity {value:.1f}'}")
         else:
             values = value if isinstance(value, list) else [value]
             lines.append(f"{name}: {' '.join(f'{number:.3f}' for number in values)}")
@@ -135,7 +161,9 @@ def mark_spans(tokens: Sequence[str], tags: Sequence[str]) -> str:
     """The text with its BIO spans in brackets, ``play [some jazz | genre]``; other tags behind a slash each."""
     from seqeval.metrics.sequence_labeling import get_entities
 
-    if any(tag != "O" and not tag.startswith(("B-", "I-")) for tag in tags):
+    from pymtl.training.metrics import is_bio
+
+    if not is_bio([*tags, "B"]):
         return " ".join(f"{token}/{tag}" for token, tag in zip(tokens, tags))
     words = list(tokens)
     for label, first, last in get_entities(list(tags)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -46,8 +46,8 @@ class Backend(nn.Module):
         else:
             if not has_reference(config):
                 raise ConfigError(
-                    f"backend {name!r}: expected hard sharing, equal weights, no character LSTM and heads of "
-                    f"{', '.join(REFERENCE_KINDS)} on the states alone"
+                    f"backend {name!r}: expected hard sharing, equal weights, plain dropout, no character LSTM, "
+                    f"heads of {', '.join(REFERENCE_KINDS)} on the states alone"
                 )
             model = config.model
             embedding, size = building.embedding_of(config, vocabulary)
@@ -75,16 +75,21 @@ class Backend(nn.Module):
             return self.model(batch.inputs(), batch.lengths, self.tasks[dataset])
         return self.model(batch.inputs(), batch.lengths)
 
-    def loss(self, batch: Batch, scales: Mapping[str, float] | None = None) -> JointLossResult:
+    def loss(
+        self,
+        batch: Batch,
+        scales: Mapping[str, float] | None = None,
+        mean: Callable[[Tensor], Tensor] | None = None,
+    ) -> JointLossResult:
         """The joint loss of the tasks that have labels in the batch.
 
         Args:
             batch: of one data set.
-            scales: as for :meth:`pymtl.JointLoss.forward`.
+            scales, mean: as for :meth:`pymtl.JointLoss.forward`.
         """
         if self.name == "pymtl":
             inputs, targets = batch.packed()
-            return self.joint(self.model(inputs, None, list(targets)), targets, scales)
+            return self.joint(self.model(inputs, None, list(targets)), targets, scales, mean)
         return self._reference_loss(batch)
 
     forward = loss  # what a wrapper for several processes calls
@@ -114,5 +119,5 @@ def has_reference(config: Config) -> bool:
     simple = all(
         task.kind in REFERENCE_KINDS and not task.skip and task.after is None for task in config.tasks.values()
     )
-    plain = config.characters is None or config.characters.kind == "cnn"
+    plain = (config.characters is None or config.characters.kind == "cnn") and not config.model.variational
     return simple and plain and config.sharing.kind == "hard" and config.balancing.kind == "ew" and not config.datasets

@@ -154,7 +154,8 @@ class Encoder:
 
     def _target(self, name: str, task: TaskConfig, label: Any, tokens: Tensor) -> Tensor:
         if task.kind == "regression":
-            return torch.tensor(label if isinstance(label, list) else [label], dtype=torch.float32)
+            numbers = label if isinstance(label, list) else [label]
+            return torch.tensor([torch.nan if number is None else number for number in numbers], dtype=torch.float32)
         if task.kind == "language_model":
             alone = PackedSequence(tokens, torch.ones(len(tokens), dtype=torch.int64))
             directions = 2 if self.config.model.bidirectional else 1

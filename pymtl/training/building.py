@@ -37,7 +37,7 @@ def model_of(config: Config, vocabulary: Vocabulary) -> MultiTaskModel:
     embedding, size = embedding_of(config, vocabulary)
     encoder = encoder_of(config, size)
     heads = heads_of(config, vocabulary, embedding)
-    return MultiTaskModel(embedding, encoder, heads, config.model.dropout)
+    return MultiTaskModel(embedding, encoder, heads, config.model.dropout, config.model.variational)
 
 
 def embedding_of(config: Config, vocabulary: Vocabulary) -> tuple[nn.Module, int]:

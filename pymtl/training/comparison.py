@@ -31,7 +31,9 @@ class Variant:
     single: str | None = None
 
 
-def variants(path: Path, over: Sequence[str], overrides: Sequence[str], single_task: bool) -> list[Variant]:
+def variants(
+    path: Path, over: Sequence[str], overrides: Sequence[str], single_task: bool, data: Path | None = None
+) -> list[Variant]:
     """The grid: every combination of the values in ``over``, and each task by itself.
 
     Args:
@@ -39,14 +41,16 @@ def variants(path: Path, over: Sequence[str], overrides: Sequence[str], single_t
         over: ``key=a,b,c`` each, a key as in ``--set``.
         overrides: settings of all variants.
         single_task: whether to add each task alone, under the same settings otherwise.
+        data: the folder that paths are relative to, if not the configuration's own.
 
     Raises:
         ConfigError: an entry of ``over`` has no values, or a variant's settings do not fit.
+        FileNotFoundError: a file of data is missing.
     """
     base = configuration.read(path)
     for override in overrides:
         configuration.set_value(base, override)
-    base.setdefault("folder", str(path.parent.resolve()))
+    base.setdefault("folder", str((data or path.parent).resolve()))
     axes = []
     for entry in over:
         key, equals, values = entry.partition("=")
@@ -59,7 +63,7 @@ def variants(path: Path, over: Sequence[str], overrides: Sequence[str], single_t
         for key, value in combination:
             configuration.set_value(raw, f"{key}={value}")
         name = " ".join(value for _, value in combination) or path.stem
-        configuration.parse(raw, f"{path}, {name}")
+        _check_files(configuration.parse(raw, f"{path}, {name}"))
         grid.append(Variant(name, raw))
     if single_task:
         grid += [_alone(task, base, path) for task in configuration.parse(base, str(path)).tasks]
@@ -68,6 +72,13 @@ def variants(path: Path, over: Sequence[str], overrides: Sequence[str], single_t
         if folders.count(folder) > 1:
             raise ConfigError(f"--over: expected variants all different, got {variant.name!r} twice (or all but)")
     return grid
+
+
+def _check_files(config: configuration.Config) -> None:
+    for data in config.sets.values():
+        for name in (data.train, data.valid, data.test):
+            if name is not None and not config.path(name).exists():
+                raise FileNotFoundError(f"{config.path(name)}: there is no such file")
 
 
 def _split(values: str) -> list[str]:
@@ -91,13 +102,20 @@ def _alone(task: str, base: dict[str, Any], path: Path) -> Variant:
     if raw.get("datasets"):
         raw["datasets"] = {raw["tasks"][task]["dataset"]: raw["datasets"][raw["tasks"][task]["dataset"]]}
     raw["sharing"], raw["balancing"] = "hard", "ew"
-    if "warm_start" in raw:
-        heads = [part for part in raw["warm_start"].get("parts", []) if part.startswith("heads.")]
-        others = [part for part in heads if part.split(".")[1] != task]
-        raw["warm_start"]["parts"] = [part for part in raw["warm_start"].get("parts", []) if part not in others]
+    if "parts" in raw.get("warm_start", {}):
+        other = tuple(f"heads.{name}" for name in base["tasks"] if name != task)
+        own = [part for part in raw["warm_start"]["parts"] if part not in other and not part.startswith(_within(other))]
+        raw["warm_start"]["parts"] = own
+        if not own:
+            del raw["warm_start"]
     raw.setdefault("training", {})["select_by"] = "mean"
+    raw["training"].pop("baseline", None)
     configuration.parse(raw, f"{path}, {task} alone")
     return Variant(f"{task} alone", raw, task)
+
+
+def _within(modules: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{module}." for module in modules)
 
 
 def run_all(grid: Sequence[Variant], seeds: int, folder: Path, jobs: int, threads: int) -> Iterator[tuple[int, int]]:
@@ -178,7 +196,9 @@ def summary(grid: Sequence[Variant], seeds: int, folder: Path) -> dict[str, Any]
         if variant.single is not None:
             alone |= {name: value["mean"] for name, value in row["scores"].items()}
         else:
-            row["delta"] = _spread([delta(score, alone) for score in scores]) if alone else None
+            changes = [delta(score, alone) for score in scores] if alone else []
+            # A score of 0 is nothing to be relative to.
+            row["delta"] = _spread(changes) if changes and all(map(math.isfinite, changes)) else None
         rows.append(row)
     if not any(row["scores"] for row in rows):
         raise RunError(f"{folder}: the test set has no label to score")

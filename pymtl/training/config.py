@@ -26,6 +26,16 @@ else:
 
 Kind = Literal["classification", "tagging", "regression", "multilabel", "ordinal", "language_model", "ctc"]
 OF_TOKENS = ("tagging", "language_model", "ctc")  # kinds whose heads read every token
+OF_SHARED_STATES = ("gradnorm", "gradient_aggregation")  # balancing by the gradients of states that all tasks share
+SCORES: dict[str, tuple[str, ...]] = {  # of each kind; a task is judged by the first it has
+    "classification": ("accuracy", "macro_f1"),
+    "tagging": ("f1", "accuracy"),
+    "regression": ("r2", "pearson", "spearman"),
+    "multilabel": ("f1",),
+    "ordinal": ("kappa", "accuracy"),
+    "language_model": ("perplexity",),
+    "ctc": ("label_accuracy",),
+}
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,7 @@ class ModelConfig:
     num_layers: int = 1
     bidirectional: bool = True
     dropout: float = 0.5
+    variational: bool = False  # one dropout mask for all tokens of a sentence
 
 
 @dataclass(frozen=True)
@@ -331,6 +342,7 @@ def _check_task(name: str, task: TaskConfig, config: Config, at: str) -> None:
         seen.add(after)
         after = config.tasks[after].after if after in config.tasks else None
     if task.kind == "language_model":
+        _require(task.num_tokens > 2, f"{at}.num_tokens", "more than padding and the unknown token", task.num_tokens)
         _require(config.model.words, f"{at}.kind", "a task with words", task.kind)
         plain = not task.skip and task.after is None
         _require(plain, f"{at}.skip", "a language model that reads its states alone", task.skip)
@@ -353,11 +365,13 @@ def _check_model(config: Config, where: str) -> None:
     if config.warm_start is not None:
         parts = config.warm_start.parts
         _require(bool(parts) and all(parts), f"{where}: warm_start.parts", "names of modules", parts)
-    if config.balancing.kind in ("gradnorm", "gradient_aggregation"):
+    if config.balancing.kind in OF_SHARED_STATES:
         name = config.balancing.kind
         _require(
             config.sharing.kind == "hard", f"{where}: sharing", f"hard with balancing by {name}", config.sharing.kind
         )
+        frozen = config.warm_start is not None and config.warm_start.freeze and "encoder" in config.warm_start.parts
+        _require(not frozen, f"{where}: warm_start.freeze", f"an encoder to train with balancing by {name}", True)
         apart = all(not task.skip and not task.tied for task in config.tasks.values()) or name == "gradnorm"
         _require(apart, f"{where}: balancing", "heads that read states alone (no skip, not tied) with it", name)
     tasks = list(config.tasks)
@@ -383,9 +397,10 @@ def _check_training(config: Config, where: str) -> None:
         t.kind in ("classification", "tagging") for t in config.tasks.values()
     )
     _require(exact, f"{where}: training.select_by", "a task of classes or tags with exact_match", training.select_by)
-    for name in training.baseline:
-        known = name.partition("/")[0] in config.tasks and "/" in name
-        _require(known, f"{where}: training.baseline", "names as task/score", name)
+    known = [f"{name}/{score}" for name, task in config.tasks.items() for score in SCORES[task.kind]]
+    for name, value in training.baseline.items():
+        _require(name in known, f"{where}: training.baseline", f"scores of {', '.join(known)}", name)
+        _require(value != 0, f"{where}: training.baseline", f"another score of {name} to be relative to than", value)
     _require(training.select_by in choices, f"{where}: training.select_by", " or ".join(choices), training.select_by)
     relative = training.select_by != "delta" or bool(training.baseline)
     _require(relative, f"{where}: training.baseline", "scores for select_by = 'delta'", training.baseline)
@@ -404,7 +419,8 @@ def _check_training(config: Config, where: str) -> None:
         options["weight_decay"] = training.weight_decay
     chosen = MethodConfig(training.optimizer, options)
     parameter = nn.Parameter(torch.zeros(1))
-    _try(f"{where}: training.optimizer", optimizers, chosen, lambda cls, options: cls([parameter], **options))
+    parameter.grad = torch.zeros(1)
+    _try(f"{where}: training.optimizer", optimizers, chosen, lambda cls, options: cls([parameter], **options).step())
 
 
 def _try(at: str, choices: dict[str, type], chosen: MethodConfig, make: Any) -> None:
@@ -420,9 +436,11 @@ def _try(at: str, choices: dict[str, type], chosen: MethodConfig, make: Any) -> 
             raise ConfigError(f"{at}: {key}: expected {expected}, got {value!r}")
     try:
         make(choices[chosen.kind], chosen.options)
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # Other people's code may stumble over an option without naming it.
         text = str(error).replace(f"{choices[chosen.kind].__name__}.__init__() got an", "").strip()
-        raise ConfigError(f"{at}: {text}") from None
+        given = ", ".join(f"{key} = {value!r}" for key, value in chosen.options.items())
+        raise ConfigError(f"{at}: {text}" + (f" (given {given})" if given else "")) from None
 
 
 def _require(fits: bool, where: str, expected: str, actual: object) -> None:

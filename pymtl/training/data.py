@@ -8,8 +8,9 @@ import io
 import json
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,11 @@ def read_records(path: Path, config: Config, labelled: bool = True, dataset: str
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as lines:
             if path.name.removesuffix(".gz").endswith(".csv"):
                 rows = csv.DictReader(io.TextIOWrapper(lines, encoding="utf-8-sig", newline=""), strict=True)
+                _check_columns(rows.fieldnames or [])
                 for row in rows:
                     number = rows.line_num
                     if None in row or None in row.values():
-                        count = len(rows.fieldnames or ())
+                        count = len(rows.fieldnames)
                         raise DataError(f"expected {count} cells, got more or fewer")
                     records.append(_record(row, config, labelled, dataset, cells=True))
             else:
@@ -74,6 +76,12 @@ def read_records(path: Path, config: Config, labelled: bool = True, dataset: str
     if not records:
         raise DataError(f"{path}: expected at least one record, got none")
     return records
+
+
+def _check_columns(names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"expected columns of different names, got {name!r} twice")
 
 
 def read_sets(config: Config) -> tuple[dict[str, list[Record]], dict[str, list[Record]]]:
@@ -92,6 +100,7 @@ def read_sets(config: Config) -> tuple[dict[str, list[Record]], dict[str, list[R
         else:
             records, valid[name] = _hold_out(records, data, config.seed)
         train[name] = labelled(records, data.train)
+        _check_bio(train[name], config, data.train)
     return train, valid
 
 
@@ -114,6 +123,26 @@ def labelled(records: list[Record], where: str) -> list[Record]:
     if not kept:
         raise DataError(f"{where}: no record has a label of any task")
     return kept
+
+
+def _check_bio(records: list[Record], config: Config, where: str) -> None:
+    """What a conditional random field that forbids some tags can be trained on.
+
+    Raises:
+        DataError: there is a tag that it forbids.
+    """
+    for name, task in config.tasks.items():
+        for number, record in enumerate(records if task.bio else (), 1):
+            before: str | None = "O"
+            for place, tag in enumerate(record.labels.get(name) or (), 1):
+                inside = tag is not None and tag.partition("-")[0] == "I"
+                kind = tag.partition("-")[2] if inside else ""
+                if inside and before is not None and before not in (tag, f"B-{kind}" if kind else "B"):
+                    raise DataError(
+                        f"{where}: record {number}, field {task.field or name!r}: {tag!r} at token {place} follows "
+                        f"{before!r}, which bio = true forbids"
+                    )
+                before = tag
 
 
 def _hold_out(records: list[Record], data: DataConfig, seed: int) -> tuple[list[Record], list[Record]]:
@@ -164,7 +193,7 @@ def _of_cell(cell: str, task: TaskConfig) -> Any:
         return [label.strip() for label in cell.split("|") if label.strip()]
     if task.kind == "regression" and task.num_targets > 1:
         return [_number(part) for part in cell.split()]
-    return _number(cell) if task.kind == "regression" or (task.kind == "ordinal" and not task.order) else cell
+    return _number(cell) if task.kind == "regression" or (task.kind == "ordinal" and not task.order) else cell.strip()
 
 
 def _number(cell: str) -> Any:
@@ -180,6 +209,8 @@ def _record(raw: dict[str, Any], config: Config, labelled: bool, dataset: str, c
     data = config.sets[dataset]
     fields = {name: raw.get(info.field or name) for name, info in config.fields.items()}
     if cells:
+        if config.model.words and data.tokens not in raw:
+            raise DataError(f"expected a column {data.tokens!r}, got {', '.join(raw)}")
         fields = {name: _of_field(cell, config.fields[name]) for name, cell in fields.items()}
         if isinstance(raw.get(data.tokens), str):
             raw = {**raw, data.tokens: raw[data.tokens].split()}
@@ -236,7 +267,8 @@ def _check_field(field: str, values: Any, info: FieldConfig, length: int) -> Non
         expected = f"a list of {length}, one a token, each {one}"
         fits = isinstance(values, list) and len(values) == length and all(_has_numbers(v, info.size) for v in values)
     if not fits:
-        raise DataError(f"field {field!r}: expected {expected}, got {_shown(values)}")
+        right = _is_category if info.kind == "category" else lambda value: _has_numbers(value, info.size)
+        raise DataError(f"field {field!r}: expected {expected}, got {_shown(values, right)}")
     if info.kind == "category":
         _check_text(field, [value for value in values if isinstance(value, str)])
 
@@ -252,18 +284,33 @@ def _has_numbers(value: Any, size: int) -> bool:
 
 
 def _check_label(field: str, label: Any, task: TaskConfig, length: int) -> None:
-    def strings(value: Any) -> bool:
-        return isinstance(value, list) and all(isinstance(v, str) for v in value)
+    def is_string(value: Any) -> bool:
+        return isinstance(value, str)
 
+    def strings(value: Any) -> bool:
+        return isinstance(value, list) and all(map(is_string, value))
+
+    right = {"regression": _is_number, "tagging": lambda tag: tag is None or is_string(tag)}.get(task.kind, is_string)
     if task.kind == "regression":
         many = f"a list of {task.num_targets} finite numbers"
-        expected, fits = ("a finite number" if task.num_targets == 1 else many), _has_numbers(label, task.num_targets)
+        if task.num_targets == 1:
+            expected, fits = "a finite number", _has_numbers(label, 1)
+        else:
+            numbers = isinstance(label, list) and any(value is not None for value in label)
+            expected, fits = (
+                f"{many}, some perhaps null",
+                numbers and _has_numbers([0.0 if value is None else value for value in label], task.num_targets),
+            )
     elif task.kind == "ordinal":
         expected = f"one of {', '.join(task.order)}" if task.order else "a finite number (or set an order of labels)"
         fits = label in task.order if task.order else _is_number(label)
     elif task.kind == "ctc":
         expected = f"a list of at least one string, none of them {BLANK}"
         fits = strings(label) and len(label) > 0 and BLANK not in label
+        # A path passes through a blank between equal neighbours.
+        needed = len(label) + sum(a == b for a, b in pairwise(label)) if fits else 0
+        if needed > length:
+            raise DataError(f"field {field!r}: expected labels that fit into {length} tokens, got {needed} steps")
     else:
         expected, fits = {
             "classification": ("a string", isinstance(label, str)),
@@ -276,13 +323,17 @@ def _check_label(field: str, label: Any, task: TaskConfig, length: int) -> None:
             "multilabel": ("a list of strings", strings(label)),
         }[task.kind]
     if not fits:
-        raise DataError(f"field {field!r}: expected {expected}, got {_shown(label)}")
+        raise DataError(f"field {field!r}: expected {expected}, got {_shown(label, right)}")
     texts = [label] if isinstance(label, str) else label if isinstance(label, list) else []
     _check_text(field, [text for text in texts if isinstance(text, str)])
 
 
-def _shown(value: Any) -> str:
-    return f"a list of {len(value)}" if isinstance(value, list) else repr(value)
+def _shown(value: Any, right: Callable[[Any], bool] | None = None) -> str:
+    """A value for an error; of a list its length, and the first element that is not ``right``."""
+    if not isinstance(value, list):
+        return repr(value)
+    wrong = next((i for i, item in enumerate(value) if right is not None and not right(item)), None)
+    return f"a list of {len(value)}" + ("" if wrong is None else f", in which {value[wrong]!r} is number {wrong + 1}")
 
 
 def _is_number(value: Any) -> bool:

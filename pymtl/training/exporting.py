@@ -22,10 +22,10 @@ from pymtl.training.batches import Batch, Encoder
 from pymtl.training.config import Config
 from pymtl.training.data import Record
 from pymtl.training.errors import ConfigError, RunError
-from pymtl.training.run import Run
+from pymtl.training.run import EXPORTED, Run
 from pymtl.training.vocabulary import Vocabulary
 
-PROGRAM = "program.pt2"
+PROGRAM, CRFS = EXPORTED
 
 
 class _Program(nn.Module):
@@ -68,7 +68,7 @@ def export(run: Run, folder: Path) -> None:
     target.write_json("vocabulary.json", vocabulary.as_dict())
     crfs = {f"{task}.{name}": p.detach() for task, crf in backend.crfs.items() for name, p in crf.named_parameters()}
     if crfs:
-        target.write_file("crfs.safetensors", lambda path: save_file(crfs, path))
+        target.write_file(CRFS, lambda path: save_file(crfs, path))
 
 
 def _example(config: Config, length: int) -> Record:
@@ -92,7 +92,7 @@ class Exported:
         self.config, self.vocabulary, _ = run.load()
         try:
             self.program = torch.export.load(run.path(PROGRAM)).module()
-            weights = load_file(run.path("crfs.safetensors")) if run.path("crfs.safetensors").exists() else {}
+            weights = load_file(run.path(CRFS)) if run.path(CRFS).exists() else {}
         except Exception as error:
             # torch.export.load raises whatever the archive and the unpickler stumble over.
             raise RunError(f"{folder}: damaged: {error}") from None
@@ -119,6 +119,6 @@ def _crfs(config: Config, vocabulary: Vocabulary, weights: Mapping[str, Tensor],
             try:
                 crf.load_state_dict(own)
             except (RuntimeError, SafetensorError) as error:
-                raise RunError(f"{folder / 'crfs.safetensors'}: damaged or of another model: {error}") from None
+                raise RunError(f"{folder / CRFS}: damaged or of another model: {error}") from None
             crfs[name] = crf.requires_grad_(False)
     return crfs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pymtl.crf import CRF
-from pymtl.ctc import ctc_greedy
+from pymtl.ctc import ctc_beam, ctc_greedy
 from pymtl.heads import OrdinalHead
 from pymtl.training.backends import Backend
 from pymtl.training.batches import NO_LABEL, Batch
@@ -29,15 +29,17 @@ def decode(
     config: Config,
     vocabulary: Vocabulary,
     crfs: Mapping[str, CRF] | None = None,
+    beam_size: int = 1,
 ) -> list[dict[str, Any]]:
     """For each sentence, each task's label in the form of the records, and ``<task>/probability`` of a class.
 
-    Of a language model the perplexity, with ``<task>/tokens``, how many were predicted.
+    Of a language model the perplexity, with ``<task>/tokens``, how many were predicted; None of none.
 
     Args:
         logits: padded, batch first, of the tasks to decode.
         batch: what they are of.
         crfs: of the tasks whose tags are decoded together.
+        beam_size: of the search for CTC's labels; 1 takes the likeliest at each step.
     """
     lengths = batch.lengths
     predictions: list[dict[str, Any]] = [{} for _ in range(lengths.shape[0])]
@@ -57,12 +59,13 @@ def decode(
             tags = crfs[name].decode(z, lengths)[0] if crfs and name in crfs else z.argmax(-1)
             values = [[labels[i] for i in row[:length]] for row, length in zip(tags.tolist(), lengths.tolist())]
         elif task.kind == "ctc":
-            values = [[labels[i] for i in row] for row in ctc_greedy(z, lengths)]
+            best = ctc_greedy(z, lengths) if beam_size == 1 else [row for row, _ in ctc_beam(z, lengths, beam_size)]
+            values = [[labels[i] for i in row] for row in best]
         elif task.kind == "multilabel":
             values = [[label for label, yes in zip(labels, row) if yes] for row in (z > 0).tolist()]
         else:
             entropies, counts = _entropies(z, batch.targets[name])
-            values = [math.exp(e / max(n, 1)) for e, n in zip(entropies, counts)]
+            values = [_perplexity(e, n) if n > 0 else None for e, n in zip(entropies, counts)]
             for prediction, count in zip(predictions, counts):
                 prediction[f"{name}/tokens"] = count
         for prediction, value in zip(predictions, values):
@@ -77,13 +80,28 @@ def _entropies(z: Tensor, targets: Tensor) -> tuple[list[float], list[int]]:
     return sums.tolist(), (targets != NO_LABEL).flatten(1).sum(1).tolist()
 
 
-def score(records: Sequence[Record], predictions: Sequence[Mapping[str, Any]], config: Config) -> dict[str, float]:
+def _perplexity(entropy: float, count: int) -> float:
+    return math.exp(min(entropy / count, 700.0))  # a number still
+
+
+def score(
+    records: Sequence[Record],
+    predictions: Sequence[Mapping[str, Any]],
+    config: Config,
+    labels: Mapping[str, Sequence[Any]],
+) -> dict[str, float]:
     """The scores of all tasks, the one a task is judged by first; higher is better, but for the perplexity.
 
     Accuracy and macro F1 of classes; quadratically weighted kappa and accuracy of ordered ones; for tags span F1 by
-    seqeval where they are BIO, else token accuracy; R², Pearson's and Spearman's correlation of numbers; micro F1 of
-    multiple labels; one minus the label error rate of CTC; a language model's perplexity; and ``exact_match``, the
-    share of sentences with every class and tag right. Records without a label do not count.
+    seqeval where the task's tags are BIO, else token accuracy; R², Pearson's and Spearman's correlation of numbers;
+    micro F1 of multiple labels; one minus the label error rate of CTC; a language model's perplexity; and
+    ``exact_match``, the share of sentences with every class and tag right. Records and tokens without a label do not
+    count.
+
+    Args:
+        records, predictions: of the same sentences.
+        config: whose tasks they are.
+        labels: of each task, as the vocabulary has them.
     """
     scores: dict[str, float] = {}
     for name, task in config.tasks.items():
@@ -93,8 +111,10 @@ def score(records: Sequence[Record], predictions: Sequence[Mapping[str, Any]], c
         truth, guess = [a for a, _, _ in pairs], [b for _, b, _ in pairs]
         if task.kind == "language_model":
             counts = [p[f"{name}/tokens"] for _, _, p in pairs]
-            total = sum(math.log(value) * count for value, count in zip(guess, counts))
-            own = {"perplexity": math.exp(total / max(sum(counts), 1))}
+            total = sum(math.log(value) * count for value, count in zip(guess, counts) if count > 0)
+            own = {"perplexity": _perplexity(total, sum(counts))} if sum(counts) > 0 else {}
+        elif task.kind == "tagging":
+            own = _tagging(truth, guess, is_bio(labels[name]))
         else:
             if task.kind == "ordinal" and task.order:
                 truth, guess = ([float(task.order.index(v)) for v in values] for values in (truth, guess))
@@ -140,31 +160,34 @@ def _ordinal(truth: list[float], guess: list[float]) -> dict[str, float]:
     return {"kappa": kappa, "accuracy": float(sk.accuracy_score(*names))}
 
 
-def _tagging(truth: list[list[str | None]], guess: list[list[str]]) -> dict[str, float]:
-    from sklearn import metrics as sk
-
-    whole = all(tag is not None for tags in truth for tag in tags)
-    if whole and _is_bio(truth):
+def _tagging(truth: list[list[str | None]], guess: list[list[str]], bio: bool) -> dict[str, float]:
+    if bio:
         from seqeval.metrics import f1_score
 
-        return {"f1": float(f1_score(truth, guess))}
+        spans = [["O" if tag is None else tag for tag in tags] for tags in truth]
+        found = [
+            ["O" if tag is None else other for tag, other in zip(tags, others, strict=True)]
+            for tags, others in zip(truth, guess, strict=True)
+        ]
+        return {"f1": float(f1_score(spans, found))}
+    from sklearn import metrics as sk
+
     flat = [(a, b) for tags, others in zip(truth, guess) for a, b in zip(tags, others) if a is not None]
     return {"accuracy": float(sk.accuracy_score(*map(list, zip(*flat)))) if flat else 0.0}
 
 
 def _regression(truth: list[Any], guess: list[Any]) -> dict[str, float]:
-    if len(truth) < 2:  # of a single number there is no variance to explain
-        return {}
     from scipy import stats
     from sklearn import metrics as sk
 
-    columns = [
-        (
-            [float(row[i] if isinstance(row, list) else row) for row in truth],
-            [float(row[i] if isinstance(row, list) else row) for row in guess],
-        )
-        for i in range(len(truth[0]) if isinstance(truth[0], list) else 1)
-    ]
+    targets, outputs = ([row if isinstance(row, list) else [row] for row in rows] for rows in (truth, guess))
+    columns = []
+    for expected, actual in zip(zip(*targets), zip(*outputs), strict=True):
+        known = [(float(a), float(b)) for a, b in zip(expected, actual) if a is not None]
+        if len(known) > 1:
+            columns.append(list(zip(*known)))
+    if not columns:
+        return {}
     scores: dict[str, list[float]] = {"r2": [], "pearson": [], "spearman": []}
     for expected, actual in columns:
         scores["r2"].append(float(sk.r2_score(expected, actual)))
@@ -194,7 +217,6 @@ def _ctc(truth: list[list[str]], guess: list[list[str]]) -> dict[str, float]:
 _SCORERS = {
     "classification": _classification,
     "ordinal": _ordinal,
-    "tagging": _tagging,
     "regression": _regression,
     "multilabel": _multilabel,
     "ctc": _ctc,
@@ -205,15 +227,25 @@ def check_scorable(records: Sequence[Record], config: Config, where: str) -> Non
     """What validation needs before training begins.
 
     Raises:
-        DataError: no task can be scored on these records.
+        DataError: no task can be scored on these records, or not what ``select_by`` asks for.
     """
+    scored = []
     for name, task in config.tasks.items():
         count = sum(record.labels.get(name) is not None for record in records)
         if count > 1 or (count == 1 and task.kind != "regression"):
-            return
-    raise DataError(
-        f"{where}: expected a label to score in at least one record (two for a task of numbers), got too few"
-    )
+            scored.append(name)
+    select_by = config.training.select_by
+    if select_by == "delta":
+        asked = [name.partition("/")[0] for name in config.training.baseline]
+    elif select_by == "exact_match":
+        asked = [name for name, task in config.tasks.items() if task.kind in ("classification", "tagging")]
+    else:
+        asked = list(config.tasks) if select_by == "mean" else [select_by]
+    if not set(asked) & set(scored):
+        raise DataError(
+            f"{where}: expected a label of {' or '.join(asked)} to score in at least one record (two for a task of "
+            "numbers), got too few"
+        )
 
 
 def primary(scores: Mapping[str, float]) -> dict[str, float]:
@@ -250,18 +282,19 @@ def selection_score(scores: Mapping[str, float], settings: TrainingConfig | None
 
 
 def delta(scores: Mapping[str, float], baseline: Mapping[str, float]) -> float:
-    """The mean over the baseline's scores of how much better these are, relative to them."""
+    """The mean over the baseline's scores of how much better these are, relative to them; NaN if one of those is 0."""
     changes = []
     for name, base in baseline.items():
         if name in scores:
             sign = -1 if _is_lower_better(name) else 1
-            changes.append(sign * (scores[name] - base) / max(abs(base), 1e-12))
+            changes.append(sign * (scores[name] - base) / abs(base) if base != 0 else math.nan)
     return sum(changes) / len(changes) if changes else -math.inf
 
 
-def _is_bio(sequences: Sequence[Sequence[str]]) -> bool:
-    tags = {tag for tags in sequences for tag in tags}
-    return all(tag == "O" or tag.startswith(("B-", "I-")) for tag in tags) and tags != {"O"}
+def is_bio(tags: Iterable[str]) -> bool:
+    """Whether these are tags of spans: O, B-x and I-x, or B and I alone."""
+    tags = set(tags)
+    return all(tag in ("O", "B", "I") or tag.startswith(("B-", "I-")) for tag in tags) and not tags <= {"O"}
 
 
 @torch.no_grad()
@@ -283,4 +316,4 @@ def evaluate(
                 found[index] = prediction
         everything += records[dataset]
         predictions += found
-    return score(everything, predictions, config)
+    return score(everything, predictions, config, vocabulary.labels)

@@ -26,6 +26,8 @@ from pymtl.training.config import Config, parse
 from pymtl.training.errors import ConfigError, RunError
 from pymtl.training.vocabulary import Vocabulary
 
+EXPORTED = ("program.pt2", "crfs.safetensors")  # what exporting a run to a folder leaves there besides
+
 
 class Run:
     """Reads and writes a run folder."""
@@ -37,8 +39,8 @@ class Run:
         return self.folder / name
 
     def exists(self) -> bool:
-        """Whether the folder holds a run of which an epoch has finished."""
-        return self.path("state.pt").exists()
+        """Whether the folder holds a run of which an epoch has finished, or an exported program."""
+        return any(self.path(name).exists() for name in ("state.pt", *EXPORTED))
 
     def holds_other_files(self) -> bool:
         """Whether the folder has a config.json that is not of a run."""
@@ -52,6 +54,8 @@ class Run:
         """Begins a new run; the files of an earlier one go."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for name in ("model.safetensors", "state.pt", "metrics.jsonl", "test.json", "curves.png", "report.json"):
+            self.path(name).unlink(missing_ok=True)
+        for name in EXPORTED:
             self.path(name).unlink(missing_ok=True)
         self.write_json("vocabulary.json", vocabulary.as_dict())
         self.write_config(config, backend)

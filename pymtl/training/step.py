@@ -65,7 +65,7 @@ class Step:
         self.optimizer.zero_grad()
         results = []
         for batch, own in zip(batches, scales or [None] * len(batches)):
-            result = self.module(batch, own)
+            result = self.module(batch, own, self.mean)
             if self.backend.joint.combines_gradients:
                 self.backend.joint.backward(result, self.backend.model.parameters(), 1 / len(batches))
             else:
@@ -95,11 +95,8 @@ class Step:
 
     @torch.no_grad()
     def _losses(self, batch: Batch, scales: Mapping[str, float] | None) -> dict[str, Tensor]:
-        """The batch's weighted losses with the parameters as they are now."""
-        losses = self.backend.loss(batch, scales).weighted
-        if self.mean is None or not losses:
-            return losses
-        return dict(zip(losses, self.mean(torch.stack(list(losses.values()))).unbind()))
+        """The whole batch's weighted losses with the parameters as they are now."""
+        return self.module(batch, scales, self.mean).weighted
 
 
 def _moving_average(decay: float) -> Callable[..., None]:

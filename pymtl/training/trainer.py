@@ -18,7 +18,7 @@ from torch import Tensor
 from pymtl.joint_loss import JointLossResult
 from pymtl.training.backends import Backend
 from pymtl.training.batches import NO_LABEL, Batch, Encoder, buckets, schedule
-from pymtl.training.config import Config
+from pymtl.training.config import OF_SHARED_STATES, Config
 from pymtl.training.data import Record
 from pymtl.training.errors import ConfigError, RunError
 from pymtl.training.metrics import evaluate, selection_score
@@ -73,10 +73,11 @@ class Trainer:
         settings = self.config.training
         self.encoder = Encoder(self.vocabulary, self.config)
         self.accelerator = _accelerator(settings.precision)
-        if self.accelerator.num_processes > 1 and self.backend.joint.combines_gradients:
-            raise ConfigError("balancing: expected another method than gradient aggregation with several processes")
         several = self.accelerator.num_processes > 1
-        module = self.accelerator.prepare(self.backend) if several or settings.precision != "fp32" else self.backend
+        method = self.config.balancing.kind
+        if several and method in OF_SHARED_STATES:
+            raise ConfigError(f"balancing: expected another method than {method} with several processes")
+        module = self.accelerator.prepare(self.backend) if several else self._autocast
         self.step = Step(
             self.backend,
             settings,
@@ -90,6 +91,10 @@ class Trainer:
         self.rarity = settings.rare_word_dropout / (settings.rare_word_dropout + counts).clamp(min=1e-30)
         self.valid_batches = batches_of(self.encoder, self.valid)
         self._position: _Position | None = None
+
+    def _autocast(self, *arguments: Any) -> JointLossResult:
+        with self.accelerator.autocast():
+            return self.backend(*arguments)
 
     def fit(self) -> None:
         """Trains until the last epoch or until validation has not improved for ``patience`` epochs.

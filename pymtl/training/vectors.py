@@ -51,14 +51,16 @@ def read_vectors(path: Path, tokens: list[str], size: int) -> tuple[Tensor, Tens
                     if int(line.split()[1]) != size:
                         raise DataError(f"expected vectors of {size} numbers, got {int(line.split()[1])}")
                     continue
-                if number <= 2:
+                if number <= 2 or " " in parts[0]:
                     _check_size(line, size)
                 if len(parts) != size + 1:
                     raise DataError(f"expected a word and {size} numbers, got {len(parts) - 1} numbers")
                 wanted = places.get(parts[0])
                 if wanted is None:
                     continue
-                vector = torch.tensor([float(number) for number in parts[1:]])
+                vector = torch.tensor([float(cell) for cell in parts[1:]])
+                if not vector.isfinite().all():
+                    raise DataError(f"expected finite numbers of {parts[0]!r}, got {' '.join(parts[1:])}")
                 for place in wanted:
                     is_own = tokens[place] == parts[0]
                     if is_own or not exact[place]:

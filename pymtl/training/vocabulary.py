@@ -32,6 +32,9 @@ class Vocabulary:
             DataError: a task has no label.
         """
         records = list(records)
+        for name, task in config.tasks.items():
+            if task.kind == "regression" and all(record.labels.get(name) is None for record in records):
+                raise DataError(f"task {name!r}: no training record has a label")
         counts = Counter(token for record in records for token in record.tokens)
         kept = [token for token in _by_count(counts) if counts[token] >= config.training.min_count]
         characters = _by_count(Counter("".join(token for record in records for token in record.tokens)))
