@@ -141,6 +141,16 @@ def test_random_weights_are_one_on_average_and_sum_to_the_number_of_tasks():
     assert gradients(method, ("b",)) == {"b": 1.0}
 
 
+def test_random_weights_are_their_own_and_go_on_from_their_state():
+    method, other = RLW(TASKS), RLW(TASKS)
+    gradients(method)
+    other.load_state_dict(method.state_dict())
+    expected = [gradients(method) for _ in range(3)]
+    torch.manual_seed(99)
+    torch.randn(7)  # whatever another process draws
+    assert [gradients(other) for _ in range(3)] == expected
+
+
 # What all have in common.
 
 

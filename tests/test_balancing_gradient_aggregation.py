@@ -20,6 +20,7 @@ from balanced import (
     joint_sample,
     model_and_loss,
 )
+from parity import assert_same_bits
 from torch import nn
 
 from pymtl import (
@@ -224,3 +225,40 @@ def test_an_unknown_aggregator_is_refused():
 def test_the_aggregators_options_are_passed_on():
     pytest.importorskip("torchjd")
     assert GradientAggregation(TASKS, "MGDA", epsilon=0.5).aggregator.epsilon == 0.5
+
+
+# Nash-MTL, which goes on from the weights of the step before.
+
+
+def nash_steps(joint, model, count):
+    """Gradients of so many steps on batches of other tokens each."""
+    pytest.importorskip("torchjd")
+    targets, found = packed_targets(targets_for(model.heads)), []
+    for k in range(count):
+        model.zero_grad()
+        joint.backward(joint(model(pack(TOKENS.roll(k, 0), LENGTHS, batch_first=True)), targets), model.parameters())
+        found.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    return found
+
+
+@pytest.mark.parametrize("before", [0, 1, 3])
+def test_nash_mtl_remembers_its_steps_in_its_state(tmp_path, before):
+    pytest.importorskip("torchjd")
+    heads = made(HEADS["classes and CTC"])
+    model, joint = model_and_loss(heads, GradientAggregation(list(heads), "NashMTL"))
+    nash_steps(joint, model, before)
+    torch.save(joint.state_dict(), tmp_path / "joint.pt")
+    expected = nash_steps(joint, model, 2)
+    other = JointLoss(joint.loss_weights, model.losses, GradientAggregation(list(heads), "NashMTL"))
+    other.load_state_dict(torch.load(tmp_path / "joint.pt", weights_only=True))
+    for actual, step in zip(nash_steps(other, model, 2), expected):
+        assert_same_bits(actual, step)
+
+
+def test_nash_mtl_needs_the_losses_of_all_tasks():
+    pytest.importorskip("torchjd")
+    heads = made(HEADS["classes and tokens"])
+    model, joint = model_and_loss(heads, GradientAggregation(list(heads), "NashMTL"))
+    result = joint(model(pack(TOKENS, LENGTHS, batch_first=True)), packed_targets({"b": TOKEN_TARGETS}))
+    with pytest.raises(RuntimeError, match=r"losses: expected those of all tasks .* NashMTL, got those of b$"):
+        joint.backward(result, model.parameters())

@@ -334,38 +334,6 @@ def test_an_encoder_with_projections_works():
         assert_same_bits(model(tokens, lengths), padded)
 
 
-# Dropout.
-
-
-def with_dropout(dropout, heads=MIXED):
-    torch.manual_seed(9)
-    heads = {task: make() for task, make in heads.items()}
-    encoder = LSTM(E, H, 2, bidirectional=True, batch_first=True, dropout=dropout)
-    return MultiTaskModel(nn.Embedding(VOCABULARY, E), encoder, heads, dropout)
-
-
-def test_dropout_is_for_training_only_and_follows_the_seed():
-    model, without = with_dropout(0.4), with_dropout(0.0)
-    tokens, lengths = batch()
-    for gradients in (True, False):
-        with torch.set_grad_enabled(gradients):
-            assert_same_bits(model.eval()(tokens, lengths), without(tokens, lengths))
-            model.train()
-            torch.manual_seed(1)
-            once = model(tokens, lengths)
-            assert not torch.equal(once["slots"], model(tokens, lengths)["slots"])
-            torch.manual_seed(1)
-            assert_same_bits(model(tokens, lengths), once)
-
-
-def test_dropping_everything_leaves_the_biases():
-    model = with_dropout(1.0)
-    tokens, lengths = batch()
-    for task, z in model(tokens, lengths).items():
-        z = z[VALID] if z.dim() == 3 else z
-        assert torch.equal(z, model.heads[task].bias.expand_as(z))
-
-
 # Refusals.
 
 
@@ -384,6 +352,11 @@ def encoder_and_heads():
         ({"heads": {"": ClassificationHead(2)}}, ValueError, "heads: .* got ''"),
         ({"heads": {"keys": ClassificationHead(2)}}, ValueError, "keys"),
         ({"heads": {"a": ClassificationHead(2, in_features=5)}}, ValueError, "encoder of 5 features, got 11"),
+        (
+            {"heads": {"b": ClassificationHead(2, pymtl.AttentionPooling(3))}},
+            ValueError,
+            r"heads\['b'\]: num_heads: expected a divisor of 11 features, got 3",
+        ),
         ({"dropout": 1.5}, ValueError, "dropout: .* got 1.5"),
         ({"dropout": -0.1}, ValueError, "dropout"),
         ({"dropout": float("nan")}, ValueError, "dropout"),

@@ -1,4 +1,4 @@
-"""The training package's input side: configuration, records, vocabulary and batches."""
+"""The training package's input side: records, vocabulary and batches."""
 
 import gzip
 import json
@@ -11,8 +11,7 @@ from torch.nn.utils.rnn import pad_packed_sequence
 
 from pymtl.training import config as configuration
 from pymtl.training.batches import Encoder, buckets
-from pymtl.training.config import ConfigError
-from pymtl.training.data import Record, read_records
+from pymtl.training.data import Record, read_records, read_sets
 from pymtl.training.errors import DataError, RunError
 from pymtl.training.vocabulary import Vocabulary
 
@@ -60,128 +59,6 @@ def read(tmp_path, config):
         return read_records(path, config, **options)
 
     return read
-
-
-# Configuration
-
-
-def test_a_minimal_configuration_takes_the_defaults(load):
-    config = load(MINIMAL)
-    assert (config.model.hidden_size, config.training.batch_size, config.seed) == (128, 16, 0)
-    assert config.tasks["intent"] == configuration.TaskConfig("classification")
-    assert config.data.test is None
-
-
-@pytest.mark.parametrize(
-    ("text", "key", "reason"),
-    [
-        ("sead = 1\n" + MINIMAL, "'sead'", "unknown key"),
-        (MINIMAL + "wait = 1\n", "'tasks.intent.wait'", "unknown key"),
-        (MINIMAL + "[model]\nhiden_size = 1\n", "'model.hiden_size'", "expected one of words, embedding_dim"),
-        (MINIMAL.replace('train = "a.jsonl"', ""), "'data.train'", "missing key"),
-        (MINIMAL.replace('kind = "classification"', ""), "'tasks.intent.kind'", "missing key"),
-        ('[data]\ntrain = "a"\nvalid = "b"\n', "'tasks'", "missing key"),
-        ('[data]\ntrain = "a"\nvalid = "b"\n[tasks]\n', "tasks", "at least one task"),
-        (MINIMAL.replace('"classification"', '"clasification"'), "tasks.intent.kind", "expected one of classification"),
-        (MINIMAL + 'pooling = ["mean"]\n', "tasks.intent.pooling", "expected one of last, mean, max"),
-        (MINIMAL.replace('"a.jsonl"', "5"), "data.train", "expected str, got 5"),
-        ('seed = "1"\n' + MINIMAL, "seed", "expected int, got '1'"),
-        ("seed = true\n" + MINIMAL, "seed", "expected int, got True"),
-        (MINIMAL + "[training]\nepochs = 1.5\n", "training.epochs", "expected int, got 1.5"),
-        (MINIMAL + "[model]\nbidirectional = 1\n", "model.bidirectional", "expected bool, got 1"),
-        ('model = "big"\n' + MINIMAL, "model", "expected a section, got 'big'"),
-        ("data = 1\n[tasks.intent]\nkind = 'tagging'\n", "data", "expected a section"),
-        ('tasks = 1\n[data]\ntrain = "a"\nvalid = "b"\n', "tasks", "expected a section"),
-        (MINIMAL + "weight = -1\n", "tasks.intent.weight", "at least 0, got -1.0"),
-        (MINIMAL + "weight = nan\n", "tasks.intent.weight", "at least 0, got nan"),
-        (MINIMAL + "label_smoothing = 1.5\n", "tasks.intent.label_smoothing", "from 0 to 1, got 1.5"),
-        (MINIMAL + "[model]\nhidden_size = 0\n", "model.hidden_size", "above 0, got 0"),
-        (MINIMAL + "[model]\ndropout = 1\n", "model.dropout", "below 1, got 1.0"),
-        (MINIMAL + "[training]\npatience = 0\n", "training.patience", "above 0, got 0"),
-        (MINIMAL + "[training]\nlearning_rate = 0\n", "training.learning_rate", "above 0, got 0.0"),
-        (MINIMAL + "[training]\nlearning_rate = nan\n", "training.learning_rate", "above 0, got nan"),
-        (MINIMAL + "[training]\nword_dropout = -0.1\n", "training.word_dropout", "below 1, got -0.1"),
-    ],
-)
-def test_a_wrong_setting_is_named_with_file_key_and_expectation(load, text, key, reason):
-    with pytest.raises(ConfigError) as error:
-        load(text)
-    message = str(error.value)
-    assert "c.toml" in message
-    assert key in message
-    assert reason in message
-
-
-@pytest.mark.parametrize("name", ["a.b", "", "keys"])
-def test_a_task_name_no_module_can_have_is_a_configuration_error(load, name):
-    with pytest.raises(ConfigError, match=r"c\.toml: tasks"):
-        load(MINIMAL.replace("tasks.intent", f'tasks."{name}"'))
-
-
-def test_a_file_that_is_no_toml_is_named_with_the_line(load):
-    with pytest.raises(ConfigError, match=r"c\.toml: .*line 2"):
-        load("seed = 1\nseed = = 2\n")
-
-
-def test_a_configuration_that_is_no_utf8_is_a_configuration_error(tmp_path):
-    path = tmp_path / "c.toml"
-    path.write_bytes(MINIMAL.encode() + b"# caf\xe9\n")
-    with pytest.raises(ConfigError, match=r"c\.toml"):
-        configuration.load(path)
-
-
-def test_a_missing_configuration_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"absent\.toml"):
-        configuration.load(tmp_path / "absent.toml")
-
-
-def test_overrides_win_over_the_file_and_may_be_numbers_booleans_strings_or_bare_words(load):
-    config = load(
-        "seed = 1\n" + MINIMAL,
-        "seed=7",
-        "model.dropout=0.25",
-        "model.bidirectional=false",
-        "data.train=other.jsonl",
-        'data.test="c d.jsonl"',
-        "tasks.intent.weight=2",
-        "tasks.tags.kind=tagging",
-    )
-    assert config.seed == 7
-    assert (config.model.dropout, config.model.bidirectional) == (0.25, False)
-    assert (config.data.train, config.data.test) == ("other.jsonl", "c d.jsonl")
-    assert config.tasks["intent"].weight == 2.0
-    assert config.tasks["tags"].kind == "tagging"
-
-
-@pytest.mark.parametrize(
-    ("override", "reason"),
-    [
-        ("training.epocs=5", "unknown key 'training.epocs'"),
-        ("epochs=5", "unknown key 'epochs'"),
-        ("=5", "unknown key ''"),
-        ("training.epochs", "expected section.key=value"),
-        ("training.epochs=many", "training.epochs: expected int, got 'many'"),
-        ("training.epochs=", "training.epochs: expected int, got ''"),
-        ("training.epochs=0", "training.epochs: expected a number above 0"),
-        ("data.train.x=1", "train is a value, not a section"),
-        ("model=3", "model: expected a section, got 3"),
-    ],
-)
-def test_a_wrong_override_is_refused_with_its_reason(load, override, reason):
-    with pytest.raises(ConfigError) as error:
-        load(MINIMAL, override)
-    assert reason in str(error.value)
-
-
-def test_data_paths_are_relative_to_the_configuration_and_absolute_ones_stay(load, tmp_path):
-    config = load(MINIMAL, "data.valid=/elsewhere/b.jsonl")
-    assert config.path(config.data.train) == tmp_path.resolve() / "a.jsonl"
-    assert str(config.path(config.data.valid)) == "/elsewhere/b.jsonl"
-
-
-def test_a_resolved_configuration_comes_back_the_same_from_json(load):
-    config = load(toy.TOML + toy.ALL_KINDS)
-    assert configuration.parse(json.loads(json.dumps(config.as_dict())), "config.json") == config
 
 
 # Records
@@ -305,6 +182,164 @@ def test_lowercase_and_fields_of_other_names(read, load):
     assert records == [Record(["ab", "äc"], {"intent": "Music"})]
 
 
+ONE = '[data]\ntrain = "data.jsonl"\n[tasks.t]\n'
+
+
+@pytest.mark.parametrize(
+    ("tokens", "labels", "steps"), [(2, ["x", "y", "z"], 3), (2, ["x", "x"], 3), (4, ["x", "x", "x", "y"], 6)]
+)
+def test_labels_of_ctc_need_a_token_each_and_one_between_equal_neighbours(read, load, tokens, labels, steps):
+    config = load(ONE + 'kind = "ctc"\n')
+    assert read({"tokens": ["w"] * steps, "t": labels}, config=config)[0].labels == {"t": labels}
+    with pytest.raises(DataError, match=f"data.jsonl:1: field 't': .* fit into {tokens} tokens, got {steps} steps"):
+        read({"tokens": ["w"] * tokens, "t": labels}, config=config)
+
+
+def test_some_of_several_numbers_may_be_missing(read, load):
+    config = load(ONE + 'kind = "regression"\nnum_targets = 2\n')
+    records = read({"tokens": ["a"], "t": [1.0, None]}, {"tokens": ["a"], "t": [2, 3]}, config=config)
+    assert [record.labels["t"] for record in records] == [[1.0, None], [2, 3]]
+    batch = Encoder(Vocabulary.of(records, config), config).batch(records, [0, 1])
+    expected = torch.tensor([[1.0, math.nan], [2.0, 3.0]])
+    torch.testing.assert_close(batch.targets["t"], expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("label", [[None, None], [1.0], [None], [1.0, None, 2.0], 1.0, [1.0, "x"]])
+def test_numbers_that_are_all_missing_or_too_few_are_refused(read, load, label):
+    config = load(ONE + 'kind = "regression"\nnum_targets = 2\n')
+    with pytest.raises(DataError, match="field 't': expected a list of 2 finite numbers, some perhaps null"):
+        read({"tokens": ["a"], "t": label}, config=config)
+
+
+BIO = '[data]\ntrain = "data.jsonl"\n[tasks.t]\nkind = "tagging"\nfield = "tags"\ndecoder = "crf"\nbio = true\n'
+
+
+@pytest.mark.parametrize(
+    ("tags", "reason"),
+    [
+        (["O", "I-x", "I-x"], "'I-x' at token 2 follows 'O'"),
+        (["I-x", "O", "O"], "'I-x' at token 1 follows 'O'"),
+        (["B-x", "I-x", "I-y"], "'I-y' at token 3 follows 'I-x'"),
+        (["O", "I", "O"], "'I' at token 2 follows 'O'"),
+    ],
+)
+def test_a_tag_that_bio_forbids_is_named(read, load, tmp_path, tags, reason):
+    config = load(BIO, "data.holdout_field=held", 'data.holdout_values=["yes"]')
+    good = [["B-x", "I-x", "I-x"], ["B", "I", "I"], [None, "I-x", "O"], ["B-x", None, "I-y"]]
+    lines = [{"tokens": ["a", "b", "c"], "tags": given} for given in good]
+    held = {**lines[0], "held": "yes"}
+    read(*lines, held, config=config)
+    assert len(read_sets(config)[0][""]) == 4
+    read(*lines, {**lines[0], "tags": tags}, held, config=config)
+    with pytest.raises(DataError, match=f"data.jsonl: record 5, field 'tags': {reason}, which bio = true forbids"):
+        read_sets(config)
+
+
+def test_the_record_of_a_tag_that_bio_forbids_is_counted_in_the_file(read, load):
+    config = load(BIO, "data.holdout_field=held", 'data.holdout_values=["yes"]')
+    held = {"tokens": ["a"], "tags": ["O"], "held": "yes"}
+    read(held, {"tokens": ["a"]}, {"tokens": ["a"], "tags": ["I-x"]}, config=config)
+    with pytest.raises(DataError, match="record 3, field 'tags'"):
+        read_sets(config)
+
+
+# Holding out, CSV
+
+
+def test_records_are_held_out_by_a_field(tmp_path):
+    lines = [{**record, "shop": "xy"[i % 2]} for i, record in enumerate(toy.requests(10))]
+    toy.write_lines(tmp_path / "train.jsonl", lines)
+    data = 'train = "train.jsonl"\nholdout_field = "shop"\nholdout_values = ["y"]\n'
+    (tmp_path / "c.toml").write_text(f'[data]\n{data}[tasks.intent]\nkind = "classification"\n')
+    train, valid = read_sets(configuration.load(tmp_path / "c.toml"))
+    assert [record.tokens for record in train[""]] == [line["tokens"] for line in lines[::2]]
+    assert [record.tokens for record in valid[""]] == [line["tokens"] for line in lines[1::2]]
+    with pytest.raises(DataError, match="others to hold out by 'shop' = z, got 10 and 0"):
+        read_sets(configuration.load(tmp_path / "c.toml", ['data.holdout_values=["z"]']))
+
+
+CSV = """
+[data]
+train = "t.csv"
+tokens = "text"
+[tasks.intent]
+kind = "classification"
+[tasks.slots]
+kind = "tagging"
+[tasks.topics]
+kind = "multilabel"
+[tasks.score]
+kind = "regression"
+"""
+
+
+@pytest.mark.parametrize("bom", ["", "\ufeff"])
+def test_rows_of_csv_are_records(tmp_path, bom):
+    (tmp_path / "c.toml").write_text(CSV)
+    rows = [
+        "text,intent,slots,topics,score",
+        'play jazz,"music, loud",O B-genre,a|b,1.5',
+        "stop it,,,,",
+        '"say ""x""",y,O O,|,-2',
+    ]
+    (tmp_path / "t.csv").write_text(bom + "\n".join(rows) + "\n", encoding="utf-8")
+    found = read_records(tmp_path / "t.csv", configuration.load(tmp_path / "c.toml"))
+    assert [record.tokens for record in found] == [["play", "jazz"], ["stop", "it"], ["say", '"x"']]
+    assert found[0].labels == {"intent": "music, loud", "slots": ["O", "B-genre"], "topics": ["a", "b"], "score": 1.5}
+    assert found[1].labels == {"intent": None, "slots": None, "topics": None, "score": None}
+    assert found[2].labels == {"intent": "y", "slots": ["O", "O"], "topics": [], "score": -2}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("play jazz,x,O,,1", "t.csv:2: field 'slots': expected a list of 2"),
+        ("play jazz,x,O O,,many", "t.csv:2: field 'score': expected a finite number, got 'many'"),
+        ("play jazz,x", "t.csv:2: expected 5 cells, got more or fewer"),
+        ("play jazz,x,O O,,1,6", "t.csv:2: expected 5 cells, got more or fewer"),
+        ('play "jazz,x', "t.csv:2: "),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path, row, reason):
+    (tmp_path / "c.toml").write_text(CSV)
+    (tmp_path / "t.csv").write_text("text,intent,slots,topics,score\n" + row + "\n")
+    with pytest.raises(DataError) as error:
+        read_records(tmp_path / "t.csv", configuration.load(tmp_path / "c.toml"))
+    assert reason in str(error.value)
+
+
+def test_two_tasks_may_read_one_column_of_csv(tmp_path):
+    (tmp_path / "t.csv").write_text("tokens,stars\nplay,3\nstop,1\n")
+    tasks = "".join(f'[tasks.{kind}]\nkind = "{kind}"\nfield = "stars"\n' for kind in ("ordinal", "regression"))
+    (tmp_path / "c.toml").write_text('[data]\ntrain = "t.csv"\n' + tasks)
+    found = read_records(tmp_path / "t.csv", configuration.load(tmp_path / "c.toml"))
+    assert [record.labels for record in found] == [
+        dict.fromkeys(("ordinal", "regression"), stars) for stars in (3.0, 1.0)
+    ]
+    (tmp_path / "t.csv").write_text("tokens,star\nplay,3\n")
+    with pytest.raises(DataError, match=r"t\.csv:2: expected a column 'stars', got tokens, star"):
+        read_records(tmp_path / "t.csv", configuration.load(tmp_path / "c.toml"))
+
+
+def test_classes_of_csv_have_no_space_around_them(tmp_path, load):
+    (tmp_path / "t.csv").write_text("text,intent,slots,topics,score\nplay, music ,O,,1\nplay,music,O,,1\n")
+    found = read_records(tmp_path / "t.csv", load(CSV))
+    assert [record.labels["intent"] for record in found] == ["music", "music"]
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        ("text,intent,slots,topics,intent", "expected columns of different names, got 'intent' twice"),
+        ("texts,intent,slots,topics,score", "expected a column 'text', got texts, intent, slots, topics, score"),
+    ],
+)
+def test_columns_that_come_twice_or_are_missing_are_named(tmp_path, load, header, reason):
+    (tmp_path / "t.csv").write_text(f"{header}\nplay,x,O,,1\n")
+    with pytest.raises(DataError, match=rf"t\.csv:\d: {reason}"):
+        read_records(tmp_path / "t.csv", load(CSV))
+
+
 # Vocabulary
 
 
@@ -329,9 +364,10 @@ def test_rare_tokens_are_left_out(read, load):
     assert Vocabulary.of(records, config).tokens == ["<pad>", "<unk>", "a"]
 
 
-def test_a_task_without_any_label_in_training_is_a_data_error(read, config):
-    with pytest.raises(DataError, match="task 'slots': no training record has a label"):
-        Vocabulary.of(read({**GOOD, "slots": None}), config)
+@pytest.mark.parametrize("task", ["intent", "slots", "topics", "score"])
+def test_a_task_without_any_label_in_training_is_a_data_error(read, config, task):
+    with pytest.raises(DataError, match=f"task '{task}': no training record has a label"):
+        Vocabulary.of(read({**GOOD, task: None}), config)
 
 
 def test_a_multilabel_task_whose_lists_are_all_empty_is_a_data_error(read, config):

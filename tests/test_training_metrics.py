@@ -8,7 +8,8 @@ import torch
 from pymtl.training import config as configuration
 from pymtl.training.batches import Encoder
 from pymtl.training.data import Record
-from pymtl.training.metrics import decode, score, selection_score
+from pymtl.training.errors import DataError
+from pymtl.training.metrics import check_scorable, decode, delta, score, selection_score
 from pymtl.training.vocabulary import Vocabulary
 
 
@@ -56,6 +57,16 @@ def test_span_f1_without_any_predicted_span_is_zero_and_quiet():
 def test_tags_that_are_no_spans_are_scored_by_token(other):
     truth, guess = [["O", other, "O"], [other], None], [["O", "O", "O"], [other], ["O"]]
     assert scores("tagging", truth, guess)["t/accuracy"] == (3 / 4 if other == "NOUN" else 1.0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [(["B-a", "I-a", "O"], {"t/f1": 0.0}), (["O"], {"t/accuracy": 0.5}), (["B-a", "NOUN", "O"], {"t/accuracy": 0.5})],
+)
+def test_what_tags_are_scored_by_follows_from_training_not_from_the_tags_at_hand(labels, expected):
+    records = [Record(["w", "w"], {"t": ["O", "O"]})]
+    result = score(records, [{"t": ["O", "B-a"]}], config_of(t="tagging"), {"t": labels})
+    assert {name: value for name, value in result.items() if name != "exact_match"} == expected
 
 
 @pytest.mark.parametrize(
@@ -111,6 +122,38 @@ def test_the_selection_score_is_the_mean_of_the_tasks_own_scores():
     assert selection_score({"a/f1": 0.5, "b/accuracy": 1.0, "exact_match": 0.1}) == 0.75
 
 
+@pytest.mark.parametrize(
+    ("scores", "baseline", "expected"),
+    [
+        ({"a/f1": 0.6, "b/perplexity": 12.0}, {"a/f1": 0.5, "b/perplexity": 10.0}, 0.0),  # 20 % better, 20 % worse
+        ({"a/f1": 0.6}, {"a/f1": 0.5, "b/f1": 0.5}, 0.2),  # b is not scored
+        ({"a/r2": 0.0}, {"a/r2": -0.5}, 1.0),
+        ({"a/f1": 0.5, "b/f1": 0.5}, {"a/f1": 0.0, "b/f1": 0.25}, math.nan),
+    ],
+)
+def test_delta_is_the_mean_relative_change_and_nothing_beside_a_zero(scores, baseline, expected):
+    assert delta(scores, baseline) == pytest.approx(expected, nan_ok=True)
+
+
+SELECTIONS = {
+    "t": {"select_by": "t"},
+    "exact_match": {"select_by": "exact_match"},
+    "delta": {"select_by": "delta", "baseline": {"t/accuracy": 0.5}},
+}
+
+
+@pytest.mark.parametrize("training", SELECTIONS.values(), ids=SELECTIONS)
+def test_validation_has_to_have_labels_of_what_the_best_epoch_is_chosen_by(training):
+    tasks = {"t": {"kind": "classification"}, "n": {"kind": "regression"}}
+    raw = {"data": {"train": "a", "valid": "b"}, "tasks": tasks}
+    numbers = [Record(["w"], {"t": None, "n": n}) for n in (1.0, 2.0)]
+    check_scorable(numbers, configuration.parse(raw, "test"), "v.jsonl")
+    config = configuration.parse({**raw, "training": training}, "test")
+    check_scorable([*numbers, Record(["w"], {"t": "x", "n": None})], config, "v.jsonl")
+    with pytest.raises(DataError, match=r"v\.jsonl: expected a label of t to score"):
+        check_scorable(numbers, config, "v.jsonl")
+
+
 def test_logits_are_decoded_into_the_form_of_the_records():
     config = config_of(i="classification", s="tagging", m="multilabel", n="regression")
     vocabulary = Vocabulary(["<pad>", "<unk>"], {"i": ["x", "y"], "s": ["B-a", "O"], "m": ["p", "q"]})
@@ -137,3 +180,38 @@ def test_kappa_follows_the_order_of_the_labels():
     # Quadratic weights: observed disagreement 1 + 1, expected sum of (i - j)^2 over the outer product of counts / 4.
     expected = sum((i - j) ** 2 * a * b / 4 for i, a in enumerate([2, 1, 1]) for j, b in enumerate([1, 1, 2]))
     assert result["t/kappa"] == pytest.approx(1 - 2 / expected)
+
+
+def test_a_beam_finds_labels_whose_paths_together_are_likelier_than_the_likeliest_path():
+    config = config_of(t="ctc")
+    vocabulary = Vocabulary(["<pad>", "<unk>"], {"t": ["<blank>", "a"]})
+    batch = Encoder(vocabulary, config).batch([Record(["w", "w"], {})], [0])
+    logits = {"t": torch.tensor([[[0.6, 0.4], [0.6, 0.4]]]).log()}  # 0.36 of nothing, 0.64 of a
+    assert decode(logits, batch, config, vocabulary) == [{"t": []}]
+    assert decode(logits, batch, config, vocabulary, beam_size=3) == [{"t": ["a"]}]
+
+
+def perplexities(factor):
+    """What a language model of a text of three tokens and one of a single token says, and its scores."""
+    raw = {"data": {"train": "a", "valid": "b"}, "tasks": {"t": {"kind": "language_model", "num_tokens": 4}}}
+    config = configuration.parse(raw, "test")
+    vocabulary = Vocabulary(["<pad>", "<unk>", "a", "b"], {})
+    records = [Record(["a", "b", "a"], {"t": True}), Record(["b"], {"t": True})]
+    batch = Encoder(vocabulary, config).batch(records, [0, 1])
+    logits = {"t": factor * torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(2, 3, 2, 4)}
+    found = decode(logits, batch, config, vocabulary)
+    return found, score(records, found, config, {}), score(records[1:], found[1:], config, {})
+
+
+def test_a_text_without_a_word_to_predict_has_no_perplexity():
+    (text, word), scores, nothing = perplexities(0.0)
+    assert text == {"t": pytest.approx(4.0), "t/tokens": 4}
+    assert word == {"t": None, "t/tokens": 0}
+    assert scores == {"t/perplexity": pytest.approx(4.0)}
+    assert nothing == {}
+
+
+def test_the_perplexity_of_a_model_that_diverged_is_still_a_number():
+    (text, _), scores, _ = perplexities(1e6)
+    assert 1e300 < text["t"] < math.inf
+    assert 1e300 < scores["t/perplexity"] < math.inf

@@ -12,6 +12,7 @@ import torch
 import toy
 from parity import assert_same_bits
 
+from pymtl.__main__ import main
 from pymtl.training.run import Run
 
 SETTINGS = (
@@ -30,6 +31,7 @@ VARIANTS = {
     "FAMO": ("balancing=famo",),
     "random weights": ("balancing=rlw",),
     "gradnorm": ("balancing=gradnorm",),
+    "Nash-MTL": ("balancing={kind='gradient_aggregation',aggregator='NashMTL'}",),
     "soft sharing": ("sharing=soft",),
     "accumulation and another optimiser": ("training.accumulation=3", "training.optimizer=RMSprop", "training.l1=1e-4"),
     "characters": ("characters.kind=lstm", "characters.size=5"),
@@ -65,6 +67,9 @@ def test_a_run_stopped_within_an_epoch_ends_bit_for_bit_as_the_uninterrupted(fol
     best = [Run(tmp_path / name).load_backend()[0].model.state_dict() for name in ("whole", "resumed")]
     assert_same_bits(*best)
     assert toy.timeless(whole.epochs) == toy.timeless(resumed.epochs)
+
+
+BALANCED = ("uw", "rlw", "famo", "stch")  # in several processes by the losses of the whole batch
 
 
 def command(config, run, *options):
@@ -106,8 +111,10 @@ def test_a_run_killed_again_and_again_loses_at_most_the_steps_since_its_last_sta
     assert whole.read_scores() == run.read_scores()
 
 
-@pytest.mark.parametrize("variant", [(), ("balancing=uw",), ("sharing=soft",)], ids=["plain", "uw", "soft"])
-def test_two_processes_take_the_steps_of_one(tmp_path, variant):
+@pytest.mark.parametrize(
+    "variant", [(), *(("balancing=" + name,) for name in BALANCED), ("sharing=soft",)], ids=" ".join
+)
+def test_two_processes_take_the_steps_of_one(tmp_path, threads, variant):
     # Without dropout, whose masks belong to a process; every step moves the weights by the gradient itself.
     config = toy.write_files(tmp_path, toy.TOML + toy.ALL_KINDS)
     options = settings(
@@ -120,7 +127,8 @@ def test_two_processes_take_the_steps_of_one(tmp_path, variant):
         "tasks.slots.decoder=crf",
         *variant,
     )
-    assert subprocess.run(command(config, tmp_path / "one", *options), stdout=subprocess.DEVNULL).returncode == 0
+    threads(1)
+    assert main(["train", str(config), "--run", str(tmp_path / "one"), *options]) == 0
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
     launch += ["--master-port", str(20_000 + os.getpid() % 20_000), "-m"]
     # torch's launcher takes --run for an option of its own: the default folder instead.
@@ -129,9 +137,11 @@ def test_two_processes_take_the_steps_of_one(tmp_path, variant):
     assert two.returncode == 0, two.stderr
     assert "2 processes" in two.stdout
     one, two = Run(tmp_path / "one"), Run(tmp_path / "runs" / "toy")
-    weights = [run.load_state()["model"] for run in (one, two)]
-    for name, value in weights[0].items():
-        torch.testing.assert_close(weights[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
+    for part in ("model", "joint"):
+        ours, theirs = (run.load_state()[part] for run in (one, two))
+        assert list(ours) == list(theirs)
+        for name, value in ours.items():
+            torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-5, msg=name)
     for a, b in zip(one.read_metrics(), two.read_metrics()):
         for name, loss in a["loss"].items():
             assert b["loss"][name] == pytest.approx(loss, rel=1e-3), name

@@ -165,6 +165,15 @@ def test_a_new_run_drops_the_files_of_an_earlier_one(finished, run):
         run.load_backend()
 
 
+@pytest.mark.parametrize("name", ["program.pt2", "crfs.safetensors"])
+def test_a_folder_with_what_exporting_leaves_is_taken_and_a_new_run_drops_it(finished, tmp_path, name):
+    (tmp_path / name).write_bytes(b"exported")
+    run = Run(tmp_path)
+    assert run.exists()
+    run.create(finished.config, finished.vocabulary, "pymtl")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "vocabulary.json"]
+
+
 def test_metrics_are_one_json_object_an_epoch(run):
     lines = run.path("metrics.jsonl").read_text(encoding="utf-8").splitlines()
     for line in lines:

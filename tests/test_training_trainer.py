@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -197,28 +198,46 @@ def test_a_score_that_validation_never_has_is_named(config, tmp_path):
         toy.fitted(replace(config, training=settings), tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "reason"),
-    [
-        (["training.select_by=exact_match", "tasks={score={kind='regression'}}"], "a task of classes or tags"),
-        (
-            ["training.select_by=delta", "training.baseline={intent=0.5}"],
-            "baseline: expected scores of intent/accuracy, .*got 'intent'",
-        ),
-        (["training.optimizer_options={lr=0.5}"], "training.learning_rate instead of lr"),
-        (["training.optimizer=Rprop", "training.weight_decay=0.1"], "training.optimizer: .*weight_decay"),
-        (["training.optimizer_options={betas=[0.9]}"], "training.optimizer: "),
-        (["balancing={kind='famo',least='a'}"], "balancing: least: expected float, got 'a'"),
-        (["balancing=gradnorm", "sharing=soft"], "sharing: expected hard with balancing by gradnorm"),
-        (["balancing=gradient_aggregation", "tasks.intent.skip=true"], "heads that read states alone"),
-        (["tasks.intent.after=slots", "tasks.slots.after=intent"], "no circle of tasks"),
-        (["tasks.intent.weight=inf"], "tasks.intent.weight"),
-        (["warm_start={run='x',parts=['']}"], "warm_start.parts: expected names of modules"),
-    ],
-)
-def test_settings_that_do_not_go_together_are_named(folder, overrides, reason):
-    with pytest.raises(ConfigError, match=reason):
-        toy.load(folder, *overrides)
+@pytest.mark.parametrize("method", ["gradnorm", "gradient_aggregation"])
+def test_balancing_by_gradients_of_states_is_refused_in_several_processes(folder, tmp_path, monkeypatch, method):
+    pytest.importorskip("torchjd")
+    monkeypatch.setattr("pymtl.training.trainer._accelerator", lambda _: SimpleNamespace(num_processes=2))
+    with pytest.raises(ConfigError, match=f"balancing: expected another method than {method} with several processes"):
+        toy.trainer(toy.load(folder, f"balancing={method}"), tmp_path)
+
+
+@pytest.mark.parametrize("method", ["ew", "gradnorm", "gradient_aggregation"])
+def test_mixed_precision_trains_with_every_way_to_balance(folder, tmp_path, method):
+    pytest.importorskip("torchjd")
+    settings = ("training.precision=bf16", "training.epochs=6", "model.dropout=0.0")
+    result = toy.fitted(toy.load(folder, f"balancing={method}", *settings), tmp_path)
+    losses = [epoch["loss"]["total"] for epoch in result.epochs]
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(p.dtype == torch.float32 for p in result.backend.model.parameters())
+
+
+def test_some_of_several_numbers_may_be_missing_in_training(tmp_path):
+    tasks = '[tasks.scores]\nkind = "regression"\nnum_targets = 2\npooling = "mean"\n'
+    config = toy.load(tmp_path, "training.epochs=1", toml=toy.TOML + tasks)
+    for name in ("train", "valid", "test"):
+        lines = [
+            {**line, "scores": [line["score"] if i % 3 else None, len(line["tokens"]) if i % 3 != 1 else None]}
+            for i, line in enumerate(toy.requests(30))
+        ]
+        toy.write_lines(tmp_path / f"{name}.jsonl", lines)
+    epoch = toy.fitted(config, tmp_path / "run").epochs[-1]
+    assert 0 < epoch["loss"]["scores"] < math.inf
+    assert epoch["valid"]["scores/r2"] <= 1
+
+
+@pytest.mark.parametrize("sharing", ["hard", "soft"])
+def test_dropout_may_have_one_mask_for_a_sentence(folder, tmp_path, sharing):
+    config = toy.load(folder, "model.variational=true", "model.dropout=0.3", "training.epochs=6", f"sharing={sharing}")
+    result = toy.fitted(config, tmp_path)
+    assert result.backend.model.variational
+    assert result.epochs[-1]["loss"]["total"] < 0.7 * result.epochs[0]["loss"]["total"]
+    with pytest.raises(ConfigError, match="backend 'reference': expected hard sharing, equal weights, plain dropout"):
+        toy.trainer(config, tmp_path / "plain", "reference")
 
 
 # The step

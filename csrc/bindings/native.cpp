@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <stdexcept>
+
 #include "kernels/isa.h"
 #include "kernels/peak.h"
 
@@ -32,13 +34,19 @@ PYBIND11_MODULE(_native, m) {
         "one that this CPU or this build lacks.");
   m.def(
       "peak_gflops",
-      [](bool float64, int runs) {
-        return float64 ? pymtl::peak_gflops<double>(runs) : pymtl::peak_gflops<float>(runs);
+      [](const std::string& dtype, int runs) {
+        if (dtype == "float32") return pymtl::peak_gflops<float>(runs);
+        if (dtype == "float64") return pymtl::peak_gflops<double>(runs);
+        if (dtype == "bfloat16") return pymtl::peak_gflops<pymtl::BFloat16>(runs);
+        throw std::invalid_argument("dtype: expected float32, float64 or bfloat16, got " + dtype);
       },
-      pybind11::arg("float64") = false, pybind11::arg("runs") = 10,
+      pybind11::arg("dtype") = "float32", pybind11::arg("runs") = 10,
       pybind11::call_guard<pybind11::gil_scoped_release>(),
       "GFLOP/s of register-only multiply-adds on the calling thread, under the instruction set in use: the best of "
-      "runs of some milliseconds.");
+      "runs of some milliseconds. Raises ValueError for another dtype.");
+  m.def("read_gigabytes", &pymtl::read_gigabytes, pybind11::arg("bytes"), pybind11::arg("runs") = 10,
+        pybind11::call_guard<pybind11::gil_scoped_release>(),
+        "GB/s at which the calling thread reads so many bytes again and again: the best of runs of some milliseconds.");
   m.attr("version") = PYMTL_VERSION;
   m.attr("compiler") = PYMTL_COMPILER;
   m.attr("build_type") = PYMTL_BUILD_TYPE;

@@ -1,5 +1,9 @@
-// The speed limit of one core's arithmetic, to set measured speeds against.
+// The speed limits of one core, to set measured speeds against.
 #pragma once
+
+#include <cstdint>
+
+#include "bfloat16.h"
 
 namespace pymtl {
 
@@ -7,5 +11,8 @@ namespace pymtl {
 // calling thread, under the instruction set in use: the best of `runs` of some milliseconds each.
 template <typename T>
 double peak_gflops(int runs);
+
+// GB/s at which the calling thread reads `bytes` (about) again and again: the best of `runs`, each of 32 MiB at least.
+double read_gigabytes(int64_t bytes, int runs);
 
 }  // namespace pymtl

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,15 +25,24 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def peak_gflops(threads: int, float64: bool = False, runs: int = 10) -> float:
+def peak_gflops(threads: int, dtype: str = "float32", runs: int = 10) -> float:
     """GFLOP/s of register-only multiply-adds on ``threads`` threads at once, under the instruction set in use.
 
     The best of ``runs``, each of some milliseconds.
     """
+    return _of_all_threads(threads, lambda: _native.peak_gflops(dtype, runs))
+
+
+def read_gigabytes(threads: int, size: int, runs: int = 10) -> float:
+    """GB/s at which each of ``threads`` threads reads ``size`` bytes of its own again and again, together."""
+    return _of_all_threads(threads, lambda: _native.read_gigabytes(size, runs))
+
+
+def _of_all_threads(threads: int, measure: Callable[[], float]) -> float:
     if threads == 1:
-        return _native.peak_gflops(float64, runs)  # of the core that the caller's own calls run on
+        return measure()  # of the core that the caller's own calls run on
     with ThreadPoolExecutor(threads) as pool:
-        return sum(pool.map(lambda _: _native.peak_gflops(float64, runs), range(threads)))
+        return sum(pool.map(lambda _: measure(), range(threads)))
 
 
 def facts() -> dict[str, Any]:

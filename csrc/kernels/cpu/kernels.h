@@ -171,6 +171,8 @@ struct LayersFor {
   // `output_stride`
   void (*sum_parts)(const Real<T>* partial, int64_t stride, int64_t parts, const T* bias, int64_t width, int64_t first,
                     int64_t last, T* output, int64_t output_stride);
+
+  int64_t (*multiply_adds)(int64_t rounds, Real<T>* sink);
 };
 
 template <typename T>
@@ -188,7 +190,7 @@ struct KernelsFor {
   size_t (*crf_transition_gradient_scratch)(int64_t tokens, int64_t classes, int64_t columns);
   void (*crf_best_step)(const CrfChain<T>& chain, const T* before, const T* emissions, T* scores, int32_t* best);
 
-  int64_t (*multiply_adds)(int64_t rounds, T* sink);
+  void (*read_all)(const T* from, int64_t count, T* sink);
 
   void (*exponential)(const T* x, T* y, int64_t count);
   void (*sigmoid)(const T* x, T* y, int64_t count);

@@ -31,7 +31,7 @@ constexpr KernelsFor<T> kernels_for() {
       .crf_transition_gradient = crf_transition_gradient<T>,
       .crf_transition_gradient_scratch = crf_transition_gradient_scratch<T>,
       .crf_best_step = crf_best_step<T>,
-      .multiply_adds = multiply_adds<T>,
+      .read_all = read_all<T>,
       .exponential = map<T, exp<T>>,
       .sigmoid = map<T, sigmoid<T>>,
       .hyperbolic_tangent = map<T, tanh<T>>,

@@ -6,6 +6,7 @@
 #include "lstm_backward_simd.h"
 #include "lstm_gradients_simd.h"
 #include "lstm_simd.h"
+#include "peak_simd.h"
 
 #define PYMTL_JOIN_(a, b) a##b
 #define PYMTL_JOIN(a, b) PYMTL_JOIN_(a, b)
@@ -37,6 +38,7 @@ constexpr LayersFor<T> layers_for() {
       .heads_weight_gradient_scratch = heads_weight_gradient_scratch<T>,
       .heads_weight_gradient = heads_weight_gradient<T>,
       .sum_parts = sum_parts<T>,
+      .multiply_adds = multiply_adds<T>,
   };
 }
 

@@ -2,27 +2,51 @@
 
 #include <algorithm>
 #include <chrono>
+#include <vector>
 
 #include "kernels.h"
 
 namespace pymtl {
 
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+}  // namespace
+
 template <typename T>
 double peak_gflops(int runs) {
-  using Clock = std::chrono::steady_clock;
   constexpr int64_t kRounds = 500'000;
   double best = 0;
-  T sink = T(1);
+  Real<T> sink = 1;
   for (int run = 0; run < runs; ++run) {
     const Clock::time_point start = Clock::now();
-    const int64_t operations = active_kernels().of<T>().multiply_adds(kRounds, &sink);
-    const std::chrono::duration<double> seconds = Clock::now() - start;
-    best = std::max(best, static_cast<double>(operations) / seconds.count() * 1e-9);
+    const int64_t operations = active_layers<T>().multiply_adds(kRounds, &sink);
+    best = std::max(best, static_cast<double>(operations) / seconds_since(start) * 1e-9);
   }
   return best;
 }
 
 template double peak_gflops<float>(int);
 template double peak_gflops<double>(int);
+template double peak_gflops<BFloat16>(int);
+
+double read_gigabytes(int64_t bytes, int runs) {
+  constexpr int64_t kAtOnce = 128;  // floats: eight of the widest vectors
+  constexpr int64_t kBytesOfARun = 32 << 20;
+  const int64_t count = std::max<int64_t>(1, bytes / (kAtOnce * 4)) * kAtOnce;
+  const int64_t rounds = std::max<int64_t>(1, kBytesOfARun / (count * 4));
+  const std::vector<float> memory(static_cast<size_t>(count), 1.0f);
+  double best = 0;
+  float sink = 0;
+  for (int run = 0; run < runs; ++run) {
+    const Clock::time_point start = Clock::now();
+    for (int64_t round = 0; round < rounds; ++round) active_kernels().f32.read_all(memory.data(), count, &sink);
+    best = std::max(best, static_cast<double>(rounds * count * 4) / seconds_since(start) * 1e-9);
+  }
+  return best;
+}
 
 }  // namespace pymtl
