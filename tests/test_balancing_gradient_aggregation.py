@@ -241,18 +241,18 @@ def nash_steps(joint, model, count):
     return found
 
 
-@pytest.mark.parametrize("before", [0, 1, 3])
-def test_nash_mtl_remembers_its_steps_in_its_state(tmp_path, before):
+def test_nash_mtl_remembers_its_steps_in_its_state(tmp_path):
     pytest.importorskip("torchjd")
-    heads = made(HEADS["classes and CTC"])
-    model, joint = model_and_loss(heads, GradientAggregation(list(heads), "NashMTL"))
-    nash_steps(joint, model, before)
-    torch.save(joint.state_dict(), tmp_path / "joint.pt")
-    expected = nash_steps(joint, model, 2)
-    other = JointLoss(joint.loss_weights, model.losses, GradientAggregation(list(heads), "NashMTL"))
-    other.load_state_dict(torch.load(tmp_path / "joint.pt", weights_only=True))
-    for actual, step in zip(nash_steps(other, model, 2), expected):
-        assert_same_bits(actual, step)
+    heads = made(HEADS["three"])
+    for before in (0, 1, 3):
+        model, joint = model_and_loss(heads, GradientAggregation(list(heads), "NashMTL"))
+        nash_steps(joint, model, before)
+        torch.save(joint.state_dict(), tmp_path / "joint.pt")
+        expected = nash_steps(joint, model, 2)
+        other = JointLoss(joint.loss_weights, model.losses, GradientAggregation(list(heads), "NashMTL"))
+        other.load_state_dict(torch.load(tmp_path / "joint.pt", weights_only=True))
+        for actual, step in zip(nash_steps(other, model, 2), expected):
+            assert_same_bits(actual, step)
 
 
 def test_nash_mtl_needs_the_losses_of_all_tasks():
@@ -260,5 +260,5 @@ def test_nash_mtl_needs_the_losses_of_all_tasks():
     heads = made(HEADS["classes and tokens"])
     model, joint = model_and_loss(heads, GradientAggregation(list(heads), "NashMTL"))
     result = joint(model(pack(TOKENS, LENGTHS, batch_first=True)), packed_targets({"b": TOKEN_TARGETS}))
-    with pytest.raises(RuntimeError, match=r"losses: expected those of all tasks .* NashMTL, got those of b$"):
+    with pytest.raises(ValueError, match=r"losses: expected one of every task .* NashMTL, got none of "):
         joint.backward(result, model.parameters())

@@ -101,25 +101,20 @@ def test_a_task_alone_is_not_chosen_by_what_the_others_are(tmp_path):
         assert "baseline" not in raw["training"]
 
 
-@pytest.mark.parametrize(
-    ("parts", "of_intent", "of_slots"),
-    [
-        (None, None, None),  # the default ones
-        (["encoder"], ["encoder"], ["encoder"]),
-        (["encoder", "heads.intent"], ["encoder", "heads.intent"], ["encoder"]),
-        (["heads.slots", "heads.intent.weight"], ["heads.intent.weight"], ["heads.slots"]),
-        (["heads.intent"], ["heads.intent"], "no warm start"),
-    ],
-)
-def test_a_task_alone_starts_from_what_it_has(tmp_path, parts, of_intent, of_slots):
+def test_a_task_alone_starts_from_what_it_has(tmp_path):
     path = toy.write_files(tmp_path)
-    start = {"run": "x"} if parts is None else {"run": "x", "parts": parts}
-    found = alone(path, f"warm_start={{{', '.join(f'{key} = {json.dumps(value)}' for key, value in start.items())}}}")
-    for task, expected in (("intent", of_intent), ("slots", of_slots)):
-        if expected == "no warm start":
-            assert "warm_start" not in found[task]
-        else:
-            assert found[task]["warm_start"] == {"run": "x"} | ({} if expected is None else {"parts": expected})
+    expected = {
+        "{run='x'}": ({"run": "x"}, {"run": "x"}),
+        "{run='x',parts=['encoder']}": ({"run": "x", "parts": ["encoder"]}, {"run": "x", "parts": ["encoder"]}),
+        "{run='x',parts=['heads.slots','heads.intent.weight']}": (
+            {"run": "x", "parts": ["heads.intent.weight"]},
+            {"run": "x", "parts": ["heads.slots"]},
+        ),
+        "{run='x',parts=['heads.intent']}": ({"run": "x", "parts": ["heads.intent"]}, None),
+    }
+    for start, wanted in expected.items():
+        found = alone(path, f"warm_start={start}")
+        assert tuple(found[task].get("warm_start") for task in ("intent", "slots")) == wanted
 
 
 def test_paths_of_a_comparison_are_relative_to_the_folder_of_its_data(tmp_path, capsys, monkeypatch):

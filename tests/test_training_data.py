@@ -364,7 +364,7 @@ def test_rare_tokens_are_left_out(read, load):
     assert Vocabulary.of(records, config).tokens == ["<pad>", "<unk>", "a"]
 
 
-@pytest.mark.parametrize("task", ["intent", "slots", "topics", "score"])
+@pytest.mark.parametrize("task", ["slots", "score"])
 def test_a_task_without_any_label_in_training_is_a_data_error(read, config, task):
     with pytest.raises(DataError, match=f"task '{task}': no training record has a label"):
         Vocabulary.of(read({**GOOD, task: None}), config)

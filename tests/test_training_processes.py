@@ -31,7 +31,11 @@ VARIANTS = {
     "FAMO": ("balancing=famo",),
     "random weights": ("balancing=rlw",),
     "gradnorm": ("balancing=gradnorm",),
-    "Nash-MTL": ("balancing={kind='gradient_aggregation',aggregator='NashMTL'}",),
+    "Nash-MTL": (
+        "balancing={kind='gradient_aggregation',aggregator='NashMTL'}",
+        "tasks.topics.kind=multilabel",
+        "tasks.politeness={kind='regression',field='score'}",
+    ),
     "soft sharing": ("sharing=soft",),
     "accumulation and another optimiser": ("training.accumulation=3", "training.optimizer=RMSprop", "training.l1=1e-4"),
     "characters": ("characters.kind=lstm", "characters.size=5"),

@@ -73,9 +73,8 @@ class GradientAggregation(Balancing):
         from torchjd.autojac import jac_to_grad, mtl_backward
 
         if len(losses) < len(self.tasks) and self._remembers:
-            raise RuntimeError(
-                f"losses: expected those of all tasks in every batch with NashMTL, got those of {', '.join(losses)}"
-            )
+            missing = ", ".join(task for task in self.tasks if task not in losses)
+            raise ValueError(f"losses: expected one of every task in each batch with NashMTL, got none of {missing}")
         features = [tensor for tensor in shared if tensor.requires_grad]
         if not features:
             raise ValueError(

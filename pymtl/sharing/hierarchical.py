@@ -23,6 +23,7 @@ class HierarchicalSharing(Sharing):
         shortcut: the layers above the first read the embedded tokens beside the layer below (Hashimoto et al. 2017).
 
     Raises:
+        TypeError: a level is no whole number.
         ValueError: ``levels`` names other tasks, or a level is below 1.
     """
 
@@ -38,6 +39,8 @@ class HierarchicalSharing(Sharing):
         shortcut: bool = True,
     ) -> None:
         levels = {task: i + 1 for i, task in enumerate(tasks)} if levels is None else dict(levels)
+        if not all(isinstance(level, int) for level in levels.values()):
+            raise TypeError(f"levels: expected whole numbers, got {levels}")
         super().__init__(tasks, input_size, hidden_size, max([num_layers, *levels.values()]), bidirectional, dropout)
         if set(levels) != set(tasks):
             raise ValueError(f"levels: expected a level for each of {list(tasks)}, got {levels}")

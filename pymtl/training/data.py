@@ -95,12 +95,12 @@ def read_sets(config: Config) -> tuple[dict[str, list[Record]], dict[str, list[R
     train, valid = {}, {}
     for name, data in config.sets.items():
         records = read_records(config.path(data.train), config, dataset=name)
+        _check_bio(records, config, data.train)
         if data.valid is not None:
             valid[name] = read_records(config.path(data.valid), config, dataset=name)
         else:
             records, valid[name] = _hold_out(records, data, config.seed)
         train[name] = labelled(records, data.train)
-        _check_bio(train[name], config, data.train)
     return train, valid
 
 

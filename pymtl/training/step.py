@@ -67,7 +67,10 @@ class Step:
         for batch, own in zip(batches, scales or [None] * len(batches)):
             result = self.module(batch, own, self.mean)
             if self.backend.joint.combines_gradients:
-                self.backend.joint.backward(result, self.backend.model.parameters(), 1 / len(batches))
+                try:
+                    self.backend.joint.backward(result, self.backend.model.parameters(), 1 / len(batches))
+                except ValueError as error:
+                    raise ConfigError(f"balancing: {error}") from error
             else:
                 self.backward(result.total / len(batches) if len(batches) > 1 else result.total)
             results.append(result)

@@ -11,10 +11,12 @@
 #include "../joint_loss.h"
 #include "../lstm.h"
 #include "../pooling.h"
+#include "team.h"
 
 namespace pymtl {
 
-// One worker's part of lstm_forward: one recurrence, the sequences [first_row, last_row) of the batch.
+// One worker's part of lstm_forward: one recurrence, the sequences [first_row, last_row) of the batch, and of the
+// hidden units those in the place-th of `team->size` equal parts; all without a team.
 template <typename T>
 struct LstmWalk {
   const int64_t* starts;  // [steps + 1] the first token of each step
@@ -42,9 +44,11 @@ struct LstmWalk {
   T* max;
   int64_t pooled_stride;
   void* scratch;  // lstm_scratch bytes
+  Team* team;     // or null
+  int64_t place;
 };
 
-// One worker's part of lstm_backward.
+// One worker's part of lstm_backward, as of lstm_forward.
 template <typename T>
 struct LstmBackwardWalk {
   const int64_t* starts;
@@ -65,6 +69,8 @@ struct LstmBackwardWalk {
   T* grad_h0;
   T* grad_c0;
   void* scratch;
+  Team* team;  // or null
+  int64_t place;
 };
 
 // One worker's part of the gradients of a recurrence's weights: some of the 4H rows of each.
@@ -90,11 +96,12 @@ struct LstmWeightGradient {
   void* scratch;
 };
 
-// One worker's part of a recurrence's share in the gradient of the input: some sequences.
+// One worker's part of a recurrence's share in the gradient of the input: some sequences and steps.
 template <typename T>
 struct LstmInputGradient {
   const int64_t* starts;
-  int64_t steps;
+  int64_t first_step;
+  int64_t last_step;
   int64_t first_row;
   int64_t last_row;
   int64_t input_size;
@@ -142,20 +149,22 @@ struct CrfTransitions {
 template <typename T>
 struct LayersFor {
   int64_t (*lstm_packed_size)(int64_t input_size, int64_t hidden_size);  // elements, one recurrence
+  // The panels of one of `parts` equal parts of the hidden units.
   void (*pack_lstm)(const LstmWeights<T>& weights, int64_t input_size, int64_t hidden_size, int64_t part, int64_t parts,
                     T* packed);
   size_t (*lstm_scratch)(const LstmWalk<T>& walk);
   void (*lstm_walk)(const LstmWalk<T>& walk);
 
   int64_t (*lstm_backward_packed_size)(int64_t hidden_size);
-  void (*pack_lstm_backward)(const T* w_hh, int64_t hidden_size, T* packed);
+  void (*pack_lstm_backward)(const T* w_hh, int64_t hidden_size, int64_t part, int64_t parts, T* packed);
   size_t (*lstm_backward_scratch)(const LstmBackwardWalk<T>& walk);
   void (*lstm_backward_walk)(const LstmBackwardWalk<T>& walk);
 
   size_t (*lstm_weight_gradient_scratch)(const LstmWeightGradient<T>& args);
   void (*lstm_weight_gradient)(const LstmWeightGradient<T>& args);
   int64_t (*lstm_input_gradient_packed_size)(int64_t input_size, int64_t hidden_size);
-  void (*pack_lstm_input_gradient)(const T* w_ih, int64_t input_size, int64_t hidden_size, T* packed);
+  void (*pack_lstm_input_gradient)(const T* w_ih, int64_t input_size, int64_t hidden_size, int64_t part, int64_t parts,
+                                   T* packed);
   void (*lstm_input_gradient)(const LstmInputGradient<T>& args);
 
   int64_t (*heads_packed_size)(int64_t depth, int64_t width);  // elements, one part

@@ -15,10 +15,17 @@ int64_t work_of(const LstmShape& shape) {
   return shape.recurrences * shape.tokens * 4 * shape.hidden_size * (shape.input_size + shape.hidden_size);
 }
 
+// How long the first worker of a team waits for the others: a small part of what its walk takes alone.
+double patience(const LstmShape& shape) {
+  constexpr double kMultiplyAddsASecond = 25e9;
+  return 0.05 * static_cast<double>(work_of(shape) / shape.recurrences) / kMultiplyAddsASecond;
+}
+
 template <typename T>
 struct ForwardPlan {
   Executor executor;
-  int64_t slices;
+  int64_t team_workers;  // that share a recurrence's hidden units
+  int64_t slices;        // of the sequences
   int64_t packed_size;
   int64_t head_size;
   size_t scratch_size;
@@ -27,6 +34,7 @@ struct ForwardPlan {
   T* packed;
   T* head_panels;
   Real<T>* partial;
+  Team* teams;
   char* scratch;
   size_t bytes;
 
@@ -34,7 +42,8 @@ struct ForwardPlan {
       : executor(executor_for(work_of(args.shape), given)) {
     const LstmShape& shape = args.shape;
     const LayersFor<T>& kernels = active_layers<T>();
-    slices = slice_count(shape, executor);
+    team_workers = team_size(shape, executor, sizeof(T));
+    slices = team_workers > 1 ? 1 : slice_count(shape, executor);
     packed_size = kernels.lstm_packed_size(shape.input_size, shape.hidden_size);
     head_size = args.heads.width > 0 ? kernels.heads_packed_size(shape.hidden_size, args.heads.width) : 0;
     Workspace workspace(memory);
@@ -43,10 +52,13 @@ struct ForwardPlan {
     packed = workspace.take<T>(args.packed == nullptr ? shape.recurrences * packed_size : 0);
     head_panels = workspace.take<T>(shape.recurrences * head_size);
     partial = workspace.take<Real<T>>(args.heads.width > 0 ? shape.recurrences * shape.tokens * args.heads.width : 0);
+    teams = workspace.take<Team>(team_workers > 1 ? shape.recurrences : 0);
     scratch_size = largest_scratch(args, kernels);
-    scratch = workspace.take<char>(shape.recurrences * slices * static_cast<int64_t>(scratch_size));
+    scratch = workspace.take<char>(tasks(shape) * static_cast<int64_t>(scratch_size));
     bytes = workspace.used();
   }
+
+  int64_t tasks(const LstmShape& shape) const { return shape.recurrences * slices * team_workers; }
 
   // Scratch memory of a walk over all sequences: no slice needs more.
   static size_t largest_scratch(const LstmForward<T>& args, const LayersFor<T>& kernels) {
@@ -112,8 +124,8 @@ void lstm_forward(const LstmForward<T>& args, void* workspace, const Executor& g
   fill_starts(shape, plan.starts);
   fill_bounds(shape, plan.starts, plan.slices, plan.bounds);
 
-  // A worker that has a recurrence to itself packs its weights just before its walk, into its own cache;
-  // several workers on one recurrence share one pack, made before.
+  // A worker that has a recurrence, or some of its units, to itself packs those weights just before its walk, into its
+  // own cache; workers that share out the sequences share one pack, made before.
   const auto pack = [&](int64_t g, int64_t part, int64_t parts) {
     if (args.packed == nullptr) {
       kernels.pack_lstm(args.weights[g], shape.input_size, hidden, part, parts, plan.packed + g * plan.packed_size);
@@ -127,13 +139,24 @@ void lstm_forward(const LstmForward<T>& args, void* workspace, const Executor& g
     for_each(plan.executor, shape.recurrences * plan.slices,
              [&](int64_t task) { pack(task / plan.slices, task % plan.slices, plan.slices); });
   }
+  for (int64_t g = 0; g < shape.recurrences && plan.team_workers > 1; ++g) plan.teams[g] = Team{};
 
-  for_each(plan.executor, shape.recurrences * plan.slices, [&](int64_t task) {
-    const int64_t g = task / plan.slices;
-    const int64_t slice = task % plan.slices;
-    if (plan.slices == 1) pack(g, 0, 1);
-    const int64_t state = g * shape.batch * hidden;
+  for_each(plan.executor, plan.tasks(shape), [&](int64_t task) {
     LstmWalk<T> walk{};
+    walk.scratch = plan.scratch + static_cast<size_t>(task) * plan.scratch_size;
+    int64_t g, slice = 0;
+    if (plan.team_workers > 1) {
+      g = task % shape.recurrences;  // so that neighbours are of different teams: a thread may have several tasks
+      walk.team = &plan.teams[g];
+      walk.place = join(*walk.team, plan.team_workers, patience(shape), walk.scratch);
+      if (walk.place < 0) return;
+      pack(g, walk.place, walk.team->size);
+    } else {
+      g = task / plan.slices;
+      slice = task % plan.slices;
+      if (plan.slices == 1) pack(g, 0, 1);
+    }
+    const int64_t state = g * shape.batch * hidden;
     walk.starts = plan.starts;
     walk.steps = shape.steps;
     walk.first_row = plan.bounds[slice];
@@ -158,7 +181,6 @@ void lstm_forward(const LstmForward<T>& args, void* workspace, const Executor& g
     walk.mean = at(heads.mean, g * hidden);
     walk.max = at(heads.max, g * hidden);
     walk.pooled_stride = all_hidden;
-    walk.scratch = plan.scratch + static_cast<size_t>(task) * plan.scratch_size;
     if (walk.last_row > walk.first_row) kernels.lstm_walk(walk);
   });
 
@@ -178,6 +200,7 @@ namespace {
 template <typename T>
 struct BackwardPlan {
   Executor executor;
+  int64_t team_workers;
   int64_t slices;
   int64_t packed_size;
   int64_t input_packed_size;
@@ -187,6 +210,7 @@ struct BackwardPlan {
   T* packed;
   T* input_packed;
   Real<T>* input_parts;
+  Team* teams;
   char* scratch;
   size_t bytes;
 
@@ -194,7 +218,8 @@ struct BackwardPlan {
       : executor(executor_for(work_of(args.shape), given)) {
     const LstmShape& shape = args.shape;
     const LayersFor<T>& kernels = active_layers<T>();
-    slices = slice_count(shape, executor);
+    team_workers = team_size(shape, executor, sizeof(T));
+    slices = team_workers > 1 ? 1 : slice_count(shape, executor);
     packed_size = kernels.lstm_backward_packed_size(shape.hidden_size);
     input_packed_size = kernels.lstm_input_gradient_packed_size(shape.input_size, shape.hidden_size);
     Workspace workspace(memory);
@@ -216,9 +241,12 @@ struct BackwardPlan {
     gradient.last_column = 4 * shape.hidden_size;
     scratch_size = std::max(kernels.lstm_backward_scratch(walk), kernels.lstm_weight_gradient_scratch(gradient));
     scratch_size = (scratch_size + 63) / 64 * 64;
-    scratch = workspace.take<char>(shape.recurrences * slices * static_cast<int64_t>(scratch_size));
+    teams = workspace.take<Team>(team_workers > 1 ? shape.recurrences : 0);
+    scratch = workspace.take<char>(tasks(shape) * static_cast<int64_t>(scratch_size));
     bytes = workspace.used();
   }
+
+  int64_t tasks(const LstmShape& shape) const { return shape.recurrences * slices * team_workers; }
 };
 
 }  // namespace
@@ -237,22 +265,36 @@ void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor&
   fill_starts(shape, plan.starts);
   fill_bounds(shape, plan.starts, plan.slices, plan.bounds);
 
-  const auto pack = [&](int64_t g) {
-    kernels.pack_lstm_backward(args.weights[g].w_hh, hidden, plan.packed + g * plan.packed_size);
+  const auto pack = [&](int64_t g, int64_t part, int64_t parts) {
+    kernels.pack_lstm_backward(args.weights[g].w_hh, hidden, part, parts, plan.packed + g * plan.packed_size);
     if (args.grad_input != nullptr) {
-      kernels.pack_lstm_input_gradient(args.weights[g].w_ih, shape.input_size, hidden,
+      kernels.pack_lstm_input_gradient(args.weights[g].w_ih, shape.input_size, hidden, part, parts,
                                        plan.input_packed + g * plan.input_packed_size);
     }
   };
-  if (plan.slices > 1) for_each(plan.executor, shape.recurrences, pack);
+  if (plan.slices > 1) {
+    for_each(plan.executor, shape.recurrences * plan.slices,
+             [&](int64_t task) { pack(task / plan.slices, task % plan.slices, plan.slices); });
+  }
+  for (int64_t g = 0; g < shape.recurrences && plan.team_workers > 1; ++g) plan.teams[g] = Team{};
 
-  for_each(plan.executor, shape.recurrences * plan.slices, [&](int64_t task) {
-    const int64_t g = task / plan.slices;
-    const int64_t slice = task % plan.slices;
-    if (plan.slices == 1) pack(g);
+  for_each(plan.executor, plan.tasks(shape), [&](int64_t task) {
+    LstmBackwardWalk<T> walk{};
+    walk.scratch = plan.scratch + static_cast<size_t>(task) * plan.scratch_size;
+    int64_t g, slice = 0;
+    if (plan.team_workers > 1) {
+      g = task % shape.recurrences;
+      walk.team = &plan.teams[g];
+      walk.place = join(*walk.team, plan.team_workers, patience(shape), nullptr);
+      if (walk.place < 0) return;
+      pack(g, walk.place, walk.team->size);
+    } else {
+      g = task / plan.slices;
+      slice = task % plan.slices;
+      if (plan.slices == 1) pack(g, 0, 1);
+    }
     const int64_t state = g * shape.batch * hidden;
     const int64_t tokens = g * shape.tokens * hidden;
-    LstmBackwardWalk<T> walk{};
     walk.starts = plan.starts;
     walk.steps = shape.steps;
     walk.first_row = plan.bounds[slice];
@@ -270,7 +312,6 @@ void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor&
     walk.grad_gates = args.grad_gates + 4 * tokens;
     walk.grad_h0 = at(args.grad_h0, state);
     walk.grad_c0 = at(args.grad_c0, state);
-    walk.scratch = plan.scratch + static_cast<size_t>(task) * plan.scratch_size;
     if (walk.last_row == walk.first_row) return;
     kernels.lstm_backward_walk(walk);
     if (args.grad_input == nullptr) return;
@@ -278,7 +319,9 @@ void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor&
     // its, and to be taken back by it for the next call.
     LstmInputGradient<T> input{};
     input.starts = plan.starts;
-    input.steps = shape.steps;
+    const int64_t workers = walk.team == nullptr ? 1 : walk.team->size;
+    input.first_step = shape.steps * walk.place / workers;
+    input.last_step = shape.steps * (walk.place + 1) / workers;
     input.first_row = walk.first_row;
     input.last_row = walk.last_row;
     input.input_size = shape.input_size;
@@ -294,10 +337,11 @@ void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor&
 
   // Every task has a share of a recurrence's weight rows: equal work. All sums are whole within a task, so no
   // result depends on the number of tasks.
-  const int64_t tasks = shape.recurrences * plan.slices;
+  const int64_t tasks = plan.tasks(shape);
+  const int64_t shares = tasks / shape.recurrences;
   for_each(plan.executor, tasks, [&](int64_t task) {
-    const int64_t g = task / plan.slices;
-    const int64_t slice = task % plan.slices;
+    const int64_t g = task / shares;
+    const int64_t slice = task % shares;
     const LstmWeightGradients<T>& wanted = args.grad_weights[g];
     LstmWeightGradient<T> gradient{};
     gradient.starts = plan.starts;
@@ -306,8 +350,8 @@ void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor&
     gradient.reverse = args.weights[g].reverse;
     gradient.input_size = shape.input_size;
     gradient.hidden_size = hidden;
-    gradient.first_column = share(4 * hidden, slice, plan.slices);
-    gradient.last_column = share(4 * hidden, slice + 1, plan.slices);
+    gradient.first_column = share(4 * hidden, slice, shares);
+    gradient.last_column = share(4 * hidden, slice + 1, shares);
     gradient.grad_gates = args.grad_gates + g * shape.tokens * 4 * hidden;
     gradient.input = args.input + input_column(shape, g);
     gradient.input_stride = shape.inputs * shape.input_size;

@@ -23,8 +23,8 @@ int64_t lstm_backward_packed_size(int64_t hidden_size) {
 }
 
 template <typename T>
-void pack_lstm_backward(const T* w_hh, int64_t hidden_size, T* packed) {
-  pack_columns(w_hh, lstm_backward_layout<T>(hidden_size), packed);
+void pack_lstm_backward(const T* w_hh, int64_t hidden_size, int64_t part, int64_t parts, T* packed) {
+  pack_columns(w_hh, lstm_backward_layout<T>(hidden_size), packed, part, parts);
 }
 
 // dh and dc of every sequence, and a row pointer for each.
@@ -59,6 +59,12 @@ class LstmBackwardWalker {
     grad_h_ = reinterpret_cast<R*>(memory + scratch.hidden);
     grad_c_ = reinterpret_cast<R*>(memory + scratch.cell);
     pointers_ = reinterpret_cast<const T**>(memory + scratch.pointers);
+    const PanelLayout<T> layout = lstm_backward_layout<T>(size_);
+    const int64_t team_size = walk.team == nullptr ? 1 : walk.team->size;
+    first_panel_ = first_panel(layout.panels(), walk.place, team_size);
+    last_panel_ = first_panel(layout.panels(), walk.place + 1, team_size);
+    first_unit_ = layout.first_column(first_panel_);
+    last_unit_ = layout.first_column(last_panel_);
   }
 
   void run() {
@@ -76,10 +82,13 @@ class LstmBackwardWalker {
         gate_gradients(t, row, row < going_on ? before : kInitialState);
         pointers_[row] = walk_.grad_gates + token(t, row) * kGates * size_;
       }
+      if (walk_.team != nullptr) meet(*walk_.team, walk_.place);  // the gradients of all units' gates are there
       const int64_t wanted = walk_.grad_h0 != nullptr ? active : going_on;
-      multiply_panels<T>(pointers_, wanted, lstm_backward_layout<T>(size_), walk_.packed,
-                         [&](int64_t row, int64_t unit, int64_t, Vec<T> value)
-                             PYMTL_INLINE_LAMBDA { store(grad_h_ + row * units_ + unit, value); });
+      multiply_panels<T>(
+          pointers_, wanted, lstm_backward_layout<T>(size_), walk_.packed,
+          [&](int64_t row, int64_t unit, int64_t, Vec<T> value)
+              PYMTL_INLINE_LAMBDA { store(grad_h_ + row * units_ + unit, value); },
+          first_panel_, last_panel_);
       for (int64_t row = going_on; row < active; ++row) {
         give_gradient(grad_h_, row, walk_.grad_h0);
         give_gradient(grad_c_, row, walk_.grad_c0);
@@ -99,7 +108,7 @@ class LstmBackwardWalker {
   int64_t token(int64_t t, int64_t row) const { return walk_.starts[t] + walk_.first_row + row; }
 
   void set_gradient(const T* given, int64_t row, R* state) const {
-    for (int64_t unit = 0; unit < units_; unit += kLanes<T>) {
+    for (int64_t unit = first_unit_; unit < last_unit_; unit += kLanes<T>) {
       Vec<T> value = {};
       if (given != nullptr) value = load_part(given + (walk_.first_row + row) * size_ + unit, size_ - unit);
       store(state + row * units_ + unit, value);
@@ -108,7 +117,7 @@ class LstmBackwardWalker {
 
   void give_gradient(const R* state, int64_t row, T* wanted) const {
     if (wanted == nullptr) return;
-    for (int64_t unit = 0; unit < size_; unit += kLanes<T>) {
+    for (int64_t unit = first_unit_; unit < last_unit_; unit += kLanes<T>) {
       store_part(wanted + (walk_.first_row + row) * size_ + unit, load(state + row * units_ + unit), size_ - unit);
     }
   }
@@ -124,7 +133,7 @@ class LstmBackwardWalker {
     const R* const c_before = before == kInitialState ? nullptr : walk_.cells + token(before, row) * size_;
     T* const grad_gates = walk_.grad_gates + here * kGates * size_;
 
-    for (int64_t unit = 0; unit < size_; unit += kLanes<T>) {
+    for (int64_t unit = first_unit_; unit < last_unit_; unit += kLanes<T>) {
       const int64_t valid = size_ - unit;
       const auto part = [&](const auto* from)
                             PYMTL_INLINE_LAMBDA { return from == nullptr ? Vec<T>{} : load_part(from + unit, valid); };
@@ -151,6 +160,8 @@ class LstmBackwardWalker {
   R* grad_h_;
   R* grad_c_;
   const T** pointers_;
+  int64_t first_panel_, last_panel_;  // this worker's of the hidden units
+  int64_t first_unit_, last_unit_;
   int64_t started_ = 0;
 };
 

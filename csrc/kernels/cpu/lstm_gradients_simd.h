@@ -90,11 +90,12 @@ int64_t lstm_input_gradient_packed_size(int64_t input_size, int64_t hidden_size)
 }
 
 template <typename T>
-void pack_lstm_input_gradient(const T* w_ih, int64_t input_size, int64_t hidden_size, T* packed) {
-  pack_columns(w_ih, lstm_input_gradient_layout<T>(input_size, hidden_size), packed);
+void pack_lstm_input_gradient(const T* w_ih, int64_t input_size, int64_t hidden_size, int64_t part, int64_t parts,
+                              T* packed) {
+  pack_columns(w_ih, lstm_input_gradient_layout<T>(input_size, hidden_size), packed, part, parts);
 }
 
-// The part of one recurrence in the gradient of the input, for some sequences.
+// The part of one recurrence in the gradient of the input, for some sequences and steps.
 template <typename T>
 void lstm_input_gradient(const LstmInputGradient<T>& args) {
   constexpr int64_t kRows = 8 * kTileRows;  // whose gates stay in cache while the panels pass by
@@ -113,7 +114,7 @@ void lstm_input_gradient(const LstmInputGradient<T>& args) {
                        });
     count = 0;
   };
-  for (int64_t t = 0; t < args.steps; ++t) {
+  for (int64_t t = args.first_step; t < args.last_step; ++t) {
     const int64_t active = args.starts[t + 1] - args.starts[t];
     const int64_t last_row = active < args.last_row ? active : args.last_row;
     for (int64_t row = args.first_row; row < last_row; ++row) {

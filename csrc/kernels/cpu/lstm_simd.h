@@ -41,14 +41,14 @@ int64_t lstm_packed_size(int64_t input_size, int64_t hidden_size) {
   return PackedLstm<T>{input_size, hidden_size}.size();
 }
 
-// Packs every `parts`-th panel from `part` on, so that several workers can share the work.
 template <typename T>
 void pack_lstm(const LstmWeights<T>& weights, int64_t input_size, int64_t hidden_size, int64_t part, int64_t parts,
                T* packed) {
   const PackedLstm<T> layout{input_size, hidden_size};
   constexpr int n = kLanes<T>;
   constexpr int group = n * kDepthGroup<T>;
-  for (int64_t panel = part; panel < layout.panels(); panel += parts) {
+  const int64_t last = first_panel(layout.panels(), part + 1, parts);
+  for (int64_t panel = first_panel(layout.panels(), part, parts); panel < last; ++panel) {
     const int64_t unit = panel * n;
     const int64_t count = hidden_size - unit < n ? hidden_size - unit : n;
     for (int gate = 0; gate < kGates; ++gate) {
@@ -149,25 +149,31 @@ class LstmWalker {
         waiting_(at<const T*>(scratch_.waiting)),
         waiting_rows_(at<R*>(scratch_.waiting_rows)),
         gates_(at<R>(scratch_.gates)),
-        hidden_(at<T>(scratch_.hidden)),
+        hidden_(walk.team == nullptr ? at<T>(scratch_.hidden)
+                                     : reinterpret_cast<T*>(static_cast<char*>(walk.team->shared) + scratch_.hidden)),
         cell_(at<R>(scratch_.cell)),
         sum_(walk.mean != nullptr ? at<R>(scratch_.sum) : nullptr),
         max_(walk.max != nullptr ? at<R>(scratch_.max) : nullptr) {}
 
   void run() {
     int64_t done = 0;
+    start_rows(rows_at(step_at(0)));
+    meet_others();
     while (done < walk_.steps) {
       const int64_t end = project_block(done);
       const R* gates = gates_;
       for (; done < end; ++done) {
         const int64_t t = step_at(done);
         const int64_t active = rows_at(t);
-        if (active == 0) continue;
-        start_rows(active);
-        step(t, active, gates);
-        finish_rows(t, active);
-        gates += active * kGates * units_;
-        slot_ = (slot_ + 1) % scratch_.slots;
+        if (active > 0) {
+          step(t, active, gates);
+          finish_rows(t, active);
+          gates += active * kGates * units_;
+          slot_ = (slot_ + 1) % scratch_.slots;
+        }
+        start_rows(rows_at(step_at(done + 1)));
+        meet_others();
+        if (active > 0) queue_heads(t, active);
       }
     }
     project_heads();
@@ -181,6 +187,11 @@ class LstmWalker {
 
   int64_t step_at(int64_t k) const { return walk_.reverse ? walk_.steps - 1 - k : k; }
 
+  // All workers' h of this step, and initial h of the next, is there.
+  void meet_others() const {
+    if (team_size_ > 1) meet(*walk_.team, walk_.place);
+  }
+
   // How many of this worker's sequences have a token at step t.
   int64_t rows_at(int64_t t) const {
     if (t < 0 || t >= walk_.steps) return 0;
@@ -189,6 +200,9 @@ class LstmWalker {
   }
 
   int64_t token(int64_t t, int64_t row) const { return walk_.starts[t] + walk_.first_row + row; }
+
+  int64_t first_unit() const { return first_panel_ * kLanes<T>; }
+  int64_t last_unit() const { return last_panel_ * kLanes<T>; }
 
   T* hidden(int64_t slot, int64_t row) const { return hidden_ + (slot * rows_ + row) * units_; }
 
@@ -207,7 +221,7 @@ class LstmWalker {
       if (count + active > scratch_.block) break;
       for (int64_t row = 0; row < active; ++row) pointers_[count++] = walk_.input + token(t, row) * walk_.input_stride;
     }
-    for (int64_t panel = 0; panel < layout_.panels(); ++panel) {
+    for (int64_t panel = first_panel_; panel < last_panel_; ++panel) {
       const R* const bias = reinterpret_cast<const R*>(walk_.packed + layout_.bias(panel));
       const T* const w_ih = walk_.packed + panel * layout_.w_ih_panel();
       R* const gates = gates_ + panel * kGates * kLanes<T>;
@@ -219,12 +233,12 @@ class LstmWalker {
     return end;
   }
 
-  // Sequences whose first step this is take their initial state.
+  // Of the `active` sequences of the next step those whose first it is take their initial state.
   void start_rows(int64_t active) {
     for (; started_ < active; ++started_) {
       set_state(walk_.h0, started_, hidden(previous_slot(), started_));
       set_state(walk_.c0, started_, cell_ + started_ * units_);
-      for (int64_t unit = 0; unit < units_; unit += kLanes<T>) {
+      for (int64_t unit = first_unit(); unit < last_unit(); unit += kLanes<T>) {
         if (sum_ != nullptr) store(sum_ + started_ * units_ + unit, Vec<T>{});
         if (sum_ != nullptr) store(sum_ + sum_size() + started_ * units_ + unit, Vec<T>{});
         if (max_ != nullptr) store(max_ + started_ * units_ + unit, broadcast(-std::numeric_limits<R>::infinity()));
@@ -234,7 +248,7 @@ class LstmWalker {
 
   template <typename State>
   void set_state(const T* initial, int64_t row, State* state) const {
-    for (int64_t unit = 0; unit < units_; unit += kLanes<T>) {
+    for (int64_t unit = first_unit(); unit < last_unit(); unit += kLanes<T>) {
       Vec<T> value = {};
       if (initial != nullptr) {
         value = load_part(initial + (walk_.first_row + row) * walk_.hidden_size + unit, walk_.hidden_size - unit);
@@ -245,7 +259,7 @@ class LstmWalker {
 
   void step(int64_t t, int64_t active, const R* gates) {
     for (int64_t row = 0; row < active; ++row) pointers_[row] = hidden(previous_slot(), row);
-    for (int64_t panel = 0; panel < layout_.panels(); ++panel) {
+    for (int64_t panel = first_panel_; panel < last_panel_; ++panel) {
       const T* const w_hh = walk_.packed + layout_.w_hh() + panel * layout_.w_hh_panel();
       const R* const from = gates + panel * kGates * kLanes<T>;
       for (int64_t first = 0; first < active; first += kUpdateRows) {
@@ -319,14 +333,14 @@ class LstmWalker {
     store_part(walk_.cells + token * walk_.hidden_size + unit, c, valid);
   }
 
-  // Sequences whose last step this was give their final state and features; all give h to the heads.
+  // Sequences whose last step this was give their final state and features.
   void finish_rows(int64_t t, int64_t active) {
     const int64_t staying = walk_.reverse ? (t == 0 ? 0 : active) : rows_at(t + 1);
     for (int64_t row = staying; row < active; ++row) {
       const int64_t to = (walk_.first_row + row) * walk_.hidden_size;
       const int64_t pooled = (walk_.first_row + row) * walk_.pooled_stride;
       const Vec<T> length = broadcast(static_cast<R>(sum_ != nullptr ? length_of(row) : 1));
-      for (int64_t unit = 0; unit < walk_.hidden_size; unit += kLanes<T>) {
+      for (int64_t unit = first_unit(); unit < last_unit(); unit += kLanes<T>) {
         const int64_t valid = walk_.hidden_size - unit;
         store_part(walk_.h_n + to + unit, load(hidden(slot_, row) + unit), valid);
         store_part(walk_.c_n + to + unit, load(cell_ + row * units_ + unit), valid);
@@ -334,9 +348,13 @@ class LstmWalker {
         if (max_ != nullptr) store_part(walk_.max + pooled + unit, load(max_ + row * units_ + unit), valid);
       }
     }
+  }
+
+  // The step before gives h to the heads.
+  void queue_heads(int64_t t, int64_t active) {
     if (walk_.head_panels == nullptr) return;
     for (int64_t row = 0; row < active; ++row) {
-      waiting_[waiting_count_] = hidden(slot_, row);
+      waiting_[waiting_count_] = hidden(previous_slot(), row);
       waiting_rows_[waiting_count_++] = walk_.partial + token(t, row) * walk_.head_width;
     }
     if (++waiting_steps_ == scratch_.slots - 1) project_heads();
@@ -352,9 +370,12 @@ class LstmWalker {
   void project_heads() {
     if (waiting_count_ > 0) {
       const PanelLayout<T> layout{walk_.hidden_size, walk_.head_width};
-      multiply_panels<T>(waiting_, waiting_count_, layout, walk_.head_panels,
-                         [&](int64_t n, int64_t column, int64_t valid, Vec<T> value)
-                             PYMTL_INLINE_LAMBDA { store_part(waiting_rows_[n] + column, value, valid); });
+      multiply_panels<T>(
+          waiting_, waiting_count_, layout, walk_.head_panels,
+          [&](int64_t n, int64_t column, int64_t valid, Vec<T> value)
+              PYMTL_INLINE_LAMBDA { store_part(waiting_rows_[n] + column, value, valid); },
+          first_panel(layout.panels(), walk_.place, team_size_),
+          first_panel(layout.panels(), walk_.place + 1, team_size_));
     }
     waiting_count_ = 0;
     waiting_steps_ = 0;
@@ -373,6 +394,9 @@ class LstmWalker {
   R* const cell_;
   R* const sum_;
   R* const max_;
+  const int64_t team_size_ = walk_.team == nullptr ? 1 : walk_.team->size;
+  const int64_t first_panel_ = first_panel(layout_.panels(), walk_.place, team_size_);
+  const int64_t last_panel_ = first_panel(layout_.panels(), walk_.place + 1, team_size_);
   int64_t slot_ = 1;           // of the step being computed; the one before holds its h_{t-1}
   int64_t started_ = 0;        // sequences that have their initial state
   int64_t waiting_count_ = 0;  // tokens whose h waits for the heads

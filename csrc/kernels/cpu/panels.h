@@ -202,10 +202,14 @@ void pack_transposed(const T* weight, int64_t stride, PanelLayout<T> layout, T* 
   }
 }
 
-// panels <- matrix [depth, width], contiguous.
+// The panel at which the part-th of `parts` equal parts of all begins.
+inline int64_t first_panel(int64_t panels, int64_t part, int64_t parts) { return panels * part / parts; }
+
+// The part-th of `parts` equal parts of panels <- matrix [depth, width], contiguous.
 template <typename T>
-void pack_columns(const T* matrix, PanelLayout<T> layout, T* panels) {
-  for (int64_t panel = 0; panel < layout.panels(); ++panel) {
+void pack_columns(const T* matrix, PanelLayout<T> layout, T* panels, int64_t part = 0, int64_t parts = 1) {
+  const int64_t last = first_panel(layout.panels(), part + 1, parts);
+  for (int64_t panel = first_panel(layout.panels(), part, parts); panel < last; ++panel) {
     T* to = panels + layout.offset(panel);
     const int64_t vectors = layout.panel_vectors(panel);
     for (int64_t k = 0; k < layout.depth; k += kDepthGroup<T>) {
@@ -276,9 +280,11 @@ PYMTL_INLINE void for_tiles(int64_t rows, int64_t vectors, Body&& body) {
   });
 }
 
-// Row n of the product of `rows` with the panels, handed to done(n, first_column, valid_columns, vector).
+// Row n of the product of `rows` with the panels [first_panel, last_panel), handed to done(n, first_column,
+// valid_columns, vector).
 template <typename T, typename Done>
-void multiply_panels(const T* const* rows, int64_t count, PanelLayout<T> layout, const T* panels, Done&& done) {
+void multiply_panels(const T* const* rows, int64_t count, PanelLayout<T> layout, const T* panels, Done&& done,
+                     int64_t first_panel, int64_t last_panel) {
   Products<T> products;
   const auto tile = [&](int64_t panel, int64_t first, int64_t size, auto* multiply) {
     multiply(rows + first, layout.depth, panels + layout.offset(panel), products.values);
@@ -290,10 +296,15 @@ void multiply_panels(const T* const* rows, int64_t count, PanelLayout<T> layout,
       }
     }
   };
-  for (int64_t panel = 0; panel < layout.panels(); ++panel) {
+  for (int64_t panel = first_panel; panel < last_panel; ++panel) {
     for_tiles<T>(count, layout.panel_vectors(panel),
                  [&](int64_t first, int64_t size, auto* multiply) { tile(panel, first, size, multiply); });
   }
+}
+
+template <typename T, typename Done>
+void multiply_panels(const T* const* rows, int64_t count, PanelLayout<T> layout, const T* panels, Done&& done) {
+  multiply_panels<T>(rows, count, layout, panels, done, 0, layout.panels());
 }
 
 }  // namespace

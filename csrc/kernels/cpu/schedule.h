@@ -2,11 +2,13 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <numeric>
 
 #include "../executor.h"
 #include "../lstm.h"
+#include "team.h"
 
 namespace pymtl {
 
@@ -30,11 +32,48 @@ inline void fill_starts(const LstmShape& shape, int64_t* starts) {
   }
 }
 
-// Into how many slices of sequences each recurrence is cut so that the tasks fill all threads.
-inline int64_t slice_count(const LstmShape& shape, const Executor& executor) {
+// How many workers each recurrence has so that the tasks fill all threads.
+inline int64_t worker_count(const LstmShape& shape, const Executor& executor) {
   const int64_t threads = std::max<int64_t>(executor.threads, 1);
-  const int64_t slices = threads / std::gcd(threads, std::max<int64_t>(shape.recurrences, 1));
-  return std::max<int64_t>(1, std::min(slices, shape.batch));
+  return threads / std::gcd(threads, std::max<int64_t>(shape.recurrences, 1));
+}
+
+// Into how many slices of sequences each recurrence is cut.
+inline int64_t slice_count(const LstmShape& shape, const Executor& executor) {
+  return std::max<int64_t>(1, std::min(worker_count(shape, executor), shape.batch));
+}
+
+// How many workers each recurrence has that share its hidden units; 1: they share out the sequences, if any share.
+// Where a slice would have few sequences it would read all weights for little arithmetic; where the weights are small,
+// meeting would take longer than a step. number: the bytes of one.
+inline int64_t team_size(const LstmShape& shape, const Executor& executor, size_t number) {
+  constexpr int64_t kLeastSequences = 4;
+  constexpr int64_t kLeastBytes = 64 * 1024;
+  const int64_t workers = worker_count(shape, executor);
+  if (shape.batch >= kLeastSequences * workers) return 1;
+  const int64_t bytes = 4 * shape.hidden_size * shape.hidden_size * static_cast<int64_t>(number);
+  return std::max<int64_t>(1, std::min({workers, Team::kMost, bytes / kLeastBytes}));
+}
+
+// This worker's place in the team, 0 for the first to come, which waits `seconds` for the other `workers` to come and
+// lends the team its memory; -1 if the team is closed.
+inline int64_t join(Team& team, int64_t workers, double seconds, void* memory) {
+  using Clock = std::chrono::steady_clock;
+  const int64_t place = __atomic_fetch_add(&team.tickets, 1, __ATOMIC_ACQ_REL);
+  int64_t spins = 0;
+  if (place >= Team::kClosed) return -1;
+  if (place > 0) {
+    while (__atomic_load_n(&team.size, __ATOMIC_ACQUIRE) == 0) pause_a_moment(spins);
+    return place;
+  }
+  team.shared = memory;
+  const Clock::time_point start = Clock::now();
+  while (__atomic_load_n(&team.tickets, __ATOMIC_ACQUIRE) < workers &&
+         std::chrono::duration<double>(Clock::now() - start).count() < seconds) {
+    pause_a_moment(spins);
+  }
+  __atomic_store_n(&team.size, __atomic_fetch_add(&team.tickets, Team::kClosed, __ATOMIC_ACQ_REL), __ATOMIC_RELEASE);
+  return 0;
 }
 
 // bounds [slices + 1]: slice s holds sequences [bounds[s], bounds[s + 1]), about as many tokens as any other.
