@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from pymtl import ops
+from pymtl import _native, ops
+from pymtl.ops.autograd import transforming, wants_gradient
 from pymtl.ops.dtypes import autocasts
 from pymtl.packing import as_lengths
 
@@ -25,23 +27,31 @@ class _Snapshot(NamedTuple):
     parameters: list[Tensor]
     versions: list[int]
     memory: list[Tensor]  # kept, so that no other tensor comes to the same address
+    addresses: list[int]
     isa: str
     packed: list[Tensor]
 
-    def is_of(self, parameters: Sequence[Tensor]) -> bool:
-        from pymtl import _native
+    @staticmethod
+    def of(parameters: list[Tensor], packed: list[Tensor]) -> _Snapshot:
+        memory = [p.detach() for p in parameters]
+        addresses = [p.data_ptr() for p in memory]
+        return _Snapshot(parameters, [p._version for p in parameters], memory, addresses, _native.active_isa(), packed)
 
-        return self.isa == _native.active_isa() and all(
-            p is q and p._version == version and p.data_ptr() == memory.data_ptr()
-            for p, q, version, memory in zip(parameters, self.parameters, self.versions, self.memory)
+    def is_of(self, parameters: Sequence[Tensor]) -> bool:
+        return (
+            all(map(is_, parameters, self.parameters))
+            and [p._version for p in parameters] == self.versions
+            and [p.data_ptr() for p in parameters] == self.addresses
+            and self.isa == _native.active_isa()
         )
 
 
 class LSTM(nn.RNNBase):
     """:class:`torch.nn.LSTM`, faster: the same constructor, parameters, ``state_dict`` and results.
 
-    float32, float64 and bfloat16 (also by autocast) on the CPU run through this library's kernels; ``proj_size``,
-    other dtypes and other devices run through torch's own path. Beyond nn.LSTM, a padded batch may come with
+    float32, float64 and bfloat16 on the CPU run through this library's kernels; ``proj_size``, other dtypes and other
+    devices run through torch's own path. Under autocast to bfloat16 the results are bfloat16, where nn.LSTM's of a
+    PackedSequence stay float32. Beyond nn.LSTM, a padded batch may come with
     ``lengths``, and on the CPU a sequence's result is the same bits in any batch, at any padding and number of
     threads.
 
@@ -252,11 +262,11 @@ class LSTM(nn.RNNBase):
             [False, True][:directions],
         )
 
-    def _packed(self, weights: Sequence[Tensor], layer: int) -> Tensor | None:
+    def _packed(self, weights: Sequence[Tensor]) -> list[Tensor] | None:
         snapshot = self._snapshot
         if snapshot is None or torch.compiler.is_compiling() or autocasts() or not snapshot.is_of(weights):
             return None
-        return snapshot.packed[layer]
+        return snapshot.packed
 
     def _layers(
         self,
@@ -269,6 +279,10 @@ class LSTM(nn.RNNBase):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Output of the last of the first ``layers`` layers (all by default), and the states of each."""
         directions = self._directions()
+        packed = self._packed(weights)
+        if packed is not None and not transforming() and not wants_gradient(input, h0, c0, *weights):
+            packed = packed if layers is None else packed[:layers]
+            return ops.lstm_frozen(input, batch_sizes, packed, self.hidden_size, [False, True][:directions], h0, c0)
         h_last, c_last = [], []
         for layer in range(self.num_layers if layers is None else layers):
             if layer > 0:
@@ -280,7 +294,6 @@ class LSTM(nn.RNNBase):
                 self.layer_weights(layer, weights),
                 None if h0 is None else h0[states],
                 None if c0 is None else c0[states],
-                packed=self._packed(weights, layer),
             )
             h_last.append(h_n)
             c_last.append(c_n)
@@ -320,6 +333,7 @@ class LSTM(nn.RNNBase):
         weights = self._weights()
         self._check_input(input, weights, 3 if batch_sizes is None else 2)
         last = self.num_layers - 1
+        packed = self._packed(weights)
         if last > 0:
             input, _, _ = self._layers(input, batch_sizes, weights, None, None, layers=last)
             input = self._between_layers(input)
@@ -331,7 +345,7 @@ class LSTM(nn.RNNBase):
             head_bias,
             mean=mean,
             max=max,
-            packed=self._packed(weights, last),
+            packed=None if packed is None else packed[last],
         )
 
     def freeze(self) -> None:
@@ -341,8 +355,6 @@ class LSTM(nn.RNNBase):
             RuntimeError: the module is in training mode, or its weights are inference tensors, whose changes
                 nobody could notice.
         """
-        from pymtl import _native
-
         if self.training:
             raise RuntimeError("freeze: expected a module in eval mode, got one in training mode: call eval() first")
         weights = self._weights()
@@ -353,8 +365,7 @@ class LSTM(nn.RNNBase):
         _notice_fused_optimizers()
         with torch.no_grad():
             packed = [ops.lstm_pack(self.layer_weights(layer, weights)) for layer in range(self.num_layers)]
-        versions, memory = [w._version for w in weights], [w.detach() for w in weights]
-        self._snapshot = _Snapshot(weights, versions, memory, _native.active_isa(), packed)
+        self._snapshot = _Snapshot.of(weights, packed)
 
     def unfreeze(self) -> None:
         """Drops what :meth:`freeze` made."""

@@ -26,6 +26,10 @@ STABLE_TORCH_LIBRARY(pymtl, m) {
       "Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, Tensor? h0, Tensor? c0, Tensor? packed, "
       "Tensor? head_weight, Tensor? head_bias, bool mean, bool max) "
       "-> (Tensor logits, Tensor mean, Tensor max, Tensor h_n, Tensor c_n)");
+  // All layers at once, from their packed weights: h0, c0, h_n and c_n are [layers * G, B, H].
+  m.def(
+      "lstm_frozen(Tensor input, Tensor? batch_sizes, Tensor[] packed, int hidden_size, bool[] reverse, Tensor? h0, "
+      "Tensor? c0) -> (Tensor output, Tensor h_n, Tensor c_n)");
   m.def(
       "lstm_pack(Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse) "
       "-> Tensor");

@@ -1,5 +1,7 @@
 #include "kernels/lstm.h"
 
+#include <utility>
+
 #include "batch.h"
 #include "scratch.h"
 #include "tensors.h"
@@ -270,6 +272,55 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_heads(Tensor given_input
   });
 }
 
+std::tuple<Tensor, Tensor, Tensor> lstm_frozen(Tensor given_input, OptionalTensor batch_sizes, Tensors given_packed,
+                                               int64_t hidden_size, std::vector<bool> reverse, OptionalTensor given_h0,
+                                               OptionalTensor given_c0) {
+  return with_layer_type(given_input, "input", [&]<typename T>() {
+    const ScalarType type = given_input.scalar_type();
+    const Batch batch(given_input, batch_sizes);
+    const int64_t layers = static_cast<int64_t>(given_packed.size());
+    const int64_t G = static_cast<int64_t>(reverse.size());
+    check(layers > 0, "packed: expected the weights of at least one layer, got none");
+    check(G > 0, "reverse: expected at least one flag, got none");
+    check(hidden_size > 0, "hidden_size: expected a number above 0, got ", hidden_size);
+    int64_t input_size = given_input.size(given_input.dim() - 1);
+    check(input_size > 0, "input: expected features, got none");
+    const Sizes states = {layers * G, batch.batch, hidden_size};
+    const OptionalTensor h0 = checked(given_h0, "h0", type, states);
+    const OptionalTensor c0 = checked(given_c0, "c0", type, states);
+    const Tensor h_n = make(given_input, states);
+    const Tensor c_n = make(given_input, states);
+    std::vector<LstmWeights<T>> weights;
+    for (const bool reversed : reverse) weights.push_back({nullptr, nullptr, nullptr, nullptr, reversed});
+    Tensor output = checked(given_input, "input", type, batch.with(input_size));
+    for (int64_t layer = 0; layer < layers; ++layer) {
+      const Tensor input = output;
+      const size_t index = static_cast<size_t>(layer);
+      const int64_t size = static_cast<int64_t>(lstm_packed_size<T>(G, input_size, hidden_size));
+      const Tensor packed = checked(given_packed[index], Name("packed", index), type, {size});
+      output = make(input, batch.with(G * hidden_size));
+      const int64_t read_size = std::exchange(input_size, G * hidden_size);
+      if (batch.tokens == 0) continue;
+      const int64_t state = layer * G * batch.batch * hidden_size;
+      LstmForward<T> args{};
+      args.shape = {
+          G, batch.steps, batch.batch, batch.tokens, read_size, hidden_size, read<int64_t>(batch.batch_sizes)};
+      args.weights = weights.data();
+      args.packed = read<T>(packed);
+      args.input = read<T>(input);
+      args.h0 = h0.has_value() ? read<T>(h0) + state : nullptr;
+      args.c0 = c0.has_value() ? read<T>(c0) + state : nullptr;
+      args.output = write<T>(output);
+      args.h_n = write<T>(h_n) + state;
+      args.c_n = write<T>(c_n) + state;
+      const Executor executor = torch_executor();
+      const Scratch workspace(lstm_forward_workspace(args, executor));
+      lstm_forward(args, workspace.memory(), executor);
+    }
+    return std::make_tuple(output, h_n, c_n);
+  });
+}
+
 Tensor lstm_pack(Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh, std::vector<bool> reverse) {
   check(!weight_ih.empty(), "weight_ih: expected at least one recurrence, got none");
   return with_layer_type(weight_ih[0], "weight_ih", [&]<typename T>() {
@@ -290,5 +341,6 @@ STABLE_TORCH_LIBRARY_IMPL(pymtl, CPU, m) {
   m.impl("lstm_training", TORCH_BOX(&pymtl::ops::lstm_training));
   m.impl("lstm_backward", TORCH_BOX(&pymtl::ops::lstm_backward));
   m.impl("lstm_heads", TORCH_BOX(&pymtl::ops::lstm_heads));
+  m.impl("lstm_frozen", TORCH_BOX(&pymtl::ops::lstm_frozen));
   m.impl("lstm_pack", TORCH_BOX(&pymtl::ops::lstm_pack));
 }

@@ -8,7 +8,7 @@ from pymtl.ops.dropout import dropout
 from pymtl.ops.dtypes import has_kernels
 from pymtl.ops.heads import heads
 from pymtl.ops.joint_loss import joint_loss
-from pymtl.ops.lstm import LSTMHeadsResult, LSTMWeights, lstm, lstm_heads, lstm_pack
+from pymtl.ops.lstm import LSTMHeadsResult, LSTMWeights, lstm, lstm_frozen, lstm_heads, lstm_pack
 from pymtl.ops.packing import PackingOrder, pack, packing_order, unpack
 from pymtl.ops.pooling import pool
 
@@ -23,6 +23,7 @@ __all__ = [
     "heads",
     "joint_loss",
     "lstm",
+    "lstm_frozen",
     "lstm_heads",
     "lstm_pack",
     "pack",

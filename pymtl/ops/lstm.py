@@ -176,6 +176,52 @@ def lstm_pack(weights: LSTMWeights) -> Tensor:
     return torch.ops.pymtl.lstm_pack(*weights)
 
 
+def lstm_frozen(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    packed: list[Tensor],
+    hidden_size: int,
+    reverse: list[bool],
+    h0: Tensor | None = None,
+    c0: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A stack of layers as :func:`lstm` runs each, from packed weights alone. For inference: no gradient is recorded.
+
+    Args:
+        input: [T, B, I], or packed [N, I] with ``batch_sizes``.
+        batch_sizes: as for :func:`lstm`.
+        packed: of each of L layers, from :func:`lstm_pack`; of the input's dtype.
+        hidden_size: H.
+        reverse: of a layer's G recurrences; all layers are alike.
+        h0, c0: [L*G, B, H] initial states; zeros if None.
+
+    Returns:
+        The last layer's ``output`` [T, B, G*H] or [N, G*H]; ``h_n``, ``c_n`` [L*G, B, H].
+
+    Raises:
+        RuntimeError: a size, dtype or device does not fit; the message names the argument.
+    """
+    with below_autograd():
+        return torch.ops.pymtl.lstm_frozen(input, batch_sizes, packed, hidden_size, reverse, h0, c0)
+
+
+@torch.library.register_fake("pymtl::lstm_frozen")
+def _lstm_frozen_fake(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    packed: Sequence[Tensor],
+    hidden_size: int,
+    reverse: Sequence[bool],
+    h0: Tensor | None,
+    c0: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    check_one_device(input=input, batch_sizes=batch_sizes, packed=packed, h0=h0, c0=c0)
+    batch = _fake_batch(input, batch_sizes, h0, c0)
+    states = input.new_empty(len(packed) * len(reverse), batch, hidden_size)
+    output = input.new_empty(*input.shape[:-1], len(reverse) * hidden_size)
+    return output, states, torch.empty_like(states)
+
+
 @torch.library.register_fake("pymtl::lstm_inference")
 def _lstm_inference_fake(
     input: Tensor,
@@ -403,7 +449,7 @@ def _grouped(weights: Sequence[Tensor], count: int) -> list[list[Tensor]]:
 
 
 torch.library.register_autograd("pymtl::lstm_training", _training_backward, setup_context=_setup_training)
-for _op in ("lstm_inference", "lstm_heads", "lstm_pack"):
+for _op in ("lstm_inference", "lstm_heads", "lstm_frozen", "lstm_pack"):
     torch.library.register_autograd(f"pymtl::{_op}", no_derivative(_op, "pymtl.ops.lstm with gradients enabled"))
 
 

@@ -11,11 +11,12 @@ struct Sizes {
 };
 
 // Small and large enough for threads, for several blocks of projected gates, for a step with more rows than a
-// block, and for the heads' ring of states to go round.
+// block, for the heads' ring of states to go round, and for workers to share the hidden units.
 const std::vector<Sizes> kSizes = {
     {1, 1, 1, 2, 1, 1},      {2, 5, 3, 6, 9, 7},      {4, 16, 7, 13, 9, 64},  {2, 1, 16, 7, 9, 72},
     {2, 40, 17, 13, 9, 130}, {2, 5, 33, 30, 9, 1},    {2, 16, 64, 13, 9, 72}, {1, 40, 64, 3, 2, 0},
-    {2, 5, 16, 2, 60, 72},   {2, 20, 130, 30, 9, 64}, {1, 7, 600, 22, 2, 7},
+    {2, 5, 16, 2, 60, 72},   {2, 20, 130, 30, 9, 64}, {1, 7, 600, 22, 2, 7},  {1, 20, 260, 3, 60, 72},
+    {3, 5, 200, 5, 40, 7},
 };
 
 template <typename T>

@@ -1,0 +1,128 @@
+"""A stack of layers from packed weights, in one call."""
+
+import pytest
+import torch
+from parity import assert_same_bits
+from samples import BOTH, LSTMCase, lstm_sample, lstm_weights
+from torch.library import opcheck
+
+from pymtl import _native, ops
+
+RESULTS = ("output", "h_n", "c_n")
+CASES = (
+    LSTMCase(3, 5, lengths=(4, 2, 1)),
+    LSTMCase(3, 5, steps=4, batch=3),
+    LSTMCase(7, 33, lengths=(9, 9, 3, 1), h0=True, c0=True),
+    LSTMCase(1, 16, steps=1, batch=1, c0=True),
+)
+
+
+def stack(case, layers, dtype=torch.float32):
+    """The sample, and the weights of as many layers above each other."""
+    sample = lstm_sample(case, dtype)
+    features = case.hidden_size * len(case.reverse)
+    above = [
+        lstm_weights(features, case.hidden_size, case.reverse, dtype=dtype, seed=layer) for layer in range(1, layers)
+    ]
+    return sample, [sample.weights, *above]
+
+
+def one_by_one(sample, weights, h0, c0):
+    input, states = sample.input, []
+    count = len(weights[0].reverse)
+    for layer, own in enumerate(weights):
+        part = slice(layer * count, (layer + 1) * count)
+        input, *state = ops.lstm(
+            input, sample.batch_sizes, own, None if h0 is None else h0[part], None if c0 is None else c0[part]
+        )
+        states.append(state)
+    return dict(zip(RESULTS, (input, *map(torch.cat, zip(*states)))))
+
+
+def states(sample, layers):
+    return [None if s is None else torch.cat([s + k for k in range(layers)]) for s in (sample.h0, sample.c0)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_it_gives_the_bits_of_the_layers_one_by_one(case, layers, dtype):
+    sample, weights = stack(case, layers, dtype)
+    h0, c0 = states(sample, layers)
+    packed = [ops.lstm_pack(own) for own in weights]
+    results = ops.lstm_frozen(sample.input, sample.batch_sizes, packed, case.hidden_size, list(case.reverse), h0, c0)
+    assert_same_bits(dict(zip(RESULTS, results)), one_by_one(sample, weights, h0, c0))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+def test_an_empty_batch_gives_empty_results(packed):
+    weights = [lstm_weights(3, 5), lstm_weights(10, 5)]
+    input, sizes = (torch.empty(0, 3), torch.zeros(4, dtype=torch.int64)) if packed else (torch.empty(4, 0, 3), None)
+    results = ops.lstm_frozen(input, sizes, [ops.lstm_pack(own) for own in weights], 5, list(BOTH))
+    assert [tuple(r.shape) for r in results] == [(0, 10) if packed else (4, 0, 10), (4, 0, 5), (4, 0, 5)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_opcheck(case):
+    sample, weights = stack(case, 2)
+    packed = [ops.lstm_pack(own) for own in weights]
+    arguments = (sample.input, sample.batch_sizes, packed, case.hidden_size, list(case.reverse), *states(sample, 2))
+    opcheck(torch.ops.pymtl.lstm_frozen.default, arguments)
+
+
+def test_asking_the_raw_op_for_a_gradient_raises():
+    packed = [ops.lstm_pack(lstm_weights(3, 5))]
+    x = torch.randn(4, 2, 3, requires_grad=True)
+    output = torch.ops.pymtl.lstm_frozen(x, None, packed, 5, list(BOTH), None, None)[0]
+    with pytest.raises(RuntimeError, match=r"lstm_frozen has no derivative: call pymtl\.ops\.lstm"):
+        output.sum().backward()
+
+
+X = torch.randn(4, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"packed": []}, "packed: expected the weights of at least one layer, got none"),
+        ({"reverse": []}, "reverse: expected at least one flag, got none"),
+        ({"hidden_size": 0}, "hidden_size: expected a number above 0, got 0"),
+        ({"hidden_size": 40}, r"packed\[0\]: expected size "),
+        ({"input": torch.randn(4, 2, 4)}, r"packed\[0\]: expected size "),
+        ({"input": torch.randn(4, 2, 0)}, "input: expected features, got none"),
+        ({"input": X.double()}, r"packed\[0\]: expected dtype Double, got Float"),
+        ({"input": X.half()}, "input: expected dtype Float, Double or BFloat16, got Half"),
+        ({"h0": torch.zeros(2, 3, 5)}, r"h0: expected size \[2, 2, 5\], got \[2, 3, 5\]"),
+        ({"c0": torch.zeros(4, 2, 5)}, r"c0: expected size \[2, 2, 5\], got \[4, 2, 5\]"),
+        ({"batch_sizes": torch.tensor([2, 2])}, r"input: expected \[tokens, features\] with batch_sizes, got 3-D"),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else value,
+)
+def test_bad_input_is_refused_by_name_and_values(change, message):
+    arguments = {
+        "input": X,
+        "batch_sizes": None,
+        "packed": [ops.lstm_pack(lstm_weights(3, 5))],
+        "hidden_size": 5,
+        "reverse": list(BOTH),
+        **change,
+    }
+    with pytest.raises(RuntimeError, match=message):
+        ops.lstm_frozen(**arguments)
+
+
+def test_weights_packed_for_wider_registers_are_refused():
+    before = _native.active_isa()
+    sizes = {}
+    try:
+        for isa in _native.available_isas():
+            _native.force_isa(isa)
+            sizes[isa] = ops.lstm_pack(lstm_weights(3, 5))
+        _native.force_isa("baseline" if "baseline" in sizes else before)
+        for packed in sizes.values():
+            if packed.shape != ops.lstm_pack(lstm_weights(3, 5)).shape:
+                with pytest.raises(RuntimeError, match=r"packed\[0\]: expected size"):
+                    ops.lstm_frozen(X, None, [packed], 5, list(BOTH))
+    finally:
+        _native.force_isa(before)
+    assert len({tuple(packed.shape) for packed in sizes.values()}) > 1 or len(sizes) == 1
