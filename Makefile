@@ -31,13 +31,16 @@ test-asan: $(VENV)/.tools
 	$(BIN)/cmake --build build/asan
 	$(BIN)/ctest --test-dir build/asan --output-on-failure
 
-bench: install
+bench: $(VENV)/.bench
 	$(BIN)/pymtl bench --json benchmarks/results/latest.json --plot benchmarks/results/latest.png
 	$(BIN)/python benchmarks/heads.py --json benchmarks/results/heads.json
 	$(BIN)/python benchmarks/crf.py --json benchmarks/results/crf.json
 	$(BIN)/python benchmarks/sharing.py --json benchmarks/results/sharing.json
 	$(BIN)/python benchmarks/training_step.py --json benchmarks/results/training_step.json
 	$(BIN)/python benchmarks/overhead.py --json benchmarks/results/overhead.json
+	$(BIN)/python benchmarks/grids.py --json benchmarks/results/grids.json
+	$(BIN)/python benchmarks/growth.py --json benchmarks/results/growth.json --plot benchmarks/results/growth.png
+	$(BIN)/python benchmarks/memory.py --json benchmarks/results/memory.json
 	$(BIN)/python benchmarks/tables.py
 
 wheel: $(VENV)/.torch
@@ -74,6 +77,10 @@ $(VENV)/.lint: $(VENV)/.venv
 # Python files are used where they are; only a change to the native sources makes this again.
 $(VENV)/.installed: $(VENV)/.torch $(NATIVE)
 	$(BIN)/pip install -q -e ".[dev]"
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.installed
+	$(BIN)/pip install -q -e ".[bench]"
 	touch $@
 
 clean:

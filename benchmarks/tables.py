@@ -93,6 +93,44 @@ def overhead(result: dict[str, Any]) -> Iterator[Cells]:
             yield what, name, *cells
 
 
+def grids(result: dict[str, Any]) -> Iterator[Cells]:
+    yield "grid", "", "against", "geometric mean", "aim", "worst", "aim", "worst at", "cases", "% of limit"
+    for line in result["summary"]:
+        yield (
+            line["grid"],
+            line["ours"],
+            line["theirs"],
+            f"{line['geometric mean']:.2f}",
+            f"{line['aim']:g}",
+            f"{line['worst']:.2f}",
+            f"{line['aim of the worst']:g}",
+            line["worst shape"],
+            line["cases"],
+            f"{100 * line['share of limit']:.0f}",
+        )
+
+
+def growth(result: dict[str, Any]) -> Iterator[Cells]:
+    yield "sweep", "", "inference", "nn.LSTM", "times as fast", "training", "nn.LSTM", "times as fast"
+    points: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in result["rows"]:
+        points.setdefault((row["sweep"], row["value"]), {})[row["mode"]] = row["contenders"]
+    for (sweep, value), modes in points.items():
+        cells = []
+        for mode in ("inference", "training"):
+            timed = modes.get(mode)
+            cells += [f"{timed[name]['p50']:.2f}" for name in ("pymtl", "nn.LSTM")] if timed else ["", ""]
+            cells.append(f"{timed['nn.LSTM']['ratio']:.2f}" if timed else "")
+        yield sweep, value, *cells
+
+
+def memory(result: dict[str, Any]) -> Iterator[Cells]:
+    yield "shape", "mode", "pymtl", "nn.LSTM", "% of nn.LSTM's"
+    for row in result["rows"]:
+        ours, theirs = row["megabytes"]["pymtl"], row["megabytes"]["nn.LSTM"]
+        yield row["shape"], row["mode"], f"{ours:.1f}", f"{theirs:.1f}", f"{100 * ours / theirs:.0f}"
+
+
 def _ratio(name: str, row: dict[str, float]) -> str:
     return "" if name == "pymtl" else f"{row['ratio']:.2f}"
 
@@ -118,6 +156,9 @@ def main() -> None:
         "encoders": encoders(results["sharing"]),
         "sharing": sharing(results["sharing"]),
         "overhead": overhead(results["overhead"]),
+        "grids": grids(results["grids"]),
+        "growth": growth(results["growth"]),
+        "memory": memory(results["memory"]),
     }
     for name, rows in tables.items():
         place = re.compile(rf"(<!-- {name} -->\n).*?(?=\n\n|\Z)", re.DOTALL)

@@ -28,8 +28,10 @@ struct LstmWalk {
   int64_t hidden_size;
   const T* input;  // [N, I] rows `input_stride` apart
   int64_t input_stride;
-  const T* packed;  // this recurrence's weights, from pack_lstm
-  const T* h0;      // [B, H] or null
+  const T* packed;                // this recurrence's weights, from pack_lstm
+  const LstmWeights<T>* weights;  // null, or the same before packing: the walk writes to `packed_here` what it needs
+  T* packed_here;                 // lstm_packed_size
+  const T* h0;                    // [B, H] or null
   const T* c0;
   T* output;  // [N, ...] rows `output_stride` apart, or null
   int64_t output_stride;

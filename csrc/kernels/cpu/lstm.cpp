@@ -69,6 +69,7 @@ struct ForwardPlan {
     walk.last_row = args.shape.batch;
     walk.input_size = args.shape.input_size;
     walk.hidden_size = args.shape.hidden_size;
+    walk.weights = args.packed == nullptr ? args.weights : nullptr;
     static const T some{};
     walk.head_panels = args.heads.width > 0 ? &some : nullptr;
     walk.mean = args.heads.mean;
@@ -124,20 +125,24 @@ void lstm_forward(const LstmForward<T>& args, void* workspace, const Executor& g
   fill_starts(shape, plan.starts);
   fill_bounds(shape, plan.starts, plan.slices, plan.bounds);
 
-  // A worker that has a recurrence, or some of its units, to itself packs those weights just before its walk, into its
-  // own cache; workers that share out the sequences share one pack, made before.
-  const auto pack = [&](int64_t g, int64_t part, int64_t parts) {
-    if (args.packed == nullptr) {
-      kernels.pack_lstm(args.weights[g], shape.input_size, hidden, part, parts, plan.packed + g * plan.packed_size);
-    }
-    if (heads.width > 0 && part == 0) {
+  // A worker that has a recurrence, or some of its units, to itself packs those weights in its walk, into its own
+  // cache; workers that share out the sequences share one pack, made before.
+  const auto pack_heads = [&](int64_t g) {
+    if (heads.width > 0) {
       kernels.pack_heads(heads.weight + g * hidden, all_hidden, hidden, heads.width,
                          plan.head_panels + g * plan.head_size);
     }
   };
   if (plan.slices > 1) {
-    for_each(plan.executor, shape.recurrences * plan.slices,
-             [&](int64_t task) { pack(task / plan.slices, task % plan.slices, plan.slices); });
+    for_each(plan.executor, shape.recurrences * plan.slices, [&](int64_t task) {
+      const int64_t g = task / plan.slices;
+      const int64_t part = task % plan.slices;
+      if (args.packed == nullptr) {
+        kernels.pack_lstm(args.weights[g], shape.input_size, hidden, part, plan.slices,
+                          plan.packed + g * plan.packed_size);
+      }
+      if (part == 0) pack_heads(g);
+    });
   }
   for (int64_t g = 0; g < shape.recurrences && plan.team_workers > 1; ++g) plan.teams[g] = Team{};
 
@@ -150,11 +155,14 @@ void lstm_forward(const LstmForward<T>& args, void* workspace, const Executor& g
       walk.team = &plan.teams[g];
       walk.place = join(*walk.team, plan.team_workers, patience(shape), walk.scratch);
       if (walk.place < 0) return;
-      pack(g, walk.place, walk.team->size);
     } else {
       g = task / plan.slices;
       slice = task % plan.slices;
-      if (plan.slices == 1) pack(g, 0, 1);
+    }
+    if (plan.slices == 1) {
+      if (walk.place == 0) pack_heads(g);  // the others of a team read them after they have met
+      walk.weights = args.packed == nullptr ? &args.weights[g] : nullptr;
+      walk.packed_here = plan.packed + g * plan.packed_size;
     }
     const int64_t state = g * shape.batch * hidden;
     walk.starts = plan.starts;

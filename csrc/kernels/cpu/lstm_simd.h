@@ -28,12 +28,11 @@ struct PackedLstm {
 
   int64_t units() const { return padded_units<T>(hidden_size); }
   int64_t panels() const { return units() / kLanes<T>; }
-  int64_t w_ih_panel() const { return kGates * kLanes<T> * padded_depth<T>(input_size); }
-  int64_t w_hh_panel() const { return kGates * kLanes<T> * padded_depth<T>(hidden_size); }
-  int64_t w_hh() const { return panels() * w_ih_panel(); }
-  int64_t biases() const { return w_hh() + panels() * w_hh_panel(); }
-  int64_t size() const { return biases() + kGates * units() * kDepthGroup<T>; }
-  int64_t bias(int64_t panel) const { return biases() + panel * kGates * kLanes<T> * kDepthGroup<T>; }
+  static int64_t panel_size(int64_t depth) { return kGates * kLanes<T> * padded_depth<T>(depth); }
+  int64_t input_panel(int64_t panel) const { return panel * panel_size(input_size); }
+  int64_t hidden_panel(int64_t panel) const { return input_panel(panels()) + panel * panel_size(hidden_size); }
+  int64_t bias(int64_t panel) const { return hidden_panel(panels()) + panel * panel_size(1); }
+  int64_t size() const { return bias(panels()); }
 };
 
 template <typename T>
@@ -41,27 +40,39 @@ int64_t lstm_packed_size(int64_t input_size, int64_t hidden_size) {
   return PackedLstm<T>{input_size, hidden_size}.size();
 }
 
+// to <- a panel of W_ih or W_hh [4H, depth].
+template <typename T>
+void pack_gates(const T* weight, int64_t depth, int64_t hidden_size, int64_t panel, T* to) {
+  constexpr int n = kLanes<T>;
+  constexpr int group = n * kDepthGroup<T>;
+  const int64_t unit = panel * n;
+  const int64_t count = hidden_size - unit < n ? hidden_size - unit : n;
+  for (int gate = 0; gate < kGates; ++gate) {
+    pack_rows(weight + (gate * hidden_size + unit) * depth, depth, count, depth, to + gate * group, kGates * group);
+  }
+}
+
+template <typename T>
+void pack_biases(const LstmWeights<T>& weights, int64_t hidden_size, int64_t panel, T* to) {
+  const int64_t unit = panel * kLanes<T>;
+  for (int gate = 0; gate < kGates; ++gate) {
+    const int64_t row = gate * hidden_size + unit;
+    Vec<T> bias = {};
+    if (weights.b_ih != nullptr) bias = load_part(weights.b_ih + row, hidden_size - unit);
+    if (weights.b_hh != nullptr) bias = bias + load_part(weights.b_hh + row, hidden_size - unit);
+    store_group(to + gate * kLanes<T> * kDepthGroup<T>, bias);
+  }
+}
+
 template <typename T>
 void pack_lstm(const LstmWeights<T>& weights, int64_t input_size, int64_t hidden_size, int64_t part, int64_t parts,
                T* packed) {
   const PackedLstm<T> layout{input_size, hidden_size};
-  constexpr int n = kLanes<T>;
-  constexpr int group = n * kDepthGroup<T>;
   const int64_t last = first_panel(layout.panels(), part + 1, parts);
   for (int64_t panel = first_panel(layout.panels(), part, parts); panel < last; ++panel) {
-    const int64_t unit = panel * n;
-    const int64_t count = hidden_size - unit < n ? hidden_size - unit : n;
-    for (int gate = 0; gate < kGates; ++gate) {
-      const int64_t row = gate * hidden_size + unit;
-      pack_rows(weights.w_ih + row * input_size, input_size, count, input_size,
-                packed + panel * layout.w_ih_panel() + gate * group, kGates * group);
-      pack_rows(weights.w_hh + row * hidden_size, hidden_size, count, hidden_size,
-                packed + layout.w_hh() + panel * layout.w_hh_panel() + gate * group, kGates * group);
-      Vec<T> bias = {};
-      if (weights.b_ih != nullptr) bias = load_part(weights.b_ih + row, count);
-      if (weights.b_hh != nullptr) bias = bias + load_part(weights.b_hh + row, count);
-      store_group(packed + layout.bias(panel) + gate * group, bias);
-    }
+    pack_gates(weights.w_ih, input_size, hidden_size, panel, packed + layout.input_panel(panel));
+    pack_gates(weights.w_hh, hidden_size, hidden_size, panel, packed + layout.hidden_panel(panel));
+    pack_biases(weights, hidden_size, panel, packed + layout.bias(panel));
   }
 }
 
@@ -97,7 +108,7 @@ struct LstmScratch {
   int64_t units;
   int64_t block;  // tokens of a block, unless one step alone has more
   int64_t slots;  // steps of h that are kept
-  size_t pointers, waiting, waiting_rows, gates, hidden, cell, sum, max, size;
+  size_t pointers, waiting, waiting_rows, panel, gates, hidden, cell, sum, max, size;
 
   explicit LstmScratch(const LstmWalk<T>& walk) {
     rows = walk.last_row - walk.first_row;
@@ -120,6 +131,8 @@ struct LstmScratch {
     pointers = take(block, sizeof(const T*));
     waiting = take(heads ? kept : 0, sizeof(const T*));
     waiting_rows = take(heads ? kept : 0, sizeof(Real<T>*));
+    const int64_t depth = walk.input_size > walk.hidden_size ? walk.input_size : walk.hidden_size;
+    panel = take(walk.weights != nullptr ? PackedLstm<T>::panel_size(depth) : 0, sizeof(T));
     gates = take(block * kGates * units, sizeof(Real<T>));
     hidden = take(kept * units, sizeof(T));
     cell = take(rows * units, sizeof(Real<T>));
@@ -148,6 +161,7 @@ class LstmWalker {
         pointers_(at<const T*>(scratch_.pointers)),
         waiting_(at<const T*>(scratch_.waiting)),
         waiting_rows_(at<R*>(scratch_.waiting_rows)),
+        panel_(at<T>(scratch_.panel)),
         gates_(at<R>(scratch_.gates)),
         hidden_(walk.team == nullptr ? at<T>(scratch_.hidden)
                                      : reinterpret_cast<T*>(static_cast<char*>(walk.team->shared) + scratch_.hidden)),
@@ -157,6 +171,7 @@ class LstmWalker {
 
   void run() {
     int64_t done = 0;
+    pack();
     start_rows(rows_at(step_at(0)));
     meet_others();
     while (done < walk_.steps) {
@@ -211,6 +226,38 @@ class LstmWalker {
 
   int64_t previous_slot() const { return (slot_ + scratch_.slots - 1) % scratch_.slots; }
 
+  // Weights that are read once only are packed when they are, into memory that stays in the cache.
+  bool reads_input_once() const { return walk_.starts[walk_.steps] - walk_.starts[0] <= scratch_.block; }
+  bool reads_hidden_once() const { return walk_.steps == 1; }
+
+  void pack() const {
+    if (walk_.weights == nullptr) return;
+    for (int64_t panel = first_panel_; panel < last_panel_; ++panel) {
+      T* const packed = walk_.packed_here;
+      if (!reads_input_once()) {
+        pack_gates(walk_.weights->w_ih, walk_.input_size, walk_.hidden_size, panel,
+                   packed + layout_.input_panel(panel));
+      }
+      if (!reads_hidden_once()) {
+        pack_gates(walk_.weights->w_hh, walk_.hidden_size, walk_.hidden_size, panel,
+                   packed + layout_.hidden_panel(panel));
+      }
+      pack_biases(*walk_.weights, walk_.hidden_size, panel, packed + layout_.bias(panel));
+    }
+  }
+
+  const T* input_panel(int64_t panel) const {
+    if (walk_.weights == nullptr || !reads_input_once()) return walk_.packed + layout_.input_panel(panel);
+    pack_gates(walk_.weights->w_ih, walk_.input_size, walk_.hidden_size, panel, panel_);
+    return panel_;
+  }
+
+  const T* hidden_panel(int64_t panel) const {
+    if (walk_.weights == nullptr || !reads_hidden_once()) return walk_.packed + layout_.hidden_panel(panel);
+    pack_gates(walk_.weights->w_hh, walk_.hidden_size, walk_.hidden_size, panel, panel_);
+    return panel_;
+  }
+
   // gates_ = W_ih x + b for the tokens of the next steps, in walking order. Returns the step to stop at.
   int64_t project_block(int64_t first) {
     int64_t count = 0;
@@ -223,7 +270,7 @@ class LstmWalker {
     }
     for (int64_t panel = first_panel_; panel < last_panel_; ++panel) {
       const R* const bias = reinterpret_cast<const R*>(walk_.packed + layout_.bias(panel));
-      const T* const w_ih = walk_.packed + panel * layout_.w_ih_panel();
+      const T* const w_ih = input_panel(panel);
       R* const gates = gates_ + panel * kGates * kLanes<T>;
       for_row_groups(count, [&]<int Rows>(int64_t row) {
         add_product<T, Rows>(pointers_ + row, walk_.input_size, w_ih, bias, 0, gates + row * kGates * units_,
@@ -260,7 +307,7 @@ class LstmWalker {
   void step(int64_t t, int64_t active, const R* gates) {
     for (int64_t row = 0; row < active; ++row) pointers_[row] = hidden(previous_slot(), row);
     for (int64_t panel = first_panel_; panel < last_panel_; ++panel) {
-      const T* const w_hh = walk_.packed + layout_.w_hh() + panel * layout_.w_hh_panel();
+      const T* const w_hh = hidden_panel(panel);
       const R* const from = gates + panel * kGates * kLanes<T>;
       for (int64_t first = 0; first < active; first += kUpdateRows) {
         const int64_t count = active - first < kUpdateRows ? active - first : kUpdateRows;
@@ -389,6 +436,7 @@ class LstmWalker {
   const T** const pointers_;
   const T** const waiting_;
   R** const waiting_rows_;
+  T* const panel_;
   R* const gates_;
   T* const hidden_;
   R* const cell_;
