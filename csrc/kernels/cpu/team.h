@@ -27,13 +27,14 @@ struct Team {
 
 namespace {
 
+// The others are a fraction of a microsecond away, unless more threads want to run than there are cores.
 inline void pause_a_moment(int64_t& spins) {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
   asm volatile("yield");
 #endif
-  if (++spins % 1024 == 0) sched_yield();
+  if (++spins % 128 == 0) sched_yield();
 }
 
 // Waits until the other workers have come as often as this one has now.
