@@ -149,10 +149,15 @@ def test_famo_still_learns_after_its_state_was_assigned():
 
 
 def test_the_losses_after_the_step_may_be_computed_in_inference_mode():
-    method, losses = FAMO(TASKS), leaves()
-    method(losses)
-    with torch.inference_mode():
-        method.after_step({task: 0.5 * loss for task, loss in losses.items()})
+    moved = []
+    for mode in (torch.inference_mode, torch.no_grad):
+        method, losses = FAMO(TASKS), leaves()
+        method(losses)
+        with mode():
+            method.after_step({task: (0.5 + 0.1 * k) * loss for k, (task, loss) in enumerate(losses.items())})
+        moved.append(method.xi.clone())
+    assert torch.equal(*moved)
+    assert moved[0].any()
 
 
 def test_an_evaluation_without_gradients_between_changes_nothing():

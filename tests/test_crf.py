@@ -256,7 +256,7 @@ def test_a_sentence_with_some_of_its_tags_counts_all_paths_through_them():
         whole.append(torch.logsumexp(torch.stack(list(scores.values())), 0))
     expected = (sum(whole) - sum(through)) / (tags != -100).sum()
     torch.testing.assert_close(loss, expected)
-    for ours, theirs in zip(grads, torch.autograd.grad(expected, [emissions, *crf.parameters()])):
+    for ours, theirs in zip(grads, torch.autograd.grad(expected, [emissions, *crf.parameters()]), strict=True):
         torch.testing.assert_close(ours, theirs.nan_to_num())
 
 
@@ -337,7 +337,7 @@ def test_a_model_trains_its_head_as_plain_pytorch_would():
     ).total.backward()
     emissions = theirs(tokens, torch.tensor(LENGTHS))["slots"]
     (-by_sentence(theirs.heads["slots"].crf, emissions, tags).sum() / sum(LENGTHS)).backward()
-    for (name, p), q in zip(ours.named_parameters(), theirs.parameters()):
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         if q.grad is not None:
             torch.testing.assert_close(p.grad, q.grad, msg=name)
     found = [m.heads["slots"].crf.decode(m(tokens, torch.tensor(LENGTHS))["slots"], LENGTHS)[0] for m in (ours, theirs)]

@@ -109,8 +109,7 @@ def test_names_and_numbers_that_do_not_fit_are_refused(name):
             make(*arguments, **options)
 
 
-def test_no_layers_are_refused_where_no_level_asks_for_them():
-    """A hierarchy's levels ask for layers of their own."""
+def test_a_hierarchy_has_as_many_layers_as_its_levels_ask_for():
     assert HierarchicalSharing(TASKS, INPUT, H, num_layers=0).num_layers == 3
 
 

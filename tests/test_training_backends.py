@@ -81,7 +81,7 @@ def crf(folder):
 
 def test_a_crf_trains_alike_in_both_backends(crf, tmp_path):
     ours, plain = (toy.fitted(crf, tmp_path / name, name) for name in ("pymtl", "reference"))
-    for a, b in zip(ours.epochs, plain.epochs):
+    for a, b in zip(ours.epochs, plain.epochs, strict=True):
         for task in a["loss"]:
             assert math.isclose(a["loss"][task], b["loss"][task], rel_tol=1e-3)
 
@@ -123,5 +123,5 @@ def test_partly_tagged_sentences_train_alike_in_both_backends(folder, tmp_path):
     toy.write_lines(tmp_path / "partly.jsonl", lines)
     config = toy.load(folder, "tasks.slots.decoder=crf", "model.dropout=0.0", f"data.train={tmp_path / 'partly.jsonl'}")
     ours, plain = (toy.fitted(config, tmp_path / name, name) for name in ("pymtl", "reference"))
-    for a, b in zip(ours.epochs, plain.epochs):
+    for a, b in zip(ours.epochs, plain.epochs, strict=True):
         assert a["loss"]["slots"] == pytest.approx(b["loss"]["slots"], rel=1e-3)

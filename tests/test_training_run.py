@@ -176,6 +176,7 @@ def test_a_folder_with_what_exporting_leaves_is_taken_and_a_new_run_drops_it(fin
 
 def test_metrics_are_one_json_object_an_epoch(run):
     lines = run.path("metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert lines
     for line in lines:
         epoch = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
         assert set(epoch) == {"epoch", "loss", "valid", "selection", "seconds", "step_ms"}
