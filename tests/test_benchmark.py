@@ -11,7 +11,7 @@ import toy
 import pymtl
 from pymtl.__main__ import main
 from pymtl.benchmark.lstm import DEFAULT_SHAPES, FILL, Shape, recurrence, run
-from pymtl.benchmark.machine import cpu_name, peak_gflops
+from pymtl.benchmark.machine import cpu_name, peak_gflops, read_gigabytes
 from pymtl.benchmark.plots import speed_ratios
 from pymtl.benchmark.timing import interleaved, percentile
 from pymtl.training.speed import compare
@@ -22,7 +22,7 @@ TINY = Shape(2, 5, 3, 4)
 @pytest.fixture
 def low_peak(monkeypatch):
     """Saves the seconds that measuring the machine's limit takes."""
-    monkeypatch.setattr("pymtl.benchmark.lstm.peak_gflops", lambda threads, runs=10: 100.0 * threads)
+    monkeypatch.setattr("pymtl.benchmark.lstm.peak_gflops", lambda threads, dtype, runs=10: 100.0 * threads)
 
 
 @pytest.fixture
@@ -175,6 +175,10 @@ def test_the_recurrence_is_measured_on_one_thread_and_gives_the_threads_back(low
 def test_the_machine_has_a_name_and_a_limit():
     assert cpu_name()
     assert peak_gflops(1) > 0.1
+    assert peak_gflops(1, "bfloat16") > 0.1
+    assert read_gigabytes(1, 1 << 16) > 0.01
+    with pytest.raises(ValueError, match="dtype: expected float32, float64 or bfloat16, got int8"):
+        peak_gflops(1, "int8")
 
 
 def test_a_trained_model_is_compared_without_changing_it(tmp_path):
@@ -206,10 +210,19 @@ def test_bench_prints_a_table_and_writes_json_and_a_plot(low_peak, every_warning
     assert error == ""
     assert all(text in printed for text in TABLE)
     result = json.loads(files[0].read_text(encoding="utf-8"))
-    assert set(result) == {"date", "machine", "rows", "recurrence"}
+    assert set(result) == {"date", "dtype", "machine", "rows", "recurrence"}
     assert len(result["rows"]) == 6
     assert result["machine"]["torch"] == torch.__version__
     assert files[1].read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_bench_measures_another_dtype_beside_nn_lstm_in_the_same(low_peak, tmp_path, capsys):
+    argv = ["bench", "--shape", "2,5,3,4", "--seconds", "0.01", "--threads", "1", "--json", str(tmp_path / "r.json")]
+    assert main([*argv, "--dtype", "bfloat16"]) == 0
+    assert ", bfloat16" in capsys.readouterr().out
+    result = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
+    assert result["dtype"] == "bfloat16"
+    assert all(1e-4 < row["parity"] < 0.1 for row in result["rows"] if row["mode"].startswith("training"))
 
 
 def test_bench_cuts_no_number_off_where_the_output_is_no_terminal(low_peak, capsys, monkeypatch):

@@ -62,7 +62,7 @@ class Shape:
         return lengths
 
 
-def run(shapes: Sequence[Shape], seconds: float = 1.0) -> Iterator[dict[str, Any]]:
+def run(shapes: Sequence[Shape], seconds: float = 1.0, dtype: torch.dtype = torch.float32) -> Iterator[dict[str, Any]]:
     """Measures every shape; yields a row after each mode of each shape.
 
     Modes: ``inference`` (ours, ours frozen, nn.LSTM), ``training`` (forward and backward; ours, nn.LSTM), both
@@ -71,8 +71,8 @@ def run(shapes: Sequence[Shape], seconds: float = 1.0) -> Iterator[dict[str, Any
     """
     threads = torch.get_num_threads()
     for shape in shapes:
-        for mode, contenders, tokens, parity in _contenders(shape):
-            peak = peak_gflops(threads)  # each time: a machine's speed drifts
+        for mode, contenders, tokens, parity in _contenders(shape, dtype):
+            peak = peak_gflops(threads, _name(dtype))  # each time: a machine's speed drifts
             training = mode.startswith("training")
             with torch.inference_mode(not training):
                 repeats = _repeats(contenders.values(), seconds)
@@ -92,7 +92,11 @@ def run(shapes: Sequence[Shape], seconds: float = 1.0) -> Iterator[dict[str, Any
             }
 
 
-def recurrence(seconds: float = 0.5) -> Iterator[dict[str, Any]]:
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def recurrence(seconds: float = 0.5, dtype: torch.dtype = torch.float32) -> Iterator[dict[str, Any]]:
     """The kernel beside the core's limit: one direction, one thread, weights packed before, I = H.
 
     Blocks of calls and short measurements of the limit take turns; the share of the limit is the median of their
@@ -104,8 +108,8 @@ def recurrence(seconds: float = 0.5) -> Iterator[dict[str, Any]]:
         for hidden_size in (64, 128, 256, 512):
             for batch in (1, 8, 16, 32):
                 shape = Shape(batch, 64, hidden_size, hidden_size)
-                module = pymtl.freeze(pymtl.LSTM(hidden_size, hidden_size).eval())
-                x = torch.randn(shape.steps, batch, hidden_size)
+                module = pymtl.freeze(pymtl.LSTM(hidden_size, hidden_size, dtype=dtype).eval())
+                x = torch.randn(shape.steps, batch, hidden_size, dtype=dtype)
                 operations = shape.forward_flops(batch * shape.steps, directions=1)
                 call = _call(module, x)
                 times, peaks = [], []
@@ -118,7 +122,7 @@ def recurrence(seconds: float = 0.5) -> Iterator[dict[str, Any]]:
                             call()
                             block.append(time.perf_counter() - started)
                         times.append(statistics.median(block))
-                        peaks.append(peak_gflops(1, runs=1))
+                        peaks.append(peak_gflops(1, _name(dtype), runs=1))
                 yield {
                     "shape": str(shape),
                     "p50": 1e3 * statistics.median(times),
@@ -132,12 +136,12 @@ def recurrence(seconds: float = 0.5) -> Iterator[dict[str, Any]]:
         torch.set_num_threads(threads)
 
 
-def _contenders(shape: Shape) -> Iterator[tuple[str, dict[str, Callable[[], Any]], int, float]]:
+def _contenders(shape: Shape, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Callable[[], Any]], int, float]]:
     generator = torch.Generator().manual_seed(0)
-    theirs = nn.LSTM(shape.input_size, shape.hidden_size, bidirectional=True).eval()
+    theirs = nn.LSTM(shape.input_size, shape.hidden_size, bidirectional=True, dtype=dtype).eval()
     ours = pymtl.convert(theirs)
     frozen = pymtl.freeze(pymtl.convert(theirs))
-    x = torch.randn(shape.steps, shape.batch, shape.input_size, generator=generator)
+    x = torch.randn(shape.steps, shape.batch, shape.input_size, generator=generator).to(dtype)
     dense = {"pymtl": _call(ours, x), "pymtl frozen": _call(frozen, x), "nn.LSTM": _call(theirs, x)}
     tokens = shape.batch * shape.steps
     yield "inference", dense, tokens, _parity(ours, theirs, x)

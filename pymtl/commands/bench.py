@@ -12,6 +12,7 @@ EXAMPLES = """examples:
   pymtl bench                                         the default shapes
   pymtl bench --shape 1,40,64,128 --shape 8,40,64,128
   pymtl bench --threads 1 --json result.json --plot result.png
+  pymtl bench --dtype bfloat16
 
 columns: p50 and p90 are milliseconds; 'x' is how many times as fast pymtl is (median of interleaved ratios);
 GFLOP/s count the matrix products (a training step thrice the forward pass), '% peak' is their share of this
@@ -30,6 +31,12 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--shape", action="append", metavar="B,T,I,H", help="batch, steps, input and hidden size; may be repeated"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float64", "bfloat16"),
+        default="float32",
+        help="of all numbers (default: float32)",
     )
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's)")
     parser.add_argument("--seconds", type=seconds, default=1.0, metavar="S", help="time for each row (default: 1)")
@@ -54,21 +61,23 @@ def run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise ConfigError(f"--shape: {error}") from None
     console = wide_console()
-    result = results.stamped(rows=[], recurrence=[])
+    dtype = getattr(torch, arguments.dtype)
+    result = results.stamped(dtype=arguments.dtype, rows=[], recurrence=[])
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         modes = sum(2 if shape.batch == 1 else 4 for shape in shapes)
         task = progress.add_task("layers", total=modes)
-        for row in measure(shapes, arguments.seconds):
+        for row in measure(shapes, arguments.seconds, dtype):
             result["rows"].append(row)
             progress.advance(task)
         if not arguments.shape:
             task = progress.add_task("kernel", total=16)
-            for row in recurrence(arguments.seconds / 2):
+            for row in recurrence(arguments.seconds / 2, dtype):
                 result["recurrence"].append(row)
                 progress.advance(task)
     machine = result["machine"]
     console.print(
-        f"{machine['cpu']}, {machine['instruction set in use']}, {machine['threads']} threads, torch {machine['torch']}"
+        f"{machine['cpu']}, {machine['instruction set in use']}, {machine['threads']} threads, "
+        f"torch {machine['torch']}, {arguments.dtype}"
     )
     console.print(_layers_table(result["rows"]))
     if result["recurrence"]:
