@@ -269,20 +269,20 @@ PYMTL_INLINE Vec<double> at_most(Vec<double> x, Vec<double> limit) {
 #endif
 }
 
-// The lanes moved down by `by`, around the end.
-template <typename T, int... Lane>
-PYMTL_INLINE Vec<T> rotated(Vec<T> value, int by, std::integer_sequence<int, Lane...>) {
-  return __builtin_shuffle(value, IntVec<T>{((Lane + by) % kLanes<T>)...});
+// The lanes moved down by `By`, around the end.
+template <typename T, int By, int... Lane>
+PYMTL_INLINE Vec<T> rotated(Vec<T> value, std::integer_sequence<int, Lane...>) {
+  return __builtin_shufflevector(value, value, ((Lane + By) % kLanes<T>)...);
 }
 
 // The sum and the maximum of the lanes: halves on halves, in one fixed order.
-template <typename T>
+template <typename T, int By = kLanes<T> / 2>
 PYMTL_INLINE T sum_lanes(Vec<T> value) {
-#pragma GCC unroll 4
-  for (int by = kLanes<T> / 2; by > 0; by /= 2) {
-    value = value + rotated<T>(value, by, std::make_integer_sequence<int, kLanes<T>>{});
+  if constexpr (By == 0) {
+    return value[0];
+  } else {
+    return sum_lanes<T, By / 2>(value + rotated<T, By>(value, std::make_integer_sequence<int, kLanes<T>>{}));
   }
-  return value[0];
 }
 
 // sum += x with the rounding error carried along in `error` (Kahan 1965): long sums keep their accuracy.
@@ -301,13 +301,13 @@ PYMTL_INLINE Vec<T> maximum(Vec<T> a, Vec<T> b) {
   return select<T>((a > b) | (a != a), a, b);
 }
 
-template <typename T>
+template <typename T, int By = kLanes<T> / 2>
 PYMTL_INLINE T max_lanes(Vec<T> value) {
-#pragma GCC unroll 4
-  for (int by = kLanes<T> / 2; by > 0; by /= 2) {
-    value = maximum<T>(value, rotated<T>(value, by, std::make_integer_sequence<int, kLanes<T>>{}));
+  if constexpr (By == 0) {
+    return value[0];
+  } else {
+    return max_lanes<T, By / 2>(maximum<T>(value, rotated<T, By>(value, std::make_integer_sequence<int, kLanes<T>>{})));
   }
-  return value[0];
 }
 
 template <typename T, int... Lane>
