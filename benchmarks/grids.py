@@ -37,7 +37,7 @@ SIZES = ((64, 64), (128, 128), (300, 256), (512, 512))  # I, H
 
 @dataclass(frozen=True)
 class Case:
-    """A shape. ``fill``: the mean length over the longest, of batches of variable length."""
+    """A shape. ``fill``: about the mean length over the longest, of batches of variable length."""
 
     batch: int
     steps: int
@@ -236,17 +236,19 @@ def measure(name: str, seconds: float) -> Iterator[dict[str, Any]]:
         tokens = int(case.lengths().sum()) if case.fill < 1 else case.batch * case.steps
         peak = peak_gflops(threads, str(grid.dtype).removeprefix("torch."), runs=3)
         ours = grid.pairs[0][0]
+        least = limit(case, grid, tokens, peak, threads)
         yield {
             "grid": name,
             "shape": str(case),
             "tokens": tokens,
+            "fill": tokens / (case.batch * case.steps),
             "ms": {who: statistics.median(times) for who, times in taken.items()},
             "ratios": {
                 f"{own} / {other}": statistics.median(b / a for a, b in zip(taken[own], taken[other]))
                 for own, other, _, _ in grid.pairs
             },
-            "limit_ms": limit(case, grid, tokens, peak, threads),
-            "share_of_limit": limit(case, grid, tokens, peak, threads) / statistics.median(taken[ours]),
+            "limit_ms": least,
+            "share_of_limit": least / statistics.median(taken[ours]),
         }
 
 

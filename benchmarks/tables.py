@@ -1,4 +1,4 @@
-"""Puts the results into the tables of README.md, between a marker and the next empty line.
+"""Puts the results into the tables of README.md, each behind its marker.
 
 python benchmarks/tables.py
 """
@@ -128,7 +128,7 @@ def memory(result: dict[str, Any]) -> Iterator[Cells]:
     yield "shape", "mode", "pymtl", "nn.LSTM", "% of nn.LSTM's"
     for row in result["rows"]:
         ours, theirs = row["megabytes"]["pymtl"], row["megabytes"]["nn.LSTM"]
-        yield row["shape"], row["mode"], f"{ours:.1f}", f"{theirs:.1f}", f"{100 * ours / theirs:.0f}"
+        yield row["shape"], row["mode"], f"{ours:.1f}", f"{theirs:.1f}", f"{100 * ours / max(theirs, 0.1):.0f}"
 
 
 def _ratio(name: str, row: dict[str, float]) -> str:
@@ -161,8 +161,8 @@ def main() -> None:
         "memory": memory(results["memory"]),
     }
     for name, rows in tables.items():
-        place = re.compile(rf"(<!-- {name} -->\n).*?(?=\n\n|\Z)", re.DOTALL)
-        text, count = place.subn(rf"\g<1>{markdown(rows)}".rstrip("\n"), text)
+        place = re.compile(rf"(<!-- {name} -->\n)(?:\|.*\n)*")
+        text, count = place.subn(rf"\g<1>{markdown(rows)}", text)
         if count != 1:
             raise SystemExit(f"README.md: expected one <!-- {name} -->, got {count}")
     machine = results["latest"]["machine"]

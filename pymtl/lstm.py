@@ -280,7 +280,8 @@ class LSTM(nn.RNNBase):
         """Output of the last of the first ``layers`` layers (all by default), and the states of each."""
         directions = self._directions()
         packed = self._packed(weights)
-        if packed is not None and not transforming() and not wants_gradient(input, h0, c0, *weights):
+        drops = self.training and self.dropout > 0
+        if packed is not None and not drops and not transforming() and not wants_gradient(input, h0, c0, *weights):
             packed = packed if layers is None else packed[:layers]
             return ops.lstm_frozen(input, batch_sizes, packed, self.hidden_size, [False, True][:directions], h0, c0)
         h_last, c_last = [], []

@@ -240,6 +240,7 @@ def test_bench_refuses_what_is_no_shape_in_one_line(shape, capsys):
 
 def test_the_plot_has_a_bar_for_every_pytorch_contender(low_peak):
     result = {
+        "dtype": "float32",
         "rows": list(run([TINY], seconds=0.01)),
         "machine": {"cpu": "some", "instruction set in use": "avx2", "threads": 1},
     }

@@ -303,3 +303,24 @@ def test_a_frozen_module_compiles_and_sees_edits():
         assert torch.equal(compiled(x)[0], ours(x)[0])
         ours.weight_hh_l0.mul_(2)
         assert torch.equal(compiled(x)[0], ours(x)[0])
+
+
+def test_dropout_between_frozen_layers_works_where_only_the_flag_says_training():
+    module = pymtl.freeze(LSTM(5, 7, num_layers=2, dropout=0.5).eval())
+    x = input_of(module)
+    with torch.no_grad():
+        expected = module(x)[0]
+        module.training = True  # not by train(), which would thaw it
+        torch.manual_seed(0)
+        dropped = module(x)[0]
+        torch.manual_seed(0)
+        assert torch.equal(module(x)[0], dropped)
+    assert not torch.equal(dropped, expected)
+
+
+def test_a_float32_pack_is_left_aside_under_autocast():
+    module = LSTM(5, 7).eval()
+    weights, x = module.layer_weights(0), input_of(module)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        packed = pymtl.ops.lstm_pack(weights)
+        assert torch.equal(pymtl.ops.lstm(x, None, weights, packed=packed)[0], pymtl.ops.lstm(x, None, weights)[0])

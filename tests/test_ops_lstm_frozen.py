@@ -111,18 +111,36 @@ def test_bad_input_is_refused_by_name_and_values(change, message):
         ops.lstm_frozen(**arguments)
 
 
-def test_weights_packed_for_wider_registers_are_refused():
+@pytest.mark.parametrize("hidden_size", [5, 16])  # of 16 units every instruction set has packs of one size
+def test_weights_packed_for_other_registers_are_refused(hidden_size):
+    weights = lstm_weights(16, hidden_size)
+    x = torch.randn(4, 2, 16)
     before = _native.active_isa()
-    sizes = {}
+    packs = {}
     try:
         for isa in _native.available_isas():
             _native.force_isa(isa)
-            sizes[isa] = ops.lstm_pack(lstm_weights(3, 5))
-        _native.force_isa("baseline" if "baseline" in sizes else before)
-        for packed in sizes.values():
-            if packed.shape != ops.lstm_pack(lstm_weights(3, 5)).shape:
-                with pytest.raises(RuntimeError, match=r"packed\[0\]: expected size"):
-                    ops.lstm_frozen(X, None, [packed], 5, list(BOTH))
+            packs[isa] = ops.lstm_pack(weights)
+        for isa in packs:
+            _native.force_isa(isa)
+            expected = ops.lstm(x, None, weights)[0]
+            for other, packed in packs.items():
+                calls = (
+                    lambda p=packed: ops.lstm_frozen(x, None, [p], hidden_size, list(BOTH))[0],
+                    lambda p=packed: ops.lstm(x, None, weights, packed=p)[0],
+                )
+                if other == isa or {other, isa} == {"avx512", "avx512_bf16"}:
+                    assert all(torch.equal(call(), expected) for call in calls)
+                    continue
+                for call in calls:
+                    with pytest.raises(
+                        RuntimeError, match=r"packed.*: expected weights packed for vectors of \d+ numbers"
+                    ):
+                        call()
     finally:
         _native.force_isa(before)
-    assert len({tuple(packed.shape) for packed in sizes.values()}) > 1 or len(sizes) == 1
+
+
+def test_what_is_no_pack_is_refused():
+    with pytest.raises(RuntimeError, match=r"packed\[0\]: expected weights from lstm_pack, got something else"):
+        ops.lstm_frozen(X, None, [torch.zeros(3)], 5, list(BOTH))

@@ -107,6 +107,10 @@ struct LstmBackward {
 template <typename T>
 size_t lstm_packed_size(int64_t recurrences, int64_t input_size, int64_t hidden_size);
 
+// What the layout of packed weights depends on: how many numbers a vector of the instruction set in use holds.
+template <typename T>
+int64_t lstm_packed_lanes();
+
 // Packs weights [G] into panels, for LstmForward::packed. packed: 64-byte aligned.
 template <typename T>
 void lstm_pack(const LstmWeights<T>* weights, int64_t recurrences, int64_t input_size, int64_t hidden_size, T* packed,

@@ -1,5 +1,7 @@
 #include "kernels/lstm.h"
 
+#include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "batch.h"
@@ -71,9 +73,35 @@ LstmShape shape_of(const Layer<T>& layer, const Batch& batch, int64_t inputs) {
           inputs};
 }
 
-OptionalTensor checked_packed(const OptionalTensor& packed, ScalarType type, size_t size) {
-  return checked(packed, "packed (weights frozen under another instruction set do not fit this one)", type,
-                 {static_cast<int64_t>(size)});
+// Packed weights as a tensor: how many lanes they are packed for, on a cache line of its own, and the panels.
+template <typename T>
+constexpr int64_t kHeader = 64 / sizeof(T);
+
+template <typename T>
+Tensor checked_packed(const Tensor& packed, const Name& name, int64_t recurrences, int64_t input_size,
+                      int64_t hidden_size, ScalarType type) {
+  check_cpu(packed, name);
+  check_type(packed, name, type);
+  check(packed.dim() == 1 && packed.numel() > kHeader<T> && packed.is_contiguous(), name,
+        ": expected weights from lstm_pack, got something else");
+  int64_t lanes = 0;
+  std::memcpy(&lanes, packed.const_data_ptr(), sizeof lanes);
+  check(lanes == lstm_packed_lanes<T>(), name, ": expected weights packed for vectors of ", lstm_packed_lanes<T>(),
+        " numbers, which the instruction set in use has, got them for ", lanes);
+  const int64_t size = kHeader<T> + static_cast<int64_t>(lstm_packed_size<T>(recurrences, input_size, hidden_size));
+  check_sizes(packed, name, {size});
+  return packed;
+}
+
+template <typename T>
+OptionalTensor checked_packed(const OptionalTensor& packed, const Layer<T>& layer, ScalarType type) {
+  if (!packed.has_value()) return std::nullopt;
+  return checked_packed<T>(*packed, "packed", layer.recurrences, layer.input_size, layer.hidden_size, type);
+}
+
+template <typename T>
+const T* panels_of(const OptionalTensor& packed) {
+  return packed.has_value() ? read<T>(*packed) + kHeader<T> : nullptr;
 }
 
 struct ForwardResult {
@@ -96,7 +124,7 @@ ForwardResult forward(const Tensor& given_input, const OptionalTensor& batch_siz
     const Tensor input = checked(given_input, "input", type, batch.with(inputs * layer.input_size));
     const OptionalTensor h0 = checked(given_h0, "h0", type, {G, batch.batch, H});
     const OptionalTensor c0 = checked(given_c0, "c0", type, {G, batch.batch, H});
-    const OptionalTensor packed = checked_packed(given_packed, type, lstm_packed_size<T>(G, layer.input_size, H));
+    const OptionalTensor packed = checked_packed(given_packed, layer, type);
     const bool train = keep == Keep::for_backward;
     const ForwardResult result{make(input, batch.with(G * H)), make(input, {G, batch.batch, H}),
                                make(input, {G, batch.batch, H}), make(input, {train ? G : 0, batch.tokens, 4 * H}),
@@ -105,7 +133,7 @@ ForwardResult forward(const Tensor& given_input, const OptionalTensor& batch_siz
     LstmForward<T> args{};
     args.shape = shape_of(layer, batch, inputs);
     args.weights = layer.weights.data();
-    args.packed = read<T>(packed);
+    args.packed = panels_of<T>(packed);
     args.input = read<T>(input);
     args.h0 = read<T>(h0);
     args.c0 = read<T>(c0);
@@ -240,7 +268,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_heads(Tensor given_input
     const Tensor input = checked(given_input, "input", type, batch.with(inputs * layer.input_size));
     const OptionalTensor h0 = checked(given_h0, "h0", type, {G, batch.batch, H});
     const OptionalTensor c0 = checked(given_c0, "c0", type, {G, batch.batch, H});
-    const OptionalTensor packed = checked_packed(given_packed, type, lstm_packed_size<T>(G, layer.input_size, H));
+    const OptionalTensor packed = checked_packed(given_packed, layer, type);
     if (given_head_weight.has_value()) {
       check(given_head_weight->dim() == 2, "head_weight: expected a matrix, got ", given_head_weight->dim(), "-D");
     }
@@ -257,7 +285,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_heads(Tensor given_input
       LstmForward<T> args{};
       args.shape = shape_of(layer, batch, inputs);
       args.weights = layer.weights.data();
-      args.packed = read<T>(packed);
+      args.packed = panels_of<T>(packed);
       args.input = read<T>(input);
       args.h0 = read<T>(h0);
       args.c0 = read<T>(c0);
@@ -296,8 +324,8 @@ std::tuple<Tensor, Tensor, Tensor> lstm_frozen(Tensor given_input, OptionalTenso
     for (int64_t layer = 0; layer < layers; ++layer) {
       const Tensor input = output;
       const size_t index = static_cast<size_t>(layer);
-      const int64_t size = static_cast<int64_t>(lstm_packed_size<T>(G, input_size, hidden_size));
-      const Tensor packed = checked(given_packed[index], Name("packed", index), type, {size});
+      const OptionalTensor packed =
+          checked_packed<T>(given_packed[index], Name("packed", index), G, input_size, hidden_size, type);
       output = make(input, batch.with(G * hidden_size));
       const int64_t read_size = std::exchange(input_size, G * hidden_size);
       if (batch.tokens == 0) continue;
@@ -306,7 +334,7 @@ std::tuple<Tensor, Tensor, Tensor> lstm_frozen(Tensor given_input, OptionalTenso
       args.shape = {
           G, batch.steps, batch.batch, batch.tokens, read_size, hidden_size, read<int64_t>(batch.batch_sizes)};
       args.weights = weights.data();
-      args.packed = read<T>(packed);
+      args.packed = panels_of<T>(packed);
       args.input = read<T>(input);
       args.h0 = h0.has_value() ? read<T>(h0) + state : nullptr;
       args.c0 = c0.has_value() ? read<T>(c0) + state : nullptr;
@@ -326,8 +354,12 @@ Tensor lstm_pack(Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors 
   return with_layer_type(weight_ih[0], "weight_ih", [&]<typename T>() {
     const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, weight_ih[0].scalar_type());
     const size_t size = lstm_packed_size<T>(layer.recurrences, layer.input_size, layer.hidden_size);
-    const Tensor packed = make(weight_ih[0], {static_cast<int64_t>(size)});
-    pymtl::lstm_pack(layer.weights.data(), layer.recurrences, layer.input_size, layer.hidden_size, write<T>(packed),
+    const Tensor packed = make(weight_ih[0], {kHeader<T> + static_cast<int64_t>(size)});
+    T* const memory = write<T>(packed);
+    std::fill_n(memory, kHeader<T>, T{});
+    const int64_t lanes = lstm_packed_lanes<T>();
+    std::memcpy(memory, &lanes, sizeof lanes);
+    pymtl::lstm_pack(layer.weights.data(), layer.recurrences, layer.input_size, layer.hidden_size, memory + kHeader<T>,
                      torch_executor());
     return packed;
   });

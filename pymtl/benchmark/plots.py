@@ -27,7 +27,8 @@ def speed_ratios(result: dict[str, Any]) -> Figure:
     axes.set_xlabel("times as fast (median of interleaved ratios)")
     machine = result["machine"]
     axes.set_title(
-        f"pymtl beside nn.LSTM: {machine['cpu']}, {machine['instruction set in use']}, {machine['threads']} threads",
+        f"pymtl beside nn.LSTM, {result['dtype']}: {machine['cpu']}, {machine['instruction set in use']}, "
+        f"{machine['threads']} threads",
         fontsize=10,
     )
     handles = [axes.barh(0, 0, color=colour) for colour in colours.values()]

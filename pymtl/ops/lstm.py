@@ -86,6 +86,7 @@ def lstm(
     _check_inputs(input, weights, inputs)
     if autocasts():
         (input, h0, c0), weights = autocast([input, h0, c0]), _autocast(weights)
+        packed = packed if packed is not None and packed.dtype == input.dtype else None
     if transforming():
         return reference.lstm(input, batch_sizes, *weights, h0, c0)
     if wants_gradient(input, h0, c0, *weights.tensors()):
@@ -162,6 +163,7 @@ def lstm_heads(
     if autocasts():
         (input, head_weight, head_bias, h0, c0) = autocast([input, head_weight, head_bias, h0, c0])
         weights = _autocast(weights)
+        packed = packed if packed is not None and packed.dtype == input.dtype else None
     if transforming():
         raise NotImplementedError("pymtl.ops.lstm_heads is for inference: call lstm, heads and pool in torch.func")
     wants_gradient(input, h0, c0, head_weight, head_bias, *weights.tensors())  # raises for forward-mode tangents
@@ -185,7 +187,8 @@ def lstm_frozen(
     h0: Tensor | None = None,
     c0: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A stack of layers as :func:`lstm` runs each, from packed weights alone. For inference: no gradient is recorded.
+    """A stack of layers as :func:`lstm` runs each, from packed weights alone. For inference: no gradient is recorded,
+    and autocast changes nothing, since the packed weights have a dtype already.
 
     Args:
         input: [T, B, I], or packed [N, I] with ``batch_sizes``.

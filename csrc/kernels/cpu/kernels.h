@@ -150,6 +150,7 @@ struct CrfTransitions {
 // What is there for bfloat16 too.
 template <typename T>
 struct LayersFor {
+  int64_t lanes;                                                         // numbers in a vector
   int64_t (*lstm_packed_size)(int64_t input_size, int64_t hidden_size);  // elements, one recurrence
   // The panels of one of `parts` equal parts of the hidden units.
   void (*pack_lstm)(const LstmWeights<T>& weights, int64_t input_size, int64_t hidden_size, int64_t part, int64_t parts,

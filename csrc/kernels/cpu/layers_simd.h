@@ -17,6 +17,7 @@ namespace {
 template <typename T>
 constexpr LayersFor<T> layers_for() {
   return {
+      .lanes = kLanes<T>,
       .lstm_packed_size = lstm_packed_size<T>,
       .pack_lstm = pack_lstm<T>,
       .lstm_scratch = lstm_scratch<T>,

@@ -42,7 +42,7 @@ struct ForwardPlan {
       : executor(executor_for(work_of(args.shape), given)) {
     const LstmShape& shape = args.shape;
     const LayersFor<T>& kernels = active_layers<T>();
-    team_workers = team_size(shape, executor, sizeof(T));
+    team_workers = team_size(shape, executor, sizeof(T), Team::kMost);
     slices = team_workers > 1 ? 1 : slice_count(shape, executor);
     packed_size = kernels.lstm_packed_size(shape.input_size, shape.hidden_size);
     head_size = args.heads.width > 0 ? kernels.heads_packed_size(shape.hidden_size, args.heads.width) : 0;
@@ -98,6 +98,11 @@ T* at(T* array, int64_t offset) {
 template <typename T>
 size_t lstm_packed_size(int64_t recurrences, int64_t input_size, int64_t hidden_size) {
   return static_cast<size_t>(recurrences * active_layers<T>().lstm_packed_size(input_size, hidden_size));
+}
+
+template <typename T>
+int64_t lstm_packed_lanes() {
+  return active_layers<T>().lanes;
 }
 
 template <typename T>
@@ -226,7 +231,8 @@ struct BackwardPlan {
       : executor(executor_for(work_of(args.shape), given)) {
     const LstmShape& shape = args.shape;
     const LayersFor<T>& kernels = active_layers<T>();
-    team_workers = team_size(shape, executor, sizeof(T));
+    constexpr int64_t kUnitsEach = 64;  // of a panel of W_hh's columns
+    team_workers = team_size(shape, executor, sizeof(T), shape.hidden_size / kUnitsEach);
     slices = team_workers > 1 ? 1 : slice_count(shape, executor);
     packed_size = kernels.lstm_backward_packed_size(shape.hidden_size);
     input_packed_size = kernels.lstm_input_gradient_packed_size(shape.input_size, shape.hidden_size);
@@ -246,7 +252,7 @@ struct BackwardPlan {
     gradient.input_size = shape.input_size;
     gradient.hidden_size = shape.hidden_size;
     gradient.tokens = shape.tokens;
-    gradient.last_column = 4 * shape.hidden_size;
+    gradient.last_column = largest_share(4 * shape.hidden_size, slices * team_workers);
     scratch_size = std::max(kernels.lstm_backward_scratch(walk), kernels.lstm_weight_gradient_scratch(gradient));
     scratch_size = (scratch_size + 63) / 64 * 64;
     teams = workspace.take<Team>(team_workers > 1 ? shape.recurrences : 0);
@@ -385,6 +391,7 @@ void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor&
 
 #define PYMTL_INSTANTIATE(T)                                                                      \
   template size_t lstm_packed_size<T>(int64_t, int64_t, int64_t);                                 \
+  template int64_t lstm_packed_lanes<T>();                                                        \
   template void lstm_pack(const LstmWeights<T>*, int64_t, int64_t, int64_t, T*, const Executor&); \
   template size_t lstm_forward_workspace(const LstmForward<T>&, const Executor&);                 \
   template void lstm_forward(const LstmForward<T>&, void*, const Executor&);                      \

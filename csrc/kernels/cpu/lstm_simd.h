@@ -1,5 +1,6 @@
-// The LSTM's walk over time, forward. One worker takes one recurrence and some sequences through all
-// steps: no barrier, its weights stay in its own cache, and no gate leaves its registers in inference.
+// The LSTM's walk over time, forward. A worker takes one recurrence and some sequences through all steps, without
+// waiting for anyone, or as one of a team some of its hidden units (see team.h): its weights stay in its own cache,
+// and no gate leaves its registers in inference.
 #pragma once
 
 #include <limits>

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "kernels.h"
@@ -34,6 +36,7 @@ template double peak_gflops<double>(int);
 template double peak_gflops<BFloat16>(int);
 
 double read_gigabytes(int64_t bytes, int runs) {
+  if (bytes <= 0) throw std::invalid_argument("bytes: expected a number above 0, got " + std::to_string(bytes));
   constexpr int64_t kAtOnce = 128;  // floats: eight of the widest vectors
   constexpr int64_t kBytesOfARun = 32 << 20;
   const int64_t count = std::max<int64_t>(1, bytes / (kAtOnce * 4)) * kAtOnce;

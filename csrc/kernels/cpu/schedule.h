@@ -45,15 +45,19 @@ inline int64_t slice_count(const LstmShape& shape, const Executor& executor) {
 
 // How many workers each recurrence has that share its hidden units; 1: they share out the sequences, if any share.
 // Where a slice would have few sequences, or few steps, it would read all weights for little arithmetic; where the
-// weights are small, meeting would take longer than a step. number: the bytes of one.
-inline int64_t team_size(const LstmShape& shape, const Executor& executor, size_t number) {
+// weights are small, meeting would take longer than a step. A team smaller than there are slices would leave threads
+// idle, and one whose members are not all first, second, ... in line on their threads would wait for them in vain.
+// number: the bytes of one; most: how many a walk can employ.
+inline int64_t team_size(const LstmShape& shape, const Executor& executor, size_t number, int64_t most) {
   constexpr int64_t kLeastSequences = 4;
   constexpr int64_t kFewSteps = 2;
   constexpr int64_t kLeastBytes = 64 * 1024;
   const int64_t workers = worker_count(shape, executor);
   if (shape.batch >= kLeastSequences * workers && shape.steps > kFewSteps) return 1;
   const int64_t bytes = 4 * shape.hidden_size * shape.hidden_size * static_cast<int64_t>(number);
-  return std::max<int64_t>(1, std::min({workers, Team::kMost, bytes / kLeastBytes}));
+  const int64_t size = std::min({workers, most, Team::kMost, bytes / kLeastBytes});
+  const bool in_line = size == workers || shape.recurrences * size <= executor.threads;
+  return size > 1 && in_line && size >= slice_count(shape, executor) ? size : 1;
 }
 
 // This worker's place in the team, 0 for the first to come, which waits `seconds` for the other `workers` to come and

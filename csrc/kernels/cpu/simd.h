@@ -1,5 +1,5 @@
 // A vector of the widest registers this file is compiled for, as a small value type. Included only by
-// the per-instruction-set translation unit: everything is in an anonymous namespace, because a function
+// the per-instruction-set translation units: everything is in an anonymous namespace, because a function
 // compiled with AVX that the linker shares with other files is an illegal instruction on an older CPU.
 //
 // Multiplications and additions fuse only where `fma` says so (the build turns contraction off), so that
