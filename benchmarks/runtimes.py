@@ -76,7 +76,12 @@ def open_vino(module: nn.LSTM, x: Tensor, threads: int) -> Callable[[], Any]:
     compiled = openvino.compile_model(
         model,
         "CPU",
-        {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"},
+        {
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32",
+            "ENABLE_CPU_PINNING": False,  # it would pin the caller's thread too, for all who come after
+        },
     )
     request = compiled.create_infer_request()
     feed = x.numpy()
