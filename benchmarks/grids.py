@@ -4,8 +4,8 @@
 
 Every grid is written down in GRIDS. The contenders take turns in one process, in blocks of calls with a pause before
 each (threads of one that still spin would slow down the next); a ratio is the median over the blocks of their time
-over ours. The limit of a shape is what its multiply-adds take at the measured peak, or what reading the recurrent
-weights once a step takes at the measured rate of the cache that holds them, whichever is more.
+over ours. The limit of a shape is what its multiply-adds take at the measured peak; for those of a recurrence, if it
+is more, what reading its weights once a step takes at the measured rate of the cache that holds them.
 """
 
 from __future__ import annotations
@@ -128,6 +128,17 @@ GRIDS = {
         (("pymtl", "nn.LSTM", 2.5, 1.2), ("pymtl frozen", "nn.LSTM", 2.5, 1.2)),
         torch.bfloat16,
     ),
+    "compiled": Grid(
+        (
+            Case(1, 32, 128, 128),
+            Case(1, 128, 300, 256),
+            Case(4, 32, 128, 128),
+            Case(16, 50, 128, 128),
+            Case(32, 50, 300, 256),
+        ),
+        ("pymtl", "pymtl frozen", "torch.compile"),
+        (("pymtl", "torch.compile", 1.0, 1.0), ("pymtl frozen", "torch.compile", 1.0, 1.0)),
+    ),
     "dense, bfloat16, inference": Grid(DENSE, ("pymtl", "nn.LSTM"), (("pymtl", "nn.LSTM", 1.0, 0.97),), torch.bfloat16),
     "dense, bfloat16, training": Grid(
         DENSE, ("pymtl", "nn.LSTM"), (("pymtl", "nn.LSTM", 1.0, 0.97),), torch.bfloat16, training=True
@@ -151,6 +162,7 @@ def calls_of(case: Case, grid: Grid) -> dict[str, Callable[[], Any]]:
         "pymtl": lambda: run(ours, packed),
         "pymtl frozen": lambda: run(pymtl.freeze(pymtl.convert(theirs)), packed),
         "nn.LSTM": lambda: run(theirs, x),
+        "torch.compile": lambda: _compiled(theirs, x),
         "nn.LSTM packed": lambda: run(theirs, packed),
         "nn.LSTM padded": lambda: run(theirs, x),
         "ONNX Runtime": lambda: runtimes().onnx_runtime(theirs, x, threads),
@@ -163,6 +175,14 @@ def runtimes() -> Any:
     import runtimes
 
     return runtimes
+
+
+def _compiled(module: nn.Module, x: Tensor) -> Callable[[], Any]:
+    """Without allow_rnn the compiler leaves an nn.LSTM as it is. (With it, torch 2.13 fails in training.)"""
+    with torch._dynamo.config.patch(allow_rnn=True), torch.inference_mode():
+        call = _call(torch.compile(module), x)
+        call()
+    return call
 
 
 def _call(module: nn.Module, x: Tensor | PackedSequence) -> Callable[[], Any]:
@@ -205,13 +225,16 @@ def blocks(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, 
 
 def limit(case: Case, grid: Grid, tokens: int, peak: float, threads: int) -> float:
     """Milliseconds."""
-    inputs = [case.input_size] + [case.directions * case.hidden_size] * (case.layers - 1)
-    flops = sum(case.directions * tokens * 8 * case.hidden_size * (i + case.hidden_size) for i in inputs)
+    per_input = tokens * case.directions * 8 * case.hidden_size
+    inputs = case.input_size + case.directions * case.hidden_size * (case.layers - 1)
+    recurrent = case.layers * per_input * case.hidden_size
     size = 4 * case.hidden_size**2 * (2 if grid.dtype == torch.bfloat16 else 4)
-    read = case.layers * case.directions * case.steps * size
-    passes = (3, 2) if grid.training else (1, 1)
-    rate = read_rate(threads, size)
-    return max(passes[0] * flops / peak, passes[1] * read / rate) * 1e-6
+    read = case.layers * case.directions * case.steps * size / read_rate(threads, size)
+    flops = inputs * per_input
+    walks = 1
+    if grid.training:  # the weights' gradients need no walk
+        flops, walks = 3 * flops + recurrent, 2
+    return (flops / peak + walks * max(recurrent / peak, read)) * 1e-6
 
 
 _rates: dict[tuple[int, int], float] = {}

@@ -221,9 +221,9 @@ class LSTM(nn.RNNBase):
     def _kernels_take(self, input: Tensor, weights: Sequence[Tensor]) -> bool:
         return (
             self.proj_size == 0
-            and input.device.type == "cpu"
+            and input.is_cpu
             and ops.has_kernels(weights[0], bfloat16=True)
-            and (autocasts() or not torch.is_autocast_enabled("cpu"))
+            and (not torch.is_autocast_enabled("cpu") or autocasts())
         )
 
     def _initial_state(self, hx: State | None, batch: int, batched: bool) -> tuple[Tensor | None, Tensor | None]:

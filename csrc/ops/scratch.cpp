@@ -7,7 +7,7 @@
 namespace pymtl::ops {
 namespace {
 
-constexpr size_t kLargestKept = size_t{16} << 20;
+constexpr size_t kLargestKept = size_t{64} << 20;
 
 struct Free {
   void operator()(void* memory) const { std::free(memory); }

@@ -9,8 +9,8 @@ from torch import Tensor
 def has_kernels(tensor: Tensor, *, bfloat16: bool = False) -> bool:
     """Whether there are kernels for such a tensor: on the CPU float32 and float64, for the LSTM, the heads and
     pooling ``bfloat16`` too."""
-    dtypes = (torch.float32, torch.float64, torch.bfloat16) if bfloat16 else (torch.float32, torch.float64)
-    return tensor.device.type == "cpu" and tensor.dtype in dtypes
+    dtype = tensor.dtype
+    return tensor.is_cpu and (dtype in (torch.float32, torch.float64) or (bfloat16 and dtype == torch.bfloat16))
 
 
 def autocasts() -> bool:

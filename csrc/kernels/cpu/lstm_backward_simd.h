@@ -88,7 +88,7 @@ class LstmBackwardWalker {
           pointers_, wanted, lstm_backward_layout<T>(size_), walk_.packed,
           [&](int64_t row, int64_t unit, int64_t, Vec<T> value)
               PYMTL_INLINE_LAMBDA { store(grad_h_ + row * units_ + unit, value); },
-          first_panel_, last_panel_);
+          first_panel_, last_panel_, t);
       for (int64_t row = going_on; row < active; ++row) {
         give_gradient(grad_h_, row, walk_.grad_h0);
         give_gradient(grad_c_, row, walk_.grad_c0);

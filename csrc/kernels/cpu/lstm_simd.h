@@ -307,7 +307,7 @@ class LstmWalker {
 
   void step(int64_t t, int64_t active, const R* gates) {
     for (int64_t row = 0; row < active; ++row) pointers_[row] = hidden(previous_slot(), row);
-    for (int64_t panel = first_panel_; panel < last_panel_; ++panel) {
+    for_panels(first_panel_, last_panel_, t, [&](int64_t panel) {
       const T* const w_hh = hidden_panel(panel);
       const R* const from = gates + panel * kGates * kLanes<T>;
       for (int64_t first = 0; first < active; first += kUpdateRows) {
@@ -319,7 +319,7 @@ class LstmWalker {
         });
         update_cells(t, first, count, panel * kLanes<T>, sums);
       }
-    }
+    });
   }
 
   // Sequences that are updated together: a few tiles, since every update waits for long chains of operations,

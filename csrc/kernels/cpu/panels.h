@@ -280,11 +280,19 @@ PYMTL_INLINE void for_tiles(int64_t rows, int64_t vectors, Body&& body) {
   });
 }
 
+// Calls body(panel) for [first_panel, last_panel), at every other step of a walk from the last on: what one step read
+// last, the next one finds in the cache, where going round would find nothing of weights larger than it.
+template <typename Body>
+PYMTL_INLINE void for_panels(int64_t first_panel, int64_t last_panel, int64_t step, Body&& body) {
+  const bool up = step % 2 == 0;
+  for (int64_t i = first_panel; i < last_panel; ++i) body(up ? i : first_panel + last_panel - 1 - i);
+}
+
 // Row n of the product of `rows` with the panels [first_panel, last_panel), handed to done(n, first_column,
 // valid_columns, vector).
 template <typename T, typename Done>
 void multiply_panels(const T* const* rows, int64_t count, PanelLayout<T> layout, const T* panels, Done&& done,
-                     int64_t first_panel, int64_t last_panel) {
+                     int64_t first_panel, int64_t last_panel, int64_t step = 0) {
   Products<T> products;
   const auto tile = [&](int64_t panel, int64_t first, int64_t size, auto* multiply) {
     multiply(rows + first, layout.depth, panels + layout.offset(panel), products.values);
@@ -296,10 +304,10 @@ void multiply_panels(const T* const* rows, int64_t count, PanelLayout<T> layout,
       }
     }
   };
-  for (int64_t panel = first_panel; panel < last_panel; ++panel) {
+  for_panels(first_panel, last_panel, step, [&](int64_t panel) {
     for_tiles<T>(count, layout.panel_vectors(panel),
                  [&](int64_t first, int64_t size, auto* multiply) { tile(panel, first, size, multiply); });
-  }
+  });
 }
 
 template <typename T, typename Done>
