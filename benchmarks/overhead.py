@@ -28,10 +28,11 @@ Call = Callable[[], Tensor]
 
 
 def contenders() -> dict[str, tuple[dict[str, Call], list[Tensor]]]:
-    """For each thing that is called: by whom, and the leaves of its gradients."""
+    """For each thing that is called: by whom, and the leaves of its gradients, none if it has no gradients."""
     torch.manual_seed(0)
     theirs = nn.LSTM(8, 8, bidirectional=True)
     ours = pymtl.convert(theirs)
+    frozen = pymtl.freeze(pymtl.convert(theirs).eval())
     x = torch.randn(1, 1, 8, requires_grad=True)
     z = torch.randn(2, 16, requires_grad=True)
     weight, bias = torch.randn(5, 16, requires_grad=True), torch.randn(5, requires_grad=True)
@@ -44,6 +45,7 @@ def contenders() -> dict[str, tuple[dict[str, Call], list[Tensor]]]:
         return torch.ops.pymtl.joint_loss([z, z], [classes, classes], *settings)[0].sum()
 
     return {
+        "LSTM, bidirectional, frozen": ({"pymtl": lambda: frozen(x)[0], "torch": lambda: theirs(x)[0]}, []),
         "LSTM, bidirectional": (
             {"pymtl": lambda: ours(x)[0], "torch": lambda: theirs(x)[0]},
             [x, *theirs.parameters()],
@@ -97,10 +99,10 @@ def main() -> None:
         table.add_column(heading, justify="right" if heading not in ("", "by") else "left")
     rows = {}
     for name, (calls, leaves) in contenders().items():
-        modes = {
-            "inference": interleaved({k: forward(c) for k, c in calls.items()}, [None] * 1000, "pymtl"),
-            "training": interleaved({k: backward(c, leaves) for k, c in calls.items()}, [None] * 1000, "pymtl"),
-        }
+        modes = {"inference": interleaved({k: forward(c) for k, c in calls.items()}, [None] * 1000, "pymtl")}
+        if leaves:
+            trained = {k: backward(c, leaves) for k, c in calls.items()}
+            modes["training"] = interleaved(trained, [None] * 1000, "pymtl")
         rows[name] = modes
         for contender in calls:
             cells = []

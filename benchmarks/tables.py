@@ -88,8 +88,9 @@ def overhead(result: dict[str, Any]) -> Iterator[Cells]:
     for what, modes in result["rows"].items():
         for name in modes["inference"]:
             cells = []
-            for timed in modes.values():
-                cells += [f"{1e3 * timed[name]['p50']:.0f}", _ratio(name, timed[name])]
+            for mode in ("inference", "training"):
+                timed = modes.get(mode)
+                cells += [f"{1e3 * timed[name]['p50']:.0f}", _ratio(name, timed[name])] if timed else ["", ""]
             yield what, name, *cells
 
 
@@ -131,6 +132,15 @@ def memory(result: dict[str, Any]) -> Iterator[Cells]:
         yield row["shape"], row["mode"], f"{ours:.1f}", f"{theirs:.1f}", f"{100 * ours / max(theirs, 0.1):.0f}"
 
 
+def threads(result: dict[str, Any]) -> Iterator[Cells]:
+    names = list(result["rows"][0]["contenders"])
+    counts = result["rows"][0]["threads"][1:]
+    yield "shape", "mode", *(f"{name}, {count} threads" for name in names for count in counts)
+    for row in result["rows"]:
+        ratios = [1 / row["contenders"][name][str(count)]["ratio"] for name in names for count in counts]
+        yield row["shape"], row["mode"], *(f"{ratio:.2f}" for ratio in ratios)
+
+
 def _ratio(name: str, row: dict[str, float]) -> str:
     return "" if name == "pymtl" else f"{row['ratio']:.2f}"
 
@@ -157,7 +167,9 @@ def main() -> None:
         "sharing": sharing(results["sharing"]),
         "overhead": overhead(results["overhead"]),
         "grids": grids(results["grids"]),
+        "grids avx2": grids(results["grids_avx2"]),
         "growth": growth(results["growth"]),
+        "threads": threads(results["threads"]),
         "memory": memory(results["memory"]),
     }
     for name, rows in tables.items():
