@@ -81,7 +81,7 @@ def encoders(count: int, batch: int, longest: int, input_size: int, hidden_size:
     }
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         found = side_by_side(None)
-    calls = sum(event.count for event in profile.key_averages() if event.key == "pymtl::lstm_training")
+    calls = sum(event.count for event in profile.key_averages() if event.key == "pymtl::rnn_training")
     torch.testing.assert_close(found, torch.stack(contenders["nn.LSTM, packed"](None), 1), rtol=1e-3, atol=1e-4)
     work = [None] * (60 if batch * longest * hidden_size < 100_000 else 30)
     return {

@@ -1,7 +1,8 @@
 """pymtl: recurrent multi-task learning, fast.
 
 One LSTM encoder shared by several tasks, a head for each, one joint loss; the LSTM step, the projection of
-all heads and the loss are C++ kernels. :class:`LSTM` is a drop-in replacement of :class:`torch.nn.LSTM`.
+all heads and the loss are C++ kernels. :class:`LSTM`, :class:`GRU` and :class:`RNN` are drop-in
+replacements of torch's.
 """
 
 from pymtl import balancing, sharing
@@ -11,6 +12,7 @@ from pymtl.crf import CRF, CRFLoss
 from pymtl.ctc import CTCLoss, ctc_beam, ctc_greedy
 from pymtl.embeddings import CharacterCNN, CharacterLSTM, TokenFeatures
 from pymtl.freezing import freeze, unfreeze
+from pymtl.gru import GRU
 from pymtl.heads import (
     ClassificationHead,
     CRFHead,
@@ -29,9 +31,12 @@ from pymtl.lstm import LSTM
 from pymtl.models import Logits, MultiTaskModel
 from pymtl.packing import pack
 from pymtl.pooling import AttentionPooling
+from pymtl.rnn import RNN
 
 __all__ = [
+    "GRU",
     "LSTM",
+    "RNN",
     "AttentionPooling",
     "BinaryCrossEntropy",
     "CRF",

@@ -1,4 +1,4 @@
-"""Every nn.LSTM inside an existing model becomes a pymtl.LSTM, and back."""
+"""Every nn.LSTM, nn.GRU and nn.RNN inside an existing model becomes pymtl's, and back."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from pymtl.gru import GRU
 from pymtl.lstm import LSTM
+from pymtl.recurrent import Recurrent
+from pymtl.rnn import RNN
 
 Module = TypeVar("Module", bound=nn.Module)
 
-# What nn.LSTM's forward pass is made of: a subclass that overrides one of these computes something else.
+_FAST: dict[type[nn.RNNBase], type[Recurrent]] = {nn.LSTM: LSTM, nn.GRU: GRU, nn.RNN: RNN}
+
+# What the forward pass is made of: a subclass that overrides one of these computes something else.
 _FORWARD = (
     "forward",
     "check_forward_args",
@@ -28,10 +33,11 @@ _FORWARD = (
 
 
 def convert(module: Module, inplace: bool = False) -> Module:
-    """Makes every :class:`torch.nn.LSTM` inside ``module`` (or ``module`` itself) a :class:`pymtl.LSTM`.
+    """Makes every :class:`torch.nn.LSTM`, :class:`torch.nn.GRU` and :class:`torch.nn.RNN` inside ``module`` (or
+    ``module`` itself) a :class:`pymtl.LSTM`, :class:`pymtl.GRU` or :class:`pymtl.RNN`.
 
     Every Parameter and buffer stays the very same object, so optimizers go on working; hooks, training flags
-    and sharing of modules stay. Subclasses of nn.LSTM convert too, parametrised ones among them, unless they
+    and sharing of modules stay. Subclasses convert too, parametrised ones among them, unless they
     override ``forward`` or a check it makes: those are left alone, with a warning that names them.
 
     Args:
@@ -44,28 +50,30 @@ def convert(module: Module, inplace: bool = False) -> Module:
     module = module if inplace else _copy_sharing_tensors(module)
     left_alone = []
     for name, child in module.named_modules():
-        if not isinstance(child, nn.LSTM) or isinstance(child, LSTM):
+        if not isinstance(child, tuple(_FAST)) or isinstance(child, Recurrent):
             continue
-        if any(getattr(type(child), name) is not getattr(nn.LSTM, name) for name in _FORWARD):
+        original = next(cls for cls in type(child).__mro__ if cls in _FAST)
+        if any(getattr(type(child), name, None) is not getattr(original, name, None) for name in _FORWARD):
             left_alone.append(f"{name or 'the module itself'} ({type(child).__name__})")
             continue
         child.__class__ = _fast_class(type(child))
     if left_alone:
         warnings.warn(
-            "convert left alone what overrides nn.LSTM's forward or its checks: " + ", ".join(left_alone), stacklevel=2
+            "convert left alone what overrides the forward pass of its base or its checks: " + ", ".join(left_alone),
+            stacklevel=2,
         )
     return module
 
 
 def revert(module: Module, inplace: bool = False) -> Module:
-    """Undoes :func:`convert`: every :class:`pymtl.LSTM` inside becomes a :class:`torch.nn.LSTM` again.
+    """Undoes :func:`convert`: every :class:`pymtl.LSTM`, ``GRU`` and ``RNN`` inside becomes torch's again.
 
-    Subclasses of pymtl.LSTM written by hand are left alone, with a warning that names them.
+    Subclasses of them written by hand are left alone, with a warning that names them.
     """
     module = module if inplace else _copy_sharing_tensors(module)
     left_alone = []
     for name, child in module.named_modules():
-        if not isinstance(child, LSTM):
+        if not isinstance(child, Recurrent):
             continue
         original = _original_class(type(child))
         if original is None:
@@ -73,10 +81,10 @@ def revert(module: Module, inplace: bool = False) -> Module:
             continue
         child.unfreeze()
         child.__class__ = original
-        # nn.LSTM reads its weights from here; a pymtl.LSTM looks them up by name.
+        # Torch's modules read their weights from here; ours look them up by name.
         child._init_flat_weights()
     if left_alone:
-        warnings.warn("revert left alone subclasses of pymtl.LSTM: " + ", ".join(left_alone), stacklevel=2)
+        warnings.warn("revert left alone subclasses of pymtl's modules: " + ", ".join(left_alone), stacklevel=2)
     return module
 
 
@@ -93,23 +101,24 @@ def _copy_sharing_tensors(module: Module) -> Module:
 
 
 @cache
-def _fast_class(original: type[nn.LSTM]) -> type[LSTM]:
+def _fast_class(original: type[nn.RNNBase]) -> type[Recurrent]:
     """The class to give to an instance of ``original`` so that it runs through the kernels."""
-    if original is nn.LSTM:
-        return LSTM
+    if original in _FAST:
+        return _FAST[original]
     if _is_parametrised(original):
         fast = _parametrised_on(_fast_class(original.__bases__[0]), original)
     else:
-        # pymtl.LSTM first, so that its forward wins; what the subclass adds stays.
-        fast = type(original.__name__, (LSTM, original), {"__reduce_ex__": _reduce})
+        # Ours first, so that its forward wins; what the subclass adds stays.
+        base = next(_FAST[cls] for cls in original.__mro__ if cls in _FAST)
+        fast = type(original.__name__, (base, original), {"__reduce_ex__": _reduce})
     fast.__module__, fast.__qualname__ = original.__module__, original.__qualname__
     fast._converted_from = original
     return fast
 
 
-def _original_class(fast: type[LSTM]) -> type[nn.LSTM] | None:
-    if fast is LSTM:
-        return nn.LSTM
+def _original_class(fast: type[Recurrent]) -> type[nn.RNNBase] | None:
+    if fast in _FAST.values():
+        return fast.original
     if _is_parametrised(fast) and "_converted_from" not in vars(fast):
         base = _original_class(fast.__bases__[0])  # parametrised after it was converted
         return None if base is None else _parametrised_on(base, fast)
@@ -117,7 +126,7 @@ def _original_class(fast: type[LSTM]) -> type[nn.LSTM] | None:
 
 
 @cache
-def _parametrised_on(base: type[nn.LSTM], parametrised: type[nn.LSTM]) -> type:
+def _parametrised_on(base: type[nn.RNNBase], parametrised: type[nn.RNNBase]) -> type:
     """The class torch.nn.utils.parametrize made for one module, on top of another base.
 
     Such a class is a subclass of the module's own class that holds nothing but properties.
@@ -132,11 +141,11 @@ def _is_parametrised(cls: type) -> bool:
     return cls.__name__.startswith("Parametrized") and cls.__module__ == parametrize.__name__
 
 
-def _rebuild(original: type[nn.LSTM]) -> LSTM:
+def _rebuild(original: type[nn.RNNBase]) -> Recurrent:
     fast = _fast_class(original)
     return fast.__new__(fast)
 
 
-def _reduce(self: LSTM, protocol: int) -> tuple[Any, ...]:
+def _reduce(self: Recurrent, protocol: int) -> tuple[Any, ...]:
     # The class was made at run time: pickle its origin, and make it again.
     return _rebuild, (type(self)._converted_from,), self.__getstate__()

@@ -6,13 +6,13 @@ from typing import TypeVar
 
 from torch import nn
 
-from pymtl.lstm import LSTM
+from pymtl.recurrent import Recurrent
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def freeze(module: Module) -> Module:
-    """Packs the weights of every :class:`pymtl.LSTM` inside once, to save the packing of each call.
+    """Packs the weights of every :class:`pymtl.LSTM`, ``GRU`` and ``RNN`` inside once, which each call does otherwise.
 
     For inference with weights that stay as they are: calls that want gradients do not use the snapshot, nor do
     calls whose parameters are not the very objects, versions and memory that it was made from. ``train()``,
@@ -23,10 +23,10 @@ def freeze(module: Module) -> Module:
         ``module``.
 
     Raises:
-        RuntimeError: an LSTM inside is in training mode.
+        RuntimeError: one of them is in training mode.
     """
     for child in module.modules():
-        if isinstance(child, LSTM):
+        if isinstance(child, Recurrent):
             child.freeze()
     return module
 
@@ -34,6 +34,6 @@ def freeze(module: Module) -> Module:
 def unfreeze(module: Module) -> Module:
     """Drops what :func:`freeze` made. Returns ``module``."""
     for child in module.modules():
-        if isinstance(child, LSTM):
+        if isinstance(child, Recurrent):
             child.unfreeze()
     return module

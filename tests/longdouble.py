@@ -24,10 +24,65 @@ def token_indices(sample):
     return [np.array([starts[t] + row for t, size in enumerate(sizes) if size > row]) for row in range(sizes[0])]
 
 
-def lstm(sample, seeds):
+def lstm_step(x, q, h, c):
+    """The next h and c, and what their gradients make of those of the two projections, h and c."""
+    H = len(h)
+    a = x + q
+    i, f, o = sigmoid(a[:H]), sigmoid(a[H : 2 * H]), sigmoid(a[3 * H :])
+    u = np.tanh(a[2 * H : 3 * H])
+    after = f * c + i * u
+    tanh_c = np.tanh(after)
+
+    def back(d_h, d_c):
+        d_c = d_c + d_h * o * (1 - tanh_c**2)
+        parts = (d_c * u * i * (1 - i), d_c * c * f * (1 - f), d_c * i * (1 - u**2), d_h * tanh_c * o * (1 - o))
+        d_a = np.concatenate(parts)
+        return d_a, d_a, np.zeros_like(h), d_c * f
+
+    return o * tanh_c, after, back
+
+
+def gru_step(x, q, h, c):
+    H = len(h)
+    r, z = sigmoid(x[:H] + q[:H]), sigmoid(x[H : 2 * H] + q[H : 2 * H])
+    n = np.tanh(x[2 * H :] + r * q[2 * H :])
+
+    def back(d_h, d_c):
+        d_n = d_h * (1 - z) * (1 - n**2)
+        d_r, d_z = d_n * q[2 * H :] * r * (1 - r), d_h * (h - n) * z * (1 - z)
+        return np.concatenate([d_r, d_z, d_n]), np.concatenate([d_r, d_z, d_n * r]), d_h * z, d_c
+
+    return (1 - z) * n + z * h, c, back
+
+
+def rnn_tanh_step(x, q, h, c):
+    after = np.tanh(x + q)
+
+    def back(d_h, d_c):
+        d_a = d_h * (1 - after**2)
+        return d_a, d_a, np.zeros_like(h), d_c
+
+    return after, c, back
+
+
+def rnn_relu_step(x, q, h, c):
+    after = np.maximum(x + q, 0)
+
+    def back(d_h, d_c):
+        d_a = np.where(after > 0, d_h, 0)
+        return d_a, d_a, np.zeros_like(h), d_c
+
+    return after, c, back
+
+
+STEPS = {"LSTM": lstm_step, "GRU": gru_step, "RNN_TANH": rnn_tanh_step, "RNN_RELU": rnn_relu_step}
+
+
+def rnn(sample, seeds):
     """Results and gradients under the names of ``samples.with_gradients``, by backpropagation through time."""
     weights = sample.weights
     G, H, I = len(weights.reverse), weights.weight_hh[0].shape[1], sample.input.shape[-1]
+    step = STEPS[weights.mode]
     bias = len(weights.bias_ih) > 0
     sequences = token_indices(sample)
     x = wide(sample.input).reshape(-1, I)
@@ -44,50 +99,40 @@ def lstm(sample, seeds):
 
     for g, reverse in enumerate(weights.reverse):
         w_ih, w_hh = wide(weights.weight_ih[g]), wide(weights.weight_hh[g])
-        b = wide(weights.bias_ih[g]) + wide(weights.bias_hh[g]) if bias else np.zeros(4 * H, np.longdouble)
-        d_w_ih, d_w_hh, d_b = np.zeros_like(w_ih), np.zeros_like(w_hh), np.zeros_like(b)
+        nothing = np.zeros(len(w_hh), np.longdouble)
+        b_ih = wide(weights.bias_ih[g]) if bias else nothing
+        b_hh = wide(weights.bias_hh[g]) if bias else nothing
+        d_w_ih, d_w_hh, d_b_ih, d_b_hh = (np.zeros_like(w) for w in (w_ih, w_hh, b_ih, b_hh))
         mine = slice(g * H, (g + 1) * H)
         for row, tokens in enumerate(sequences):
             walk = tokens[::-1] if reverse else tokens
             h, c = h0[g, row], c0[g, row]
             tape = []
             for n in walk:
-                a = w_ih @ x[n] + w_hh @ h + b
-                i, f, o = sigmoid(a[:H]), sigmoid(a[H : 2 * H]), sigmoid(a[3 * H :])
-                u = np.tanh(a[2 * H : 3 * H])
-                tape.append((n, i, f, u, o, h, c))
-                c = f * c + i * u
-                h = o * np.tanh(c)
+                before = h
+                h, c, back = step(w_ih @ x[n] + b_ih, w_hh @ h + b_hh, h, c)
+                tape.append((n, before, back))
                 output[n, mine] = h
             h_n[g, row], c_n[g, row] = h, c
             d_h, d_c = d_h_n[g, row], d_c_n[g, row]
-            for n, i, f, u, o, h_before, c_before in reversed(tape):
-                d_h = d_h + d_output[n, mine]
-                tanh_c = np.tanh(f * c_before + i * u)
-                d_c = d_c + d_h * o * (1 - tanh_c**2)
-                d_a = np.concatenate(
-                    [
-                        d_c * u * i * (1 - i),
-                        d_c * c_before * f * (1 - f),
-                        d_c * i * (1 - u**2),
-                        d_h * tanh_c * o * (1 - o),
-                    ]
-                )
+            for n, before, back in reversed(tape):
+                d_a, d_q, d_h, d_c = back(d_h + d_output[n, mine], d_c)
                 d_w_ih += np.outer(d_a, x[n])
-                d_w_hh += np.outer(d_a, h_before)
-                d_b += d_a
+                d_w_hh += np.outer(d_q, before)
+                d_b_ih += d_a
+                d_b_hh += d_q
                 d_x[n] += w_ih.T @ d_a
-                d_h, d_c = w_hh.T @ d_a, d_c * f
+                d_h = d_h + w_hh.T @ d_q
             d_h0[g, row], d_c0[g, row] = d_h, d_c
         gradients |= {f"weight_ih[{g}]": d_w_ih, f"weight_hh[{g}]": d_w_hh}
         if bias:
-            gradients |= {f"bias_ih[{g}]": d_b, f"bias_hh[{g}]": d_b}
+            gradients |= {f"bias_ih[{g}]": d_b_ih, f"bias_hh[{g}]": d_b_hh}
 
     gradients |= {"input": d_x.reshape(sample.input.shape), "h0": d_h0, "c0": d_c0}
     leading = sample.input.shape[:-1]
-    return {"output": output.reshape(*leading, G * H), "h_n": h_n, "c_n": c_n} | {
-        f"gradient of {name}": gradients[name] for name in sample.tensors()
-    }
+    results = {"output": output.reshape(*leading, G * H), "h_n": h_n}
+    results |= {"c_n": c_n} if weights.mode == "LSTM" else {}
+    return results | {f"gradient of {name}": gradients[name] for name in sample.tensors()}
 
 
 def cross_entropy(z, y, weight, ignore_index, smoothing):

@@ -5,9 +5,9 @@ from functools import partial
 
 import numpy as np
 import torch
-from longdouble import lstm as lstm_in_long_double
+from longdouble import rnn as rnn_in_long_double
 from parity import assert_parity, wide
-from samples import LSTMSample
+from samples import RNNSample
 from torch import nn
 from torch.func import functional_call
 from torch.nn.utils import parametrizations
@@ -110,15 +110,17 @@ def stack_in_long_double(module, input, hx=None):
             for name in ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if module.bias else ()))
         ]
         groups += [[]] * (4 - len(groups))
-        samples.append(LSTMSample(x, batch_sizes, ops.LSTMWeights(*groups, [False, True][:directions]), *states[layer]))
-        results.append(lstm_in_long_double(samples[-1], {}))
+        samples.append(
+            RNNSample(x, batch_sizes, ops.RNNWeights(*groups, [False, True][:directions], module.mode), *states[layer])
+        )
+        results.append(rnn_in_long_double(samples[-1], {}))
         x = results[-1]["output"]
     values = {"output": x} | {name: np.concatenate([r[name] for r in results]) for name in ("h_n", "c_n")}
     seeds = {name: wide(seed.double()) for name, seed in seeds_for(values).items()}
     d_output, gradients = seeds["output"], {}
     for layer in reversed(range(module.num_layers)):
         rows = slice(layer * directions, (layer + 1) * directions)
-        back = lstm_in_long_double(
+        back = rnn_in_long_double(
             samples[layer], {"output": d_output, "h_n": seeds["h_n"][rows], "c_n": seeds["c_n"][rows]}
         )
         d_output = back["gradient of input"]

@@ -34,7 +34,7 @@ def shifted(tensor):
 
 
 @dataclass(frozen=True)
-class LSTMCase:
+class RNNCase:
     """Sizes and options of a call; ``lengths`` given, longest first, means packed."""
 
     input_size: int
@@ -48,6 +48,7 @@ class LSTMCase:
     h0: bool = False
     c0: bool = False
     scale: float = 1.0
+    mode: str = "LSTM"
 
     def __str__(self):
         shape = f"T{self.steps}-B{self.batch}"
@@ -58,36 +59,53 @@ class LSTMCase:
         options += [] if self.bias else ["nobias"]
         options += [] if self.inputs == 1 else [f"P{self.inputs}"]
         options += [] if self.scale == 1.0 else [f"scale{self.scale:g}"]
+        options += [] if self.mode == "LSTM" else [self.mode]
         return "-".join([f"I{self.input_size}-H{self.hidden_size}-{directions}-{shape}", *options])
 
 
 SMALL = [
-    LSTMCase(1, 1, steps=1, batch=1, reverse=(F,)),
-    LSTMCase(3, 5, reverse=(F,)),
-    LSTMCase(3, 5, reverse=(B,)),
-    LSTMCase(4, 3, steps=7, batch=2),
-    LSTMCase(2, 9, steps=1, batch=4, h0=True, c0=True),
-    LSTMCase(5, 4, lengths=(6, 3, 3, 1), bias=False),
-    LSTMCase(3, 17, lengths=(4, 2, 1), h0=True, c0=True),
-    LSTMCase(3, 8, lengths=(1, 1, 1), reverse=(F, B, F, B)),
-    LSTMCase(2, 6, lengths=(5,), reverse=(F, F), h0=True),
-    LSTMCase(2, 6, lengths=(5, 1), reverse=(B, B), c0=True),
-    LSTMCase(6, 7, lengths=(9, 8, 2), scale=4.0, h0=True, c0=True),
+    RNNCase(1, 1, steps=1, batch=1, reverse=(F,)),
+    RNNCase(3, 5, reverse=(F,)),
+    RNNCase(3, 5, reverse=(B,)),
+    RNNCase(4, 3, steps=7, batch=2),
+    RNNCase(2, 9, steps=1, batch=4, h0=True, c0=True),
+    RNNCase(5, 4, lengths=(6, 3, 3, 1), bias=False),
+    RNNCase(3, 17, lengths=(4, 2, 1), h0=True, c0=True),
+    RNNCase(3, 8, lengths=(1, 1, 1), reverse=(F, B, F, B)),
+    RNNCase(2, 6, lengths=(5,), reverse=(F, F), h0=True),
+    RNNCase(2, 6, lengths=(5, 1), reverse=(B, B), c0=True),
+    RNNCase(6, 7, lengths=(9, 8, 2), scale=4.0, h0=True, c0=True),
+    RNNCase(1, 1, steps=1, batch=1, reverse=(F,), mode="GRU"),
+    RNNCase(3, 5, mode="GRU"),
+    RNNCase(5, 17, lengths=(6, 3, 3, 1), reverse=(F, B, F, B), h0=True, mode="GRU"),
+    RNNCase(2, 9, steps=7, batch=2, bias=False, h0=True, mode="GRU"),
+    RNNCase(1, 1, steps=1, batch=1, reverse=(F,), mode="RNN_TANH"),
+    RNNCase(4, 17, lengths=(6, 3, 3, 1), h0=True, mode="RNN_TANH"),
+    RNNCase(3, 5, steps=7, batch=2, bias=False, mode="RNN_RELU"),
+    RNNCase(3, 70, lengths=(4, 1), h0=True, mode="RNN_RELU"),
 ]
 # Enough work that it is shared among threads; a single sequence of it spans several blocks of the input's projection.
-LONG = LSTMCase(11, 64, lengths=(230, 229, 130, 33, 8, 7, 1, 1))
-RAGGED = LSTMCase(9, 19, lengths=(9, 9, 7, 6, 5, 5, 4, 3, 2, 1, 1, 1, 1))
-ALL_OPTIONS = LSTMCase(5, 33, lengths=(8, 6, 6, 3, 2, 1, 1), reverse=(F, B, F, B), h0=True, c0=True)
-INVARIANT = [LONG, RAGGED, ALL_OPTIONS]
+LONG = RNNCase(11, 64, lengths=(230, 229, 130, 33, 8, 7, 1, 1))
+RAGGED = RNNCase(9, 19, lengths=(9, 9, 7, 6, 5, 5, 4, 3, 2, 1, 1, 1, 1))
+ALL_OPTIONS = RNNCase(5, 33, lengths=(8, 6, 6, 3, 2, 1, 1), reverse=(F, B, F, B), h0=True, c0=True)
+INVARIANT = [
+    LONG,
+    RAGGED,
+    ALL_OPTIONS,
+    replace(LONG, mode="GRU"),
+    replace(ALL_OPTIONS, c0=False, mode="GRU"),
+    replace(LONG, mode="RNN_TANH"),
+    replace(ALL_OPTIONS, c0=False, mode="RNN_RELU"),
+]
 
 
 @dataclass(frozen=True)
-class LSTMSample:
+class RNNSample:
     """The tensors of a call."""
 
     input: torch.Tensor
     batch_sizes: torch.Tensor | None
-    weights: ops.LSTMWeights
+    weights: ops.RNNWeights
     h0: torch.Tensor | None = None
     c0: torch.Tensor | None = None
 
@@ -110,7 +128,7 @@ class LSTMSample:
             [new[f"{field}[{g}]"] for g in range(len(getattr(self.weights, field)))]
             for field in self.weights._fields[:4]
         ]
-        weights = ops.LSTMWeights(*groups, self.weights.reverse)
+        weights = ops.RNNWeights(*groups, self.weights.reverse, self.weights.mode)
         return replace(self, input=new["input"], weights=weights, h0=new.get("h0"), c0=new.get("c0"))
 
     def to(self, dtype):
@@ -135,30 +153,42 @@ def random_lengths(batch, longest, seed):
     return tuple(sorted(lengths, reverse=True))
 
 
-def lstm_weights(input_size, hidden_size, reverse=BOTH, *, bias=True, dtype=torch.float32, seed=0, scale=1.0):
+GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
+
+
+def rnn_weights(
+    input_size, hidden_size, reverse=BOTH, *, bias=True, dtype=torch.float32, seed=0, scale=1.0, mode="LSTM"
+):
     """Weights drawn as nn.LSTM draws its own, times ``scale``."""
     generator = torch.Generator().manual_seed(seed)
     bound = scale / hidden_size**0.5
 
     def draw(*size):
         return [
-            torch.empty(4 * hidden_size, *size, dtype=dtype).uniform_(-bound, bound, generator=generator)
+            torch.empty(GATES[mode] * hidden_size, *size, dtype=dtype).uniform_(-bound, bound, generator=generator)
             for _ in reverse
         ]
 
-    return ops.LSTMWeights(
-        draw(input_size), draw(hidden_size), draw() if bias else [], draw() if bias else [], list(reverse)
+    return ops.RNNWeights(
+        draw(input_size), draw(hidden_size), draw() if bias else [], draw() if bias else [], list(reverse), mode
     )
 
 
-def lstm_sample(case, dtype=torch.float32, seed=0):
+def rnn_sample(case, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*size):
         return torch.randn(*size, dtype=dtype, generator=generator)
 
-    weights = lstm_weights(
-        case.input_size, case.hidden_size, case.reverse, bias=case.bias, dtype=dtype, seed=seed + 1, scale=case.scale
+    weights = rnn_weights(
+        case.input_size,
+        case.hidden_size,
+        case.reverse,
+        bias=case.bias,
+        dtype=dtype,
+        seed=seed + 1,
+        scale=case.scale,
+        mode=case.mode,
     )
     batch_sizes = None
     batch = case.batch
@@ -168,7 +198,7 @@ def lstm_sample(case, dtype=torch.float32, seed=0):
         batch = len(case.lengths)
         leading = (sum(case.lengths),)
     state = (len(case.reverse), batch, case.hidden_size)
-    return LSTMSample(
+    return RNNSample(
         draw(*leading, case.inputs * case.input_size),
         batch_sizes,
         weights,
@@ -179,13 +209,22 @@ def lstm_sample(case, dtype=torch.float32, seed=0):
 
 def run_ours(sample, **options):
     options = {"inputs": sample.inputs, **options}
-    results = ops.lstm(sample.input, sample.batch_sizes, sample.weights, sample.h0, sample.c0, **options)
-    return dict(zip(RESULTS, results))
+    results = ops.rnn(sample.input, sample.batch_sizes, sample.weights, sample.h0, sample.c0, **options)
+    return named(sample, results)
+
+
+def named(sample, results):
+    """The results by name; only an LSTM has c."""
+    return dict(zip(results_of(sample.weights.mode), results))
+
+
+def results_of(mode):
+    return RESULTS if mode == "LSTM" else RESULTS[:2]
 
 
 def run_reference(sample):
-    results = reference.lstm(sample.input, sample.batch_sizes, *sample.weights, sample.h0, sample.c0)
-    return dict(zip(RESULTS, results))
+    results = reference.rnn(sample.input, sample.batch_sizes, *sample.weights, sample.h0, sample.c0)
+    return named(sample, results)
 
 
 def raw_arguments(sample):
@@ -195,46 +234,51 @@ def raw_arguments(sample):
 
 def backward_arguments(sample, given=RESULTS, needs=(True,) * 5):
     """The raw backward op's arguments after a forward pass; the gradients of ``given`` are ones."""
-    output, h_n, c_n, gates, cells = torch.ops.pymtl.lstm_training(*raw_arguments(sample))
+    output, h_n, c_n, gates, cells = torch.ops.pymtl.rnn_training(*raw_arguments(sample))
     results = {"output": output, "h_n": h_n, "c_n": c_n}
+    given = [name for name in given if name in results_of(sample.weights.mode)]
     gradients = [torch.ones_like(results[name]) if name in given else None for name in RESULTS]
     return (*gradients, *raw_arguments(sample), output, gates, cells, list(needs))
 
 
-def run_nn_lstm(sample):
-    """PyTorch's own modules: one bidirectional nn.LSTM for a forward and a backward recurrence side by side.
+def run_nn(sample):
+    """PyTorch's own modules: one bidirectional module for a forward and a backward recurrence side by side.
 
-    nn.LSTM knows no backward recurrence alone: that is the second half of a bidirectional one.
+    They know no backward recurrence alone: that is the second half of a bidirectional one.
     """
     reverse = list(sample.weights.reverse)
-    outputs, h_last, c_last = [], [], []
+    parts = []
     g = 0
     while g < len(reverse):
         both = reverse[g : g + 2] == [False, True]
         members = [g, g + 1] if both else [g, g] if reverse[g] else [g]
-        output, h_n, c_n = _nn_lstm(sample, members)
+        output, *states = _run_module(sample, members)
         if reverse[g]:
-            output, h_n, c_n = output[..., output.shape[-1] // 2 :], h_n[1:], c_n[1:]
-        outputs.append(output)
-        h_last.append(h_n)
-        c_last.append(c_n)
+            output, states = output[..., output.shape[-1] // 2 :], [state[1:] for state in states]
+        parts.append((output, *states))
         g += 2 if both else 1
-    return {"output": torch.cat(outputs, -1), "h_n": torch.cat(h_last), "c_n": torch.cat(c_last)}
+    outputs, *states = zip(*parts)
+    return named(sample, (torch.cat(outputs, -1), *map(torch.cat, states)))
 
 
-def _nn_lstm(sample, members):
+def _run_module(sample, members):
     weights = sample.weights
     input_size, hidden_size = weights.weight_ih[0].shape[1], weights.weight_hh[0].shape[1]
     bias = len(weights.bias_ih) > 0
-    dtype = sample.input.dtype
-    module = nn.LSTM(input_size, hidden_size, bias=bias, bidirectional=len(members) == 2, dtype=dtype)
+    options = {"bias": bias, "bidirectional": len(members) == 2, "dtype": sample.input.dtype}
+    if weights.mode.startswith("RNN"):
+        module = nn.RNN(input_size, hidden_size, nonlinearity=weights.mode[4:].lower(), **options)
+    else:
+        module = getattr(nn, weights.mode)(input_size, hidden_size, **options)
     parameters = {
         f"{field}_l0" + ("_reverse" if place == 1 else ""): getattr(weights, field)[g]
         for place, g in enumerate(members)
         for field in weights._fields[: 4 if bias else 2]
     }
     states = None
-    if sample.h0 is not None or sample.c0 is not None:
+    if weights.mode != "LSTM":
+        states = None if sample.h0 is None else sample.h0[members]
+    elif sample.h0 is not None or sample.c0 is not None:
         given = sample.h0 if sample.h0 is not None else sample.c0
         states = tuple(
             torch.zeros_like(given)[members] if state is None else state[members] for state in (sample.h0, sample.c0)
@@ -242,8 +286,9 @@ def _nn_lstm(sample, members):
     inputs = sample.input
     if sample.batch_sizes is not None:
         inputs = PackedSequence(inputs, sample.batch_sizes[sample.batch_sizes > 0])
-    output, (h_n, c_n) = functional_call(module, parameters, (inputs, states))
-    return (output if sample.batch_sizes is None else output.data), h_n, c_n
+    output, last = functional_call(module, parameters, (inputs, states))
+    output = output if sample.batch_sizes is None else output.data
+    return output, *(last if weights.mode == "LSTM" else (last,))
 
 
 def random_like(results, seed=100):

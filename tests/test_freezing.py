@@ -322,5 +322,5 @@ def test_a_float32_pack_is_left_aside_under_autocast():
     module = LSTM(5, 7).eval()
     weights, x = module.layer_weights(0), input_of(module)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        packed = pymtl.ops.lstm_pack(weights)
-        assert torch.equal(pymtl.ops.lstm(x, None, weights, packed=packed)[0], pymtl.ops.lstm(x, None, weights)[0])
+        packed = pymtl.ops.rnn_pack(weights)
+        assert torch.equal(pymtl.ops.rnn(x, None, weights, packed=packed)[0], pymtl.ops.rnn(x, None, weights)[0])

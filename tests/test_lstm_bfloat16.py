@@ -258,7 +258,7 @@ def test_a_gradient_penalty_is_as_accurate_as_nn_lstms_in_float64(autocasts):
 
     def by_reference(module, x):
         for layer in range(module.num_layers):
-            x, h_n, c_n = pymtl.reference.lstm(x, None, *module.layer_weights(layer))
+            x, h_n, c_n = pymtl.reference.rnn(x, None, *module.layer_weights(layer))
         return x, (h_n, c_n)
 
     x = input_of(ours)

@@ -17,7 +17,7 @@ spec.loader.exec_module(_native)
 OPS = """
 import torch
 from pymtl import _native, ops
-weights = ops.LSTMWeights([torch.ones(4, 1)], [torch.ones(4, 1)], [], [], [False])
+weights = ops.RNNWeights([torch.ones(4, 1)], [torch.ones(4, 1)], [], [], [False])
 """
 
 
@@ -66,14 +66,14 @@ def test_weights_packed_for_another_width_of_registers_are_refused():
     if len(_native.available_isas()) < 2:
         pytest.skip("this CPU has one instruction set only")
     before = _native.active_isa()
-    weights = ops.LSTMWeights([torch.ones(20, 3)], [torch.ones(20, 5)], [], [], [False])
+    weights = ops.RNNWeights([torch.ones(20, 3)], [torch.ones(20, 5)], [], [], [False])
     first, last = _native.available_isas()[0], _native.available_isas()[-1]
     try:
         _native.force_isa(first)
-        packed = ops.lstm_pack(weights)
+        packed = ops.rnn_pack(weights)
         _native.force_isa(last)
         with pytest.raises(RuntimeError, match=r"packed: expected weights packed for vectors of"):
-            ops.lstm(torch.ones(2, 1, 3), None, weights, packed=packed)
+            ops.rnn(torch.ones(2, 1, 3), None, weights, packed=packed)
     finally:
         _native.force_isa(before)
 
@@ -91,12 +91,12 @@ def test_an_empty_environment_variable_forces_nothing():
 
 def test_the_ops_run_under_the_instruction_set_of_the_environment_variable():
     name = _native.available_isas()[0]
-    code = "print(ops.lstm_pack(weights).numel(), _native.active_isa())"
+    code = "print(ops.rnn_pack(weights).numel(), _native.active_isa())"
     result = python(OPS + code, PYMTL_ISA=name)
     before = _native.active_isa()
     try:
         _native.force_isa(name)
-        size = ops.lstm_pack(ops.LSTMWeights([torch.ones(4, 1)], [torch.ones(4, 1)], [], [], [False])).numel()
+        size = ops.rnn_pack(ops.RNNWeights([torch.ones(4, 1)], [torch.ones(4, 1)], [], [], [False])).numel()
     finally:
         _native.force_isa(before)
     assert result.stdout.split() == [str(size), name], result.stderr
@@ -105,7 +105,7 @@ def test_the_ops_run_under_the_instruction_set_of_the_environment_variable():
 def test_an_unknown_name_in_the_environment_is_a_runtime_error_at_every_use():
     code = """
 print("imported", _native.available_isas())
-for use in (_native.active_isa, lambda: ops.lstm(torch.ones(1, 1, 1), None, weights), _native.active_isa):
+for use in (_native.active_isa, lambda: ops.rnn(torch.ones(1, 1, 1), None, weights), _native.active_isa):
     try:
         use()
     except RuntimeError as error:

@@ -9,15 +9,16 @@ from samples import (
     RAGGED,
     RESULTS,
     B,
-    LSTMCase,
-    LSTMSample,
+    RNNCase,
+    RNNSample,
     backward_arguments,
-    lstm_sample,
-    lstm_weights,
+    named,
     random_lengths,
     random_like,
     raw_arguments,
-    run_nn_lstm,
+    rnn_sample,
+    rnn_weights,
+    run_nn,
     run_ours,
     run_reference,
     with_gradients,
@@ -57,7 +58,7 @@ def assert_bits(ours, expected):
 
 
 def sample_of(case):
-    return lstm_sample(case, BF16)
+    return rnn_sample(case, BF16)
 
 
 def head_of(sample, classes=11, bias=True):
@@ -68,7 +69,7 @@ def head_of(sample, classes=11, bias=True):
 
 
 def fused(sample, head, **options):
-    return ops.lstm_heads(
+    return ops.rnn_heads(
         sample.input, sample.batch_sizes, sample.weights, *head, h0=sample.h0, c0=sample.c0, **options
     )._asdict()
 
@@ -76,27 +77,31 @@ def fused(sample, head, **options):
 # The LSTM: accuracy.
 
 CASES = [
-    LSTMCase(1, 1, steps=1, batch=1, reverse=FORWARD),
-    LSTMCase(1, 2, reverse=FORWARD, bias=False),
-    LSTMCase(2, 1, steps=1, batch=4, h0=True, c0=True),
-    LSTMCase(3, 2, lengths=(1, 1, 1)),
-    LSTMCase(2, 3, steps=2, batch=1, reverse=(B,), h0=True),
-    LSTMCase(3, 5, lengths=(6, 3, 3, 1), bias=False, c0=True),
-    LSTMCase(16, 17, steps=7, batch=5),
-    LSTMCase(17, 16, lengths=(9, 9, 4, 2, 1), h0=True, c0=True),
-    LSTMCase(33, 64, steps=3, batch=13, reverse=FORWARD),
-    LSTMCase(64, 33, steps=12, batch=10, reverse=(B,), scale=5.0),
-    LSTMCase(300, 3, steps=4, batch=2, h0=True, c0=True),
-    LSTMCase(3, 300, lengths=(3, 2)),
-    LSTMCase(5, 19, lengths=(8, 6, 6, 3, 2, 1, 1), reverse=(False, B, False, B), h0=True, c0=True),
-    LSTMCase(3, 16, steps=300, batch=1),
-    LSTMCase(17, 33, lengths=(131, 130, 4)),
-    LSTMCase(16, 18, steps=43, batch=3, reverse=FORWARD),  # 129 tokens: a block of 128 and one more
-    LSTMCase(7, 9, lengths=random_lengths(40, 20, seed=1), h0=True, c0=True, bias=False),
+    RNNCase(1, 1, steps=1, batch=1, reverse=FORWARD),
+    RNNCase(1, 2, reverse=FORWARD, bias=False),
+    RNNCase(2, 1, steps=1, batch=4, h0=True, c0=True),
+    RNNCase(3, 2, lengths=(1, 1, 1)),
+    RNNCase(2, 3, steps=2, batch=1, reverse=(B,), h0=True),
+    RNNCase(3, 5, lengths=(6, 3, 3, 1), bias=False, c0=True),
+    RNNCase(16, 17, steps=7, batch=5),
+    RNNCase(17, 16, lengths=(9, 9, 4, 2, 1), h0=True, c0=True),
+    RNNCase(33, 64, steps=3, batch=13, reverse=FORWARD),
+    RNNCase(64, 33, steps=12, batch=10, reverse=(B,), scale=5.0),
+    RNNCase(300, 3, steps=4, batch=2, h0=True, c0=True),
+    RNNCase(3, 300, lengths=(3, 2)),
+    RNNCase(5, 19, lengths=(8, 6, 6, 3, 2, 1, 1), reverse=(False, B, False, B), h0=True, c0=True),
+    RNNCase(3, 16, steps=300, batch=1),
+    RNNCase(17, 33, lengths=(131, 130, 4)),
+    RNNCase(16, 18, steps=43, batch=3, reverse=FORWARD),  # 129 tokens: a block of 128 and one more
+    RNNCase(7, 9, lengths=random_lengths(40, 20, seed=1), h0=True, c0=True, bias=False),
+    RNNCase(3, 5, lengths=(6, 3, 3, 1), h0=True, mode="GRU"),
+    RNNCase(17, 33, steps=40, batch=7, mode="GRU"),
+    RNNCase(17, 33, steps=40, batch=7, bias=False, mode="RNN_TANH"),
+    RNNCase(3, 70, lengths=(6, 3, 3, 1), h0=True, mode="RNN_RELU"),
 ]
 every_case = pytest.mark.parametrize("case", CASES, ids=str)
 SWEEP = [
-    LSTMCase(
+    RNNCase(
         H * 7 % 40 + 1,
         H,
         steps=4,
@@ -116,11 +121,11 @@ def by_torch(case, through=RESULTS):
     """nn.LSTM in bfloat16, and the truth."""
     sample = sample_of(case)
     seeds = random_like(run_reference(sample))
-    seeds = {name: seeds[name] for name in through}
+    seeds = {name: seeds[name] for name in through if name in seeds}
     return (
         seeds,
-        with_gradients(run_nn_lstm, sample, seeds),
-        with_gradients(run_nn_lstm, sample.to(torch.float64), seeds),
+        with_gradients(run_nn, sample, seeds),
+        with_gradients(run_nn, sample.to(torch.float64), seeds),
     )
 
 
@@ -156,10 +161,10 @@ def test_the_reference_is_as_accurate_as_nn_lstm(case):
 def test_weight_gradients_are_summed_in_float32_and_rounded_once(packed, isa):
     # Of weights that are zero only g has a gradient: a quarter of the output's, to the bit.
     input_size, hidden_size, batch = 5, 3, 1001
-    weights = lstm_weights(input_size, hidden_size, FORWARD, dtype=BF16, scale=0.0)
+    weights = rnn_weights(input_size, hidden_size, FORWARD, dtype=BF16, scale=0.0)
     x = torch.randint(-3, 4, (batch, input_size)).to(BF16)
     sizes = torch.tensor([batch]) if packed else None
-    sample = LSTMSample(x if packed else x.unsqueeze(0), sizes, weights)
+    sample = RNNSample(x if packed else x.unsqueeze(0), sizes, weights)
     seed = torch.randint(1, 9, (batch, hidden_size)).to(BF16)
     found = with_gradients(run_ours, sample, {"output": seed if packed else seed.unsqueeze(0)})
     d_gates = torch.zeros(batch, 4, hidden_size).double()
@@ -173,10 +178,10 @@ def test_weight_gradients_are_summed_in_float32_and_rounded_once(packed, isa):
 
 
 def test_c_is_kept_in_float32_between_steps(isa):
-    weights = lstm_weights(1, 2, FORWARD, dtype=BF16, scale=0.0)
+    weights = rnn_weights(1, 2, FORWARD, dtype=BF16, scale=0.0)
     forgets_nothing = torch.tensor([30.0, 30, 60, 60, 2**-10, 2**-10, 30, 30]).to(BF16)
     weights.bias_ih[0].copy_(forgets_nothing)
-    output, _, c_n = ops.lstm(torch.zeros(512, 3, 1, dtype=BF16), None, weights)
+    output, _, c_n = ops.rnn(torch.zeros(512, 3, 1, dtype=BF16), None, weights)
     torch.testing.assert_close(c_n.float(), torch.full_like(c_n, 0.5).float(), rtol=2**-8, atol=0.0)
     steps = torch.arange(1, 513) * 2.0**-10
     torch.testing.assert_close(output[:, 0, 0].float(), steps.tanh(), rtol=2**-8, atol=0.0)
@@ -213,14 +218,14 @@ def squared_gradients(run, sample, seeds):
     return dict(zip(sample.tensors(), second))
 
 
-@pytest.mark.parametrize("case", [CASES[4], CASES[5], LSTMCase(3, 5, h0=True, c0=True), CASES[7]], ids=str)
+@pytest.mark.parametrize("case", [CASES[4], CASES[5], RNNCase(3, 5, h0=True, c0=True), CASES[7]], ids=str)
 def test_second_derivatives_are_as_accurate_as_the_references(case):
     sample = sample_of(case)
     seeds = random_like(run_ours(sample))
     assert_parity(
         squared_gradients(run_ours, sample, seeds),
         squared_gradients(run_reference, sample, seeds),
-        squared_gradients(run_nn_lstm, sample.to(torch.float64), seeds),
+        squared_gradients(run_nn, sample.to(torch.float64), seeds),
     )
 
 
@@ -229,9 +234,9 @@ def test_second_derivatives_are_as_accurate_as_the_references(case):
 
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 def test_an_empty_batch_gives_empty_results_and_zero_gradients(packed):
-    sample = sample_of(LSTMCase(3, 5, steps=4, batch=1))
+    sample = sample_of(RNNCase(3, 5, steps=4, batch=1))
     input = sample.input[:0, 0] if packed else sample.input[:, :0]
-    sample = LSTMSample(input, torch.zeros(4, dtype=torch.int64) if packed else None, sample.weights)
+    sample = RNNSample(input, torch.zeros(4, dtype=torch.int64) if packed else None, sample.weights)
     leading = (0,) if packed else (4, 0)
     results = with_gradients(run_ours, sample, random_like(run_ours(sample)))
     assert [tuple(results[name].shape) for name in RESULTS] == [(*leading, 10), (2, 0, 5), (2, 0, 5)]
@@ -260,12 +265,12 @@ def test_an_empty_batch_gives_empty_results_and_zero_gradients(packed):
 )
 @pytest.mark.parametrize("hidden_size", [19, 32])
 def test_inf_and_nan_come_out_where_nn_lstm_has_them_in_float32(edit, hidden_size, isa):
-    case = LSTMCase(4, hidden_size, lengths=(6, 5, 2), h0=True, c0=True)
+    case = RNNCase(4, hidden_size, lengths=(6, 5, 2), h0=True, c0=True)
     sample = sample_of(case).map(lambda _, t: t.clone())
     edit(sample)
     seeds = {name: torch.ones_like(result) for name, result in run_ours(sample).items()}
     ours = with_gradients(run_ours, sample, seeds)
-    theirs = with_gradients(run_nn_lstm, sample.to(torch.float32), seeds)
+    theirs = with_gradients(run_nn, sample.to(torch.float32), seeds)
     for name in ours:
         assert torch.equal(ours[name].isnan(), theirs[name].isnan()), f"{name}: NaN in different places"
         where = theirs[name].isinf()
@@ -275,22 +280,22 @@ def test_inf_and_nan_come_out_where_nn_lstm_has_them_in_float32(edit, hidden_siz
 
 @pytest.mark.parametrize("size", [1e3, 1e-3, 1e-30])
 def test_saturated_gates_and_tiny_numbers_are_as_accurate_as_nn_lstm(size, isa):
-    sample = sample_of(LSTMCase(6, 19, lengths=(7, 4, 1)))
-    sample = LSTMSample(sample.input * size, sample.batch_sizes, sample.weights)
+    sample = sample_of(RNNCase(6, 19, lengths=(7, 4, 1)))
+    sample = RNNSample(sample.input * size, sample.batch_sizes, sample.weights)
     seeds = random_like(run_ours(sample))
     assert_parity(
         with_gradients(run_ours, sample, seeds),
-        with_gradients(run_nn_lstm, sample, seeds),
-        with_gradients(run_nn_lstm, sample.to(torch.float64), seeds),
+        with_gradients(run_nn, sample, seeds),
+        with_gradients(run_nn, sample.to(torch.float64), seeds),
     )
 
 
 def test_other_dtypes_among_bfloat16_are_refused():
-    sample, single = sample_of(RAGGED), lstm_sample(RAGGED)
+    sample, single = sample_of(RAGGED), rnn_sample(RAGGED)
     with pytest.raises(RuntimeError, match=r"weight_ih\[0\]: expected dtype BFloat16, got Float"):
-        ops.lstm(sample.input, sample.batch_sizes, single.weights)
+        ops.rnn(sample.input, sample.batch_sizes, single.weights)
     with pytest.raises(RuntimeError, match=r"packed: expected dtype BFloat16, got Float"):
-        run_ours(sample, packed=ops.lstm_pack(single.weights))
+        run_ours(sample, packed=ops.rnn_pack(single.weights))
     with pytest.raises(RuntimeError, match="input: expected dtype Float, Double or BFloat16, got Half"):
         run_ours(sample.to(torch.half))
     with pytest.raises(RuntimeError, match="weight: expected dtype BFloat16, got Float"):
@@ -325,7 +330,7 @@ def test_autocast_gives_the_bits_of_bfloat16_and_float32_gradients():
 
 
 def test_autocast_leaves_float64_as_it_is():
-    sample = lstm_sample(RAGGED, torch.float64)
+    sample = rnn_sample(RAGGED, torch.float64)
     head = [t.double() for t in head_of(sample)]
     expected = results_of_ops(sample, head)
     with torch.autocast("cpu", BF16):
@@ -337,8 +342,8 @@ def test_autocast_leaves_float64_as_it_is():
 # Torch's contract for an op.
 
 OPCHECKED = [
-    LSTMCase(3, 5, reverse=FORWARD, bias=False),
-    LSTMCase(3, 5, lengths=(4, 2, 1), h0=True, c0=True, reverse=(False, B, False, B)),
+    RNNCase(3, 5, reverse=FORWARD, bias=False),
+    RNNCase(3, 5, lengths=(4, 2, 1), h0=True, c0=True, reverse=(False, B, False, B)),
 ]
 
 
@@ -346,15 +351,15 @@ OPCHECKED = [
 def test_opcheck(case):
     sample = sample_of(case)
     head = head_of(sample, classes=4)
-    opcheck(torch.ops.pymtl.lstm_inference.default, (*raw_arguments(sample), None))
-    opcheck(torch.ops.pymtl.lstm_inference.default, (*raw_arguments(sample), ops.lstm_pack(sample.weights)))
-    opcheck(torch.ops.pymtl.lstm_training.default, raw_arguments(sample))
-    opcheck(torch.ops.pymtl.lstm_training.default, raw_arguments(sample.leaves()))
-    opcheck(torch.ops.pymtl.lstm_backward.default, backward_arguments(sample))
+    opcheck(torch.ops.pymtl.rnn_inference.default, (*raw_arguments(sample), None))
+    opcheck(torch.ops.pymtl.rnn_inference.default, (*raw_arguments(sample), ops.rnn_pack(sample.weights)))
+    opcheck(torch.ops.pymtl.rnn_training.default, raw_arguments(sample))
+    opcheck(torch.ops.pymtl.rnn_training.default, raw_arguments(sample.leaves()))
+    opcheck(torch.ops.pymtl.rnn_backward.default, backward_arguments(sample))
     needs = (False, True, False, case.bias, False)
-    opcheck(torch.ops.pymtl.lstm_backward.default, backward_arguments(sample, given=["output"], needs=needs))
-    opcheck(torch.ops.pymtl.lstm_heads.default, (*raw_arguments(sample), None, *head, True, True))
-    opcheck(torch.ops.pymtl.lstm_pack.default, tuple(sample.weights))
+    opcheck(torch.ops.pymtl.rnn_backward.default, backward_arguments(sample, given=["output"], needs=needs))
+    opcheck(torch.ops.pymtl.rnn_heads.default, (*raw_arguments(sample), None, *head, True, True))
+    opcheck(torch.ops.pymtl.rnn_pack.default, tuple(sample.weights))
 
 
 @pytest.mark.parametrize("case", OPCHECKED, ids=str)
@@ -364,10 +369,10 @@ def test_compiled_code_gives_the_same_bits(case):
 
     @torch.compile(fullgraph=True, backend="aot_eager")
     def compiled(x, batch_sizes, w_ih, w_hh, b_ih, b_hh, h0, c0):
-        return ops.lstm(x, batch_sizes, ops.LSTMWeights(w_ih, w_hh, b_ih, b_hh, list(case.reverse)), h0, c0)
+        return ops.rnn(x, batch_sizes, ops.RNNWeights(w_ih, w_hh, b_ih, b_hh, list(case.reverse), case.mode), h0, c0)
 
     def run(s):
-        return dict(zip(RESULTS, compiled(s.input, s.batch_sizes, *s.weights[:4], s.h0, s.c0)))
+        return named(s, compiled(s.input, s.batch_sizes, *s.weights[:4], s.h0, s.c0))
 
     assert_bits(with_gradients(run, sample, seeds), with_gradients(run_ours, sample, seeds))
     with torch.no_grad():

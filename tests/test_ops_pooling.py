@@ -4,7 +4,7 @@ import pytest
 import torch
 from longdouble import needs_long_double, token_indices
 from parity import assert_parity, assert_same_bits, wide
-from samples import LSTMSample, random_lengths, shifted, sizes_of, spread, transposed
+from samples import RNNSample, random_lengths, shifted, sizes_of, spread, transposed
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
@@ -97,7 +97,7 @@ def compare_in_float64(function, size, kind):
     lengths = torch.tensor(size[0])
     truth = {"output": wide(seed) * 0, "gradient": wide(x) * 0}
     flat, flat_gradient = wide(x).reshape(-1, size[1]), truth["gradient"].reshape(-1, size[1])
-    for row, tokens in enumerate(token_indices(LSTMSample(x, batch_sizes, None))):
+    for row, tokens in enumerate(token_indices(RNNSample(x, batch_sizes, None))):
         if kind == "mean":
             truth["output"][row] = flat[tokens].mean(0)
             flat_gradient[tokens] = wide(seed)[row] / wide(lengths)[row]

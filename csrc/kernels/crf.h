@@ -8,7 +8,7 @@
 // a probability could get lost below the smallest number is computed in log space instead, so no result depends
 // on the scores' range. Transitions of -infinity forbid a step.
 //
-// Dimensions: B batch, T steps, N tokens, C classes; tokens as in lstm.h. A sequence's results are the same bits
+// Dimensions: B batch, T steps, N tokens, C classes; tokens as in rnn.h. A sequence's results are the same bits
 // whatever else is in the batch and however the work is split.
 #pragma once
 

@@ -1,4 +1,4 @@
-// Between a padded batch with lengths and the packed layout of PackedSequence (see lstm.h). Rows are
+// Between a padded batch with lengths and the packed layout of PackedSequence (see rnn.h). Rows are
 // moved as bytes, so any element type will do.
 #pragma once
 

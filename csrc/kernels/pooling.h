@@ -6,7 +6,7 @@
 #include <cstdint>
 
 #include "executor.h"
-#include "lstm.h"
+#include "rnn.h"
 
 namespace pymtl {
 
@@ -14,7 +14,7 @@ enum class Pooling { mean, max };
 
 template <typename T>
 struct Pool {
-  LstmShape shape;      // recurrences, steps, batch, tokens, hidden_size, batch_sizes are read
+  RnnShape shape;       // recurrences, steps, batch, tokens, hidden_size, batch_sizes are read
   const bool* reverse;  // [G]
   Pooling kind;
   const T* input;   // [N, G*H]
@@ -27,7 +27,7 @@ void pool_forward(const Pool<T>& args, const Executor& executor);
 
 template <typename T>
 struct PoolBackward {
-  LstmShape shape;
+  RnnShape shape;
   Pooling kind;
   const T* grad_output;   // [B, G*H]
   const int64_t* argmax;  // [B, G*H] for Pooling::max, else null

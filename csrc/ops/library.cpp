@@ -1,37 +1,39 @@
 // The schemas of all ops. N tokens, T steps, B sequences, I input size, H hidden size, G recurrences.
 //
-// An LSTM's input is either [T, B, I] with no batch_sizes (a dense batch) or packed [N, I] with batch_sizes
-// [T]; its output has the same rank. A result nobody asked for is an empty tensor.
+// A recurrent layer's input is either [T, B, I] with no batch_sizes (a dense batch) or packed [N, I] with batch_sizes
+// [T]; its output has the same rank. Its mode is torch.nn.RNNBase's: LSTM, GRU, RNN_TANH or RNN_RELU. A result nobody
+// asked for, and c of what is no LSTM, is an empty tensor.
 #include "tensors.h"
 
 STABLE_TORCH_LIBRARY(pymtl, m) {
   m.def(
-      "lstm_inference(Tensor input, Tensor? batch_sizes, Tensor[] weight_ih, Tensor[] weight_hh, "
-      "Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, Tensor? h0, Tensor? c0, Tensor? packed) "
+      "rnn_inference(Tensor input, Tensor? batch_sizes, Tensor[] weight_ih, Tensor[] weight_hh, "
+      "Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, str mode, Tensor? h0, Tensor? c0, Tensor? packed) "
       "-> (Tensor output, Tensor h_n, Tensor c_n)");
   m.def(
-      "lstm_training(Tensor input, Tensor? batch_sizes, Tensor[] weight_ih, Tensor[] weight_hh, "
-      "Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, Tensor? h0, Tensor? c0) "
+      "rnn_training(Tensor input, Tensor? batch_sizes, Tensor[] weight_ih, Tensor[] weight_hh, "
+      "Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, str mode, Tensor? h0, Tensor? c0) "
       "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)");
   // needs: gradients wanted of [input, weight_ih, weight_hh, biases, h0 and c0]. The gradients of b_ih and
-  // b_hh are equal, grad_bias is either.
+  // b_hh are equal, grad_bias is either; but of a GRU it is [4H], of b_in, b_ir, b_iz and b_hn.
   m.def(
-      "lstm_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, "
+      "rnn_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, "
       "Tensor? batch_sizes, Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_ih, Tensor[] bias_hh, "
-      "bool[] reverse, Tensor? h0, Tensor? c0, Tensor output, Tensor gates, Tensor cells, bool[] needs) "
+      "bool[] reverse, str mode, Tensor? h0, Tensor? c0, Tensor output, Tensor gates, Tensor cells, bool[] needs) "
       "-> (Tensor grad_input, Tensor[] grad_weight_ih, Tensor[] grad_weight_hh, Tensor[] grad_bias, "
       "Tensor grad_h0, Tensor grad_c0)");
   m.def(
-      "lstm_heads(Tensor input, Tensor? batch_sizes, Tensor[] weight_ih, Tensor[] weight_hh, "
-      "Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, Tensor? h0, Tensor? c0, Tensor? packed, "
+      "rnn_heads(Tensor input, Tensor? batch_sizes, Tensor[] weight_ih, Tensor[] weight_hh, "
+      "Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, str mode, Tensor? h0, Tensor? c0, Tensor? packed, "
       "Tensor? head_weight, Tensor? head_bias, bool mean, bool max) "
       "-> (Tensor logits, Tensor mean, Tensor max, Tensor h_n, Tensor c_n)");
   // All layers at once, from their packed weights: h0, c0, h_n and c_n are [layers * G, B, H].
   m.def(
-      "lstm_frozen(Tensor input, Tensor? batch_sizes, Tensor[] packed, int hidden_size, bool[] reverse, Tensor? h0, "
+      "rnn_frozen(Tensor input, Tensor? batch_sizes, Tensor[] packed, int hidden_size, bool[] reverse, str mode, "
+      "Tensor? h0, "
       "Tensor? c0) -> (Tensor output, Tensor h_n, Tensor c_n)");
   m.def(
-      "lstm_pack(Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse) "
+      "rnn_pack(Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, str mode) "
       "-> Tensor");
 
   m.def("heads(Tensor input, Tensor weight, Tensor? bias, int parts) -> Tensor");

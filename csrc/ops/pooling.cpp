@@ -13,7 +13,7 @@ Pooling kind_of(const std::string& kind) {
   return kind == "mean" ? Pooling::mean : Pooling::max;
 }
 
-LstmShape shape_of(const Batch& batch, int64_t recurrences, int64_t features) {
+RnnShape shape_of(const Batch& batch, int64_t recurrences, int64_t features) {
   return {
       recurrences, batch.steps, batch.batch, batch.tokens, 0, features / recurrences, read<int64_t>(batch.batch_sizes)};
 }

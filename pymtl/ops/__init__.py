@@ -8,26 +8,26 @@ from pymtl.ops.dropout import dropout
 from pymtl.ops.dtypes import has_kernels
 from pymtl.ops.heads import heads
 from pymtl.ops.joint_loss import joint_loss
-from pymtl.ops.lstm import LSTMHeadsResult, LSTMWeights, lstm, lstm_frozen, lstm_heads, lstm_pack
 from pymtl.ops.packing import PackingOrder, pack, packing_order, unpack
 from pymtl.ops.pooling import pool
+from pymtl.ops.rnn import RNNHeadsResult, RNNWeights, rnn, rnn_frozen, rnn_heads, rnn_pack
 
 __all__ = [
-    "LSTMHeadsResult",
-    "LSTMWeights",
     "PackingOrder",
+    "RNNHeadsResult",
+    "RNNWeights",
     "crf",
     "crf_decode",
     "dropout",
     "has_kernels",
     "heads",
     "joint_loss",
-    "lstm",
-    "lstm_frozen",
-    "lstm_heads",
-    "lstm_pack",
     "pack",
     "packing_order",
     "pool",
+    "rnn",
+    "rnn_frozen",
+    "rnn_heads",
+    "rnn_pack",
     "unpack",
 ]

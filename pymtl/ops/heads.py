@@ -28,7 +28,7 @@ def heads(input: Tensor, weight: Tensor, bias: Tensor | None, *, parts: int = 1)
         weight: [C, F], the weights of all heads stacked.
         bias: [C] or None.
         parts: the number of recurrences that wrote ``input`` side by side. The sum runs over each part and
-            then over the parts, as in :func:`pymtl.ops.lstm_heads`, so that both give the same bits.
+            then over the parts, as in :func:`pymtl.ops.rnn_heads`, so that both give the same bits.
 
     Returns:
         [N, C].

@@ -21,7 +21,7 @@ def pool(input: Tensor, batch_sizes: Tensor | None, kind: str, *, reverse: Seque
             on the CPU.
         kind: ``"mean"`` or ``"max"``.
         reverse: one flag for each recurrence that wrote a part of the features; a backward recurrence's part
-            is summed from the last token on, as in :func:`pymtl.ops.lstm_heads`, so that both give the same bits.
+            is summed from the last token on, as in :func:`pymtl.ops.rnn_heads`, so that both give the same bits.
 
     Returns:
         [B, F]. The gradient of a maximum goes to the token it came from.

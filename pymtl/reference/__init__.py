@@ -7,8 +7,8 @@ from pymtl.reference.crf import crf, crf_decode
 from pymtl.reference.dropout import dropout
 from pymtl.reference.heads import heads
 from pymtl.reference.joint_loss import joint_loss
-from pymtl.reference.lstm import lstm
 from pymtl.reference.packing import pack, unpack
 from pymtl.reference.pooling import pool
+from pymtl.reference.rnn import rnn
 
-__all__ = ["crf", "crf_decode", "dropout", "heads", "joint_loss", "lstm", "pack", "pool", "unpack"]
+__all__ = ["crf", "crf_decode", "dropout", "heads", "joint_loss", "pack", "pool", "rnn", "unpack"]

@@ -73,8 +73,9 @@ class ParallelLSTM(nn.Module):
             if layer > 0 and first.dropout > 0:
                 data = F.dropout(data, first.dropout, first.training)
             each = [encoder.layer_weights(layer) for encoder in encoders]
-            weights = ops.LSTMWeights(*([item for group in groups for item in group] for groups in zip(*each)))
-            data, h_n, _ = ops.lstm(data, batch_sizes, weights, inputs=inputs)
+            lists = ([item for group in groups for item in group] for groups in zip(*(w[:5] for w in each)))
+            weights = ops.RNNWeights(*lists, first.mode)
+            data, h_n, _ = ops.rnn(data, batch_sizes, weights, inputs=inputs)
             inputs = len(encoders)
         count, batch = len(encoders), h_n.shape[1]
         tokens = data.view(data.shape[0], count, data.shape[1] // count)

@@ -1,12 +1,12 @@
-// The LSTM and the heads in bfloat16 against the same in float, which test_lstm and test_heads judge: the inputs are
+// The LSTM and the heads in bfloat16 against the same in float, which test_rnn and test_heads judge: the inputs are
 // the same numbers, so what differs is bfloat16's rounding of h, of what is saved for the backward pass and of results.
 #include <algorithm>
 #include <cmath>
 
 #include "check.h"
 #include "kernels/heads.h"
-#include "kernels/lstm.h"
-#include "lstm_case.h"
+#include "kernels/rnn.h"
+#include "rnn_case.h"
 
 namespace pymtl::test {
 namespace {
@@ -29,9 +29,9 @@ Buffer<float> widened(const Buffer<BFloat16>& from) {
   return to;
 }
 
-LstmModel<float> widened(const LstmModel<BFloat16>& model, const ModelOptions& options) {
+RnnModel<float> widened(const RnnModel<BFloat16>& model, const ModelOptions& options) {
   Random random(1);
-  LstmModel<float> wide(options, random);
+  RnnModel<float> wide(options, random);
   for (size_t g = 0; g < model.w_ih.size(); ++g) {
     wide.w_ih[g] = widened(model.w_ih[g]);
     wide.w_hh[g] = widened(model.w_hh[g]);
@@ -44,9 +44,9 @@ LstmModel<float> widened(const LstmModel<BFloat16>& model, const ModelOptions& o
   return wide;
 }
 
-LstmBatch<float> widened(const LstmBatch<BFloat16>& batch, const LstmModel<float>& model, Layout layout) {
+RnnBatch<float> widened(const RnnBatch<BFloat16>& batch, const RnnModel<float>& model, Layout layout) {
   Random random(1);
-  LstmBatch<float> wide(model, batch.lengths, layout, false, false, random);
+  RnnBatch<float> wide(model, batch.lengths, layout, false, false, random);
   wide.input = widened(batch.input);
   wide.h0 = widened(batch.h0);
   wide.c0 = widened(batch.c0);
@@ -69,7 +69,7 @@ void check_close(const char* array, const Buffer<T>& actual, const Buffer<float>
   if (size > 0) largest_part = std::max(largest_part, error / (factor * kEpsilon * size));
 }
 
-void check_close(const LstmResult<BFloat16>& actual, const LstmResult<float>& expected) {
+void check_close(const RnnResult<BFloat16>& actual, const RnnResult<float>& expected) {
   check_close("output", actual.output, expected.output, 3);
   check_close("h_n", actual.h_n, expected.h_n, 3);
   check_close("c_n", actual.c_n, expected.c_n, 3);
@@ -80,7 +80,7 @@ void check_close(const LstmResult<BFloat16>& actual, const LstmResult<float>& ex
   check_close("logits", actual.logits, expected.logits, 3);
 }
 
-void check_same_bits(const LstmResult<BFloat16>& a, const LstmResult<BFloat16>& b) {
+void check_same_bits(const RnnResult<BFloat16>& a, const RnnResult<BFloat16>& b) {
   CHECK(same_bits(a.output.data(), b.output.data(), a.output.size()));
   CHECK(same_bits(a.c_n.data(), b.c_n.data(), a.c_n.size()));
   CHECK(same_bits(a.gates.data(), b.gates.data(), a.gates.size()));
@@ -109,19 +109,19 @@ void lstm() {
     const int64_t steps = any({1, 2, 9});
     const Context context("G=", options.recurrences, " I=", options.input_size, " H=", options.hidden_size,
                           " C=", options.head_width, " B=", batch_size, " T=", steps);
-    const LstmModel<BFloat16> model(options, random);
+    const RnnModel<BFloat16> model(options, random);
     const Layout layout = random.flip() ? Layout::packed : Layout::dense;
     const std::vector<int64_t> lengths = layout == Layout::dense
                                              ? std::vector<int64_t>(static_cast<size_t>(batch_size), steps)
                                              : ragged(batch_size, steps, random);
-    const LstmBatch<BFloat16> batch(model, lengths, layout, random.flip(), random.flip(), random);
-    const LstmModel<float> wide_model = widened(model, options);
-    const LstmBatch<float> wide_batch = widened(batch, wide_model, layout);
+    const RnnBatch<BFloat16> batch(model, lengths, layout, random.flip(), random.flip(), random);
+    const RnnModel<float> wide_model = widened(model, options);
+    const RnnBatch<float> wide_batch = widened(batch, wide_model, layout);
 
     Asked asked;
     asked.packed_weights = random.flip();
-    const LstmResult<BFloat16> forward = run_forward(model, batch, asked, serial());
-    const LstmResult<float> expected = run_forward(wide_model, wide_batch, asked, serial());
+    const RnnResult<BFloat16> forward = run_forward(model, batch, asked, serial());
+    const RnnResult<float> expected = run_forward(wide_model, wide_batch, asked, serial());
     check_close(forward, expected);
     check_same_bits(forward, run_forward(model, batch, asked, any_executor(random).executor));
 

@@ -4,7 +4,7 @@
 #include "bounded.h"
 #include "check.h"
 #include "kernels/crf.h"
-#include "lstm_case.h"
+#include "rnn_case.h"
 
 namespace pymtl::test {
 namespace {

@@ -3,7 +3,7 @@
 #include "bounded.h"
 #include "check.h"
 #include "kernels/heads.h"
-#include "lstm_case.h"
+#include "rnn_case.h"
 
 namespace pymtl::test {
 namespace {
@@ -152,16 +152,16 @@ template <typename T>
 void check_fused(const ModelOptions& options, int64_t batch_size, int64_t steps, Random& random) {
   const Context context(kTypeName<T>, " G=", options.recurrences, " H=", options.hidden_size, " B=", batch_size,
                         " T=", steps, " C=", options.head_width);
-  const LstmModel<T> model(options, random);
+  const RnnModel<T> model(options, random);
   const Layout layout = static_cast<Layout>(random.below(3));
   const std::vector<int64_t> lengths = layout == Layout::dense
                                            ? std::vector<int64_t>(static_cast<size_t>(batch_size), steps)
                                            : ragged(batch_size, steps, random);
-  const LstmBatch<T> batch(model, lengths, layout, true, true, random);
+  const RnnBatch<T> batch(model, lengths, layout, true, true, random);
   Asked asked;
   asked.saved = false;
   asked.mean = random.flip();
-  const LstmResult<T> result = run_forward(model, batch, asked, any_executor(random).executor);
+  const RnnResult<T> result = run_forward(model, batch, asked, any_executor(random).executor);
   CHECK(not_finite(result.logits) == 0);
   const Buffer<T> logits = run_heads(batch.tokens(), model.recurrences, model.hidden_size, model.head_width,
                                      result.output.data(), model.head_weight.data(), model.head_bias.data(), serial());

@@ -2,7 +2,7 @@
 #include "bounded.h"
 #include "check.h"
 #include "kernels/pooling.h"
-#include "lstm_case.h"
+#include "rnn_case.h"
 
 namespace pymtl::test {
 namespace {
@@ -14,7 +14,7 @@ struct Pooled {
 };
 
 template <typename T>
-Pooled<T> run_pool(const LstmShape& shape, const Buffer<bool>& reverse, Pooling kind, const Buffer<T>& input,
+Pooled<T> run_pool(const RnnShape& shape, const Buffer<bool>& reverse, Pooling kind, const Buffer<T>& input,
                    const Executor& executor) {
   const int64_t count = shape.batch * shape.recurrences * shape.hidden_size;
   Pooled<T> pooled{Buffer<T>(count), kind == Pooling::max ? Buffer<int64_t>(count) : Buffer<int64_t>()};
@@ -31,7 +31,7 @@ Buffer<bool> directions(int64_t recurrences, Random& random) {
 
 // The first token, in the order of the walk, that holds a sequence's maximum of a column; NaN is above all.
 template <typename T>
-int64_t largest_token(const LstmBatch<T>& batch, bool backward, const Buffer<T>& input, int64_t width, int64_t row,
+int64_t largest_token(const RnnBatch<T>& batch, bool backward, const Buffer<T>& input, int64_t width, int64_t row,
                       int64_t column) {
   int64_t best = batch.walked(0, row, backward);
   for (int64_t k = 1; k < batch.length(row); ++k) {
@@ -49,11 +49,11 @@ bool same_number(T a, T b) {
 }
 
 template <typename T>
-void check_forward(const LstmModel<T>& model, const LstmBatch<T>& batch, const Buffer<bool>& reverse,
+void check_forward(const RnnModel<T>& model, const RnnBatch<T>& batch, const Buffer<bool>& reverse,
                    const Buffer<T>& input, Random& random) {
   const int64_t H = model.hidden_size;
   const int64_t GH = model.all_hidden();
-  const LstmShape shape = batch.shape(model);
+  const RnnShape shape = batch.shape(model);
   const Pooled<T> mean = run_pool(shape, reverse, Pooling::mean, input, serial());
   const Pooled<T> max = run_pool(shape, reverse, Pooling::max, input, serial());
   const auto check_max = [&](const Pooled<T>& pooled, const Buffer<T>& of, int64_t row, int64_t column) {
@@ -108,17 +108,17 @@ void long_sequences() {
   ModelOptions options;
   options.recurrences = 2;
   options.hidden_size = 5;
-  const LstmModel<T> model(options, random);
-  const LstmBatch<T> batch(model, {20000, 19999, 3000}, Layout::packed, false, false, random);
+  const RnnModel<T> model(options, random);
+  const RnnBatch<T> batch(model, {20000, 19999, 3000}, Layout::packed, false, false, random);
   const Buffer<bool> reverse = directions(options.recurrences, random);
   check_forward(model, batch, reverse, uniform<T>(batch.tokens() * model.all_hidden(), random, 0.5, 1), random);
 }
 
 template <typename T>
-void check_backward(const LstmModel<T>& model, const LstmBatch<T>& batch, const Buffer<bool>& reverse,
+void check_backward(const RnnModel<T>& model, const RnnBatch<T>& batch, const Buffer<bool>& reverse,
                     const Buffer<T>& input, Random& random) {
   const int64_t GH = model.all_hidden();
-  const LstmShape shape = batch.shape(model);
+  const RnnShape shape = batch.shape(model);
   const Pooled<T> max = run_pool(shape, reverse, Pooling::max, input, serial());
   const Buffer<T> grad = uniform<T>(batch.batch() * GH, random);
   for (const Pooling kind : {Pooling::mean, Pooling::max}) {
@@ -145,12 +145,12 @@ void check_backward(const LstmModel<T>& model, const LstmBatch<T>& batch, const 
 }
 
 template <typename T>
-void check_fused(const LstmModel<T>& model, const LstmBatch<T>& batch, Random& random) {
+void check_fused(const RnnModel<T>& model, const RnnBatch<T>& batch, Random& random) {
   Buffer<bool> reverse(model.recurrences);
   for (int64_t g = 0; g < model.recurrences; ++g) reverse[g] = model.reverse[static_cast<size_t>(g)] != 0;
   const NamedExecutor any = any_executor(random);
   const Context how("fused, ", any.name);
-  const LstmResult<T> result = run_forward(model, batch, {}, any.executor);
+  const RnnResult<T> result = run_forward(model, batch, {}, any.executor);
   check_finite(result);
   const Pooled<T> mean = run_pool(batch.shape(model), reverse, Pooling::mean, result.output, serial());
   const Pooled<T> max = run_pool(batch.shape(model), reverse, Pooling::max, result.output, serial());
@@ -172,8 +172,8 @@ void all_cases() {
           ModelOptions options;
           options.recurrences = recurrences;
           options.hidden_size = hidden;
-          const LstmModel<T> model(options, random);
-          const LstmBatch<T> batch(model,
+          const RnnModel<T> model(options, random);
+          const RnnBatch<T> batch(model,
                                    layout == Layout::dense
                                        ? std::vector<int64_t>(static_cast<size_t>(batch_size), steps)
                                        : ragged(batch_size, steps, random),

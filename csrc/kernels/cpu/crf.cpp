@@ -16,7 +16,7 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 template <typename T>
-LstmShape shape_of(const CrfChain<T>& chain) {
+RnnShape shape_of(const CrfChain<T>& chain) {
   return {1, chain.steps, chain.batch, chain.tokens, 0, chain.classes, chain.batch_sizes};
 }
 

@@ -44,6 +44,13 @@ int64_t weight_gradient_sums(int64_t columns, int64_t width) {
   return kDepthGroup<T> == 1 ? 0 : columns * width;
 }
 
+// Columns [first, last) of dy, and the row of the weights that the first of them belongs to, less `first`.
+struct RowRange {
+  int64_t first;
+  int64_t last;
+  int64_t shift;
+};
+
 template <typename T>
 class WeightGradient {
  public:
@@ -114,6 +121,13 @@ class WeightGradient {
   // weight [outputs, width] += dy^T x, for this worker's rows of it; rows: x of the block's tokens. sums: as
   // many numbers as weight_gradient_sums says.
   void add_product(const T* const* rows, int64_t width, T* weight, Real<T>* sums = nullptr) const {
+    const RowRange all[1] = {{0, outputs_, 0}};
+    add_product(rows, width, weight, all, sums);
+  }
+
+  // The same where only some columns of dy belong to rows of the weight.
+  template <int N>
+  void add_product(const T* const* rows, int64_t width, T* weight, const RowRange (&ranges)[N], Real<T>* sums) const {
     const PanelLayout<T> layout{count_, width};
     for (int64_t panel = 0; panel < layout.panels(); ++panel) {
       const int64_t column = layout.first_column(panel);
@@ -127,14 +141,19 @@ class WeightGradient {
             to += kLanes<T> * kDepthGroup<T>;
           }
         }
-        for_row_groups(columns_, [&]<int R>(int64_t row) {
-          T* const result = weight + (first_column_ + row) * width + column;
-          if constexpr (kDepthGroup<T> == 1) {
-            add_tile<R, V>(row, result, result, width, width - column);
-          } else {
-            add_tile<R, V>(row, sums + row * width + column, result, width, width - column);
-          }
-        });
+        for (const RowRange& range : ranges) {
+          const int64_t first = range.first > first_column_ ? range.first - first_column_ : 0;
+          const int64_t last = range.last - first_column_ < columns_ ? range.last - first_column_ : columns_;
+          for_row_groups(last - first, [&]<int R>(int64_t at) {
+            const int64_t row = first + at;
+            T* const result = weight + (first_column_ + row + range.shift) * width + column;
+            if constexpr (kDepthGroup<T> == 1) {
+              add_tile<R, V>(row, result, result, width, width - column);
+            } else {
+              add_tile<R, V>(row, sums + row * width + column, result, width, width - column);
+            }
+          });
+        }
       });
     }
   }

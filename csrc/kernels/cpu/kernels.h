@@ -9,16 +9,17 @@
 #include "../heads.h"
 #include "../isa.h"
 #include "../joint_loss.h"
-#include "../lstm.h"
 #include "../pooling.h"
+#include "../rnn.h"
 #include "team.h"
 
 namespace pymtl {
 
-// One worker's part of lstm_forward: one recurrence, the sequences [first_row, last_row) of the batch, and of the
+// One worker's part of rnn_forward: one recurrence, the sequences [first_row, last_row) of the batch, and of the
 // hidden units those in the place-th of `team->size` equal parts; all without a team.
 template <typename T>
-struct LstmWalk {
+struct RnnWalk {
+  Cell cell;
   const int64_t* starts;  // [steps + 1] the first token of each step
   int64_t steps;
   int64_t first_row;
@@ -28,16 +29,16 @@ struct LstmWalk {
   int64_t hidden_size;
   const T* input;  // [N, I] rows `input_stride` apart
   int64_t input_stride;
-  const T* packed;                // this recurrence's weights, from pack_lstm
-  const LstmWeights<T>* weights;  // null, or the same before packing: the walk writes to `packed_here` what it needs
-  T* packed_here;                 // lstm_packed_size
-  const T* h0;                    // [B, H] or null
+  const T* packed;               // this recurrence's weights, from pack_rnn
+  const RnnWeights<T>* weights;  // null, or the same before packing: the walk writes to `packed_here` what it needs
+  T* packed_here;                // rnn_packed_size
+  const T* h0;                   // [B, H] or null
   const T* c0;
   T* output;  // [N, ...] rows `output_stride` apart, or null
   int64_t output_stride;
   T* h_n;                // [B, H]
   T* c_n;                // [B, H]
-  T* gates;              // [N, 4H] or null
+  T* gates;              // [N, K*H] or null: K numbers of a unit are kept for the backward pass
   Real<T>* cells;        // [N, H] or null
   const T* head_panels;  // from pack_heads, or null
   int64_t head_width;
@@ -45,22 +46,25 @@ struct LstmWalk {
   T* mean;           // [B, ...] rows `pooled_stride` apart, or null
   T* max;
   int64_t pooled_stride;
-  void* scratch;  // lstm_scratch bytes
+  void* scratch;  // rnn_scratch bytes
   Team* team;     // or null
   int64_t place;
 };
 
-// One worker's part of lstm_backward, as of lstm_forward.
+// One worker's part of rnn_backward, as of rnn_forward.
 template <typename T>
-struct LstmBackwardWalk {
+struct RnnBackwardWalk {
+  Cell cell;
   const int64_t* starts;
   int64_t steps;
   int64_t first_row;
   int64_t last_row;
   bool reverse;
   int64_t hidden_size;
-  const T* packed;  // from pack_lstm_backward
+  const T* packed;  // from pack_rnn_backward
+  const T* h0;
   const T* c0;
+  const T* output;  // rows `output_stride` apart
   const T* gates;
   const Real<T>* cells;
   const T* grad_output;  // rows `output_stride` apart
@@ -75,9 +79,10 @@ struct LstmBackwardWalk {
   int64_t place;
 };
 
-// One worker's part of the gradients of a recurrence's weights: some of the 4H rows of each.
+// One worker's part of the gradients of a recurrence's weights: of some of the gates' gradients.
 template <typename T>
-struct LstmWeightGradient {
+struct RnnWeightGradient {
+  Cell cell;
   const int64_t* starts;
   int64_t steps;
   int64_t tokens;
@@ -86,21 +91,22 @@ struct LstmWeightGradient {
   int64_t hidden_size;
   int64_t first_column;  // of grad_gates
   int64_t last_column;
-  const T* grad_gates;  // [N, 4H]
+  const T* grad_gates;  // [N, D*H]: D gradients of a unit's gates
   const T* input;       // [N, I] rows `input_stride` apart
   int64_t input_stride;
   const T* h0;      // [B, H] or null
   const T* output;  // [N, ...] rows `output_stride` apart
   int64_t output_stride;
-  T* w_ih;  // [4H, I] or null
-  T* w_hh;  // [4H, H] or null
-  T* bias;  // [4H] or null
+  T* w_ih;  // [gates * H, I] or null
+  T* w_hh;  // [gates * H, H] or null
+  T* bias;  // [D*H] or null
   void* scratch;
 };
 
 // One worker's part of a recurrence's share in the gradient of the input: some sequences and steps.
 template <typename T>
-struct LstmInputGradient {
+struct RnnInputGradient {
+  Cell cell;
   const int64_t* starts;
   int64_t first_step;
   int64_t last_step;
@@ -108,8 +114,8 @@ struct LstmInputGradient {
   int64_t last_row;
   int64_t input_size;
   int64_t hidden_size;
-  const T* grad_gates;  // [N, 4H]
-  const T* packed;      // from pack_lstm_input_gradient
+  const T* grad_gates;  // [N, D*H]
+  const T* packed;      // from pack_rnn_input_gradient
   Real<T>* part;        // [N, I] this recurrence's share, to be added to others'; or null:
   T* result;            // [N, I] rows `result_stride` apart, all of the gradient
   int64_t result_stride;
@@ -150,25 +156,25 @@ struct CrfTransitions {
 // What is there for bfloat16 too.
 template <typename T>
 struct LayersFor {
-  int64_t lanes;                                                         // numbers in a vector
-  int64_t (*lstm_packed_size)(int64_t input_size, int64_t hidden_size);  // elements, one recurrence
+  int64_t lanes;                                                                   // numbers in a vector
+  int64_t (*rnn_packed_size)(Cell cell, int64_t input_size, int64_t hidden_size);  // elements, one recurrence
   // The panels of one of `parts` equal parts of the hidden units.
-  void (*pack_lstm)(const LstmWeights<T>& weights, int64_t input_size, int64_t hidden_size, int64_t part, int64_t parts,
-                    T* packed);
-  size_t (*lstm_scratch)(const LstmWalk<T>& walk);
-  void (*lstm_walk)(const LstmWalk<T>& walk);
+  void (*pack_rnn)(Cell cell, const RnnWeights<T>& weights, int64_t input_size, int64_t hidden_size, int64_t part,
+                   int64_t parts, T* packed);
+  size_t (*rnn_scratch)(const RnnWalk<T>& walk);
+  void (*rnn_walk)(const RnnWalk<T>& walk);
 
-  int64_t (*lstm_backward_packed_size)(int64_t hidden_size);
-  void (*pack_lstm_backward)(const T* w_hh, int64_t hidden_size, int64_t part, int64_t parts, T* packed);
-  size_t (*lstm_backward_scratch)(const LstmBackwardWalk<T>& walk);
-  void (*lstm_backward_walk)(const LstmBackwardWalk<T>& walk);
+  int64_t (*rnn_backward_packed_size)(Cell cell, int64_t hidden_size);
+  void (*pack_rnn_backward)(Cell cell, const T* w_hh, int64_t hidden_size, int64_t part, int64_t parts, T* packed);
+  size_t (*rnn_backward_scratch)(const RnnBackwardWalk<T>& walk);
+  void (*rnn_backward_walk)(const RnnBackwardWalk<T>& walk);
 
-  size_t (*lstm_weight_gradient_scratch)(const LstmWeightGradient<T>& args);
-  void (*lstm_weight_gradient)(const LstmWeightGradient<T>& args);
-  int64_t (*lstm_input_gradient_packed_size)(int64_t input_size, int64_t hidden_size);
-  void (*pack_lstm_input_gradient)(const T* w_ih, int64_t input_size, int64_t hidden_size, int64_t part, int64_t parts,
-                                   T* packed);
-  void (*lstm_input_gradient)(const LstmInputGradient<T>& args);
+  size_t (*rnn_weight_gradient_scratch)(const RnnWeightGradient<T>& args);
+  void (*rnn_weight_gradient)(const RnnWeightGradient<T>& args);
+  int64_t (*rnn_input_gradient_packed_size)(Cell cell, int64_t input_size, int64_t hidden_size);
+  void (*pack_rnn_input_gradient)(Cell cell, const T* w_ih, int64_t input_size, int64_t hidden_size, int64_t part,
+                                  int64_t parts, T* packed);
+  void (*rnn_input_gradient)(const RnnInputGradient<T>& args);
 
   int64_t (*heads_packed_size)(int64_t depth, int64_t width);  // elements, one part
   void (*pack_heads)(const T* weight, int64_t stride, int64_t depth, int64_t width, T* packed);

@@ -205,9 +205,11 @@ void pack_transposed(const T* weight, int64_t stride, PanelLayout<T> layout, T* 
 // The panel at which the part-th of `parts` equal parts of all begins.
 inline int64_t first_panel(int64_t panels, int64_t part, int64_t parts) { return panels * part / parts; }
 
-// The part-th of `parts` equal parts of panels <- matrix [depth, width], contiguous.
+// The part-th of `parts` equal parts of panels <- matrix [depth, width], contiguous, from its row `rotation` on and
+// round.
 template <typename T>
-void pack_columns(const T* matrix, PanelLayout<T> layout, T* panels, int64_t part = 0, int64_t parts = 1) {
+void pack_columns(const T* matrix, PanelLayout<T> layout, T* panels, int64_t part = 0, int64_t parts = 1,
+                  int64_t rotation = 0) {
   const int64_t last = first_panel(layout.panels(), part + 1, parts);
   for (int64_t panel = first_panel(layout.panels(), part, parts); panel < last; ++panel) {
     T* to = panels + layout.offset(panel);
@@ -215,7 +217,10 @@ void pack_columns(const T* matrix, PanelLayout<T> layout, T* panels, int64_t par
     for (int64_t k = 0; k < layout.depth; k += kDepthGroup<T>) {
       for (int64_t v = 0; v < vectors; ++v) {
         const int64_t first = layout.first_column(panel) + v * kLanes<T>;
-        const auto row = [&](int64_t at) { return matrix + at * layout.width + first; };
+        const auto row = [&](int64_t at) {
+          const int64_t from = at + rotation;
+          return matrix + (from < layout.depth ? from : from - layout.depth) * layout.width + first;
+        };
         store_group<T>(to, load_group<T>(row, k, layout.depth, layout.width - first));
         to += kLanes<T> * kDepthGroup<T>;
       }

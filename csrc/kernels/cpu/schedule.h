@@ -7,7 +7,7 @@
 #include <numeric>
 
 #include "../executor.h"
-#include "../lstm.h"
+#include "../rnn.h"
 #include "team.h"
 
 namespace pymtl {
@@ -25,7 +25,7 @@ inline Executor executor_for(int64_t work, const Executor& executor) {
 }
 
 // starts [steps + 1]: the first token of each step.
-inline void fill_starts(const LstmShape& shape, int64_t* starts) {
+inline void fill_starts(const RnnShape& shape, int64_t* starts) {
   starts[0] = 0;
   for (int64_t t = 0; t < shape.steps; ++t) {
     starts[t + 1] = starts[t] + (shape.batch_sizes == nullptr ? shape.batch : shape.batch_sizes[t]);
@@ -33,13 +33,13 @@ inline void fill_starts(const LstmShape& shape, int64_t* starts) {
 }
 
 // How many workers each recurrence has so that the tasks fill all threads.
-inline int64_t worker_count(const LstmShape& shape, const Executor& executor) {
+inline int64_t worker_count(const RnnShape& shape, const Executor& executor) {
   const int64_t threads = std::max<int64_t>(executor.threads, 1);
   return threads / std::gcd(threads, std::max<int64_t>(shape.recurrences, 1));
 }
 
 // Into how many slices of sequences each recurrence is cut.
-inline int64_t slice_count(const LstmShape& shape, const Executor& executor) {
+inline int64_t slice_count(const RnnShape& shape, const Executor& executor) {
   return std::max<int64_t>(1, std::min(worker_count(shape, executor), shape.batch));
 }
 
@@ -48,13 +48,13 @@ inline int64_t slice_count(const LstmShape& shape, const Executor& executor) {
 // weights are small, meeting would take longer than a step. A team smaller than there are slices would leave threads
 // idle, and one whose members are not all first, second, ... in line on their threads would wait for them in vain.
 // number: the bytes of one; most: how many a walk can employ.
-inline int64_t team_size(const LstmShape& shape, const Executor& executor, size_t number, int64_t most) {
+inline int64_t team_size(const RnnShape& shape, const Executor& executor, size_t number, int64_t most) {
   constexpr int64_t kLeastSequences = 4;
   constexpr int64_t kFewSteps = 2;
   constexpr int64_t kLeastBytes = 64 * 1024;
   const int64_t workers = worker_count(shape, executor);
   if (shape.batch >= kLeastSequences * workers && shape.steps > kFewSteps) return 1;
-  const int64_t bytes = 4 * shape.hidden_size * shape.hidden_size * static_cast<int64_t>(number);
+  const int64_t bytes = sizes_of(shape.cell).gates * shape.hidden_size * shape.hidden_size * static_cast<int64_t>(number);
   const int64_t size = std::min({workers, most, Team::kMost, bytes / kLeastBytes});
   const bool in_line = size == workers || shape.recurrences * size <= executor.threads;
   return size > 1 && in_line && size >= slice_count(shape, executor) ? size : 1;
@@ -82,7 +82,7 @@ inline int64_t join(Team& team, int64_t workers, double seconds, void* memory) {
 }
 
 // bounds [slices + 1]: slice s holds sequences [bounds[s], bounds[s + 1]), about as many tokens as any other.
-inline void fill_bounds(const LstmShape& shape, const int64_t* starts, int64_t slices, int64_t* bounds) {
+inline void fill_bounds(const RnnShape& shape, const int64_t* starts, int64_t slices, int64_t* bounds) {
   const int64_t tokens = starts[shape.steps];
   int64_t length = shape.steps;
   int64_t before = 0;

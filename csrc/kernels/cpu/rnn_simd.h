@@ -1,104 +1,122 @@
-// The LSTM's walk over time, forward. A worker takes one recurrence and some sequences through all steps, without
+// The walk over time, forward. A worker takes one recurrence and some sequences through all steps, without
 // waiting for anyone, or as one of a team some of its hidden units (see team.h): its weights stay in its own cache,
 // and no gate leaves its registers in inference.
 #pragma once
 
 #include <limits>
 
-#include "activation_simd.h"
-#include "kernels.h"
-#include "panels.h"
+#include "cells_simd.h"
 
 namespace pymtl {
 namespace {
-
-constexpr int kGates = 4;
-static_assert(kGates == kPanelVectors, "a gate panel holds one vector of units, once per gate");
 
 template <typename T>
 constexpr int64_t padded_units(int64_t hidden_size) {
   return (hidden_size + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
 }
 
-// A recurrence's weights: W_ih [units/lanes][I][gates][lanes], W_hh [units/lanes][H][gates][lanes] and the
-// sum of the biases [units/lanes][gates][lanes], in Real<T>. Units past H are zero.
-template <typename T>
-struct PackedLstm {
+// A recurrence's weights in panels of units, U vectors of them: W_ih [panels][I][gates][U][lanes], W_hh
+// [panels][H][gates][U][lanes] and what sums start from [panels][biases][U][lanes], in Real<T>: b_ih + b_hh for the
+// gates whose sums over the input and over h are one, b_ih and b_hh for those whose are not. Units past H are zero.
+template <typename T, typename Cell>
+struct PackedRnn {
+  static constexpr int kVectors = Cell::kGates * Cell::kUnitVectors;
+  static constexpr int kApart = Cell::kGates - Cell::kStarted;
+  static constexpr int64_t kPanelUnits = Cell::kUnitVectors * kLanes<T>;
+  static_assert(kVectors <= kPanelVectors && (kApart == 0 || Cell::kUnitVectors == 1));
+
   int64_t input_size;
   int64_t hidden_size;
 
-  int64_t units() const { return padded_units<T>(hidden_size); }
-  int64_t panels() const { return units() / kLanes<T>; }
-  static int64_t panel_size(int64_t depth) { return kGates * kLanes<T> * padded_depth<T>(depth); }
+  int64_t panels() const { return (hidden_size + kPanelUnits - 1) / kPanelUnits; }
+  int64_t units() const { return panels() * kPanelUnits; }
+  static int64_t panel_size(int64_t depth, int64_t vectors = kVectors) {
+    return vectors * kLanes<T> * padded_depth<T>(depth);
+  }
   int64_t input_panel(int64_t panel) const { return panel * panel_size(input_size); }
   int64_t hidden_panel(int64_t panel) const { return input_panel(panels()) + panel * panel_size(hidden_size); }
-  int64_t bias(int64_t panel) const { return hidden_panel(panels()) + panel * panel_size(1); }
+  int64_t bias(int64_t panel) const { return hidden_panel(panels()) + panel * panel_size(1, kVectors + kApart); }
   int64_t size() const { return bias(panels()); }
 };
 
-template <typename T>
-int64_t lstm_packed_size(int64_t input_size, int64_t hidden_size) {
-  return PackedLstm<T>{input_size, hidden_size}.size();
+template <typename T, typename Cell>
+int64_t rnn_packed_size(int64_t input_size, int64_t hidden_size) {
+  return PackedRnn<T, Cell>{input_size, hidden_size}.size();
 }
 
-// to <- a panel of W_ih or W_hh [4H, depth].
-template <typename T>
+// to <- a panel of W_ih or W_hh [gates * H, depth].
+template <typename T, typename Cell>
 void pack_gates(const T* weight, int64_t depth, int64_t hidden_size, int64_t panel, T* to) {
-  constexpr int n = kLanes<T>;
-  constexpr int group = n * kDepthGroup<T>;
-  const int64_t unit = panel * n;
-  const int64_t count = hidden_size - unit < n ? hidden_size - unit : n;
-  for (int gate = 0; gate < kGates; ++gate) {
-    pack_rows(weight + (gate * hidden_size + unit) * depth, depth, count, depth, to + gate * group, kGates * group);
+  constexpr int group = kLanes<T> * kDepthGroup<T>;
+  constexpr int vectors = PackedRnn<T, Cell>::kVectors;
+  for (int gate = 0; gate < Cell::kGates; ++gate) {
+    for (int v = 0; v < Cell::kUnitVectors; ++v) {
+      const int64_t unit = panel * PackedRnn<T, Cell>::kPanelUnits + v * kLanes<T>;
+      const int64_t left = hidden_size - unit;
+      const int64_t count = left < 0 ? 0 : left < kLanes<T> ? left : kLanes<T>;
+      pack_rows(weight + (gate * hidden_size + (count > 0 ? unit : 0)) * depth, depth, count, depth,
+                to + (gate * Cell::kUnitVectors + v) * group, vectors * group);
+    }
   }
 }
 
-template <typename T>
-void pack_biases(const LstmWeights<T>& weights, int64_t hidden_size, int64_t panel, T* to) {
-  const int64_t unit = panel * kLanes<T>;
-  for (int gate = 0; gate < kGates; ++gate) {
-    const int64_t row = gate * hidden_size + unit;
-    Vec<T> bias = {};
-    if (weights.b_ih != nullptr) bias = load_part(weights.b_ih + row, hidden_size - unit);
-    if (weights.b_hh != nullptr) bias = bias + load_part(weights.b_hh + row, hidden_size - unit);
-    store_group(to + gate * kLanes<T> * kDepthGroup<T>, bias);
+template <typename T, typename Cell>
+void pack_biases(const RnnWeights<T>& weights, int64_t hidden_size, int64_t panel, T* to) {
+  const auto bias = [&](const T* b, int gate, int v) PYMTL_INLINE_LAMBDA {
+    const int64_t unit = panel * PackedRnn<T, Cell>::kPanelUnits + v * kLanes<T>;
+    if (b == nullptr || unit >= hidden_size) return Vec<T>{};
+    return load_part(b + gate * hidden_size + unit, hidden_size - unit);
+  };
+  const auto put = [&](Vec<T> value) PYMTL_INLINE_LAMBDA {
+    store_group(to, value);
+    to += kLanes<T> * kDepthGroup<T>;
+  };
+  for (int gate = 0; gate < Cell::kGates; ++gate) {
+    for (int v = 0; v < Cell::kUnitVectors; ++v) {
+      const Vec<T> b_ih = bias(weights.b_ih, gate, v);
+      put(gate < Cell::kStarted ? b_ih + bias(weights.b_hh, gate, v) : b_ih);
+    }
   }
+  for (int gate = Cell::kStarted; gate < Cell::kGates; ++gate) put(bias(weights.b_hh, gate, 0));
 }
 
-template <typename T>
-void pack_lstm(const LstmWeights<T>& weights, int64_t input_size, int64_t hidden_size, int64_t part, int64_t parts,
-               T* packed) {
-  const PackedLstm<T> layout{input_size, hidden_size};
+template <typename T, typename Cell>
+void pack_rnn(const RnnWeights<T>& weights, int64_t input_size, int64_t hidden_size, int64_t part, int64_t parts,
+              T* packed) {
+  const PackedRnn<T, Cell> layout{input_size, hidden_size};
   const int64_t last = first_panel(layout.panels(), part + 1, parts);
   for (int64_t panel = first_panel(layout.panels(), part, parts); panel < last; ++panel) {
-    pack_gates(weights.w_ih, input_size, hidden_size, panel, packed + layout.input_panel(panel));
-    pack_gates(weights.w_hh, hidden_size, hidden_size, panel, packed + layout.hidden_panel(panel));
-    pack_biases(weights, hidden_size, panel, packed + layout.bias(panel));
+    pack_gates<T, Cell>(weights.w_ih, input_size, hidden_size, panel, packed + layout.input_panel(panel));
+    pack_gates<T, Cell>(weights.w_hh, hidden_size, hidden_size, panel, packed + layout.hidden_panel(panel));
+    pack_biases<T, Cell>(weights, hidden_size, panel, packed + layout.bias(panel));
   }
 }
 
-// to[r] = from[r] + rows[r] * panel, one vector of units for all gates. A function of its own, so that the
-// accumulators have the registers to themselves.
-template <typename T, int R>
+// to[r] = rows[r] * panel of V vectors, the first S of them plus from[r] and the others plus `rest`. A function of its
+// own, so that the accumulators have the registers to themselves.
+template <typename T, int R, int V, int S>
 __attribute__((noinline)) void add_product(const T* const* rows, int64_t depth, const T* panel, const Real<T>* from,
-                                           int64_t from_stride, Real<T>* to, int64_t to_stride) {
-  Vec<T> acc[R][kGates];
+                                           int64_t from_stride, const Real<T>* rest, Real<T>* to, int64_t to_stride) {
+  Vec<T> acc[R][V];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-    for (int gate = 0; gate < kGates; ++gate) acc[r][gate] = load(from + r * from_stride + gate * kLanes<T>);
+    for (int v = 0; v < V; ++v) {
+      acc[r][v] = v < S ? load(from + r * from_stride + v * kLanes<T>) : load(rest + (v - S) * kLanes<T>);
+    }
   }
-  multiply_deep<T, R, kGates>(rows, depth, panel, acc);
+  multiply_deep<T, R, V>(rows, depth, panel, acc);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
-    for (int gate = 0; gate < kGates; ++gate) store(to + r * to_stride + gate * kLanes<T>, acc[r][gate]);
+    for (int v = 0; v < V; ++v) store(to + r * to_stride + v * kLanes<T>, acc[r][v]);
   }
 }
 
 // How a walk's scratch memory is laid out. Every array starts on a cache line.
-template <typename T>
-struct LstmScratch {
+template <typename T, typename Cell>
+struct RnnScratch {
+  using Layout = PackedRnn<T, Cell>;
   // Gates of this many tokens are projected at a time: enough rows to use each panel of W_ih well, few
   // enough to stay in the second-level cache until the walk reads them.
   static constexpr int64_t kBlockBytes = 192 * 1024;
@@ -111,10 +129,10 @@ struct LstmScratch {
   int64_t slots;  // steps of h that are kept
   size_t pointers, waiting, waiting_rows, panel, gates, hidden, cell, sum, max, size;
 
-  explicit LstmScratch(const LstmWalk<T>& walk) {
+  explicit RnnScratch(const RnnWalk<T>& walk) {
     rows = walk.last_row - walk.first_row;
-    units = padded_units<T>(walk.hidden_size);
-    const int64_t fitting = kBlockBytes / (kGates * units * static_cast<int64_t>(sizeof(Real<T>)));
+    units = Layout{walk.input_size, walk.hidden_size}.units();
+    const int64_t fitting = kBlockBytes / (Cell::kGates * units * static_cast<int64_t>(sizeof(Real<T>)));
     block = fitting < 2 * kTileRows ? 2 * kTileRows : fitting;
     const int64_t all = walk.starts[walk.steps] - walk.starts[0];
     if (block > all) block = all;
@@ -133,27 +151,29 @@ struct LstmScratch {
     waiting = take(heads ? kept : 0, sizeof(const T*));
     waiting_rows = take(heads ? kept : 0, sizeof(Real<T>*));
     const int64_t depth = walk.input_size > walk.hidden_size ? walk.input_size : walk.hidden_size;
-    panel = take(walk.weights != nullptr ? PackedLstm<T>::panel_size(depth) : 0, sizeof(T));
-    gates = take(block * kGates * units, sizeof(Real<T>));
+    panel = take(walk.weights != nullptr ? Layout::panel_size(depth) : 0, sizeof(T));
+    gates = take(block * Cell::kGates * units, sizeof(Real<T>));
     hidden = take(kept * units, sizeof(T));
-    cell = take(rows * units, sizeof(Real<T>));
+    cell = take(Cell::kHasCell ? rows * units : 0, sizeof(Real<T>));
     sum = take(walk.mean != nullptr ? 2 * rows * units : 0, sizeof(Real<T>));
     max = take(walk.max != nullptr ? rows * units : 0, sizeof(Real<T>));
     size = at;
   }
 };
 
-template <typename T>
-size_t lstm_scratch(const LstmWalk<T>& walk) {
-  return LstmScratch<T>(walk).size;
+template <typename T, typename Cell>
+size_t rnn_scratch(const RnnWalk<T>& walk) {
+  return RnnScratch<T, Cell>(walk).size;
 }
 
-template <typename T>
-class LstmWalker {
+template <typename T, typename Cell>
+class RnnWalker {
   using R = Real<T>;
+  using Layout = PackedRnn<T, Cell>;
+  static constexpr int kVectors = Layout::kVectors;
 
  public:
-  explicit LstmWalker(const LstmWalk<T>& walk)
+  explicit RnnWalker(const RnnWalk<T>& walk)
       : walk_(walk),
         layout_{walk.input_size, walk.hidden_size},
         scratch_(walk),
@@ -184,7 +204,7 @@ class LstmWalker {
         if (active > 0) {
           step(t, active, gates);
           finish_rows(t, active);
-          gates += active * kGates * units_;
+          gates += active * gate_row();
           slot_ = (slot_ + 1) % scratch_.slots;
         }
         start_rows(rows_at(step_at(done + 1)));
@@ -217,8 +237,19 @@ class LstmWalker {
 
   int64_t token(int64_t t, int64_t row) const { return walk_.starts[t] + walk_.first_row + row; }
 
-  int64_t first_unit() const { return first_panel_ * kLanes<T>; }
-  int64_t last_unit() const { return last_panel_ * kLanes<T>; }
+  // Of this worker's units; none past H, but in the last one's vector.
+  int64_t first_unit() const { return first_panel_ * Layout::kPanelUnits; }
+  int64_t last_unit() const {
+    const int64_t last = last_panel_ * Layout::kPanelUnits;
+    const int64_t all = padded_units<T>(walk_.hidden_size);
+    return last < all ? last : all;
+  }
+
+  // Numbers of the projected gates of a token.
+  int64_t gate_row() const { return Cell::kGates * units_; }
+
+  // The panel's part of a projected token.
+  static int64_t gate_column(int64_t panel) { return panel * kVectors * kLanes<T>; }
 
   T* hidden(int64_t slot, int64_t row) const { return hidden_ + (slot * rows_ + row) * units_; }
 
@@ -236,26 +267,26 @@ class LstmWalker {
     for (int64_t panel = first_panel_; panel < last_panel_; ++panel) {
       T* const packed = walk_.packed_here;
       if (!reads_input_once()) {
-        pack_gates(walk_.weights->w_ih, walk_.input_size, walk_.hidden_size, panel,
-                   packed + layout_.input_panel(panel));
+        pack_gates<T, Cell>(walk_.weights->w_ih, walk_.input_size, walk_.hidden_size, panel,
+                            packed + layout_.input_panel(panel));
       }
       if (!reads_hidden_once()) {
-        pack_gates(walk_.weights->w_hh, walk_.hidden_size, walk_.hidden_size, panel,
-                   packed + layout_.hidden_panel(panel));
+        pack_gates<T, Cell>(walk_.weights->w_hh, walk_.hidden_size, walk_.hidden_size, panel,
+                            packed + layout_.hidden_panel(panel));
       }
-      pack_biases(*walk_.weights, walk_.hidden_size, panel, packed + layout_.bias(panel));
+      pack_biases<T, Cell>(*walk_.weights, walk_.hidden_size, panel, packed + layout_.bias(panel));
     }
   }
 
   const T* input_panel(int64_t panel) const {
     if (walk_.weights == nullptr || !reads_input_once()) return walk_.packed + layout_.input_panel(panel);
-    pack_gates(walk_.weights->w_ih, walk_.input_size, walk_.hidden_size, panel, panel_);
+    pack_gates<T, Cell>(walk_.weights->w_ih, walk_.input_size, walk_.hidden_size, panel, panel_);
     return panel_;
   }
 
   const T* hidden_panel(int64_t panel) const {
     if (walk_.weights == nullptr || !reads_hidden_once()) return walk_.packed + layout_.hidden_panel(panel);
-    pack_gates(walk_.weights->w_hh, walk_.hidden_size, walk_.hidden_size, panel, panel_);
+    pack_gates<T, Cell>(walk_.weights->w_hh, walk_.hidden_size, walk_.hidden_size, panel, panel_);
     return panel_;
   }
 
@@ -272,10 +303,10 @@ class LstmWalker {
     for (int64_t panel = first_panel_; panel < last_panel_; ++panel) {
       const R* const bias = reinterpret_cast<const R*>(walk_.packed + layout_.bias(panel));
       const T* const w_ih = input_panel(panel);
-      R* const gates = gates_ + panel * kGates * kLanes<T>;
+      R* const gates = gates_ + gate_column(panel);
       for_row_groups(count, [&]<int Rows>(int64_t row) {
-        add_product<T, Rows>(pointers_ + row, walk_.input_size, w_ih, bias, 0, gates + row * kGates * units_,
-                             kGates * units_);
+        add_product<T, Rows, kVectors, kVectors>(pointers_ + row, walk_.input_size, w_ih, bias, 0, nullptr,
+                                                 gates + row * gate_row(), gate_row());
       });
     }
     return end;
@@ -285,7 +316,7 @@ class LstmWalker {
   void start_rows(int64_t active) {
     for (; started_ < active; ++started_) {
       set_state(walk_.h0, started_, hidden(previous_slot(), started_));
-      set_state(walk_.c0, started_, cell_ + started_ * units_);
+      if constexpr (Cell::kHasCell) set_state(walk_.c0, started_, cell_ + started_ * units_);
       for (int64_t unit = first_unit(); unit < last_unit(); unit += kLanes<T>) {
         if (sum_ != nullptr) store(sum_ + started_ * units_ + unit, Vec<T>{});
         if (sum_ != nullptr) store(sum_ + sum_size() + started_ * units_ + unit, Vec<T>{});
@@ -294,8 +325,8 @@ class LstmWalker {
     }
   }
 
-  template <typename State>
-  void set_state(const T* initial, int64_t row, State* state) const {
+  template <typename Number>
+  void set_state(const T* initial, int64_t row, Number* state) const {
     for (int64_t unit = first_unit(); unit < last_unit(); unit += kLanes<T>) {
       Vec<T> value = {};
       if (initial != nullptr) {
@@ -309,15 +340,21 @@ class LstmWalker {
     for (int64_t row = 0; row < active; ++row) pointers_[row] = hidden(previous_slot(), row);
     for_panels(first_panel_, last_panel_, t, [&](int64_t panel) {
       const T* const w_hh = hidden_panel(panel);
-      const R* const from = gates + panel * kGates * kLanes<T>;
+      const R* const from = gates + gate_column(panel);
+      const R* const rest = reinterpret_cast<const R*>(walk_.packed + layout_.bias(panel)) + kVectors * kLanes<T>;
       for (int64_t first = 0; first < active; first += kUpdateRows) {
         const int64_t count = active - first < kUpdateRows ? active - first : kUpdateRows;
-        alignas(64) R sums[kUpdateRows][kGates][kLanes<T>];
+        alignas(64) R sums[kUpdateRows][kVectors][kLanes<T>];
         for_row_groups(count, [&]<int Rows>(int64_t row) {
-          add_product<T, Rows>(pointers_ + first + row, walk_.hidden_size, w_hh, from + (first + row) * kGates * units_,
-                               kGates * units_, &sums[row][0][0], kGates * kLanes<T>);
+          add_product<T, Rows, kVectors, Cell::kStarted * Cell::kUnitVectors>(
+              pointers_ + first + row, walk_.hidden_size, w_hh, from + (first + row) * gate_row(), gate_row(), rest,
+              &sums[row][0][0], kVectors * kLanes<T>);
         });
-        update_cells(t, first, count, panel * kLanes<T>, sums);
+        const int64_t unit = panel * Layout::kPanelUnits;
+        for (int v = 0; v < Cell::kUnitVectors && unit + v * kLanes<T> < walk_.hidden_size; ++v) {
+          update_cells(t, first, count, unit + v * kLanes<T>, &sums[0][v][0],
+                       from + first * gate_row() + v * kLanes<T>);
+        }
       }
     });
   }
@@ -326,27 +363,29 @@ class LstmWalker {
   // which only other sequences' can fill.
   static constexpr int64_t kUpdateRows = 4 * kTileRows;
 
-  // From the gates' sums of one vector of units to c and h, for `count` sequences from `first` on.
-  __attribute__((noinline)) void update_cells(int64_t t, int64_t first, int64_t count, int64_t unit,
-                                              R (*sums)[kGates][kLanes<T>]) const {
+  // From the gates' sums of one vector of units to h, for `count` sequences from `first` on.
+  __attribute__((noinline)) void update_cells(int64_t t, int64_t first, int64_t count, int64_t unit, R* sums,
+                                              const R* projected) const {
     const int64_t valid = walk_.hidden_size - unit;
-    R* const cell = cell_ + first * units_ + unit;
     T* const hidden_state = hidden(slot_, first) + unit;
-    for (int64_t r = 0; r < count; ++r) {
-      const Vec<T> i = sigmoid<R>(load(sums[r][0]));
-      const Vec<T> f = sigmoid<R>(load(sums[r][1]));
-      const Vec<T> g = tanh<R>(load(sums[r][2]));
-      const Vec<T> o = sigmoid<R>(load(sums[r][3]));
-      const Vec<T> c = fma(f, load(cell + r * units_), i * g);
-      store(cell + r * units_, c);
-      store(sums[r][3], o);
-      if (walk_.gates != nullptr) keep_for_backward(token(t, first + r), unit, valid, i, f, g, o, c);
-    }
-    // A loop of its own: after the long chain of operations to c, another to h would leave the processor nothing
-    // to overlap it with.
-    for (int64_t r = 0; r < count; ++r) {
-      store(hidden_state + r * units_, load(sums[r][3]) * tanh<R>(load(cell + r * units_)));
-    }
+    const auto place = [&](int64_t r) PYMTL_INLINE_LAMBDA {
+      CellPlace<T> at{};
+      at.sums = sums + r * kVectors * kLanes<T>;
+      at.projected = projected + r * gate_row();
+      if constexpr (Cell::kHasCell) at.cell = cell_ + (first + r) * units_ + unit;
+      at.before = hidden(previous_slot(), first + r) + unit;
+      at.after = hidden_state + r * units_;
+      at.stride = walk_.hidden_size;
+      at.valid = valid;
+      if (Cell::kKept > 0 && walk_.gates != nullptr) {
+        const int64_t here = token(t, first + r);
+        at.kept = walk_.gates + here * Cell::kKept * walk_.hidden_size + unit;
+        if constexpr (Cell::kHasCell) at.kept_cell = walk_.cells + here * walk_.hidden_size + unit;
+      }
+      return at;
+    };
+    for (int64_t r = 0; r < count; ++r) Cell::template update<T>(place(r));
+    for (int64_t r = 0; r < count; ++r) Cell::template finish<T>(place(r));
     if (walk_.output != nullptr) {
       T* const output = walk_.output + token(t, first) * walk_.output_stride + unit;
       for (int64_t r = 0; r < count; ++r) {
@@ -371,16 +410,6 @@ class LstmWalker {
     }
   }
 
-  void keep_for_backward(int64_t token, int64_t unit, int64_t valid, Vec<T> i, Vec<T> f, Vec<T> g, Vec<T> o,
-                         Vec<T> c) const {
-    T* const gates = walk_.gates + token * kGates * walk_.hidden_size + unit;
-    store_part(gates, i, valid);
-    store_part(gates + walk_.hidden_size, f, valid);
-    store_part(gates + 2 * walk_.hidden_size, g, valid);
-    store_part(gates + 3 * walk_.hidden_size, o, valid);
-    store_part(walk_.cells + token * walk_.hidden_size + unit, c, valid);
-  }
-
   // Sequences whose last step this was give their final state and features.
   void finish_rows(int64_t t, int64_t active) {
     const int64_t staying = walk_.reverse ? (t == 0 ? 0 : active) : rows_at(t + 1);
@@ -391,7 +420,7 @@ class LstmWalker {
       for (int64_t unit = first_unit(); unit < last_unit(); unit += kLanes<T>) {
         const int64_t valid = walk_.hidden_size - unit;
         store_part(walk_.h_n + to + unit, load(hidden(slot_, row) + unit), valid);
-        store_part(walk_.c_n + to + unit, load(cell_ + row * units_ + unit), valid);
+        if constexpr (Cell::kHasCell) store_part(walk_.c_n + to + unit, load(cell_ + row * units_ + unit), valid);
         if (sum_ != nullptr) store_part(walk_.mean + pooled + unit, load(sum_ + row * units_ + unit) / length, valid);
         if (max_ != nullptr) store_part(walk_.max + pooled + unit, load(max_ + row * units_ + unit), valid);
       }
@@ -429,9 +458,9 @@ class LstmWalker {
     waiting_steps_ = 0;
   }
 
-  const LstmWalk<T>& walk_;
-  const PackedLstm<T> layout_;
-  const LstmScratch<T> scratch_;
+  const RnnWalk<T>& walk_;
+  const Layout layout_;
+  const RnnScratch<T, Cell> scratch_;
   const int64_t rows_;
   const int64_t units_;
   const T** const pointers_;
@@ -452,9 +481,9 @@ class LstmWalker {
   int64_t waiting_steps_ = 0;
 };
 
-template <typename T>
-void lstm_walk(const LstmWalk<T>& walk) {
-  LstmWalker<T>(walk).run();
+template <typename T, typename Cell>
+void rnn_walk(const RnnWalk<T>& walk) {
+  RnnWalker<T, Cell>(walk).run();
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // The promise that a sequence's results, forward and backward, are the same bits whatever else happens.
 #include "check.h"
-#include "kernels/lstm.h"
-#include "lstm_case.h"
+#include "kernels/rnn.h"
+#include "rnn_case.h"
 
 namespace pymtl::test {
 namespace {
@@ -31,8 +31,8 @@ int64_t not_finite(const BackwardResult<T>& back) {
 
 // The gradients are the same bits for any executor and whatever else is wanted.
 template <typename T>
-BackwardResult<T> check_backward_bits(const LstmModel<T>& model, const LstmBatch<T>& batch,
-                                      const LstmResult<T>& forward, const Gradients<T>& gradients) {
+BackwardResult<T> check_backward_bits(const RnnModel<T>& model, const RnnBatch<T>& batch,
+                                      const RnnResult<T>& forward, const Gradients<T>& gradients) {
   BackwardResult<T> base = run_backward(model, batch, forward, gradients, {}, serial());
   CHECK(not_finite(base) == 0, not_finite(base));
   const auto check_all = [&](const BackwardResult<T>& other) {
@@ -62,13 +62,13 @@ BackwardResult<T> check_backward_bits(const LstmModel<T>& model, const LstmBatch
 }
 
 template <typename T>
-void check_some(const LstmModel<T>& model, const LstmBatch<T>& batch, const LstmResult<T>& base,
+void check_some(const RnnModel<T>& model, const RnnBatch<T>& batch, const RnnResult<T>& base,
                 const Gradients<T>& gradients, const BackwardResult<T>& base_back, const std::vector<int64_t>& rows,
                 Layout layout, const Executor& executor) {
   const Context context("sequences ", rows.front(), " to ", rows.back(), ", ", rows.size(), " of them, in layout ",
                         static_cast<int>(layout));
-  const LstmBatch<T> some(model, batch, rows, layout);
-  const LstmResult<T> result = run_forward(model, some, {}, executor);
+  const RnnBatch<T> some(model, batch, rows, layout);
+  const RnnResult<T> result = run_forward(model, some, {}, executor);
   check_same(model, batch, base, rows, some, result);
 
   Gradients<T> some_gradients;
@@ -104,9 +104,9 @@ void check_bits(const Sizes& sizes, Layout layout, Random& random) {
   options.input_size = sizes.input_size;
   options.hidden_size = sizes.hidden_size;
   options.head_width = sizes.head_width;
-  const LstmModel<T> model(options, random);
+  const RnnModel<T> model(options, random);
   const bool dense = layout == Layout::dense;
-  const LstmBatch<T> batch(model,
+  const RnnBatch<T> batch(model,
                            dense ? std::vector<int64_t>(static_cast<size_t>(sizes.batch), sizes.steps)
                                  : ragged(sizes.batch, sizes.steps, random),
                            layout, random.flip(), random.flip(), random);
@@ -115,7 +115,7 @@ void check_bits(const Sizes& sizes, Layout layout, Random& random) {
                         " B=", sizes.batch, " T=", sizes.steps, " C=", sizes.head_width, " layout ",
                         static_cast<int>(layout));
 
-  const LstmResult<T> base = run_forward(model, batch, {}, serial());
+  const RnnResult<T> base = run_forward(model, batch, {}, serial());
   check_finite(base);
   for (const NamedExecutor& named : executors()) {
     for (const bool packed : {false, true}) {
@@ -159,11 +159,11 @@ void check_bits(const Sizes& sizes, Layout layout, Random& random) {
 
   // The batch may count sequences that have no token.
   if (!dense) {
-    LstmBatch<T> longer(model, batch, rows, layout);
+    RnnBatch<T> longer(model, batch, rows, layout);
     longer.lengths.insert(longer.lengths.end(), {0, 0});
     longer.h0 = Buffer<T>();
     longer.c0 = Buffer<T>();
-    LstmBatch<T> same(model, batch, rows, layout);
+    RnnBatch<T> same(model, batch, rows, layout);
     same.h0 = Buffer<T>();
     same.c0 = Buffer<T>();
     const Context how("two more sequences, empty");
@@ -172,16 +172,16 @@ void check_bits(const Sizes& sizes, Layout layout, Random& random) {
   }
 
   // What is not a number stays in its own sequence.
-  LstmBatch<T> broken(model, batch, rows, layout);
+  RnnBatch<T> broken(model, batch, rows, layout);
   broken.input[broken.token(0, 0) * sizes.input_size] = std::numeric_limits<T>::quiet_NaN();
   broken.input[broken.token(broken.length(1) - 1, 1) * sizes.input_size] = std::numeric_limits<T>::infinity();
-  const LstmResult<T> broken_result = run_forward(model, broken, {}, threads<2>());
+  const RnnResult<T> broken_result = run_forward(model, broken, {}, threads<2>());
   CHECK(std::isnan(broken_result.output[broken.token(0, 0) * model.all_hidden()]));
   if (sizes.batch > 2) {
     const std::vector<int64_t> others(rows.begin() + 2, rows.end());
     const Context how("beside what is not a number");
-    check_same(model, broken, broken_result, others, LstmBatch<T>(model, batch, others, Layout::packed),
-               run_forward(model, LstmBatch<T>(model, batch, others, Layout::packed), {}, serial()));
+    check_same(model, broken, broken_result, others, RnnBatch<T>(model, batch, others, Layout::packed),
+               run_forward(model, RnnBatch<T>(model, batch, others, Layout::packed), {}, serial()));
   }
 }
 
@@ -220,17 +220,17 @@ void inputs_side_by_side() {
     options.input_size = I;
     options.hidden_size = H;
     options.inputs = P;
-    const LstmModel<T> model(options, random);
-    const LstmBatch<T> batch(model, ragged(9, 11, random), Layout::packed, false, false, random);
+    const RnnModel<T> model(options, random);
+    const RnnBatch<T> batch(model, ragged(9, 11, random), Layout::packed, false, false, random);
     const Gradients<T> gradients(model, batch, true, false, false, random);
     options.recurrences = readers;
     options.inputs = 1;
-    LstmModel<T> alone(options, random);
-    LstmBatch<T> own(alone, batch.lengths, Layout::packed, false, false, random);
+    RnnModel<T> alone(options, random);
+    RnnBatch<T> own(alone, batch.lengths, Layout::packed, false, false, random);
     const int64_t part = readers * H;
     for (const NamedExecutor& named : executors()) {
       const Context how(named.name);
-      const LstmResult<T> all = run_forward(model, batch, {}, named.executor);
+      const RnnResult<T> all = run_forward(model, batch, {}, named.executor);
       const BackwardResult<T> all_back = run_backward(model, batch, all, gradients, {}, named.executor);
       for (int64_t p = 0; p < P; ++p) {
         for (int64_t r = 0; r < readers; ++r) {
@@ -243,7 +243,7 @@ void inputs_side_by_side() {
           alone.reverse[to] = model.reverse[from];
         }
         own.input = take_columns(batch.input, P * I, p * I, I);
-        const LstmResult<T> result = run_forward(alone, own, {}, serial());
+        const RnnResult<T> result = run_forward(alone, own, {}, serial());
         Gradients<T> own_gradients;
         own_gradients.output = take_columns(gradients.output, P * part, p * part, part);
         const BackwardResult<T> back = run_backward(alone, own, result, own_gradients, {}, serial());

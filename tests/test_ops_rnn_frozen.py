@@ -3,26 +3,29 @@
 import pytest
 import torch
 from parity import assert_same_bits
-from samples import BOTH, LSTMCase, lstm_sample, lstm_weights
+from samples import BOTH, RNNCase, rnn_sample, rnn_weights
 from torch.library import opcheck
 
 from pymtl import _native, ops
 
 RESULTS = ("output", "h_n", "c_n")
 CASES = (
-    LSTMCase(3, 5, lengths=(4, 2, 1)),
-    LSTMCase(3, 5, steps=4, batch=3),
-    LSTMCase(7, 33, lengths=(9, 9, 3, 1), h0=True, c0=True),
-    LSTMCase(1, 16, steps=1, batch=1, c0=True),
+    RNNCase(3, 5, lengths=(4, 2, 1)),
+    RNNCase(3, 5, steps=4, batch=3),
+    RNNCase(7, 33, lengths=(9, 9, 3, 1), h0=True, c0=True),
+    RNNCase(1, 16, steps=1, batch=1, c0=True),
+    RNNCase(7, 33, lengths=(9, 9, 3, 1), h0=True, mode="GRU"),
+    RNNCase(7, 33, steps=4, batch=3, mode="RNN_TANH"),
 )
 
 
 def stack(case, layers, dtype=torch.float32):
     """The sample, and the weights of as many layers above each other."""
-    sample = lstm_sample(case, dtype)
+    sample = rnn_sample(case, dtype)
     features = case.hidden_size * len(case.reverse)
     above = [
-        lstm_weights(features, case.hidden_size, case.reverse, dtype=dtype, seed=layer) for layer in range(1, layers)
+        rnn_weights(features, case.hidden_size, case.reverse, dtype=dtype, seed=layer, mode=case.mode)
+        for layer in range(1, layers)
     ]
     return sample, [sample.weights, *above]
 
@@ -32,7 +35,7 @@ def one_by_one(sample, weights, h0, c0):
     count = len(weights[0].reverse)
     for layer, own in enumerate(weights):
         part = slice(layer * count, (layer + 1) * count)
-        input, *state = ops.lstm(
+        input, *state = ops.rnn(
             input, sample.batch_sizes, own, None if h0 is None else h0[part], None if c0 is None else c0[part]
         )
         states.append(state)
@@ -49,32 +52,42 @@ def states(sample, layers):
 def test_it_gives_the_bits_of_the_layers_one_by_one(case, layers, dtype):
     sample, weights = stack(case, layers, dtype)
     h0, c0 = states(sample, layers)
-    packed = [ops.lstm_pack(own) for own in weights]
-    results = ops.lstm_frozen(sample.input, sample.batch_sizes, packed, case.hidden_size, list(case.reverse), h0, c0)
+    packed = [ops.rnn_pack(own) for own in weights]
+    results = ops.rnn_frozen(
+        sample.input, sample.batch_sizes, packed, case.hidden_size, list(case.reverse), case.mode, h0, c0
+    )
     assert_same_bits(dict(zip(RESULTS, results)), one_by_one(sample, weights, h0, c0))
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 def test_an_empty_batch_gives_empty_results(packed):
-    weights = [lstm_weights(3, 5), lstm_weights(10, 5)]
+    weights = [rnn_weights(3, 5), rnn_weights(10, 5)]
     input, sizes = (torch.empty(0, 3), torch.zeros(4, dtype=torch.int64)) if packed else (torch.empty(4, 0, 3), None)
-    results = ops.lstm_frozen(input, sizes, [ops.lstm_pack(own) for own in weights], 5, list(BOTH))
+    results = ops.rnn_frozen(input, sizes, [ops.rnn_pack(own) for own in weights], 5, list(BOTH))
     assert [tuple(r.shape) for r in results] == [(0, 10) if packed else (4, 0, 10), (4, 0, 5), (4, 0, 5)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_opcheck(case):
     sample, weights = stack(case, 2)
-    packed = [ops.lstm_pack(own) for own in weights]
-    arguments = (sample.input, sample.batch_sizes, packed, case.hidden_size, list(case.reverse), *states(sample, 2))
-    opcheck(torch.ops.pymtl.lstm_frozen.default, arguments)
+    packed = [ops.rnn_pack(own) for own in weights]
+    arguments = (
+        sample.input,
+        sample.batch_sizes,
+        packed,
+        case.hidden_size,
+        list(case.reverse),
+        case.mode,
+        *states(sample, 2),
+    )
+    opcheck(torch.ops.pymtl.rnn_frozen.default, arguments)
 
 
 def test_asking_the_raw_op_for_a_gradient_raises():
-    packed = [ops.lstm_pack(lstm_weights(3, 5))]
+    packed = [ops.rnn_pack(rnn_weights(3, 5))]
     x = torch.randn(4, 2, 3, requires_grad=True)
-    output = torch.ops.pymtl.lstm_frozen(x, None, packed, 5, list(BOTH), None, None)[0]
-    with pytest.raises(RuntimeError, match=r"lstm_frozen has no derivative: call pymtl\.ops\.lstm"):
+    output = torch.ops.pymtl.rnn_frozen(x, None, packed, 5, list(BOTH), "LSTM", None, None)[0]
+    with pytest.raises(RuntimeError, match=r"rnn_frozen has no derivative: call pymtl\.ops\.rnn"):
         output.sum().backward()
 
 
@@ -102,32 +115,32 @@ def test_bad_input_is_refused_by_name_and_values(change, message):
     arguments = {
         "input": X,
         "batch_sizes": None,
-        "packed": [ops.lstm_pack(lstm_weights(3, 5))],
+        "packed": [ops.rnn_pack(rnn_weights(3, 5))],
         "hidden_size": 5,
         "reverse": list(BOTH),
         **change,
     }
     with pytest.raises(RuntimeError, match=message):
-        ops.lstm_frozen(**arguments)
+        ops.rnn_frozen(**arguments)
 
 
 @pytest.mark.parametrize("hidden_size", [5, 16])  # of 16 units every instruction set has packs of one size
 def test_weights_packed_for_other_registers_are_refused(hidden_size):
-    weights = lstm_weights(16, hidden_size)
+    weights = rnn_weights(16, hidden_size)
     x = torch.randn(4, 2, 16)
     before = _native.active_isa()
     packs = {}
     try:
         for isa in _native.available_isas():
             _native.force_isa(isa)
-            packs[isa] = ops.lstm_pack(weights)
+            packs[isa] = ops.rnn_pack(weights)
         for isa in packs:
             _native.force_isa(isa)
-            expected = ops.lstm(x, None, weights)[0]
+            expected = ops.rnn(x, None, weights)[0]
             for other, packed in packs.items():
                 calls = (
-                    lambda p=packed: ops.lstm_frozen(x, None, [p], hidden_size, list(BOTH))[0],
-                    lambda p=packed: ops.lstm(x, None, weights, packed=p)[0],
+                    lambda p=packed: ops.rnn_frozen(x, None, [p], hidden_size, list(BOTH))[0],
+                    lambda p=packed: ops.rnn(x, None, weights, packed=p)[0],
                 )
                 if other == isa or {other, isa} == {"avx512", "avx512_bf16"}:
                     assert all(torch.equal(call(), expected) for call in calls)
@@ -142,5 +155,5 @@ def test_weights_packed_for_other_registers_are_refused(hidden_size):
 
 
 def test_what_is_no_pack_is_refused():
-    with pytest.raises(RuntimeError, match=r"packed\[0\]: expected weights from lstm_pack, got something else"):
-        ops.lstm_frozen(X, None, [torch.zeros(3)], 5, list(BOTH))
+    with pytest.raises(RuntimeError, match=r"packed\[0\]: expected weights from rnn_pack, got something else"):
+        ops.rnn_frozen(X, None, [torch.zeros(3)], 5, list(BOTH))

@@ -1,4 +1,4 @@
-// Random LSTMs and batches, and calls of lstm_forward and lstm_backward on them, for the tests of the LSTM and of what
+// Random LSTMs and batches, and calls of rnn_forward and rnn_backward on them, for the tests of the LSTM and of what
 // is fused into it.
 #pragma once
 
@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "check.h"
-#include "kernels/lstm.h"
+#include "kernels/rnn.h"
 
 namespace pymtl::test {
 
@@ -26,7 +26,7 @@ struct ModelOptions {
 
 // The parameters of G recurrences and of the heads on them.
 template <typename T>
-struct LstmModel {
+struct RnnModel {
   int64_t recurrences;
   int64_t input_size;
   int64_t hidden_size;
@@ -36,7 +36,7 @@ struct LstmModel {
   std::vector<char> reverse;
   Buffer<T> head_weight, head_bias;
 
-  LstmModel(const ModelOptions& options, Random& random)
+  RnnModel(const ModelOptions& options, Random& random)
       : recurrences(options.recurrences),
         input_size(options.input_size),
         hidden_size(options.hidden_size),
@@ -59,8 +59,8 @@ struct LstmModel {
   int64_t all_inputs() const { return inputs * input_size; }
   int64_t all_hidden() const { return recurrences * hidden_size; }
 
-  std::vector<LstmWeights<T>> weights() const {
-    std::vector<LstmWeights<T>> all;
+  std::vector<RnnWeights<T>> weights() const {
+    std::vector<RnnWeights<T>> all;
     for (size_t g = 0; g < w_ih.size(); ++g) {
       all.push_back({w_ih[g].data(), w_hh[g].data(), b_ih[g].data(), b_hh[g].data(), reverse[g] != 0});
     }
@@ -83,14 +83,14 @@ inline std::vector<int64_t> ragged(int64_t batch, int64_t steps, Random& random)
 
 // The sequences: their lengths, inputs and initial states.
 template <typename T>
-struct LstmBatch {
+struct RnnBatch {
   std::vector<int64_t> lengths;  // longest first; may end in zeros
   std::vector<int64_t> starts;   // [T + 1] the first token of each step
   Buffer<int64_t> batch_sizes;   // [T], null: dense
   Buffer<T> input;               // [N, P*I]
   Buffer<T> h0, c0;              // [G, B, H] or null
 
-  LstmBatch(const LstmModel<T>& model, std::vector<int64_t> given, Layout layout, bool with_h0, bool with_c0,
+  RnnBatch(const RnnModel<T>& model, std::vector<int64_t> given, Layout layout, bool with_h0, bool with_c0,
             Random& random)
       : lengths(std::move(given)) {
     lay_out(layout);
@@ -100,7 +100,7 @@ struct LstmBatch {
   }
 
   // The sequences `rows` of another batch, in rising order.
-  LstmBatch(const LstmModel<T>& model, const LstmBatch& other, const std::vector<int64_t>& rows, Layout layout) {
+  RnnBatch(const RnnModel<T>& model, const RnnBatch& other, const std::vector<int64_t>& rows, Layout layout) {
     for (const int64_t row : rows) lengths.push_back(other.length(row));
     lay_out(layout);
     input = take_tokens(other, rows, other.input, model.all_inputs());
@@ -109,7 +109,7 @@ struct LstmBatch {
   }
 
   // Those of these sequences' tokens, of an array [N, width] of the batch they were taken from; null from null.
-  Buffer<T> take_tokens(const LstmBatch& other, const std::vector<int64_t>& rows, const Buffer<T>& from,
+  Buffer<T> take_tokens(const RnnBatch& other, const std::vector<int64_t>& rows, const Buffer<T>& from,
                         int64_t width) const {
     if (!from) return {};
     Buffer<T> to(tokens() * width);
@@ -122,8 +122,8 @@ struct LstmBatch {
   }
 
   // The same of an array [G, B, H].
-  Buffer<T> take_states(const LstmBatch& other, const std::vector<int64_t>& rows, const Buffer<T>& from,
-                        const LstmModel<T>& model) const {
+  Buffer<T> take_states(const RnnBatch& other, const std::vector<int64_t>& rows, const Buffer<T>& from,
+                        const RnnModel<T>& model) const {
     if (!from) return {};
     Buffer<T> to(batch() * model.all_hidden());
     for (int64_t g = 0; g < model.recurrences; ++g) {
@@ -142,7 +142,7 @@ struct LstmBatch {
   // The token a recurrence reads k-th of a sequence.
   int64_t walked(int64_t k, int64_t row, bool reverse) const { return token(reverse ? length(row) - 1 - k : k, row); }
 
-  LstmShape shape(const LstmModel<T>& model) const {
+  RnnShape shape(const RnnModel<T>& model) const {
     return {model.recurrences,  steps(),     batch(), tokens(), model.input_size, model.hidden_size,
             batch_sizes.data(), model.inputs};
   }
@@ -164,7 +164,7 @@ struct LstmBatch {
   }
 };
 
-// What lstm_forward is asked for, and how.
+// What rnn_forward is asked for, and how.
 struct Asked {
   bool output = true;
   bool saved = true;  // gates and cells, which the backward pass needs both
@@ -175,17 +175,17 @@ struct Asked {
 };
 
 template <typename T>
-struct LstmResult {
+struct RnnResult {
   Buffer<T> output, h_n, c_n, gates, logits, mean, max;  // null: not asked for
   Buffer<Real<T>> cells;
 };
 
 template <typename T>
-LstmResult<T> run_forward(const LstmModel<T>& model, const LstmBatch<T>& batch, const Asked& asked,
+RnnResult<T> run_forward(const RnnModel<T>& model, const RnnBatch<T>& batch, const Asked& asked,
                           const Executor& executor) {
   const int64_t all_hidden = model.all_hidden();
   const bool heads = asked.heads && model.head_width > 0;
-  LstmResult<T> result;
+  RnnResult<T> result;
   if (asked.output) result.output = Buffer<T>(batch.tokens() * all_hidden);
   result.h_n = Buffer<T>(batch.batch() * all_hidden);
   result.c_n = Buffer<T>(batch.batch() * all_hidden);
@@ -195,15 +195,15 @@ LstmResult<T> run_forward(const LstmModel<T>& model, const LstmBatch<T>& batch, 
   if (asked.mean) result.mean = Buffer<T>(batch.batch() * all_hidden);
   if (asked.max) result.max = Buffer<T>(batch.batch() * all_hidden);
 
-  const std::vector<LstmWeights<T>> weights = model.weights();
+  const std::vector<RnnWeights<T>> weights = model.weights();
   Buffer<T> packed;
   if (asked.packed_weights) {
-    const size_t size = lstm_packed_size<T>(model.recurrences, model.input_size, model.hidden_size);
+    const size_t size = rnn_packed_size<T>(model.recurrences, model.input_size, model.hidden_size);
     packed = Buffer<T>(static_cast<int64_t>(size), 64);
-    lstm_pack(weights.data(), model.recurrences, model.input_size, model.hidden_size, packed.data(), executor);
+    rnn_pack(weights.data(), model.recurrences, model.input_size, model.hidden_size, packed.data(), executor);
   }
 
-  LstmForward<T> args{};
+  RnnForward<T> args{};
   args.shape = batch.shape(model);
   args.weights = weights.data();
   args.packed = packed.data();
@@ -223,8 +223,8 @@ LstmResult<T> run_forward(const LstmModel<T>& model, const LstmBatch<T>& batch, 
   }
   args.heads.mean = result.mean.data();
   args.heads.max = result.max.data();
-  Workspace workspace = workspace_of(lstm_forward_workspace(args, executor));
-  lstm_forward(args, workspace.data(), executor);
+  Workspace workspace = workspace_of(rnn_forward_workspace(args, executor));
+  rnn_forward(args, workspace.data(), executor);
   return result;
 }
 
@@ -234,7 +234,7 @@ struct Gradients {
   Buffer<T> output, h_n, c_n;
 
   Gradients() = default;
-  Gradients(const LstmModel<T>& model, const LstmBatch<T>& batch, bool of_output, bool of_h_n, bool of_c_n,
+  Gradients(const RnnModel<T>& model, const RnnBatch<T>& batch, bool of_output, bool of_h_n, bool of_c_n,
             Random& random) {
     if (of_output) output = uniform<T>(batch.tokens() * model.all_hidden(), random);
     if (of_h_n) h_n = uniform<T>(batch.batch() * model.all_hidden(), random);
@@ -242,7 +242,7 @@ struct Gradients {
   }
 };
 
-// What lstm_backward is asked for.
+// What rnn_backward is asked for.
 struct Wanted {
   bool input = true;
   bool w_ih = true;
@@ -259,7 +259,7 @@ struct BackwardResult {
 };
 
 template <typename T>
-BackwardResult<T> run_backward(const LstmModel<T>& model, const LstmBatch<T>& batch, const LstmResult<T>& forward,
+BackwardResult<T> run_backward(const RnnModel<T>& model, const RnnBatch<T>& batch, const RnnResult<T>& forward,
                                const Gradients<T>& gradients, const Wanted& wanted, const Executor& executor) {
   const int64_t I = model.input_size;
   const int64_t H = model.hidden_size;
@@ -269,7 +269,7 @@ BackwardResult<T> run_backward(const LstmModel<T>& model, const LstmBatch<T>& ba
   result.grad_input = array(wanted.input, batch.tokens() * model.all_inputs());
   result.grad_h0 = array(wanted.h0, batch.batch() * model.all_hidden());
   result.grad_c0 = array(wanted.c0, batch.batch() * model.all_hidden());
-  std::vector<LstmWeightGradients<T>> grad_weights;
+  std::vector<RnnWeightGradients<T>> grad_weights;
   for (int64_t g = 0; g < model.recurrences; ++g) {
     result.w_ih.push_back(array(wanted.w_ih, 4 * H * I));
     result.w_hh.push_back(array(wanted.w_hh, 4 * H * H));
@@ -277,8 +277,8 @@ BackwardResult<T> run_backward(const LstmModel<T>& model, const LstmBatch<T>& ba
     grad_weights.push_back({result.w_ih.back().data(), result.w_hh.back().data(), result.bias.back().data()});
   }
 
-  const std::vector<LstmWeights<T>> weights = model.weights();
-  LstmBackward<T> args{};
+  const std::vector<RnnWeights<T>> weights = model.weights();
+  RnnBackward<T> args{};
   args.shape = batch.shape(model);
   args.weights = weights.data();
   args.input = batch.input.data();
@@ -295,8 +295,8 @@ BackwardResult<T> run_backward(const LstmModel<T>& model, const LstmBatch<T>& ba
   args.grad_weights = grad_weights.data();
   args.grad_h0 = result.grad_h0.data();
   args.grad_c0 = result.grad_c0.data();
-  Workspace workspace = workspace_of(lstm_backward_workspace(args, executor));
-  lstm_backward(args, workspace.data(), executor);
+  Workspace workspace = workspace_of(rnn_backward_workspace(args, executor));
+  rnn_backward(args, workspace.data(), executor);
   return result;
 }
 
@@ -309,7 +309,7 @@ int64_t not_finite(const Buffer<T>& values) {
 
 // Everything that was asked for was written, and is a number.
 template <typename T>
-void check_finite(const LstmResult<T>& result) {
+void check_finite(const RnnResult<T>& result) {
   CHECK(not_finite(result.output) == 0);
   CHECK(not_finite(result.h_n) == 0);
   CHECK(not_finite(result.c_n) == 0);
@@ -330,8 +330,8 @@ void check_same_row(const char* array, const Buffer<T>& a, int64_t row_a, const 
 
 // Sequence rows[i] of a batch has the bits that sequence i of another has, in everything both were asked for.
 template <typename T>
-void check_same(const LstmModel<T>& model, const LstmBatch<T>& all, const LstmResult<T>& result,
-                const std::vector<int64_t>& rows, const LstmBatch<T>& some, const LstmResult<T>& some_result) {
+void check_same(const RnnModel<T>& model, const RnnBatch<T>& all, const RnnResult<T>& result,
+                const std::vector<int64_t>& rows, const RnnBatch<T>& some, const RnnResult<T>& some_result) {
   const int64_t hidden = model.hidden_size;
   const int64_t all_hidden = model.all_hidden();
   for (int64_t b = 0; b < some.batch(); ++b) {

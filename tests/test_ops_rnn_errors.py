@@ -1,12 +1,14 @@
+from dataclasses import replace
+
 import pytest
 import torch
-from samples import LSTMCase, LSTMSample, backward_arguments, lstm_sample, lstm_weights
+from samples import RNNCase, RNNSample, backward_arguments, rnn_sample, rnn_weights
 
 from pymtl import ops
 
 
 def call_lstm(sample, **options):
-    return ops.lstm(sample.input, sample.batch_sizes, sample.weights, sample.h0, sample.c0, **options)
+    return ops.rnn(sample.input, sample.batch_sizes, sample.weights, sample.h0, sample.c0, **options)
 
 
 def call_lstm_with_gradient(sample, **options):
@@ -15,14 +17,14 @@ def call_lstm_with_gradient(sample, **options):
     return call_lstm(sample, **options)
 
 
-def call_lstm_heads(sample, **options):
-    return ops.lstm_heads(
+def call_rnn_heads(sample, **options):
+    return ops.rnn_heads(
         sample.input, sample.batch_sizes, sample.weights, None, None, mean=True, h0=sample.h0, c0=sample.c0, **options
     )
 
 
-DENSE = LSTMCase(3, 5, steps=4, batch=2, h0=True, c0=True)
-PACKED = LSTMCase(3, 5, lengths=(4, 2), h0=True, c0=True)
+DENSE = RNNCase(3, 5, steps=4, batch=2, h0=True, c0=True)
+PACKED = RNNCase(3, 5, lengths=(4, 2), h0=True, c0=True)
 
 
 def change(**fields):
@@ -36,7 +38,7 @@ def change(**fields):
                 values["weights"] = weights._replace(**{name: function(list(getattr(weights, name)))})
             else:
                 values[name] = function(getattr(sample, name))
-        return LSTMSample(**(vars(sample) | values))
+        return RNNSample(**(vars(sample) | values))
 
     return edit
 
@@ -47,6 +49,14 @@ def put(place, function):
 
 
 REFUSED = [
+    ("an unknown mode", DENSE, change(weights=lambda w: w._replace(mode="QRNN")), r"mode: expected .*got QRNN"),
+    (
+        "weights of another mode",
+        replace(DENSE, c0=False),
+        change(weights=lambda w: w._replace(mode="GRU")),
+        r"weight_ih\[0\]: expected size \[15, 3\], got \[20, 3\]",
+    ),
+    ("c of a GRU", replace(DENSE, mode="GRU"), change(), r"c0: expected none, which only an LSTM has"),
     ("dense input of rank 1", DENSE, change(input=lambda x: x[0, 0]), r"input: expected \[steps.*got 1-D"),
     ("dense input of rank 2", DENSE, change(input=lambda x: x[0]), r"input: expected \[steps.*got 2-D"),
     ("dense input of rank 4", DENSE, change(input=lambda x: x[None]), r"input: expected \[steps.*got 4-D"),
@@ -210,14 +220,14 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("call", [call_lstm, call_lstm_with_gradient, call_lstm_heads])
+@pytest.mark.parametrize("call", [call_lstm, call_lstm_with_gradient, call_rnn_heads])
 @pytest.mark.parametrize(("case", "edit", "message"), [pytest.param(*r[1:], id=r[0]) for r in REFUSED])
 def test_bad_input_is_refused_by_name_and_values(case, edit, message, call):
     with pytest.raises(RuntimeError, match=message):
-        call(edit(lstm_sample(case)))
+        call(edit(rnn_sample(case)))
 
 
-@pytest.mark.parametrize("call", [call_lstm, call_lstm_with_gradient, call_lstm_heads])
+@pytest.mark.parametrize("call", [call_lstm, call_lstm_with_gradient, call_rnn_heads])
 @pytest.mark.parametrize(
     ("name", "case", "edit"),
     [
@@ -230,7 +240,7 @@ def test_bad_input_is_refused_by_name_and_values(case, edit, message, call):
 )
 def test_an_argument_on_another_device_is_refused_by_name(name, case, edit, call):
     with pytest.raises(RuntimeError, match=name):
-        call(edit(lstm_sample(case)))
+        call(edit(rnn_sample(case)))
 
 
 @pytest.mark.parametrize(
@@ -244,9 +254,9 @@ def test_an_argument_on_another_device_is_refused_by_name(name, case, edit, call
     ],
 )
 def test_inputs_side_by_side_must_be_as_many_as_said(inputs, width, message):
-    sample = lstm_sample(PACKED)
+    sample = rnn_sample(PACKED)
     with pytest.raises(RuntimeError, match=message):
-        ops.lstm(sample.input.repeat(1, width), sample.batch_sizes, sample.weights, inputs=inputs)
+        ops.rnn(sample.input.repeat(1, width), sample.batch_sizes, sample.weights, inputs=inputs)
 
 
 @pytest.mark.parametrize(
@@ -264,49 +274,49 @@ def test_inputs_side_by_side_must_be_as_many_as_said(inputs, width, message):
     ids=["vector", "width", "dtype", "bias size", "bias alone"],
 )
 def test_bad_heads_are_refused_by_name_and_values(options, message):
-    sample = lstm_sample(DENSE)
+    sample = rnn_sample(DENSE)
     options = {"head_weight": None, "head_bias": None} | options
     with pytest.raises(RuntimeError, match=message):
-        ops.lstm_heads(sample.input, None, sample.weights, **options)
+        ops.rnn_heads(sample.input, None, sample.weights, **options)
 
 
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
         (lambda p: p[:-1], r"packed.*expected size \[\d+\], got \[\d+\]"),
-        (lambda p: p[None], r"packed: expected weights from lstm_pack, got something else"),
+        (lambda p: p[None], r"packed: expected weights from rnn_pack, got something else"),
         (lambda p: p.double(), r"packed.*expected dtype Float, got Double"),
     ],
     ids=["size", "rank", "dtype"],
 )
-@pytest.mark.parametrize("call", [call_lstm, call_lstm_heads])
+@pytest.mark.parametrize("call", [call_lstm, call_rnn_heads])
 def test_packed_weights_that_do_not_fit_are_refused(edit, message, call):
-    sample = lstm_sample(DENSE)
+    sample = rnn_sample(DENSE)
     with pytest.raises(RuntimeError, match=message):
-        call(sample, packed=edit(ops.lstm_pack(sample.weights)))
+        call(sample, packed=edit(ops.rnn_pack(sample.weights)))
 
 
-def test_lstm_pack_refuses_bad_weights():
-    weights = lstm_weights(3, 5)
+def test_rnn_pack_refuses_bad_weights():
+    weights = rnn_weights(3, 5)
     with pytest.raises(RuntimeError, match=r"weight_hh: expected 2 tensors, got 1"):
-        ops.lstm_pack(weights._replace(weight_hh=weights.weight_hh[:1]))
+        ops.rnn_pack(weights._replace(weight_hh=weights.weight_hh[:1]))
     with pytest.raises(RuntimeError, match=r"weight_ih\[1\]: expected size \[20, 3\], got \[20, 2\]"):
-        ops.lstm_pack(weights._replace(weight_ih=[weights.weight_ih[0], weights.weight_ih[1][:, :2]]))
-    half = ops.LSTMWeights(*([w.half() for w in group] for group in weights[:4]), weights.reverse)
+        ops.rnn_pack(weights._replace(weight_ih=[weights.weight_ih[0], weights.weight_ih[1][:, :2]]))
+    half = ops.RNNWeights(*([w.half() for w in group] for group in weights[:4]), weights.reverse)
     with pytest.raises(RuntimeError, match=r"weight_ih: expected dtype Float, Double or BFloat16, got Half"):
-        ops.lstm_pack(half)
+        ops.rnn_pack(half)
 
 
-def test_raw_lstm_backward_refuses_bad_arguments():
-    arguments = list(backward_arguments(lstm_sample(PACKED)))
+def test_raw_rnn_backward_refuses_bad_arguments():
+    arguments = list(backward_arguments(rnn_sample(PACKED)))
     for place, value, message in [
         (0, torch.ones(6, 9), r"grad_output: expected size \[6, 10\], got \[6, 9\]"),
         (1, torch.ones(2, 2, 4), r"grad_h_n: expected size \[2, 2, 5\], got \[2, 2, 4\]"),
         (2, torch.ones(2, 2, 5).double(), r"grad_c_n: expected dtype Float, got Double"),
-        (12, torch.ones(6, 5), r"output: expected size \[6, 10\], got \[6, 5\]"),
-        (13, torch.ones(2, 6, 19), r"gates: expected size \[2, 6, 20\], got \[2, 6, 19\]"),
-        (14, torch.ones(2, 5, 5), r"cells: expected size \[2, 6, 5\], got \[2, 5, 5\]"),
-        (15, [True] * 4, r"needs: expected 5 flags, got 4"),
+        (13, torch.ones(6, 5), r"output: expected size \[6, 10\], got \[6, 5\]"),
+        (14, torch.ones(2, 6, 19), r"gates: expected size \[2, 6, 20\], got \[2, 6, 19\]"),
+        (15, torch.ones(2, 5, 5), r"cells: expected size \[2, 6, 5\], got \[2, 5, 5\]"),
+        (16, [True] * 4, r"needs: expected 5 flags, got 4"),
     ]:
         with pytest.raises(RuntimeError, match=message):
-            torch.ops.pymtl.lstm_backward(*arguments[:place], value, *arguments[place + 1 :])
+            torch.ops.pymtl.rnn_backward(*arguments[:place], value, *arguments[place + 1 :])

@@ -1,5 +1,5 @@
-// Splits an LSTM call among workers; the walks themselves are in lstm_simd.h and lstm_backward_simd.h.
-#include "../lstm.h"
+// Splits a call among workers; the walks themselves are in rnn_simd.h and rnn_backward_simd.h.
+#include "../rnn.h"
 
 #include <algorithm>
 
@@ -11,12 +11,13 @@ namespace pymtl {
 namespace {
 
 // Multiply-adds of all recurrences over the whole batch.
-int64_t work_of(const LstmShape& shape) {
-  return shape.recurrences * shape.tokens * 4 * shape.hidden_size * (shape.input_size + shape.hidden_size);
+int64_t work_of(const RnnShape& shape) {
+  return shape.recurrences * shape.tokens * sizes_of(shape.cell).gates * shape.hidden_size *
+         (shape.input_size + shape.hidden_size);
 }
 
 // How long the first worker of a team waits for the others: a small part of what its walk takes alone.
-double patience(const LstmShape& shape) {
+double patience(const RnnShape& shape) {
   constexpr double kMultiplyAddsASecond = 25e9;
   return 0.05 * static_cast<double>(work_of(shape) / shape.recurrences) / kMultiplyAddsASecond;
 }
@@ -38,13 +39,13 @@ struct ForwardPlan {
   char* scratch;
   size_t bytes;
 
-  ForwardPlan(const LstmForward<T>& args, void* memory, const Executor& given)
+  ForwardPlan(const RnnForward<T>& args, void* memory, const Executor& given)
       : executor(executor_for(work_of(args.shape), given)) {
-    const LstmShape& shape = args.shape;
+    const RnnShape& shape = args.shape;
     const LayersFor<T>& kernels = active_layers<T>();
     team_workers = team_size(shape, executor, sizeof(T), Team::kMost);
     slices = team_workers > 1 ? 1 : slice_count(shape, executor);
-    packed_size = kernels.lstm_packed_size(shape.input_size, shape.hidden_size);
+    packed_size = kernels.rnn_packed_size(shape.cell, shape.input_size, shape.hidden_size);
     head_size = args.heads.width > 0 ? kernels.heads_packed_size(shape.hidden_size, args.heads.width) : 0;
     Workspace workspace(memory);
     starts = workspace.take<int64_t>(shape.steps + 1);
@@ -58,12 +59,13 @@ struct ForwardPlan {
     bytes = workspace.used();
   }
 
-  int64_t tasks(const LstmShape& shape) const { return shape.recurrences * slices * team_workers; }
+  int64_t tasks(const RnnShape& shape) const { return shape.recurrences * slices * team_workers; }
 
   // Scratch memory of a walk over all sequences: no slice needs more.
-  static size_t largest_scratch(const LstmForward<T>& args, const LayersFor<T>& kernels) {
+  static size_t largest_scratch(const RnnForward<T>& args, const LayersFor<T>& kernels) {
     const int64_t starts[2] = {0, args.shape.tokens};
-    LstmWalk<T> walk{};
+    RnnWalk<T> walk{};
+    walk.cell = args.shape.cell;
     walk.starts = starts;
     walk.steps = 1;
     walk.last_row = args.shape.batch;
@@ -74,12 +76,12 @@ struct ForwardPlan {
     walk.head_panels = args.heads.width > 0 ? &some : nullptr;
     walk.mean = args.heads.mean;
     walk.max = args.heads.max;
-    return kernels.lstm_scratch(walk);
+    return kernels.rnn_scratch(walk);
   }
 };
 
 // The first column of the input that recurrence g reads.
-int64_t input_column(const LstmShape& shape, int64_t g) {
+int64_t input_column(const RnnShape& shape, int64_t g) {
   return g / (shape.recurrences / shape.inputs) * shape.input_size;
 }
 
@@ -96,37 +98,38 @@ T* at(T* array, int64_t offset) {
 }  // namespace
 
 template <typename T>
-size_t lstm_packed_size(int64_t recurrences, int64_t input_size, int64_t hidden_size) {
-  return static_cast<size_t>(recurrences * active_layers<T>().lstm_packed_size(input_size, hidden_size));
+size_t rnn_packed_size(Cell cell, int64_t recurrences, int64_t input_size, int64_t hidden_size) {
+  return static_cast<size_t>(recurrences * active_layers<T>().rnn_packed_size(cell, input_size, hidden_size));
 }
 
 template <typename T>
-int64_t lstm_packed_lanes() {
+int64_t rnn_packed_lanes() {
   return active_layers<T>().lanes;
 }
 
 template <typename T>
-void lstm_pack(const LstmWeights<T>* weights, int64_t recurrences, int64_t input_size, int64_t hidden_size, T* packed,
-               const Executor& executor) {
+void rnn_pack(Cell cell, const RnnWeights<T>* weights, int64_t recurrences, int64_t input_size, int64_t hidden_size,
+              T* packed, const Executor& executor) {
   const LayersFor<T>& kernels = active_layers<T>();
-  const int64_t size = kernels.lstm_packed_size(input_size, hidden_size);
+  const int64_t size = kernels.rnn_packed_size(cell, input_size, hidden_size);
   for_each(executor, recurrences,
-           [&](int64_t g) { kernels.pack_lstm(weights[g], input_size, hidden_size, 0, 1, packed + g * size); });
+           [&](int64_t g) { kernels.pack_rnn(cell, weights[g], input_size, hidden_size, 0, 1, packed + g * size); });
 }
 
 template <typename T>
-size_t lstm_forward_workspace(const LstmForward<T>& args, const Executor& executor) {
+size_t rnn_forward_workspace(const RnnForward<T>& args, const Executor& executor) {
   return ForwardPlan<T>(args, nullptr, executor).bytes;
 }
 
 template <typename T>
-void lstm_forward(const LstmForward<T>& args, void* workspace, const Executor& given) {
+void rnn_forward(const RnnForward<T>& args, void* workspace, const Executor& given) {
   const ForwardPlan<T> plan(args, workspace, given);
   const LayersFor<T>& kernels = active_layers<T>();
-  const LstmShape& shape = args.shape;
+  const RnnShape& shape = args.shape;
   const int64_t hidden = shape.hidden_size;
   const int64_t all_hidden = shape.recurrences * hidden;
-  const LstmHeads<T>& heads = args.heads;
+  const RnnHeads<T>& heads = args.heads;
+  const CellSizes sizes = sizes_of(shape.cell);
   fill_starts(shape, plan.starts);
   fill_bounds(shape, plan.starts, plan.slices, plan.bounds);
 
@@ -143,8 +146,8 @@ void lstm_forward(const LstmForward<T>& args, void* workspace, const Executor& g
       const int64_t g = task / plan.slices;
       const int64_t part = task % plan.slices;
       if (args.packed == nullptr) {
-        kernels.pack_lstm(args.weights[g], shape.input_size, hidden, part, plan.slices,
-                          plan.packed + g * plan.packed_size);
+        kernels.pack_rnn(shape.cell, args.weights[g], shape.input_size, hidden, part, plan.slices,
+                         plan.packed + g * plan.packed_size);
       }
       if (part == 0) pack_heads(g);
     });
@@ -152,7 +155,7 @@ void lstm_forward(const LstmForward<T>& args, void* workspace, const Executor& g
   for (int64_t g = 0; g < shape.recurrences && plan.team_workers > 1; ++g) plan.teams[g] = Team{};
 
   for_each(plan.executor, plan.tasks(shape), [&](int64_t task) {
-    LstmWalk<T> walk{};
+    RnnWalk<T> walk{};
     walk.scratch = plan.scratch + static_cast<size_t>(task) * plan.scratch_size;
     int64_t g, slice = 0;
     if (plan.team_workers > 1) {
@@ -170,6 +173,7 @@ void lstm_forward(const LstmForward<T>& args, void* workspace, const Executor& g
       walk.packed_here = plan.packed + g * plan.packed_size;
     }
     const int64_t state = g * shape.batch * hidden;
+    walk.cell = shape.cell;
     walk.starts = plan.starts;
     walk.steps = shape.steps;
     walk.first_row = plan.bounds[slice];
@@ -185,8 +189,8 @@ void lstm_forward(const LstmForward<T>& args, void* workspace, const Executor& g
     walk.output = at(args.output, g * hidden);
     walk.output_stride = all_hidden;
     walk.h_n = args.h_n + state;
-    walk.c_n = args.c_n + state;
-    walk.gates = at(args.gates, g * shape.tokens * 4 * hidden);
+    walk.c_n = at(args.c_n, state);
+    walk.gates = at(args.gates, g * shape.tokens * sizes.kept * hidden);
     walk.cells = at(args.cells, g * shape.tokens * hidden);
     walk.head_panels = heads.width > 0 ? plan.head_panels + g * plan.head_size : nullptr;
     walk.head_width = heads.width;
@@ -194,7 +198,7 @@ void lstm_forward(const LstmForward<T>& args, void* workspace, const Executor& g
     walk.mean = at(heads.mean, g * hidden);
     walk.max = at(heads.max, g * hidden);
     walk.pooled_stride = all_hidden;
-    if (walk.last_row > walk.first_row) kernels.lstm_walk(walk);
+    if (walk.last_row > walk.first_row) kernels.rnn_walk(walk);
   });
 
   if (heads.width > 0) {
@@ -227,15 +231,15 @@ struct BackwardPlan {
   char* scratch;
   size_t bytes;
 
-  BackwardPlan(const LstmBackward<T>& args, void* memory, const Executor& given)
+  BackwardPlan(const RnnBackward<T>& args, void* memory, const Executor& given)
       : executor(executor_for(work_of(args.shape), given)) {
-    const LstmShape& shape = args.shape;
+    const RnnShape& shape = args.shape;
     const LayersFor<T>& kernels = active_layers<T>();
     constexpr int64_t kUnitsEach = 64;  // of a panel of W_hh's columns
     team_workers = team_size(shape, executor, sizeof(T), shape.hidden_size / kUnitsEach);
     slices = team_workers > 1 ? 1 : slice_count(shape, executor);
-    packed_size = kernels.lstm_backward_packed_size(shape.hidden_size);
-    input_packed_size = kernels.lstm_input_gradient_packed_size(shape.input_size, shape.hidden_size);
+    packed_size = kernels.rnn_backward_packed_size(shape.cell, shape.hidden_size);
+    input_packed_size = kernels.rnn_input_gradient_packed_size(shape.cell, shape.input_size, shape.hidden_size);
     Workspace workspace(memory);
     starts = workspace.take<int64_t>(shape.steps + 1);
     bounds = workspace.take<int64_t>(slices + 1);
@@ -245,45 +249,49 @@ struct BackwardPlan {
     const bool sum = args.grad_input != nullptr && shape.recurrences > shape.inputs;
     input_parts = workspace.take<Real<T>>(sum ? shape.recurrences * shape.tokens * shape.input_size : 0);
     // The walks' scratch memory serves the weights' gradients after them.
-    LstmBackwardWalk<T> walk{};
+    RnnBackwardWalk<T> walk{};
+    walk.cell = shape.cell;
     walk.last_row = shape.batch;
     walk.hidden_size = shape.hidden_size;
-    LstmWeightGradient<T> gradient{};
+    RnnWeightGradient<T> gradient{};
+    gradient.cell = shape.cell;
     gradient.input_size = shape.input_size;
     gradient.hidden_size = shape.hidden_size;
     gradient.tokens = shape.tokens;
-    gradient.last_column = largest_share(4 * shape.hidden_size, slices * team_workers);
-    scratch_size = std::max(kernels.lstm_backward_scratch(walk), kernels.lstm_weight_gradient_scratch(gradient));
+    gradient.last_column = largest_share(sizes_of(shape.cell).gradients * shape.hidden_size, slices * team_workers);
+    scratch_size = std::max(kernels.rnn_backward_scratch(walk), kernels.rnn_weight_gradient_scratch(gradient));
     scratch_size = (scratch_size + 63) / 64 * 64;
     teams = workspace.take<Team>(team_workers > 1 ? shape.recurrences : 0);
     scratch = workspace.take<char>(tasks(shape) * static_cast<int64_t>(scratch_size));
     bytes = workspace.used();
   }
 
-  int64_t tasks(const LstmShape& shape) const { return shape.recurrences * slices * team_workers; }
+  int64_t tasks(const RnnShape& shape) const { return shape.recurrences * slices * team_workers; }
 };
 
 }  // namespace
 
 template <typename T>
-size_t lstm_backward_workspace(const LstmBackward<T>& args, const Executor& executor) {
+size_t rnn_backward_workspace(const RnnBackward<T>& args, const Executor& executor) {
   return BackwardPlan<T>(args, nullptr, executor).bytes;
 }
 
 template <typename T>
-void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor& given) {
+void rnn_backward(const RnnBackward<T>& args, void* workspace, const Executor& given) {
   const BackwardPlan<T> plan(args, workspace, given);
   const LayersFor<T>& kernels = active_layers<T>();
-  const LstmShape& shape = args.shape;
+  const RnnShape& shape = args.shape;
   const int64_t hidden = shape.hidden_size;
+  const CellSizes sizes = sizes_of(shape.cell);
   fill_starts(shape, plan.starts);
   fill_bounds(shape, plan.starts, plan.slices, plan.bounds);
 
   const auto pack = [&](int64_t g, int64_t part, int64_t parts) {
-    kernels.pack_lstm_backward(args.weights[g].w_hh, hidden, part, parts, plan.packed + g * plan.packed_size);
+    kernels.pack_rnn_backward(shape.cell, args.weights[g].w_hh, hidden, part, parts,
+                              plan.packed + g * plan.packed_size);
     if (args.grad_input != nullptr) {
-      kernels.pack_lstm_input_gradient(args.weights[g].w_ih, shape.input_size, hidden, part, parts,
-                                       plan.input_packed + g * plan.input_packed_size);
+      kernels.pack_rnn_input_gradient(shape.cell, args.weights[g].w_ih, shape.input_size, hidden, part, parts,
+                                      plan.input_packed + g * plan.input_packed_size);
     }
   };
   if (plan.slices > 1) {
@@ -293,7 +301,7 @@ void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor&
   for (int64_t g = 0; g < shape.recurrences && plan.team_workers > 1; ++g) plan.teams[g] = Team{};
 
   for_each(plan.executor, plan.tasks(shape), [&](int64_t task) {
-    LstmBackwardWalk<T> walk{};
+    RnnBackwardWalk<T> walk{};
     walk.scratch = plan.scratch + static_cast<size_t>(task) * plan.scratch_size;
     int64_t g, slice = 0;
     if (plan.team_workers > 1) {
@@ -309,6 +317,7 @@ void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor&
     }
     const int64_t state = g * shape.batch * hidden;
     const int64_t tokens = g * shape.tokens * hidden;
+    walk.cell = shape.cell;
     walk.starts = plan.starts;
     walk.steps = shape.steps;
     walk.first_row = plan.bounds[slice];
@@ -316,22 +325,25 @@ void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor&
     walk.reverse = args.weights[g].reverse;
     walk.hidden_size = hidden;
     walk.packed = plan.packed + g * plan.packed_size;
+    walk.h0 = at(args.h0, state);
     walk.c0 = at(args.c0, state);
+    walk.output = args.output + g * hidden;
     walk.output_stride = shape.recurrences * hidden;
-    walk.gates = args.gates + 4 * tokens;
-    walk.cells = args.cells + tokens;
+    walk.gates = at(args.gates, sizes.kept * tokens);
+    walk.cells = at(args.cells, tokens);
     walk.grad_output = at(args.grad_output, g * hidden);
     walk.grad_h_n = at(args.grad_h_n, state);
     walk.grad_c_n = at(args.grad_c_n, state);
-    walk.grad_gates = args.grad_gates + 4 * tokens;
+    walk.grad_gates = args.grad_gates + sizes.gradients * tokens;
     walk.grad_h0 = at(args.grad_h0, state);
     walk.grad_c0 = at(args.grad_c0, state);
     if (walk.last_row == walk.first_row) return;
-    kernels.lstm_backward_walk(walk);
+    kernels.rnn_backward_walk(walk);
     if (args.grad_input == nullptr) return;
     // The gate gradients just written are in this worker's cache. Another worker's would first have to leave
     // its, and to be taken back by it for the next call.
-    LstmInputGradient<T> input{};
+    RnnInputGradient<T> input{};
+    input.cell = shape.cell;
     input.starts = plan.starts;
     const int64_t workers = walk.team == nullptr ? 1 : walk.team->size;
     input.first_step = shape.steps * walk.place / workers;
@@ -346,7 +358,7 @@ void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor&
     input.part = sum ? plan.input_parts + g * shape.tokens * shape.input_size : nullptr;
     input.result = args.grad_input + input_column(shape, g);
     input.result_stride = shape.inputs * shape.input_size;
-    kernels.lstm_input_gradient(input);
+    kernels.rnn_input_gradient(input);
   });
 
   // Every task has a share of a recurrence's weight rows: equal work. All sums are whole within a task, so no
@@ -356,17 +368,18 @@ void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor&
   for_each(plan.executor, tasks, [&](int64_t task) {
     const int64_t g = task / shares;
     const int64_t slice = task % shares;
-    const LstmWeightGradients<T>& wanted = args.grad_weights[g];
-    LstmWeightGradient<T> gradient{};
+    const RnnWeightGradients<T>& wanted = args.grad_weights[g];
+    RnnWeightGradient<T> gradient{};
+    gradient.cell = shape.cell;
     gradient.starts = plan.starts;
     gradient.steps = shape.steps;
     gradient.tokens = shape.tokens;
     gradient.reverse = args.weights[g].reverse;
     gradient.input_size = shape.input_size;
     gradient.hidden_size = hidden;
-    gradient.first_column = share(4 * hidden, slice, shares);
-    gradient.last_column = share(4 * hidden, slice + 1, shares);
-    gradient.grad_gates = args.grad_gates + g * shape.tokens * 4 * hidden;
+    gradient.first_column = share(sizes.gradients * hidden, slice, shares);
+    gradient.last_column = share(sizes.gradients * hidden, slice + 1, shares);
+    gradient.grad_gates = args.grad_gates + g * shape.tokens * sizes.gradients * hidden;
     gradient.input = args.input + input_column(shape, g);
     gradient.input_stride = shape.inputs * shape.input_size;
     gradient.h0 = at(args.h0, g * shape.batch * hidden);
@@ -376,7 +389,7 @@ void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor&
     gradient.w_hh = wanted.w_hh;
     gradient.bias = wanted.bias;
     gradient.scratch = plan.scratch + static_cast<size_t>(task) * plan.scratch_size;
-    if (gradient.last_column > gradient.first_column) kernels.lstm_weight_gradient(gradient);
+    if (gradient.last_column > gradient.first_column) kernels.rnn_weight_gradient(gradient);
     if (args.grad_input != nullptr && shape.recurrences > shape.inputs) {
       const int64_t part = shape.tokens * shape.input_size;
       const int64_t readers = shape.recurrences / shape.inputs;
@@ -389,14 +402,14 @@ void lstm_backward(const LstmBackward<T>& args, void* workspace, const Executor&
   });
 }
 
-#define PYMTL_INSTANTIATE(T)                                                                      \
-  template size_t lstm_packed_size<T>(int64_t, int64_t, int64_t);                                 \
-  template int64_t lstm_packed_lanes<T>();                                                        \
-  template void lstm_pack(const LstmWeights<T>*, int64_t, int64_t, int64_t, T*, const Executor&); \
-  template size_t lstm_forward_workspace(const LstmForward<T>&, const Executor&);                 \
-  template void lstm_forward(const LstmForward<T>&, void*, const Executor&);                      \
-  template size_t lstm_backward_workspace(const LstmBackward<T>&, const Executor&);               \
-  template void lstm_backward(const LstmBackward<T>&, void*, const Executor&);
+#define PYMTL_INSTANTIATE(T)                                                                          \
+  template size_t rnn_packed_size<T>(Cell, int64_t, int64_t, int64_t);                                \
+  template int64_t rnn_packed_lanes<T>();                                                             \
+  template void rnn_pack(Cell, const RnnWeights<T>*, int64_t, int64_t, int64_t, T*, const Executor&); \
+  template size_t rnn_forward_workspace(const RnnForward<T>&, const Executor&);                       \
+  template void rnn_forward(const RnnForward<T>&, void*, const Executor&);                            \
+  template size_t rnn_backward_workspace(const RnnBackward<T>&, const Executor&);                     \
+  template void rnn_backward(const RnnBackward<T>&, void*, const Executor&);
 PYMTL_INSTANTIATE(float)
 PYMTL_INSTANTIATE(double)
 PYMTL_INSTANTIATE(BFloat16)

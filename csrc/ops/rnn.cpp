@@ -1,4 +1,4 @@
-#include "kernels/lstm.h"
+#include "kernels/rnn.h"
 
 #include <algorithm>
 #include <cstring>
@@ -11,17 +11,29 @@
 namespace pymtl::ops {
 namespace {
 
+// torch.nn.RNNBase's modes.
+Cell cell_of(const std::string& mode) {
+  if (mode == "LSTM") return Cell::lstm;
+  if (mode == "GRU") return Cell::gru;
+  if (mode == "RNN_TANH") return Cell::rnn_tanh;
+  check(mode == "RNN_RELU", "mode: expected LSTM, GRU, RNN_TANH or RNN_RELU, got ", mode);
+  return Cell::rnn_relu;
+}
+
 // A layer's weights, checked and contiguous; the list keeps copies alive that a kernel points into.
 template <typename T>
 struct Layer {
+  Cell cell;
+  CellSizes sizes;
   int64_t recurrences;
   int64_t input_size;
   int64_t hidden_size;
   Tensors kept;
-  std::vector<LstmWeights<T>> weights;
+  std::vector<RnnWeights<T>> weights;
 
   Layer(const Tensors& weight_ih, const Tensors& weight_hh, const Tensors& bias_ih, const Tensors& bias_hh,
-        const std::vector<bool>& reverse, ScalarType type) {
+        const std::vector<bool>& reverse, const std::string& mode, ScalarType type)
+      : cell(cell_of(mode)), sizes(sizes_of(cell)) {
     const size_t count = weight_ih.size();
     check(count > 0, "weight_ih: expected at least one recurrence, got none");
     check(weight_hh.size() == count, "weight_hh: expected ", count, " tensors, got ", weight_hh.size());
@@ -36,12 +48,12 @@ struct Layer {
     hidden_size = weight_hh[0].size(1);
     check(input_size > 0 && hidden_size > 0, "weight_ih and weight_hh: expected sizes above zero, got ", input_size,
           " and ", hidden_size, " columns");
+    const int64_t rows = sizes.gates * hidden_size;
     for (size_t g = 0; g < count; ++g) {
-      weights.push_back({keep(weight_ih[g], Name("weight_ih", g), type, {4 * hidden_size, input_size}),
-                         keep(weight_hh[g], Name("weight_hh", g), type, {4 * hidden_size, hidden_size}),
-                         bias_ih.empty() ? nullptr : keep(bias_ih[g], Name("bias_ih", g), type, {4 * hidden_size}),
-                         bias_hh.empty() ? nullptr : keep(bias_hh[g], Name("bias_hh", g), type, {4 * hidden_size}),
-                         reverse[g]});
+      weights.push_back({keep(weight_ih[g], Name("weight_ih", g), type, {rows, input_size}),
+                         keep(weight_hh[g], Name("weight_hh", g), type, {rows, hidden_size}),
+                         bias_ih.empty() ? nullptr : keep(bias_ih[g], Name("bias_ih", g), type, {rows}),
+                         bias_hh.empty() ? nullptr : keep(bias_hh[g], Name("bias_hh", g), type, {rows}), reverse[g]});
     }
   }
 
@@ -62,7 +74,7 @@ int64_t inputs_of(const Layer<T>& layer, const Tensor& input) {
 }
 
 template <typename T>
-LstmShape shape_of(const Layer<T>& layer, const Batch& batch, int64_t inputs) {
+RnnShape shape_of(const Layer<T>& layer, const Batch& batch, int64_t inputs) {
   return {layer.recurrences,
           batch.steps,
           batch.batch,
@@ -70,25 +82,33 @@ LstmShape shape_of(const Layer<T>& layer, const Batch& batch, int64_t inputs) {
           layer.input_size,
           layer.hidden_size,
           read<int64_t>(batch.batch_sizes),
-          inputs};
+          inputs,
+          layer.cell};
 }
 
-// Packed weights as a tensor: how many lanes they are packed for, on a cache line of its own, and the panels.
+// Packed weights as a tensor: what they are packed for, on a cache line of its own, and the panels.
 template <typename T>
 constexpr int64_t kHeader = 64 / sizeof(T);
 
+struct PackHeader {
+  int64_t lanes;
+  Cell cell;
+};
+
 template <typename T>
-Tensor checked_packed(const Tensor& packed, const Name& name, int64_t recurrences, int64_t input_size,
+Tensor checked_packed(const Tensor& packed, const Name& name, Cell cell, int64_t recurrences, int64_t input_size,
                       int64_t hidden_size, ScalarType type) {
   check_cpu(packed, name);
   check_type(packed, name, type);
   check(packed.dim() == 1 && packed.numel() > kHeader<T> && packed.is_contiguous(), name,
-        ": expected weights from lstm_pack, got something else");
-  int64_t lanes = 0;
-  std::memcpy(&lanes, packed.const_data_ptr(), sizeof lanes);
-  check(lanes == lstm_packed_lanes<T>(), name, ": expected weights packed for vectors of ", lstm_packed_lanes<T>(),
-        " numbers, which the instruction set in use has, got them for ", lanes);
-  const int64_t size = kHeader<T> + static_cast<int64_t>(lstm_packed_size<T>(recurrences, input_size, hidden_size));
+        ": expected weights from rnn_pack, got something else");
+  PackHeader header;
+  std::memcpy(&header, packed.const_data_ptr(), sizeof header);
+  check(header.lanes == rnn_packed_lanes<T>(), name, ": expected weights packed for vectors of ", rnn_packed_lanes<T>(),
+        " numbers, which the instruction set in use has, got them for ", header.lanes);
+  check(header.cell == cell, name, ": expected weights packed for this mode, got those of another");
+  const int64_t size =
+      kHeader<T> + static_cast<int64_t>(rnn_packed_size<T>(cell, recurrences, input_size, hidden_size));
   check_sizes(packed, name, {size});
   return packed;
 }
@@ -96,12 +116,25 @@ Tensor checked_packed(const Tensor& packed, const Name& name, int64_t recurrence
 template <typename T>
 OptionalTensor checked_packed(const OptionalTensor& packed, const Layer<T>& layer, ScalarType type) {
   if (!packed.has_value()) return std::nullopt;
-  return checked_packed<T>(*packed, "packed", layer.recurrences, layer.input_size, layer.hidden_size, type);
+  return checked_packed<T>(*packed, "packed", layer.cell, layer.recurrences, layer.input_size, layer.hidden_size, type);
 }
 
 template <typename T>
 const T* panels_of(const OptionalTensor& packed) {
   return packed.has_value() ? read<T>(*packed) + kHeader<T> : nullptr;
+}
+
+// A cell's state c [count, B, H]; other cells than the LSTM's have none.
+template <typename T>
+OptionalTensor checked_cell(const OptionalTensor& given, const Name& name, Cell cell, const Sizes& sizes,
+                            ScalarType type) {
+  check(sizes_of(cell).has_cell || !given.has_value(), name, ": expected none, which only an LSTM has");
+  return checked(given, name, type, sizes);
+}
+
+Tensor make_cell(const Tensor& like, Cell cell, Sizes sizes) {
+  if (!sizes_of(cell).has_cell) sizes[0] = 0;
+  return make(like, sizes);
 }
 
 struct ForwardResult {
@@ -112,25 +145,26 @@ enum class Keep { nothing, for_backward };
 
 ForwardResult forward(const Tensor& given_input, const OptionalTensor& batch_sizes, const Tensors& weight_ih,
                       const Tensors& weight_hh, const Tensors& bias_ih, const Tensors& bias_hh,
-                      const std::vector<bool>& reverse, const OptionalTensor& given_h0, const OptionalTensor& given_c0,
-                      const OptionalTensor& given_packed, Keep keep) {
+                      const std::vector<bool>& reverse, const std::string& mode, const OptionalTensor& given_h0,
+                      const OptionalTensor& given_c0, const OptionalTensor& given_packed, Keep keep) {
   return with_layer_type(given_input, "input", [&]<typename T>() {
     const ScalarType type = given_input.scalar_type();
     const Batch batch(given_input, batch_sizes);
-    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, type);
+    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, type);
     const int64_t G = layer.recurrences;
     const int64_t H = layer.hidden_size;
     const int64_t inputs = inputs_of(layer, given_input);
     const Tensor input = checked(given_input, "input", type, batch.with(inputs * layer.input_size));
     const OptionalTensor h0 = checked(given_h0, "h0", type, {G, batch.batch, H});
-    const OptionalTensor c0 = checked(given_c0, "c0", type, {G, batch.batch, H});
+    const OptionalTensor c0 = checked_cell<T>(given_c0, "c0", layer.cell, {G, batch.batch, H}, type);
     const OptionalTensor packed = checked_packed(given_packed, layer, type);
     const bool train = keep == Keep::for_backward;
     const ForwardResult result{make(input, batch.with(G * H)), make(input, {G, batch.batch, H}),
-                               make(input, {G, batch.batch, H}), make(input, {train ? G : 0, batch.tokens, 4 * H}),
-                               make(input, {train ? G : 0, batch.tokens, H}, real_type(type))};
+                               make_cell(input, layer.cell, {G, batch.batch, H}),
+                               make(input, {train ? G : 0, batch.tokens, layer.sizes.kept * H}),
+                               make(input, {train && layer.sizes.has_cell ? G : 0, batch.tokens, H}, real_type(type))};
     if (batch.tokens == 0) return result;
-    LstmForward<T> args{};
+    RnnForward<T> args{};
     args.shape = shape_of(layer, batch, inputs);
     args.weights = layer.weights.data();
     args.packed = panels_of<T>(packed);
@@ -143,27 +177,28 @@ ForwardResult forward(const Tensor& given_input, const OptionalTensor& batch_siz
     args.gates = write<T>(result.gates);
     args.cells = write<Real<T>>(result.cells);
     const Executor executor = torch_executor();
-    const Scratch workspace(lstm_forward_workspace(args, executor));
-    lstm_forward(args, workspace.memory(), executor);
+    const Scratch workspace(rnn_forward_workspace(args, executor));
+    rnn_forward(args, workspace.memory(), executor);
     return result;
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> lstm_inference(Tensor input, OptionalTensor batch_sizes, Tensors weight_ih,
-                                                  Tensors weight_hh, Tensors bias_ih, Tensors bias_hh,
-                                                  std::vector<bool> reverse, OptionalTensor h0, OptionalTensor c0,
-                                                  OptionalTensor packed) {
+std::tuple<Tensor, Tensor, Tensor> rnn_inference(Tensor input, OptionalTensor batch_sizes, Tensors weight_ih,
+                                                 Tensors weight_hh, Tensors bias_ih, Tensors bias_hh,
+                                                 std::vector<bool> reverse, std::string mode, OptionalTensor h0,
+                                                 OptionalTensor c0, OptionalTensor packed) {
   const ForwardResult result =
-      forward(input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, h0, c0, packed, Keep::nothing);
+      forward(input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, h0, c0, packed, Keep::nothing);
   return {result.output, result.h_n, result.c_n};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_training(Tensor input, OptionalTensor batch_sizes,
-                                                                 Tensors weight_ih, Tensors weight_hh, Tensors bias_ih,
-                                                                 Tensors bias_hh, std::vector<bool> reverse,
-                                                                 OptionalTensor h0, OptionalTensor c0) {
-  const ForwardResult result = forward(input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, h0, c0,
-                                       std::nullopt, Keep::for_backward);
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_training(Tensor input, OptionalTensor batch_sizes,
+                                                                Tensors weight_ih, Tensors weight_hh, Tensors bias_ih,
+                                                                Tensors bias_hh, std::vector<bool> reverse,
+                                                                std::string mode, OptionalTensor h0,
+                                                                OptionalTensor c0) {
+  const ForwardResult result = forward(input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, h0,
+                                       c0, std::nullopt, Keep::for_backward);
   return {result.output, result.h_n, result.c_n, result.gates, result.cells};
 }
 
@@ -181,16 +216,16 @@ struct Needs {
   }
 };
 
-std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> lstm_backward(
+std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> rnn_backward(
     OptionalTensor given_grad_output, OptionalTensor given_grad_h_n, OptionalTensor given_grad_c_n, Tensor given_input,
     OptionalTensor batch_sizes, Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh,
-    std::vector<bool> reverse, OptionalTensor given_h0, OptionalTensor given_c0, Tensor given_output,
+    std::vector<bool> reverse, std::string mode, OptionalTensor given_h0, OptionalTensor given_c0, Tensor given_output,
     Tensor given_gates, Tensor given_cells, std::vector<bool> flags) {
   return with_layer_type(given_input, "input", [&]<typename T>() {
     const ScalarType type = given_input.scalar_type();
     const Needs needs(flags);
     const Batch batch(given_input, batch_sizes);
-    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, type);
+    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, type);
     const int64_t G = layer.recurrences;
     const int64_t I = layer.input_size;
     const int64_t H = layer.hidden_size;
@@ -199,33 +234,33 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> lstm_backward(
     const int64_t inputs = inputs_of(layer, given_input);
     const Tensor input = checked(given_input, "input", type, batch.with(inputs * I));
     const Tensor output = checked(given_output, "output", type, batch.with(G * H));
-    const Tensor gates = checked(given_gates, "gates", type, {G, N, 4 * H});
-    const Tensor cells = checked(given_cells, "cells", real_type(type), {G, N, H});
+    const Tensor gates = checked(given_gates, "gates", type, {G, N, layer.sizes.kept * H});
+    const Tensor cells = checked(given_cells, "cells", real_type(type), {layer.sizes.has_cell ? G : 0, N, H});
     const OptionalTensor h0 = checked(given_h0, "h0", type, state);
-    const OptionalTensor c0 = checked(given_c0, "c0", type, state);
+    const OptionalTensor c0 = checked_cell<T>(given_c0, "c0", layer.cell, state, type);
     const OptionalTensor grad_output = checked(given_grad_output, "grad_output", type, batch.with(G * H));
     const OptionalTensor grad_h_n = checked(given_grad_h_n, "grad_h_n", type, state);
-    const OptionalTensor grad_c_n = checked(given_grad_c_n, "grad_c_n", type, state);
+    const OptionalTensor grad_c_n = checked_cell<T>(given_grad_c_n, "grad_c_n", layer.cell, state, type);
 
     const Sizes no_state = {0, batch.batch, H};
     const Tensor grad_h0 = make(input, needs.state ? state : no_state);
-    const Tensor grad_c0 = make(input, needs.state ? state : no_state);
+    const Tensor grad_c0 = make_cell(input, layer.cell, needs.state ? state : no_state);
     const Tensor grad_input = needs.input ? make(input, batch.with(inputs * I)) : make(input, {0});
     Tensors grad_w_ih, grad_w_hh, grad_bias;
-    std::vector<LstmWeightGradients<T>> grad_weights(static_cast<size_t>(G));
-    for (LstmWeightGradients<T>& wanted : grad_weights) {
+    std::vector<RnnWeightGradients<T>> grad_weights(static_cast<size_t>(G));
+    for (RnnWeightGradients<T>& wanted : grad_weights) {
       // Without tokens no kernel runs and the gradients are zero.
       const auto want = [&](bool needed, Tensors& list, const Sizes& sizes) -> T* {
         if (!needed) return nullptr;
         list.push_back(N > 0 ? make(input, sizes) : torch::stable::new_zeros(input, sizes));
         return write<T>(list.back());
       };
-      wanted.w_ih = want(needs.weight_ih, grad_w_ih, {4 * H, I});
-      wanted.w_hh = want(needs.weight_hh, grad_w_hh, {4 * H, H});
-      wanted.bias = want(needs.bias && !bias_ih.empty(), grad_bias, {4 * H});
+      wanted.w_ih = want(needs.weight_ih, grad_w_ih, {layer.sizes.gates * H, I});
+      wanted.w_hh = want(needs.weight_hh, grad_w_hh, {layer.sizes.gates * H, H});
+      wanted.bias = want(needs.bias && !bias_ih.empty(), grad_bias, {layer.sizes.gradients * H});
     }
     if (N > 0) {
-      LstmBackward<T> args{};
+      RnnBackward<T> args{};
       args.shape = shape_of(layer, batch, inputs);
       args.weights = layer.weights.data();
       args.input = read<T>(input);
@@ -242,32 +277,32 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> lstm_backward(
       args.grad_h0 = write<T>(grad_h0);
       args.grad_c0 = write<T>(grad_c0);
       const Executor executor = torch_executor();
-      const size_t bytes = lstm_backward_workspace(args, executor);
-      const Scratch workspace(bytes + static_cast<size_t>(G * N * 4 * H) * sizeof(T));
+      const size_t bytes = rnn_backward_workspace(args, executor);
+      const Scratch workspace(bytes + static_cast<size_t>(G * N * layer.sizes.gradients * H) * sizeof(T));
       args.grad_gates = reinterpret_cast<T*>(static_cast<char*>(workspace.memory()) + bytes);
-      pymtl::lstm_backward(args, workspace.memory(), executor);
+      pymtl::rnn_backward(args, workspace.memory(), executor);
     }
     return std::make_tuple(grad_input, grad_w_ih, grad_w_hh, grad_bias, grad_h0, grad_c0);
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_heads(Tensor given_input, OptionalTensor batch_sizes,
-                                                              Tensors weight_ih, Tensors weight_hh, Tensors bias_ih,
-                                                              Tensors bias_hh, std::vector<bool> reverse,
-                                                              OptionalTensor given_h0, OptionalTensor given_c0,
-                                                              OptionalTensor given_packed,
-                                                              OptionalTensor given_head_weight,
-                                                              OptionalTensor given_head_bias, bool mean, bool max) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_heads(Tensor given_input, OptionalTensor batch_sizes,
+                                                             Tensors weight_ih, Tensors weight_hh, Tensors bias_ih,
+                                                             Tensors bias_hh, std::vector<bool> reverse,
+                                                             std::string mode, OptionalTensor given_h0,
+                                                             OptionalTensor given_c0, OptionalTensor given_packed,
+                                                             OptionalTensor given_head_weight,
+                                                             OptionalTensor given_head_bias, bool mean, bool max) {
   return with_layer_type(given_input, "input", [&]<typename T>() {
     const ScalarType type = given_input.scalar_type();
     const Batch batch(given_input, batch_sizes);
-    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, type);
+    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, type);
     const int64_t G = layer.recurrences;
     const int64_t H = layer.hidden_size;
     const int64_t inputs = inputs_of(layer, given_input);
     const Tensor input = checked(given_input, "input", type, batch.with(inputs * layer.input_size));
     const OptionalTensor h0 = checked(given_h0, "h0", type, {G, batch.batch, H});
-    const OptionalTensor c0 = checked(given_c0, "c0", type, {G, batch.batch, H});
+    const OptionalTensor c0 = checked_cell<T>(given_c0, "c0", layer.cell, {G, batch.batch, H}, type);
     const OptionalTensor packed = checked_packed(given_packed, layer, type);
     if (given_head_weight.has_value()) {
       check(given_head_weight->dim() == 2, "head_weight: expected a matrix, got ", given_head_weight->dim(), "-D");
@@ -280,9 +315,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_heads(Tensor given_input
     const Tensor means = make(input, {mean ? batch.batch : 0, G * H});
     const Tensor maxima = make(input, {max ? batch.batch : 0, G * H});
     const Tensor h_n = make(input, {G, batch.batch, H});
-    const Tensor c_n = make(input, {G, batch.batch, H});
+    const Tensor c_n = make_cell(input, layer.cell, {G, batch.batch, H});
     if (batch.tokens > 0) {
-      LstmForward<T> args{};
+      RnnForward<T> args{};
       args.shape = shape_of(layer, batch, inputs);
       args.weights = layer.weights.data();
       args.packed = panels_of<T>(packed);
@@ -293,18 +328,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lstm_heads(Tensor given_input
       args.c_n = write<T>(c_n);
       args.heads = {C, read<T>(head_weight), read<T>(head_bias), write<T>(logits), write<T>(means), write<T>(maxima)};
       const Executor executor = torch_executor();
-      const Scratch workspace(lstm_forward_workspace(args, executor));
-      lstm_forward(args, workspace.memory(), executor);
+      const Scratch workspace(rnn_forward_workspace(args, executor));
+      rnn_forward(args, workspace.memory(), executor);
     }
     return std::make_tuple(logits, means, maxima, h_n, c_n);
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> lstm_frozen(Tensor given_input, OptionalTensor batch_sizes, Tensors given_packed,
-                                               int64_t hidden_size, std::vector<bool> reverse, OptionalTensor given_h0,
-                                               OptionalTensor given_c0) {
+std::tuple<Tensor, Tensor, Tensor> rnn_frozen(Tensor given_input, OptionalTensor batch_sizes, Tensors given_packed,
+                                              int64_t hidden_size, std::vector<bool> reverse, std::string mode,
+                                              OptionalTensor given_h0, OptionalTensor given_c0) {
   return with_layer_type(given_input, "input", [&]<typename T>() {
     const ScalarType type = given_input.scalar_type();
+    const Cell cell = cell_of(mode);
     const Batch batch(given_input, batch_sizes);
     const int64_t layers = static_cast<int64_t>(given_packed.size());
     const int64_t G = static_cast<int64_t>(reverse.size());
@@ -315,24 +351,24 @@ std::tuple<Tensor, Tensor, Tensor> lstm_frozen(Tensor given_input, OptionalTenso
     check(input_size > 0, "input: expected features, got none");
     const Sizes states = {layers * G, batch.batch, hidden_size};
     const OptionalTensor h0 = checked(given_h0, "h0", type, states);
-    const OptionalTensor c0 = checked(given_c0, "c0", type, states);
+    const OptionalTensor c0 = checked_cell<T>(given_c0, "c0", cell, states, type);
     const Tensor h_n = make(given_input, states);
-    const Tensor c_n = make(given_input, states);
-    std::vector<LstmWeights<T>> weights;
+    const Tensor c_n = make_cell(given_input, cell, states);
+    std::vector<RnnWeights<T>> weights;
     for (const bool reversed : reverse) weights.push_back({nullptr, nullptr, nullptr, nullptr, reversed});
     Tensor output = checked(given_input, "input", type, batch.with(input_size));
     for (int64_t layer = 0; layer < layers; ++layer) {
       const Tensor input = output;
       const size_t index = static_cast<size_t>(layer);
       const OptionalTensor packed =
-          checked_packed<T>(given_packed[index], Name("packed", index), G, input_size, hidden_size, type);
+          checked_packed<T>(given_packed[index], Name("packed", index), cell, G, input_size, hidden_size, type);
       output = make(input, batch.with(G * hidden_size));
       const int64_t read_size = std::exchange(input_size, G * hidden_size);
       if (batch.tokens == 0) continue;
       const int64_t state = layer * G * batch.batch * hidden_size;
-      LstmForward<T> args{};
-      args.shape = {
-          G, batch.steps, batch.batch, batch.tokens, read_size, hidden_size, read<int64_t>(batch.batch_sizes)};
+      RnnForward<T> args{};
+      args.shape = {G, batch.steps, batch.batch, batch.tokens, read_size, hidden_size, read<int64_t>(batch.batch_sizes),
+                    1, cell};
       args.weights = weights.data();
       args.packed = panels_of<T>(packed);
       args.input = read<T>(input);
@@ -340,27 +376,28 @@ std::tuple<Tensor, Tensor, Tensor> lstm_frozen(Tensor given_input, OptionalTenso
       args.c0 = c0.has_value() ? read<T>(c0) + state : nullptr;
       args.output = write<T>(output);
       args.h_n = write<T>(h_n) + state;
-      args.c_n = write<T>(c_n) + state;
+      args.c_n = sizes_of(cell).has_cell ? write<T>(c_n) + state : nullptr;
       const Executor executor = torch_executor();
-      const Scratch workspace(lstm_forward_workspace(args, executor));
-      lstm_forward(args, workspace.memory(), executor);
+      const Scratch workspace(rnn_forward_workspace(args, executor));
+      rnn_forward(args, workspace.memory(), executor);
     }
     return std::make_tuple(output, h_n, c_n);
   });
 }
 
-Tensor lstm_pack(Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh, std::vector<bool> reverse) {
+Tensor rnn_pack(Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh, std::vector<bool> reverse,
+                std::string mode) {
   check(!weight_ih.empty(), "weight_ih: expected at least one recurrence, got none");
   return with_layer_type(weight_ih[0], "weight_ih", [&]<typename T>() {
-    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, weight_ih[0].scalar_type());
-    const size_t size = lstm_packed_size<T>(layer.recurrences, layer.input_size, layer.hidden_size);
+    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, weight_ih[0].scalar_type());
+    const size_t size = rnn_packed_size<T>(layer.cell, layer.recurrences, layer.input_size, layer.hidden_size);
     const Tensor packed = make(weight_ih[0], {kHeader<T> + static_cast<int64_t>(size)});
     T* const memory = write<T>(packed);
     std::fill_n(memory, kHeader<T>, T{});
-    const int64_t lanes = lstm_packed_lanes<T>();
-    std::memcpy(memory, &lanes, sizeof lanes);
-    pymtl::lstm_pack(layer.weights.data(), layer.recurrences, layer.input_size, layer.hidden_size, memory + kHeader<T>,
-                     torch_executor());
+    const PackHeader header{rnn_packed_lanes<T>(), layer.cell};
+    std::memcpy(memory, &header, sizeof header);
+    pymtl::rnn_pack(layer.cell, layer.weights.data(), layer.recurrences, layer.input_size, layer.hidden_size,
+                    memory + kHeader<T>, torch_executor());
     return packed;
   });
 }
@@ -369,10 +406,10 @@ Tensor lstm_pack(Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors 
 }  // namespace pymtl::ops
 
 STABLE_TORCH_LIBRARY_IMPL(pymtl, CPU, m) {
-  m.impl("lstm_inference", TORCH_BOX(&pymtl::ops::lstm_inference));
-  m.impl("lstm_training", TORCH_BOX(&pymtl::ops::lstm_training));
-  m.impl("lstm_backward", TORCH_BOX(&pymtl::ops::lstm_backward));
-  m.impl("lstm_heads", TORCH_BOX(&pymtl::ops::lstm_heads));
-  m.impl("lstm_frozen", TORCH_BOX(&pymtl::ops::lstm_frozen));
-  m.impl("lstm_pack", TORCH_BOX(&pymtl::ops::lstm_pack));
+  m.impl("rnn_inference", TORCH_BOX(&pymtl::ops::rnn_inference));
+  m.impl("rnn_training", TORCH_BOX(&pymtl::ops::rnn_training));
+  m.impl("rnn_backward", TORCH_BOX(&pymtl::ops::rnn_backward));
+  m.impl("rnn_heads", TORCH_BOX(&pymtl::ops::rnn_heads));
+  m.impl("rnn_frozen", TORCH_BOX(&pymtl::ops::rnn_frozen));
+  m.impl("rnn_pack", TORCH_BOX(&pymtl::ops::rnn_pack));
 }

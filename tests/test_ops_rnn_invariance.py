@@ -5,17 +5,19 @@ import torch
 from parity import assert_same_bits
 from samples import (
     ALL_OPTIONS,
+    GATES,
     INVARIANT,
     RAGGED,
     SMALL,
     B,
     F,
-    LSTMCase,
-    LSTMSample,
-    lstm_sample,
-    lstm_weights,
+    RNNCase,
+    RNNSample,
+    named,
     random_like,
     raw_arguments,
+    rnn_sample,
+    rnn_weights,
     run_ours,
     shifted,
     sizes_of,
@@ -33,7 +35,7 @@ def sequence(sample, row):
     starts = [sum(sizes[:t]) for t in range(len(sizes))]
     tokens = [start + row for start, size in zip(starts, sizes) if size > row]
     states = [None if s is None else s[:, row : row + 1] for s in (sample.h0, sample.c0)]
-    return tokens, LSTMSample(sample.input[tokens].unsqueeze(1), None, sample.weights, *states)
+    return tokens, RNNSample(sample.input[tokens].unsqueeze(1), None, sample.weights, *states)
 
 
 def batch_of(sample, rows):
@@ -43,46 +45,43 @@ def batch_of(sample, rows):
     steps = range(max(map(len, tokens)))
     order = [t[step] for step in steps for t in tokens if len(t) > step]
     states = [None if s is None else s[:, rows] for s in (sample.h0, sample.c0)]
-    return order, LSTMSample(sample.input[order], sizes_of([len(t) for t in tokens]), sample.weights, *states)
+    return order, RNNSample(sample.input[order], sizes_of([len(t) for t in tokens]), sample.weights, *states)
 
 
-every_invariant_case = pytest.mark.parametrize("case", INVARIANT, ids=["long", "ragged", "all-options"])
+def states(results, rows):
+    """The last states of some sequences; only an LSTM has c."""
+    return {name: results[name][:, rows] for name in ("h_n", "c_n") if name in results}
+
+
+every_invariant_case = pytest.mark.parametrize("case", INVARIANT, ids=str)
 
 
 @every_invariant_case
 def test_a_sequence_gives_the_same_bits_alone_as_in_a_batch(case, dtype, isa):
-    sample = lstm_sample(case, dtype)
+    sample = rnn_sample(case, dtype)
     together = run_ours(sample)
     for row in range(len(case.lengths)):
         tokens, alone = sequence(sample, row)
-        expected = {
-            "output": together["output"][tokens].unsqueeze(1),
-            "h_n": together["h_n"][:, row : row + 1],
-            "c_n": together["c_n"][:, row : row + 1],
-        }
+        expected = {"output": together["output"][tokens].unsqueeze(1), **states(together, [row])}
         assert_same_bits(run_ours(alone), expected)
 
 
 @every_invariant_case
 def test_a_sequence_gives_the_same_bits_in_any_batch(case, dtype, isa):
-    sample = lstm_sample(case, dtype)
+    sample = rnn_sample(case, dtype)
     together = run_ours(sample)
     generator = torch.Generator().manual_seed(7)
     for size in range(2, len(case.lengths)):
         rows = sorted(torch.randperm(len(case.lengths), generator=generator)[:size].tolist())
         order, part = batch_of(sample, rows)
-        expected = {
-            "output": together["output"][order],
-            "h_n": together["h_n"][:, rows],
-            "c_n": together["c_n"][:, rows],
-        }
+        expected = {"output": together["output"][order], **states(together, rows)}
         assert_same_bits(run_ours(part), expected)
 
 
 @pytest.mark.parametrize("hidden_size", [19, 64])
 def test_dense_and_packed_give_the_same_bits(hidden_size, dtype, isa):
-    dense = lstm_sample(LSTMCase(9, hidden_size, steps=12, batch=7, h0=True, c0=True), dtype)
-    packed = LSTMSample(dense.input.reshape(-1, 9), torch.full((12,), 7), dense.weights, dense.h0, dense.c0)
+    dense = rnn_sample(RNNCase(9, hidden_size, steps=12, batch=7, h0=True, c0=True), dtype)
+    packed = RNNSample(dense.input.reshape(-1, 9), torch.full((12,), 7), dense.weights, dense.h0, dense.c0)
     expected = run_ours(dense)
     results = run_ours(packed)
     assert_same_bits(results | {"output": results["output"].reshape(12, 7, -1)}, expected)
@@ -92,7 +91,7 @@ def test_dense_and_packed_give_the_same_bits(hidden_size, dtype, isa):
 @pytest.mark.parametrize("case", [RAGGED, ALL_OPTIONS], ids=["ragged", "all-options"])
 def test_longer_padding_gives_the_same_bits_and_zeros_at_padding(case, batch_first, dtype, isa):
     lengths = torch.tensor(case.lengths)[torch.randperm(len(case.lengths), generator=torch.manual_seed(3))]
-    sample = lstm_sample(case, dtype)
+    sample = rnn_sample(case, dtype)
     tight = int(lengths.max())
     found = []
     for steps in (tight, tight + 1, tight + 40):
@@ -101,7 +100,7 @@ def test_longer_padding_gives_the_same_bits_and_zeros_at_padding(case, batch_fir
         padded[:tight] = torch.randn(tight, len(lengths), case.input_size, generator=torch.manual_seed(4), dtype=dtype)
         padded = padded.transpose(0, 1) if batch_first else padded
         tokens = ops.pack(padded, order, batch_first=batch_first)
-        output, h_n, c_n = ops.lstm(tokens, order.batch_sizes, sample.weights, sample.h0, sample.c0)
+        output, h_n, c_n = ops.rnn(tokens, order.batch_sizes, sample.weights, sample.h0, sample.c0)
         output = ops.unpack(output, order, batch_first=batch_first)
         output = output.transpose(0, 1) if batch_first else output
         past = torch.arange(steps)[:, None] >= lengths
@@ -113,34 +112,34 @@ def test_longer_padding_gives_the_same_bits_and_zeros_at_padding(case, batch_fir
 
 @every_invariant_case
 def test_a_sequence_cut_into_chunks_gives_the_same_bits(case, dtype, isa):
-    whole = lstm_sample(LSTMCase(case.input_size, case.hidden_size, steps=23, batch=5, reverse=(F, F)), dtype)
-    expected = run_ours(whole)
+    shape = RNNCase(case.input_size, case.hidden_size, steps=23, batch=5, reverse=(F, F), mode=case.mode)
+    whole = rnn_sample(shape, dtype)
     outputs, h, c = [], None, None
     for chunk in whole.input.split([1, 7, 2, 13]):
-        output, h, c = ops.lstm(chunk, None, whole.weights, h, c)
+        output, h, c = ops.rnn(chunk, None, whole.weights, h, c if case.mode == "LSTM" else None)
         outputs.append(output)
-    assert_same_bits({"output": torch.cat(outputs), "h_n": h, "c_n": c}, expected)
+    assert_same_bits(named(whole, (torch.cat(outputs), h, c)), run_ours(whole))
 
 
 def results_of_every_forward_op(sample):
     weights, features = sample.weights, len(sample.weights.reverse) * sample.weights.weight_hh[0].shape[1]
     generator = torch.Generator().manual_seed(9)
     head_weight = torch.randn(11, features, generator=generator, dtype=sample.input.dtype)
-    fused = ops.lstm_heads(
+    fused = ops.rnn_heads(
         sample.input, sample.batch_sizes, weights, head_weight, None, mean=True, max=True, h0=sample.h0, c0=sample.c0
     )
-    training = torch.ops.pymtl.lstm_training(*raw_arguments(sample))
+    training = torch.ops.pymtl.rnn_training(*raw_arguments(sample))
     return (
         run_ours(sample)
         | {f"fused {name}": result for name, result in fused._asdict().items()}
         | {f"training {place}": result for place, result in enumerate(training)}
-        | {"packed weights": ops.lstm_pack(weights)}
+        | {"packed weights": ops.rnn_pack(weights)}
     )
 
 
 @every_invariant_case
 def test_any_number_of_threads_gives_the_same_bits(case, dtype, isa, threads):
-    sample = lstm_sample(case, dtype)
+    sample = rnn_sample(case, dtype)
     threads(1)
     expected = results_of_every_forward_op(sample)
     for count in (2, 3, 5):
@@ -148,8 +147,9 @@ def test_any_number_of_threads_gives_the_same_bits(case, dtype, isa, threads):
         assert_same_bits(results_of_every_forward_op(sample), expected)
 
 
-def test_any_number_of_threads_gives_one_dense_sequence_the_same_bits(dtype, isa, threads):
-    sample = lstm_sample(LSTMCase(40, 64, steps=60, batch=1, reverse=(F,)), dtype)
+@pytest.mark.parametrize("mode", GATES)
+def test_any_number_of_threads_gives_one_dense_sequence_the_same_bits(mode, dtype, isa, threads):
+    sample = rnn_sample(RNNCase(40, 128, steps=60, batch=1, reverse=(F,), mode=mode), dtype)
     threads(1)
     expected = results_of_every_forward_op(sample)
     threads(2)
@@ -158,7 +158,7 @@ def test_any_number_of_threads_gives_one_dense_sequence_the_same_bits(dtype, isa
 
 @every_invariant_case
 def test_twenty_runs_give_the_same_bits(case, dtype):
-    sample = lstm_sample(case, dtype)
+    sample = rnn_sample(case, dtype)
     expected = results_of_every_forward_op(sample)
     for _ in range(19):
         assert_same_bits(results_of_every_forward_op(sample), expected)
@@ -166,7 +166,7 @@ def test_twenty_runs_give_the_same_bits(case, dtype):
 
 @every_invariant_case
 def test_results_and_gradients_do_not_depend_on_what_memory_held_before(case, dtype, isa, filled_memory):
-    sample = lstm_sample(case, dtype)
+    sample = rnn_sample(case, dtype)
     seeds = random_like(run_ours(sample))
 
     def everything():
@@ -178,7 +178,7 @@ def test_results_and_gradients_do_not_depend_on_what_memory_held_before(case, dt
 
 
 def test_calls_from_several_threads_at_once_give_the_same_bits(dtype):
-    samples = [lstm_sample(case, dtype) for case in INVARIANT]
+    samples = [rnn_sample(case, dtype) for case in INVARIANT]
     expected = [results_of_every_forward_op(sample) for sample in samples]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(results_of_every_forward_op, samples * 4))
@@ -188,7 +188,7 @@ def test_calls_from_several_threads_at_once_give_the_same_bits(dtype):
 
 @every_invariant_case
 def test_gradients_repeat_bit_for_bit(case, dtype, isa, threads):
-    sample = lstm_sample(case, dtype)
+    sample = rnn_sample(case, dtype)
     seeds = random_like(run_ours(sample))
     for count in (1, 2):
         threads(count)
@@ -199,7 +199,7 @@ def test_gradients_repeat_bit_for_bit(case, dtype, isa, threads):
 
 @pytest.mark.parametrize("case", INVARIANT + SMALL, ids=str)
 def test_training_gives_the_bits_of_inference(case, dtype, isa):
-    sample = lstm_sample(case, dtype)
+    sample = rnn_sample(case, dtype)
     assert_same_bits(run_ours(sample.leaves()), run_ours(sample))
     with torch.no_grad():
         assert_same_bits(run_ours(sample.leaves()), run_ours(sample))
@@ -207,9 +207,9 @@ def test_training_gives_the_bits_of_inference(case, dtype, isa):
 
 @pytest.mark.parametrize("case", INVARIANT + SMALL, ids=str)
 def test_weights_packed_before_give_the_same_bits(case, dtype, isa):
-    sample = lstm_sample(case, dtype)
+    sample = rnn_sample(case, dtype)
     expected = run_ours(sample)
-    packed = ops.lstm_pack(sample.weights)
+    packed = ops.rnn_pack(sample.weights)
     assert_same_bits(run_ours(sample, packed=packed), expected)
     # Any address will do: this one is not aligned.
     moved = torch.cat([packed.new_zeros(1), packed])[1:]
@@ -218,14 +218,16 @@ def test_weights_packed_before_give_the_same_bits(case, dtype, isa):
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 @pytest.mark.parametrize("batch", [1, 2, 6, 7])
-def test_a_call_of_few_steps_gives_the_bits_of_the_same_steps_in_a_long_call(steps, batch, dtype, isa):
-    whole = lstm_sample(LSTMCase(13, 37, steps=20, batch=batch, reverse=(F,)), dtype)
-    output = ops.lstm(whole.input, None, whole.weights)[0]
-    assert torch.equal(ops.lstm(whole.input[:steps], None, whole.weights)[0], output[:steps])
+@pytest.mark.parametrize("mode", GATES)
+def test_a_call_of_few_steps_gives_the_bits_of_the_same_steps_in_a_long_call(mode, steps, batch, dtype, isa):
+    whole = rnn_sample(RNNCase(13, 37, steps=20, batch=batch, reverse=(F,), mode=mode), dtype)
+    output = ops.rnn(whole.input, None, whole.weights)[0]
+    assert torch.equal(ops.rnn(whole.input[:steps], None, whole.weights)[0], output[:steps])
 
 
 def unfused(sample, head_weight, head_bias):
-    output, h_n, c_n = run_ours(sample).values()
+    results = run_ours(sample)
+    output = results["output"]
     reverse = sample.weights.reverse
     flat = output.reshape(-1, output.shape[-1])
     logits = ops.heads(flat, head_weight, head_bias, parts=len(reverse))
@@ -233,28 +235,27 @@ def unfused(sample, head_weight, head_bias):
         "logits": logits.reshape(*output.shape[:-1], logits.shape[-1]),
         "mean": ops.pool(output, sample.batch_sizes, "mean", reverse=reverse),
         "max": ops.pool(output, sample.batch_sizes, "max", reverse=reverse),
-        "h_n": h_n,
-        "c_n": c_n,
+        **{name: results.get(name, results["h_n"][:0]) for name in ("h_n", "c_n")},
     }
 
 
 @pytest.mark.parametrize(("classes", "bias"), [(1, True), (7, False), (16, True), (72, True), (300, False)])
-@pytest.mark.parametrize("case", [*INVARIANT, *SMALL[::2], LSTMCase(8, 33, steps=6, batch=1)], ids=str)
-def test_lstm_heads_gives_the_bits_of_lstm_then_heads_and_pool(case, classes, bias, dtype, isa):
-    sample = lstm_sample(case, dtype)
+@pytest.mark.parametrize("case", [*INVARIANT, *SMALL[::2], RNNCase(8, 33, steps=6, batch=1)], ids=str)
+def test_rnn_heads_gives_the_bits_of_lstm_then_heads_and_pool(case, classes, bias, dtype, isa):
+    sample = rnn_sample(case, dtype)
     generator = torch.Generator().manual_seed(5)
     head_weight = torch.randn(classes, len(case.reverse) * case.hidden_size, generator=generator, dtype=dtype)
     head_bias = torch.randn(classes, generator=generator, dtype=dtype) if bias else None
     expected = unfused(sample, head_weight, head_bias)
     inputs = (sample.input, sample.batch_sizes, sample.weights)
     states = {"h0": sample.h0, "c0": sample.c0}
-    fused = ops.lstm_heads(*inputs, head_weight, head_bias, mean=True, max=True, **states)
+    fused = ops.rnn_heads(*inputs, head_weight, head_bias, mean=True, max=True, **states)
     assert_same_bits(fused._asdict(), expected)
-    packed = ops.lstm_pack(sample.weights)
-    fused = ops.lstm_heads(*inputs, head_weight, head_bias, packed=packed, **states)
+    packed = ops.rnn_pack(sample.weights)
+    fused = ops.rnn_heads(*inputs, head_weight, head_bias, packed=packed, **states)
     assert_same_bits({"logits": fused.logits}, {"logits": expected["logits"]})
     assert fused.mean.numel() == fused.max.numel() == 0
-    pooled = ops.lstm_heads(*inputs, None, None, max=True, **states)
+    pooled = ops.rnn_heads(*inputs, None, None, max=True, **states)
     assert_same_bits({"max": pooled.max, "h_n": pooled.h_n}, {k: expected[k] for k in ("max", "h_n")})
     assert pooled.logits.numel() == pooled.mean.numel() == 0
 
@@ -262,12 +263,12 @@ def test_lstm_heads_gives_the_bits_of_lstm_then_heads_and_pool(case, classes, bi
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("case", [RAGGED, ALL_OPTIONS], ids=["ragged", "all-options"])
 def test_a_number_that_is_not_finite_stays_in_its_sequence(case, value, dtype, isa):
-    sample = lstm_sample(case, dtype)
+    sample = rnn_sample(case, dtype)
     hit = 2
     tokens, _ = sequence(sample, hit)
     spoilt = sample.input.clone()
     spoilt[tokens[1], 0] = value
-    spoilt_sample = LSTMSample(spoilt, sample.batch_sizes, sample.weights, sample.h0, sample.c0)
+    spoilt_sample = RNNSample(spoilt, sample.batch_sizes, sample.weights, sample.h0, sample.c0)
     clean, dirty = (results_of_every_forward_op(s) for s in (sample, spoilt_sample))
     others = torch.ones(len(sample.input), dtype=torch.bool)
     others[tokens] = False
@@ -293,9 +294,9 @@ def test_a_number_that_is_not_finite_stays_in_its_sequence(case, value, dtype, i
 
 
 @pytest.mark.parametrize("layout", [spread, transposed, shifted])
-@pytest.mark.parametrize("case", [ALL_OPTIONS, LSTMCase(9, 19, steps=4, batch=3, h0=True, c0=True)], ids=str)
+@pytest.mark.parametrize("case", [ALL_OPTIONS, RNNCase(9, 19, steps=4, batch=3, h0=True, c0=True)], ids=str)
 def test_other_memory_layouts_give_the_same_bits(case, layout, dtype):
-    sample = lstm_sample(case, dtype)
+    sample = rnn_sample(case, dtype)
     seeds = random_like(run_ours(sample))
     other = {name: layout(seed) for name, seed in seeds.items()}
 
@@ -310,21 +311,21 @@ def test_other_memory_layouts_give_the_same_bits(case, layout, dtype):
     heads = torch.randn(5, case.hidden_size * len(case.reverse), dtype=dtype), torch.randn(5, dtype=dtype)
     views = sample.map(lambda _, tensor: layout(tensor))
     assert_same_bits(
-        ops.lstm_heads(views.input, batch_sizes, views.weights, *map(layout, heads), mean=True)._asdict(),
-        ops.lstm_heads(sample.input, sample.batch_sizes, sample.weights, *heads, mean=True)._asdict(),
+        ops.rnn_heads(views.input, batch_sizes, views.weights, *map(layout, heads), mean=True)._asdict(),
+        ops.rnn_heads(sample.input, sample.batch_sizes, sample.weights, *heads, mean=True)._asdict(),
     )
-    assert torch.equal(ops.lstm_pack(views.weights), ops.lstm_pack(sample.weights))
+    assert torch.equal(ops.rnn_pack(views.weights), ops.rnn_pack(sample.weights))
 
 
 def test_a_strided_batch_sizes_gives_the_same_bits():
-    sample = lstm_sample(RAGGED)
+    sample = rnn_sample(RAGGED)
     strided = torch.stack([sample.batch_sizes, -sample.batch_sizes], 1)[:, 0]
     assert not strided.is_contiguous()
-    assert_same_bits(run_ours(LSTMSample(sample.input, strided, sample.weights)), run_ours(sample))
+    assert_same_bits(run_ours(RNNSample(sample.input, strided, sample.weights)), run_ours(sample))
 
 
 def test_expanded_inputs_and_weights_give_the_same_bits(dtype):
-    weights = lstm_weights(4, 6, dtype=dtype)
+    weights = rnn_weights(4, 6, dtype=dtype)
     base = {
         "x": torch.randn(5, 1, 4, dtype=dtype),
         "bias": torch.randn(1, dtype=dtype),
@@ -336,7 +337,7 @@ def test_expanded_inputs_and_weights_give_the_same_bits(dtype):
         w = weights._replace(
             bias_ih=[expand(b["bias"], 24)] * 2, weight_hh=[expand(b["row"], 24, 6), weights.weight_hh[1]]
         )
-        return ops.lstm(expand(b["x"], 5, 3, 4), None, w, expand(b["h0"], 2, 3, 6), None)
+        return ops.rnn(expand(b["x"], 5, 3, 4), None, w, expand(b["h0"], 2, 3, 6), None)
 
     results = []
     for expand in (lambda t, *size: t.expand(size), lambda t, *size: t.expand(size).contiguous()):
@@ -349,14 +350,14 @@ def test_expanded_inputs_and_weights_give_the_same_bits(dtype):
 
 
 def test_inputs_are_never_modified(dtype):
-    sample = lstm_sample(ALL_OPTIONS, dtype)
+    sample = rnn_sample(ALL_OPTIONS, dtype)
     seeds = random_like(run_ours(sample))
     head_weight, head_bias = torch.randn(5, 132, dtype=dtype), torch.randn(5, dtype=dtype)
     tensors = sample.tensors() | seeds | {"head_weight": head_weight, "head_bias": head_bias}
-    tensors |= {"batch_sizes": sample.batch_sizes, "packed": ops.lstm_pack(sample.weights)}
+    tensors |= {"batch_sizes": sample.batch_sizes, "packed": ops.rnn_pack(sample.weights)}
     before = {name: (tensor.clone(), tensor._version) for name, tensor in tensors.items()}
     run_ours(sample, packed=tensors["packed"])
-    ops.lstm_heads(
+    ops.rnn_heads(
         sample.input, sample.batch_sizes, sample.weights, head_weight, head_bias, mean=True, h0=sample.h0, c0=sample.c0
     )
     leaves = sample.map(lambda _, tensor: tensor.requires_grad_())
@@ -369,14 +370,14 @@ def test_inputs_are_never_modified(dtype):
 
 @pytest.mark.parametrize("inputs", [2, 4])
 def test_encoders_side_by_side_give_the_bits_they_give_alone(inputs, dtype, isa):
-    case = LSTMCase(7, 19, lengths=(9, 9, 7, 5, 2, 1), reverse=(F, B) * inputs, inputs=inputs)
-    sample = lstm_sample(case, dtype)
+    case = RNNCase(7, 19, lengths=(9, 9, 7, 5, 2, 1), reverse=(F, B) * inputs, inputs=inputs)
+    sample = rnn_sample(case, dtype)
     seeds = random_like(run_ours(sample))
     together = with_gradients(run_ours, sample, seeds)
     for p in range(inputs):
         pair, columns = slice(2 * p, 2 * p + 2), slice(7 * p, 7 * p + 7)
-        weights = ops.LSTMWeights(*(group[pair] for group in sample.weights))
-        alone = LSTMSample(sample.input[:, columns].contiguous(), sample.batch_sizes, weights)
+        weights = ops.RNNWeights(*(group[pair] for group in sample.weights[:5]))
+        alone = RNNSample(sample.input[:, columns].contiguous(), sample.batch_sizes, weights)
         own = {"output": seeds["output"][:, 38 * p : 38 * p + 38], "h_n": seeds["h_n"][pair], "c_n": seeds["c_n"][pair]}
         expected = with_gradients(run_ours, alone, own)
         part = {"output": together["output"][:, 38 * p : 38 * p + 38]}

@@ -1,8 +1,8 @@
-// lstm_forward and lstm_backward against plain loops in long double, and against each other.
+// rnn_forward and rnn_backward against plain loops in long double, and against each other.
 #include "bounded.h"
 #include "check.h"
-#include "kernels/lstm.h"
-#include "lstm_case.h"
+#include "kernels/rnn.h"
+#include "rnn_case.h"
 
 namespace pymtl::test {
 namespace {
@@ -42,7 +42,7 @@ void check_no_worse(const char* array, const Buffer<T>& actual, const std::vecto
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// The forward reference: lstm.h's formulas, one sequence after another, in any arithmetic.
+// The forward reference: rnn.h's formulas, one sequence after another, in any arithmetic.
 
 template <typename Value, typename T>
 std::vector<Value> row_of(const Buffer<T>& array, int64_t row, int64_t width) {
@@ -65,7 +65,7 @@ struct Reference {
 // With `forced`, every step starts from the state that the kernel wrote for the step before, and the heads
 // and features from the states that it wrote: then a bound is of one step's rounding, however long the walk.
 template <typename Value, typename T>
-Reference<Value> reference_forward(const LstmModel<T>& model, const LstmBatch<T>& batch, const LstmResult<T>* forced) {
+Reference<Value> reference_forward(const RnnModel<T>& model, const RnnBatch<T>& batch, const RnnResult<T>* forced) {
   const int64_t G = model.recurrences;
   const int64_t I = model.input_size;
   const int64_t H = model.hidden_size;
@@ -77,7 +77,7 @@ Reference<Value> reference_forward(const LstmModel<T>& model, const LstmBatch<T>
                      zeros(N * G * H), zeros(N * C),     zeros(B * G * H), zeros(B * G * H)};
   std::vector<Value> states = zeros(N * G * H);  // those the heads read
   for (int64_t g = 0; g < G; ++g) {
-    const LstmWeights<T> weights = model.weights()[static_cast<size_t>(g)];
+    const RnnWeights<T> weights = model.weights()[static_cast<size_t>(g)];
     for (int64_t row = 0; row < B; ++row) {
       std::vector<Value> h = row_of<Value>(batch.h0, g * B + row, H);
       std::vector<Value> c = row_of<Value>(batch.c0, g * B + row, H);
@@ -145,8 +145,8 @@ struct BackwardReference {
 // From what the forward kernel saved, and the gradient of each state from the gates' gradients that the
 // backward kernel wrote, so that the bounds are of one step's rounding.
 template <typename T>
-BackwardReference<Bounded<T>> reference_backward(const LstmModel<T>& model, const LstmBatch<T>& batch,
-                                                 const LstmResult<T>& forward, const Gradients<T>& gradients,
+BackwardReference<Bounded<T>> reference_backward(const RnnModel<T>& model, const RnnBatch<T>& batch,
+                                                 const RnnResult<T>& forward, const Gradients<T>& gradients,
                                                  const BackwardResult<T>& forced) {
   using Value = Bounded<T>;
   const int64_t G = model.recurrences;
@@ -157,7 +157,7 @@ BackwardReference<Bounded<T>> reference_backward(const LstmModel<T>& model, cons
   const auto zeros = [](int64_t count) { return std::vector<Value>(static_cast<size_t>(count)); };
   BackwardReference<Value> r{zeros(N * 4 * G * H), zeros(B * G * H), zeros(B * G * H)};
   for (int64_t g = 0; g < G; ++g) {
-    const LstmWeights<T> weights = model.weights()[static_cast<size_t>(g)];
+    const RnnWeights<T> weights = model.weights()[static_cast<size_t>(g)];
     std::vector<T> columns(static_cast<size_t>(4 * H * H));  // W_hh^T
     for (int64_t j = 0; j < 4 * H; ++j) {
       for (int64_t u = 0; u < H; ++u) columns[static_cast<size_t>(u * 4 * H + j)] = weights.w_hh[j * H + u];
@@ -221,7 +221,7 @@ Bounded<T> sum_over(const std::vector<T>& a, const std::vector<T>& b) {
 // The gradients of what the gates are products of, from the gates' gradients that the kernel wrote, within their
 // bounds and no worse than sums of T in order of the tokens.
 template <typename T>
-void check_products(const LstmModel<T>& model, const LstmBatch<T>& batch, const LstmResult<T>& forward,
+void check_products(const RnnModel<T>& model, const RnnBatch<T>& batch, const RnnResult<T>& forward,
                     const BackwardResult<T>& back) {
   const int64_t I = model.input_size;
   const int64_t H = model.hidden_size;
@@ -292,12 +292,12 @@ void check_products(const LstmModel<T>& model, const LstmBatch<T>& batch, const 
 
 template <typename T>
 void check_case(const ModelOptions& options, int64_t batch_size, int64_t steps, Random& random) {
-  const LstmModel<T> model(options, random);
+  const RnnModel<T> model(options, random);
   const Layout layout = static_cast<Layout>(random.below(3));
   const bool even = layout == Layout::dense || random.below(4) == 0;
   const std::vector<int64_t> lengths =
       even ? std::vector<int64_t>(static_cast<size_t>(batch_size), steps) : ragged(batch_size, steps, random);
-  const LstmBatch<T> batch(model, lengths, layout, random.flip(), random.flip(), random);
+  const RnnBatch<T> batch(model, lengths, layout, random.flip(), random.flip(), random);
   Asked asked;
   asked.mean = random.flip();
   asked.max = random.flip();
@@ -307,7 +307,7 @@ void check_case(const ModelOptions& options, int64_t batch_size, int64_t steps, 
                         static_cast<int>(layout), even ? " even" : " ragged", options.b_ih ? " b_ih" : "",
                         options.b_hh ? " b_hh" : "", batch.h0 ? " h0" : "", batch.c0 ? " c0" : "",
                         asked.packed_weights ? " packed" : "", model.reverse[0] ? " first reverse" : "");
-  const LstmResult<T> result = run_forward(model, batch, asked, serial());
+  const RnnResult<T> result = run_forward(model, batch, asked, serial());
   const Reference<Bounded<T>> expected = reference_forward<Bounded<T>>(model, batch, &result);
   check_within("output", result.output, expected.output);
   check_within("h_n", result.h_n, expected.h_n);
@@ -385,11 +385,11 @@ void against_differences() {
   options.recurrences = 2;
   options.input_size = 4;
   options.hidden_size = 5;
-  LstmModel<double> model(options, random);
-  LstmBatch<double> batch(model, {4, 3, 3, 1}, Layout::padded, true, true, random);
+  RnnModel<double> model(options, random);
+  RnnBatch<double> batch(model, {4, 3, 3, 1}, Layout::padded, true, true, random);
   const Gradients<double> gradients(model, batch, true, true, true, random);
   const auto loss = [&] {
-    const LstmResult<double> result = run_forward(model, batch, {}, serial());
+    const RnnResult<double> result = run_forward(model, batch, {}, serial());
     double sum = 0;
     for (int64_t i = 0; i < result.output.size(); ++i) sum += result.output[i] * gradients.output[i];
     for (int64_t i = 0; i < result.h_n.size(); ++i) sum += result.h_n[i] * gradients.h_n[i];

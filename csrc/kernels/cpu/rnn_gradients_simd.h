@@ -1,22 +1,25 @@
-// The gradients of an LSTM's weights and input, from those of its gates before activation (da):
+// The gradients of the weights and the input, from those of the gates before activation (da):
 //
 //   grad W_ih = da^T x     grad W_hh = da^T h_{t-1}     grad b = sum da     grad x = sum over G of da W_ih
+//
+// Of a cell's kGradients * H numbers of da, W_ih has a part in the first kGates * H, from its row kInputRotation * H on
+// and round; W_hh in as many from kFirstHidden * H on.
 #pragma once
 
 #include "gradients_simd.h"
 #include "kernels.h"
-#include "lstm_simd.h"
+#include "rnn_simd.h"
 
 namespace pymtl {
 namespace {
 
-template <typename T>
-struct LstmWeightGradientScratch {
+template <typename T, typename Cell>
+struct RnnWeightGradientScratch {
   WeightGradientScratch<T> product;
   size_t rows, zeros, ih_sums, hh_sums, size;
 
-  explicit LstmWeightGradientScratch(const LstmWeightGradient<T>& args)
-      : product(args.tokens, kGates * args.hidden_size, args.last_column - args.first_column) {
+  explicit RnnWeightGradientScratch(const RnnWeightGradient<T>& args)
+      : product(args.tokens, Cell::kGradients * args.hidden_size, args.last_column - args.first_column) {
     const int64_t columns = args.last_column - args.first_column;
     rows = (product.size + 63) / 64 * 64;
     ih_sums = rows + static_cast<size_t>(product.block) * sizeof(const T*);
@@ -26,16 +29,16 @@ struct LstmWeightGradientScratch {
   }
 };
 
-template <typename T>
-size_t lstm_weight_gradient_scratch(const LstmWeightGradient<T>& args) {
-  return LstmWeightGradientScratch<T>(args).size;
+template <typename T, typename Cell>
+size_t rnn_weight_gradient_scratch(const RnnWeightGradient<T>& args) {
+  return RnnWeightGradientScratch<T, Cell>(args).size;
 }
 
 // The rows of h_{t-1} for tokens [first, first + count), where they are: of the step before, or the initial state.
 // `step` is that of the token `first` or an earlier one.
 template <typename T>
-void find_previous_states(const LstmWeightGradient<T>& args, int64_t first, int64_t count, const T* zeros,
-                          int64_t& step, const T** rows) {
+void find_previous_states(const RnnWeightGradient<T>& args, int64_t first, int64_t count, const T* zeros, int64_t& step,
+                          const T** rows) {
   while (args.starts[step + 1] <= first) ++step;
   int64_t t = step;
   for (int64_t k = 0; k < count; ++k) {
@@ -52,17 +55,22 @@ void find_previous_states(const LstmWeightGradient<T>& args, int64_t first, int6
   }
 }
 
-template <typename T>
-void lstm_weight_gradient(const LstmWeightGradient<T>& args) {
-  const LstmWeightGradientScratch<T> scratch(args);
+template <typename T, typename Cell>
+void rnn_weight_gradient(const RnnWeightGradient<T>& args) {
+  const RnnWeightGradientScratch<T, Cell> scratch(args);
   char* const memory = static_cast<char*>(args.scratch);
   const T** const rows = reinterpret_cast<const T**>(memory + scratch.rows);
   Real<T>* const ih_sums = reinterpret_cast<Real<T>*>(memory + scratch.ih_sums);
   Real<T>* const hh_sums = reinterpret_cast<Real<T>*>(memory + scratch.hh_sums);
   T* const zeros = reinterpret_cast<T*>(memory + scratch.zeros);
   for (int64_t unit = 0; unit < args.hidden_size; ++unit) zeros[unit] = T{};
-  WeightGradient<T> gradient(args.grad_gates, args.tokens, kGates * args.hidden_size, args.first_column,
+  WeightGradient<T> gradient(args.grad_gates, args.tokens, Cell::kGradients * args.hidden_size, args.first_column,
                              args.last_column, args.scratch);
+  const int64_t H = args.hidden_size;
+  constexpr int64_t kRound = Cell::kGates - Cell::kInputRotation;  // where the rows of W_ih begin anew
+  const RowRange of_input[2] = {{0, kRound * H, Cell::kInputRotation * H}, {kRound * H, Cell::kGates * H, -kRound * H}};
+  const RowRange of_hidden[1] = {
+      {Cell::kFirstHidden * H, (Cell::kFirstHidden + Cell::kGates) * H, -Cell::kFirstHidden * H}};
   int64_t step = 0;
   for (int64_t first = 0; first < args.tokens; first += gradient.block()) {
     const int64_t count = args.tokens - first < gradient.block() ? args.tokens - first : gradient.block();
@@ -70,36 +78,37 @@ void lstm_weight_gradient(const LstmWeightGradient<T>& args) {
     if (args.bias != nullptr) gradient.add_sum(args.bias);
     if (args.w_ih != nullptr) {
       for (int64_t k = 0; k < count; ++k) rows[k] = args.input + (first + k) * args.input_stride;
-      gradient.add_product(rows, args.input_size, args.w_ih, ih_sums);
+      gradient.add_product(rows, args.input_size, args.w_ih, of_input, ih_sums);
     }
     if (args.w_hh != nullptr) {
       find_previous_states(args, first, count, zeros, step, rows);
-      gradient.add_product(rows, args.hidden_size, args.w_hh, hh_sums);
+      gradient.add_product(rows, H, args.w_hh, of_hidden, hh_sums);
     }
   }
 }
 
-template <typename T>
-PanelLayout<T> lstm_input_gradient_layout(int64_t input_size, int64_t hidden_size) {
-  return {kGates * hidden_size, input_size};
+template <typename T, typename Cell>
+PanelLayout<T> rnn_input_gradient_layout(int64_t input_size, int64_t hidden_size) {
+  return {Cell::kGates * hidden_size, input_size};
 }
 
-template <typename T>
-int64_t lstm_input_gradient_packed_size(int64_t input_size, int64_t hidden_size) {
-  return lstm_input_gradient_layout<T>(input_size, hidden_size).size();
+template <typename T, typename Cell>
+int64_t rnn_input_gradient_packed_size(int64_t input_size, int64_t hidden_size) {
+  return rnn_input_gradient_layout<T, Cell>(input_size, hidden_size).size();
 }
 
-template <typename T>
-void pack_lstm_input_gradient(const T* w_ih, int64_t input_size, int64_t hidden_size, int64_t part, int64_t parts,
-                              T* packed) {
-  pack_columns(w_ih, lstm_input_gradient_layout<T>(input_size, hidden_size), packed, part, parts);
+template <typename T, typename Cell>
+void pack_rnn_input_gradient(const T* w_ih, int64_t input_size, int64_t hidden_size, int64_t part, int64_t parts,
+                             T* packed) {
+  pack_columns(w_ih, rnn_input_gradient_layout<T, Cell>(input_size, hidden_size), packed, part, parts,
+               Cell::kInputRotation * hidden_size);
 }
 
 // The part of one recurrence in the gradient of the input, for some sequences and steps.
-template <typename T>
-void lstm_input_gradient(const LstmInputGradient<T>& args) {
+template <typename T, typename Cell>
+void rnn_input_gradient(const RnnInputGradient<T>& args) {
   constexpr int64_t kRows = 8 * kTileRows;  // whose gates stay in cache while the panels pass by
-  const PanelLayout<T> layout = lstm_input_gradient_layout<T>(args.input_size, args.hidden_size);
+  const PanelLayout<T> layout = rnn_input_gradient_layout<T, Cell>(args.input_size, args.hidden_size);
   const T* rows[kRows];
   int64_t tokens[kRows];
   int64_t count = 0;
@@ -119,7 +128,7 @@ void lstm_input_gradient(const LstmInputGradient<T>& args) {
     const int64_t last_row = active < args.last_row ? active : args.last_row;
     for (int64_t row = args.first_row; row < last_row; ++row) {
       const int64_t token = args.starts[t] + row;
-      rows[count] = args.grad_gates + token * kGates * args.hidden_size;
+      rows[count] = args.grad_gates + token * Cell::kGradients * args.hidden_size;
       tokens[count] = token;
       if (++count == kRows) multiply();
     }

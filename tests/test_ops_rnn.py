@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 import torch
-from longdouble import lstm as lstm_in_long_double
 from longdouble import needs_long_double
+from longdouble import rnn as rnn_in_long_double
 from parity import assert_parity, assert_same_bits
 from samples import (
     BOTH,
@@ -9,14 +11,15 @@ from samples import (
     SMALL,
     B,
     F,
-    LSTMCase,
-    LSTMSample,
+    RNNCase,
+    RNNSample,
     backward_arguments,
-    lstm_sample,
+    named,
     random_lengths,
     random_like,
     raw_arguments,
-    run_nn_lstm,
+    rnn_sample,
+    run_nn,
     run_ours,
     run_reference,
     with_gradients,
@@ -25,20 +28,24 @@ from torch.library import opcheck
 
 from pymtl import ops
 
+OTHERS = ("GRU", "RNN_TANH", "RNN_RELU")
 MEDIUM = [
-    LSTMCase(3, 64, steps=1, batch=1),
-    LSTMCase(40, 64, steps=1, batch=33, reverse=(F,), h0=True, c0=True),
-    LSTMCase(37, 64, steps=33, batch=1, h0=True, c0=True),
-    LSTMCase(64, 64, lengths=random_lengths(16, 40, seed=1)),
-    LSTMCase(24, 64, lengths=random_lengths(7, 20, seed=2), bias=False, reverse=(F,)),
-    LSTMCase(16, 64, lengths=random_lengths(9, 12, seed=3), reverse=(F, B, F, B), h0=True, c0=True),
-    LSTMCase(20, 33, steps=12, batch=10, reverse=(B,), scale=5.0),
-    LSTMCase(100, 128, steps=16, batch=8),
-    LSTMCase(50, 128, lengths=random_lengths(20, 30, seed=4), h0=True, c0=True),
-    LSTMCase(300, 128, lengths=(31,), bias=False),
+    RNNCase(3, 64, steps=1, batch=1),
+    RNNCase(40, 64, steps=1, batch=33, reverse=(F,), h0=True, c0=True),
+    RNNCase(37, 64, steps=33, batch=1, h0=True, c0=True),
+    RNNCase(64, 64, lengths=random_lengths(16, 40, seed=1)),
+    RNNCase(24, 64, lengths=random_lengths(7, 20, seed=2), bias=False, reverse=(F,)),
+    RNNCase(16, 64, lengths=random_lengths(9, 12, seed=3), reverse=(F, B, F, B), h0=True, c0=True),
+    RNNCase(20, 33, steps=12, batch=10, reverse=(B,), scale=5.0),
+    RNNCase(100, 128, steps=16, batch=8),
+    RNNCase(50, 128, lengths=random_lengths(20, 30, seed=4), h0=True, c0=True),
+    RNNCase(300, 128, lengths=(31,), bias=False),
+    *(RNNCase(64, 64, lengths=random_lengths(16, 40, seed=1), h0=True, mode=mode) for mode in OTHERS),
+    *(RNNCase(37, 128, steps=33, batch=1, mode=mode) for mode in OTHERS),
+    *(RNNCase(300, 70, steps=12, batch=20, bias=False, mode=mode) for mode in OTHERS),
 ]
 SWEEP = [
-    LSTMCase(
+    RNNCase(
         input_size=H * 7 % 40 + 1,
         hidden_size=H,
         steps=4,
@@ -51,18 +58,19 @@ SWEEP = [
     )
     for H in range(1, 68)
 ]
+SWEEP += [replace(case, c0=False, mode=OTHERS[case.hidden_size % 3]) for case in SWEEP]
 
 
 def compare_with_nn_lstm(case, run=run_ours, through=RESULTS, dtype=torch.float32):
-    sample = lstm_sample(case, dtype)
+    sample = rnn_sample(case, dtype)
     seeds = random_like(run_ours(sample))
-    seeds = {name: seeds[name] for name in through}
+    seeds = {name: seeds[name] for name in through if name in seeds}
     truth = (
-        with_gradients(run_nn_lstm, sample.to(torch.float64), seeds)
+        with_gradients(run_nn, sample.to(torch.float64), seeds)
         if dtype == torch.float32
-        else lstm_in_long_double(sample, seeds)
+        else rnn_in_long_double(sample, seeds)
     )
-    assert_parity(with_gradients(run, sample, seeds), with_gradients(run_nn_lstm, sample, seeds), truth)
+    assert_parity(with_gradients(run, sample, seeds), with_gradients(run_nn, sample, seeds), truth)
 
 
 # Accuracy.
@@ -85,7 +93,7 @@ def test_float32_gradients_through_one_result_alone_are_as_accurate_as_nn_lstm(c
 
 
 @needs_long_double
-@pytest.mark.parametrize("case", [*SMALL, LSTMCase(13, 21, lengths=(12, 9, 4, 1))], ids=str)
+@pytest.mark.parametrize("case", [*SMALL, RNNCase(13, 21, lengths=(12, 9, 4, 1))], ids=str)
 def test_float64_results_and_gradients_are_as_accurate_as_nn_lstm(case, isa):
     compare_with_nn_lstm(case, dtype=torch.float64)
 
@@ -102,65 +110,69 @@ def test_reference_agrees_with_nn_lstm(case):
     compare_with_nn_lstm(case, run=run_reference, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("case", [LSTMCase(300, 256, lengths=random_lengths(8, 40, seed=5))], ids=str)
+@pytest.mark.parametrize("case", [RNNCase(300, 256, lengths=random_lengths(8, 40, seed=5))], ids=str)
 def test_float32_is_as_accurate_as_nn_lstm_at_a_real_models_size(case):
     compare_with_nn_lstm(case)
 
 
-def test_lstm_heads_is_as_accurate_as_nn_lstm_and_linear(isa):
-    case = LSTMCase(24, 33, lengths=random_lengths(9, 15, seed=8))
-    sample = lstm_sample(case)
+def test_rnn_heads_is_as_accurate_as_nn_lstm_and_linear(isa):
+    case = RNNCase(24, 33, lengths=random_lengths(9, 15, seed=8))
+    sample = rnn_sample(case)
     head_weight, head_bias = torch.randn(13, 66), torch.randn(13)
 
     def theirs(dtype):
-        results = run_nn_lstm(sample.to(dtype))
+        results = run_nn(sample.to(dtype))
         logits = torch.nn.functional.linear(results["output"], head_weight.to(dtype), head_bias.to(dtype))
         return {"logits": logits, "h_n": results["h_n"], "c_n": results["c_n"]}
 
-    fused = ops.lstm_heads(sample.input, sample.batch_sizes, sample.weights, head_weight, head_bias)._asdict()
+    fused = ops.rnn_heads(sample.input, sample.batch_sizes, sample.weights, head_weight, head_bias)._asdict()
     assert_parity({k: fused[k] for k in ("logits", "h_n", "c_n")}, theirs(torch.float32), theirs(torch.float64))
 
 
 # Torch's contract for an op.
 
 OPCHECKED = [
-    LSTMCase(3, 5),
-    LSTMCase(3, 5, reverse=(F,), bias=False),
-    LSTMCase(3, 5, steps=1, batch=1, h0=True, c0=True),
-    LSTMCase(3, 5, lengths=(4, 2, 1)),
-    LSTMCase(3, 5, lengths=(4, 2, 1), h0=True, c0=True, reverse=(F, B, F, B)),
-    LSTMCase(3, 5, lengths=(4, 2, 1), c0=True, bias=False),
-    LSTMCase(3, 5, lengths=(4, 2, 1), reverse=(F, B, F, B), inputs=2),
+    RNNCase(3, 5),
+    RNNCase(3, 5, reverse=(F,), bias=False),
+    RNNCase(3, 5, steps=1, batch=1, h0=True, c0=True),
+    RNNCase(3, 5, lengths=(4, 2, 1)),
+    RNNCase(3, 5, lengths=(4, 2, 1), h0=True, c0=True, reverse=(F, B, F, B)),
+    RNNCase(3, 5, lengths=(4, 2, 1), c0=True, bias=False),
+    RNNCase(3, 5, lengths=(4, 2, 1), reverse=(F, B, F, B), inputs=2),
+    RNNCase(3, 5, mode="GRU"),
+    RNNCase(3, 5, lengths=(4, 2, 1), h0=True, mode="GRU"),
+    RNNCase(3, 5, lengths=(4, 2, 1), bias=False, mode="RNN_TANH"),
+    RNNCase(3, 5, h0=True, mode="RNN_RELU"),
 ]
 
 
 @pytest.mark.parametrize("case", OPCHECKED, ids=str)
-def test_opcheck_of_lstm_inference(case):
-    sample = lstm_sample(case)
-    opcheck(torch.ops.pymtl.lstm_inference.default, (*raw_arguments(sample), None))
-    opcheck(torch.ops.pymtl.lstm_inference.default, (*raw_arguments(sample), ops.lstm_pack(sample.weights)))
+def test_opcheck_of_rnn_inference(case):
+    sample = rnn_sample(case)
+    opcheck(torch.ops.pymtl.rnn_inference.default, (*raw_arguments(sample), None))
+    opcheck(torch.ops.pymtl.rnn_inference.default, (*raw_arguments(sample), ops.rnn_pack(sample.weights)))
 
 
 @pytest.mark.parametrize("case", OPCHECKED, ids=str)
-def test_opcheck_of_lstm_training(case):
-    sample = lstm_sample(case, torch.float64 if case.h0 else torch.float32)
-    opcheck(torch.ops.pymtl.lstm_training.default, raw_arguments(sample))
-    opcheck(torch.ops.pymtl.lstm_training.default, raw_arguments(sample.leaves()))
-    opcheck(torch.ops.pymtl.lstm_training.default, raw_arguments(sample.leaves(["weight_hh[0]"])))
+def test_opcheck_of_rnn_training(case):
+    sample = rnn_sample(case, torch.float64 if case.h0 else torch.float32)
+    opcheck(torch.ops.pymtl.rnn_training.default, raw_arguments(sample))
+    opcheck(torch.ops.pymtl.rnn_training.default, raw_arguments(sample.leaves()))
+    opcheck(torch.ops.pymtl.rnn_training.default, raw_arguments(sample.leaves(["weight_hh[0]"])))
 
 
 @pytest.mark.parametrize("case", OPCHECKED, ids=str)
-def test_opcheck_of_lstm_backward(case):
-    sample = lstm_sample(case)
-    opcheck(torch.ops.pymtl.lstm_backward.default, backward_arguments(sample))
-    opcheck(torch.ops.pymtl.lstm_backward.default, backward_arguments(sample, given=["output"]))
+def test_opcheck_of_rnn_backward(case):
+    sample = rnn_sample(case)
+    opcheck(torch.ops.pymtl.rnn_backward.default, backward_arguments(sample))
+    opcheck(torch.ops.pymtl.rnn_backward.default, backward_arguments(sample, given=["output"]))
     needs = (False, True, False, True, False)
-    opcheck(torch.ops.pymtl.lstm_backward.default, backward_arguments(sample, given=["output"], needs=needs))
+    opcheck(torch.ops.pymtl.rnn_backward.default, backward_arguments(sample, given=["output"], needs=needs))
 
 
 def own_derivative_arguments(case):
-    """lstm_backward's arguments; those it can be differentiated by require a gradient."""
-    arguments = backward_arguments(lstm_sample(case, torch.float64), needs=(True, True, True, case.bias, True))
+    """rnn_backward's arguments; those it can be differentiated by require a gradient."""
+    arguments = backward_arguments(rnn_sample(case, torch.float64), needs=(True, True, True, case.bias, True))
 
     def leaf(value, wanted):
         if isinstance(value, torch.Tensor) and value.is_floating_point():
@@ -175,57 +187,58 @@ def own_derivative_arguments(case):
 
 @pytest.mark.parametrize(
     "case",
-    [LSTMCase(2, 3, steps=2, reverse=(F,), h0=True, c0=True), LSTMCase(2, 3, steps=1, bias=False)],
+    [RNNCase(2, 3, steps=2, reverse=(F,), h0=True, c0=True), RNNCase(2, 3, steps=1, bias=False)],
     ids=str,
 )
-def test_opcheck_of_lstm_backward_with_its_own_derivative(case):
-    opcheck(torch.ops.pymtl.lstm_backward.default, own_derivative_arguments(case))
+def test_opcheck_of_rnn_backward_with_its_own_derivative(case):
+    opcheck(torch.ops.pymtl.rnn_backward.default, own_derivative_arguments(case))
 
 
 PACKED_OPCHECKED = [case for case in OPCHECKED if case.lengths is not None]
 
 
 @pytest.mark.parametrize("case", PACKED_OPCHECKED, ids=str)
-def test_opcheck_of_packed_lstm_backward_with_its_own_derivative_untraced(case):
+def test_opcheck_of_packed_rnn_backward_with_its_own_derivative_untraced(case):
     untraced = ("test_schema", "test_autograd_registration", "test_faketensor")
-    opcheck(torch.ops.pymtl.lstm_backward.default, own_derivative_arguments(case), test_utils=untraced)
+    opcheck(torch.ops.pymtl.rnn_backward.default, own_derivative_arguments(case), test_utils=untraced)
 
 
 @pytest.mark.xfail(
     strict=True, reason="the second derivative loops over the numbers in batch_sizes, which a tracer does not have"
 )
 @pytest.mark.parametrize("case", PACKED_OPCHECKED, ids=str)
-def test_opcheck_of_packed_lstm_backward_with_its_own_derivative_traced(case):
+def test_opcheck_of_packed_rnn_backward_with_its_own_derivative_traced(case):
     traced = ("test_aot_dispatch_dynamic",)
-    opcheck(torch.ops.pymtl.lstm_backward.default, own_derivative_arguments(case), test_utils=traced)
+    opcheck(torch.ops.pymtl.rnn_backward.default, own_derivative_arguments(case), test_utils=traced)
 
 
 @pytest.mark.parametrize("case", OPCHECKED, ids=str)
-def test_opcheck_of_lstm_heads(case):
-    sample = lstm_sample(case)
+def test_opcheck_of_rnn_heads(case):
+    sample = rnn_sample(case)
     features = 5 * len(case.reverse)
-    op = torch.ops.pymtl.lstm_heads.default
+    op = torch.ops.pymtl.rnn_heads.default
     opcheck(op, (*raw_arguments(sample), None, torch.randn(4, features), torch.randn(4), True, True))
     opcheck(op, (*raw_arguments(sample), None, torch.randn(4, features), None, False, True))
-    opcheck(op, (*raw_arguments(sample), ops.lstm_pack(sample.weights), None, None, True, False))
+    opcheck(op, (*raw_arguments(sample), ops.rnn_pack(sample.weights), None, None, True, False))
 
 
 @pytest.mark.parametrize("case", OPCHECKED[:2], ids=str)
-def test_opcheck_of_lstm_pack(case):
-    opcheck(torch.ops.pymtl.lstm_pack.default, tuple(lstm_sample(case).weights))
+def test_opcheck_of_rnn_pack(case):
+    opcheck(torch.ops.pymtl.rnn_pack.default, tuple(rnn_sample(case).weights))
 
 
-@pytest.mark.parametrize("case", [OPCHECKED[0], OPCHECKED[4]], ids=str)
+@pytest.mark.parametrize("case", [OPCHECKED[0], OPCHECKED[4], *OPCHECKED[-3:]], ids=str)
 def test_compiled_code_gives_the_same_bits(case):
-    sample = lstm_sample(case)
+    torch._dynamo.reset()
+    sample = rnn_sample(case)
     seeds = random_like(run_ours(sample))
 
     @torch.compile(fullgraph=True, backend="aot_eager")
     def compiled(x, batch_sizes, w_ih, w_hh, b_ih, b_hh, h0, c0):
-        return ops.lstm(x, batch_sizes, ops.LSTMWeights(w_ih, w_hh, b_ih, b_hh, list(case.reverse)), h0, c0)
+        return ops.rnn(x, batch_sizes, ops.RNNWeights(w_ih, w_hh, b_ih, b_hh, list(case.reverse), case.mode), h0, c0)
 
     def run(s):
-        return dict(zip(RESULTS, compiled(s.input, s.batch_sizes, *s.weights[:4], s.h0, s.c0)))
+        return named(s, compiled(s.input, s.batch_sizes, *s.weights[:4], s.h0, s.c0))
 
     assert_same_bits(with_gradients(run, sample, seeds), with_gradients(run_ours, sample, seeds))
     with torch.no_grad():
@@ -237,10 +250,10 @@ def test_compiled_code_gives_the_same_bits(case):
 
 def empty(packed, dtype):
     """A batch of no sequences."""
-    sample = lstm_sample(LSTMCase(3, 5, steps=4, batch=1), dtype)
+    sample = rnn_sample(RNNCase(3, 5, steps=4, batch=1), dtype)
     if packed:
-        return LSTMSample(sample.input[:0, 0], torch.zeros(4, dtype=torch.int64), sample.weights)
-    return LSTMSample(sample.input[:, :0], None, sample.weights)
+        return RNNSample(sample.input[:0, 0], torch.zeros(4, dtype=torch.int64), sample.weights)
+    return RNNSample(sample.input[:, :0], None, sample.weights)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
@@ -250,7 +263,7 @@ def test_an_empty_batch_gives_empty_results(packed, dtype):
     results = run_ours(sample)
     assert [tuple(r.shape) for r in results.values()] == [(*leading, 10), (2, 0, 5), (2, 0, 5)]
     assert all(r.dtype == dtype for r in results.values())
-    fused = ops.lstm_heads(
+    fused = ops.rnn_heads(
         sample.input, sample.batch_sizes, sample.weights, torch.ones(7, 10, dtype=dtype), None, mean=True, max=True
     )
     assert [tuple(r.shape) for r in fused] == [(*leading, 7), (0, 10), (0, 10), (2, 0, 5), (2, 0, 5)]
@@ -270,7 +283,7 @@ def test_an_empty_batch_gives_the_weights_a_zero_gradient(packed, dtype):
 
 
 def unusual(edit, dtype):
-    sample = lstm_sample(LSTMCase(4, 19, lengths=(6, 5, 2), h0=True, c0=True), dtype).map(lambda _, t: t.clone())
+    sample = rnn_sample(RNNCase(4, 19, lengths=(6, 5, 2), h0=True, c0=True), dtype).map(lambda _, t: t.clone())
     edit(sample)
     return sample
 
@@ -300,7 +313,7 @@ def gradient_pattern(run, sample):
 )
 def test_inf_and_nan_come_out_where_nn_lstm_has_them(edit, dtype, isa):
     sample = unusual(edit, dtype)
-    ours, theirs = gradient_pattern(run_ours, sample), gradient_pattern(run_nn_lstm, sample)
+    ours, theirs = gradient_pattern(run_ours, sample), gradient_pattern(run_nn, sample)
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert torch.equal(ours[name].isnan(), theirs[name].isnan()), f"{name}: NaN in different places"
@@ -313,11 +326,11 @@ def test_inf_and_nan_come_out_where_nn_lstm_has_them(edit, dtype, isa):
 def test_saturated_gates_and_tiny_numbers_are_as_accurate_as_nn_lstm(size, isa):
     if isa == "baseline" and size == 1e3:
         pytest.skip("without fused multiply-adds large products round twice, beside an nn.LSTM that has them")
-    sample = lstm_sample(LSTMCase(6, 19, lengths=(7, 4, 1)))
-    sample = LSTMSample(sample.input * size, sample.batch_sizes, sample.weights)
+    sample = rnn_sample(RNNCase(6, 19, lengths=(7, 4, 1)))
+    sample = RNNSample(sample.input * size, sample.batch_sizes, sample.weights)
     seeds = random_like(run_ours(sample))
     assert_parity(
         with_gradients(run_ours, sample, seeds),
-        with_gradients(run_nn_lstm, sample, seeds),
-        with_gradients(run_nn_lstm, sample.to(torch.float64), seeds),
+        with_gradients(run_nn, sample, seeds),
+        with_gradients(run_nn, sample.to(torch.float64), seeds),
     )

@@ -1,0 +1,168 @@
+// Recurrent layers with nn.LSTM's, nn.GRU's and nn.RNN's gates, order and weights [gates * H, ...].
+//
+// Long short-term memory (Hochreiter & Schmidhuber 1997; Gers et al. 2000), 4 gates:
+//
+//   a   = W_ih x_t + b_ih + b_hh + W_hh h_{t-1}          [4H], rows in the order i, f, g, o
+//   i   = sigmoid(a_i)   f = sigmoid(a_f)   g = tanh(a_g)   o = sigmoid(a_o)
+//   c_t = f c_{t-1} + i g
+//   h_t = o tanh(c_t)
+//
+// Gated recurrent unit (Cho et al. 2014, the reset gate behind the product as in nn.GRU), 3 gates:
+//
+//   a   = W_ih x_t + b_ih          q = W_hh h_{t-1} + b_hh          [3H], rows in the order r, z, n
+//   r   = sigmoid(a_r + q_r)       z = sigmoid(a_z + q_z)           n = tanh(a_n + r q_n)
+//   h_t = (1 - z) n + z h_{t-1}
+//
+// Plain recurrent layer (Elman 1990), 1 gate:
+//
+//   h_t = tanh or relu(W_ih x_t + b_ih + b_hh + W_hh h_{t-1})
+//
+// Dimensions: B batch, T steps, N tokens, I input size, H hidden size, G recurrences in one call, P inputs side by
+// side: recurrences [p G/P, (p+1) G/P) read input p. P is 1 for one encoder, K for K encoders each with its own input.
+// The layout is PackedSequence's: tokens are time-major, step t holds the first batch_sizes[t] sequences,
+// longest sequence first. A dense batch is the case batch_sizes[t] = B for all t.
+//
+// A sequence's results are the same bits whatever else is in the batch and however the work is split:
+// every sum over k runs in one order, bias first, then the input's k = 0..I-1, then the state's k = 0..H-1, in
+// chains of at most 256 products.
+//
+// T is float, double or BFloat16. In bfloat16 sums, c and everything between two products are float (Real<T>); h is
+// rounded at every step, since it is the next step's operand.
+//
+// Arrays are row-major and contiguous unless a stride is named; strides count elements. Nothing may alias.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "bfloat16.h"
+#include "executor.h"
+
+namespace pymtl {
+
+enum class Cell { lstm, gru, rnn_tanh, rnn_relu };
+
+// Blocks of H numbers: gates, the rows of W_ih and of W_hh; what a token keeps for the backward pass; what the gradient
+// of its gates is made of, and of the biases: of a_n, a_r, a_z and q_n of a GRU, otherwise of a. Whether there is a c.
+struct CellSizes {
+  int64_t gates;
+  int64_t kept;
+  int64_t gradients;
+  bool has_cell;
+};
+
+inline CellSizes sizes_of(Cell cell) {
+  switch (cell) {
+    case Cell::gru:
+      return {3, 4, 4, false};
+    case Cell::rnn_tanh:
+    case Cell::rnn_relu:
+      return {1, 0, 1, false};
+    case Cell::lstm:
+      break;
+  }
+  return {4, 4, 4, true};
+}
+
+struct RnnShape {
+  int64_t recurrences;         // G
+  int64_t steps;               // T
+  int64_t batch;               // B = batch_sizes[0]: every sequence has a token
+  int64_t tokens;              // N, above 0
+  int64_t input_size;          // I
+  int64_t hidden_size;         // H
+  const int64_t* batch_sizes;  // [T], B >= batch_sizes[0] >= batch_sizes[1] >= ... >= 0; null: all B
+  int64_t inputs = 1;          // P, which divides G
+  Cell cell = Cell::lstm;
+};
+
+template <typename T>
+struct RnnWeights {
+  const T* w_ih;  // [gates * H, I]
+  const T* w_hh;  // [gates * H, H]
+  const T* b_ih;  // [gates * H] or null: zeros
+  const T* b_hh;  // [gates * H] or null: zeros
+  bool reverse;   // walk each sequence from its last token to its first
+};
+
+// The projection of heads fused into the walk (see heads.h), and sentence features.
+template <typename T>
+struct RnnHeads {
+  int64_t width;    // C: columns of all heads together; 0: none
+  const T* weight;  // [C, G*H]
+  const T* bias;    // [C] or null: zeros
+  T* logits;        // [N, C]
+  T* mean;          // [B, G*H] mean of h over each sequence's tokens, or null
+  T* max;           // [B, G*H] maximum of h over each sequence's tokens, or null
+};
+
+template <typename T>
+struct RnnForward {
+  RnnShape shape;
+  const RnnWeights<T>* weights;  // [G]
+  const T* packed;               // from rnn_pack for these weights, under the same instruction set, or null
+  const T* input;                // [N, P*I]
+  const T* h0;                   // [G, B, H] or null: zeros
+  const T* c0;                   // [G, B, H] or null: zeros; of an LSTM, as all that is called c
+  T* output;                     // [N, G*H] h of every token, or null: not wanted
+  T* h_n;                        // [G, B, H] h after each sequence's last step
+  T* c_n;                        // [G, B, H]
+  T* gates;                      // [G, N, kept * H] for the backward pass; or null, with cells
+  Real<T>* cells;                // [G, N, H] c of every token, for the backward pass; or null, with gates
+  RnnHeads<T> heads;
+};
+
+// Where the gradients of a recurrence's weights go; null: not wanted. Those of b_ih and b_hh are equal but for a GRU's
+// b_in and b_hn.
+template <typename T>
+struct RnnWeightGradients {
+  T* w_ih;  // [gates * H, I]
+  T* w_hh;  // [gates * H, H]
+  T* bias;  // [gradients * H]
+};
+
+template <typename T>
+struct RnnBackward {
+  RnnShape shape;
+  const RnnWeights<T>* weights;  // [G]
+  const T* input;                // as in the forward pass
+  const T* h0;
+  const T* c0;
+  const T* output;                            // [N, G*H] from the forward pass
+  const T* gates;                             // [G, N, kept * H] from the forward pass
+  const Real<T>* cells;                       // [G, N, H] from the forward pass
+  const T* grad_output;                       // [N, G*H] or null: zeros
+  const T* grad_h_n;                          // [G, B, H] or null: zeros
+  const T* grad_c_n;                          // [G, B, H] or null: zeros
+  T* grad_gates;                              // [G, N, gradients * H] of the gates before activation
+  T* grad_input;                              // [N, P*I] or null: not wanted
+  const RnnWeightGradients<T>* grad_weights;  // [G]
+  T* grad_h0;                                 // [G, B, H] or null: not wanted
+  T* grad_c0;                                 // [G, B, H] or null: not wanted
+};
+
+// Elements of T that rnn_pack writes under the instruction set in use.
+template <typename T>
+size_t rnn_packed_size(Cell cell, int64_t recurrences, int64_t input_size, int64_t hidden_size);
+
+// What the layout of packed weights depends on: how many numbers a vector of the instruction set in use holds.
+template <typename T>
+int64_t rnn_packed_lanes();
+
+// Packs weights [G] into panels, for RnnForward::packed. packed: 64-byte aligned.
+template <typename T>
+void rnn_pack(Cell cell, const RnnWeights<T>* weights, int64_t recurrences, int64_t input_size, int64_t hidden_size,
+              T* packed, const Executor& executor);
+
+// Bytes of 64-byte-aligned scratch memory that the call with these arguments needs.
+template <typename T>
+size_t rnn_forward_workspace(const RnnForward<T>& args, const Executor& executor);
+template <typename T>
+size_t rnn_backward_workspace(const RnnBackward<T>& args, const Executor& executor);
+
+template <typename T>
+void rnn_forward(const RnnForward<T>& args, void* workspace, const Executor& executor);
+template <typename T>
+void rnn_backward(const RnnBackward<T>& args, void* workspace, const Executor& executor);
+
+}  // namespace pymtl

@@ -1,0 +1,49 @@
+"""The drop-in GRU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from pymtl.recurrent import Recurrent
+
+
+class GRU(Recurrent):
+    """:class:`torch.nn.GRU`, faster: the same constructor, parameters, ``state_dict`` and results.
+
+    All that :class:`pymtl.LSTM` says of kernels, dtypes, ``lengths`` and equal bits holds here too.
+
+    Cho et al. 2014, "Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machine Translation",
+    with the reset gate behind the product as in nn.GRU.
+
+    Shapes as of :class:`pymtl.LSTM`, without c: ``output, h_n = gru(input, h_0)``.
+    """
+
+    original = nn.GRU
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            "GRU",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+        )

@@ -1,0 +1,378 @@
+"""What the drop-in LSTM, GRU and RNN share: checks, layouts, layers and frozen weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from operator import is_
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from pymtl import _native, ops
+from pymtl.ops.autograd import transforming, wants_gradient
+from pymtl.ops.dtypes import autocasts
+from pymtl.packing import as_lengths
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Cells = tuple[Tensor | None, Tensor | None]  # h_0 and c_0
+
+
+class _Snapshot(NamedTuple):
+    """Packed weights and the parameters, with their versions and memory, that they were made from."""
+
+    parameters: list[Tensor]
+    versions: list[int]
+    memory: list[Tensor]  # kept, so that no other tensor comes to the same address
+    addresses: list[int]
+    isa: str
+    packed: list[Tensor]
+
+    @staticmethod
+    def of(parameters: list[Tensor], packed: list[Tensor]) -> _Snapshot:
+        memory = [p.detach() for p in parameters]
+        addresses = [p.data_ptr() for p in memory]
+        return _Snapshot(parameters, [p._version for p in parameters], memory, addresses, _native.active_isa(), packed)
+
+    def is_of(self, parameters: Sequence[Tensor]) -> bool:
+        return (
+            all(map(is_, parameters, self.parameters))
+            and [p._version for p in parameters] == self.versions
+            and [p.data_ptr() for p in parameters] == self.addresses
+            and self.isa == _native.active_isa()
+        )
+
+
+class Recurrent(nn.RNNBase):
+    """A stack of layers that runs through the kernels where they take its input, and as ``original`` does elsewhere.
+
+    It derives from nn.RNNBase, not from the original: Dynamo does not trace instances of nn.LSTM, nn.GRU and nn.RNN.
+    """
+
+    original: type[nn.RNNBase]
+    _snapshot: _Snapshot | None = None
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+    ) -> tuple[Any, Any]:
+        """Runs the layers.
+
+        Args:
+            input: see the class.
+            hx: the initial states, as the class has them.
+            lengths: of the sequences of a padded batch, in any order: int64 [B] on the CPU or integers, each
+                from 1 to T. Padding is neither read nor computed on; the output is zero there.
+
+        Returns:
+            The output and the last states.
+
+        Raises:
+            ValueError: the input is not 2-D or 3-D or has another dtype than the weights, or ``lengths`` comes
+                with a PackedSequence or an unbatched input.
+            RuntimeError: a size, dtype or device does not fit; the message names the argument.
+        """
+        if isinstance(input, PackedSequence):
+            if lengths is not None:
+                raise ValueError("lengths: expected none with a PackedSequence, which has its own")
+            return self._forward_packed(input, hx)
+        if not isinstance(input, Tensor):
+            raise TypeError(f"input: expected a Tensor or a PackedSequence, got {type(input).__name__}")
+        if input.dim() not in (2, 3):
+            raise ValueError(f"{self._name()}: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        if lengths is not None:
+            if input.dim() != 3:
+                raise ValueError("lengths: expected none with an unbatched (2-D) input")
+            return self._forward_lengths(input, hx, lengths)
+        weights = self._weights()
+        if not self._kernels_take(input, weights):
+            return self.original.forward(self, input, hx)
+
+        batched = input.dim() == 3
+        if not batched:
+            input = input.unsqueeze(0 if self.batch_first else 1)
+        self._check_input(input, weights, 3)
+        h0, c0 = self._initial_state(hx, input.shape[0 if self.batch_first else 1], batched)
+        if self.batch_first:
+            input = input.transpose(0, 1)
+        if input.shape[0] == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        output, h_n, c_n = self._layers(input, None, weights, h0, c0)
+        if self.bidirectional:
+            output = _editable(output)
+        if self.batch_first:
+            output = output.transpose(0, 1)
+        if not batched:
+            return output.squeeze(0 if self.batch_first else 1), self._states(h_n.squeeze(1), c_n.squeeze(1))
+        return output, self._states(h_n, c_n)
+
+    def _forward_packed(self, input: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        weights = self._weights()
+        if not self._kernels_take(data, weights):
+            return self.original.forward(self, input, hx)
+        self._check_input(data, weights, 2)
+        # Without states nobody asks for the batch's size, which is data, and nothing a tracer could read.
+        h0, c0 = self._initial_state(hx, 0 if hx is None else int(batch_sizes[0]), batched=True)
+        h0, c0 = _permute(h0, sorted_indices), _permute(c0, sorted_indices)
+        output, h_n, c_n = self._layers(data, batch_sizes, weights, h0, c0)
+        packed = PackedSequence(_editable(output), batch_sizes, sorted_indices, unsorted_indices)
+        return packed, self._permuted_states(h_n, c_n, unsorted_indices)
+
+    def _forward_lengths(self, input: Tensor, hx: Any, lengths: Tensor | Sequence[int]) -> tuple[Tensor, Any]:
+        weights = self._weights()
+        self._check_input(input, weights, 3)
+        batch, steps = input.shape[:2] if self.batch_first else (input.shape[1], input.shape[0])
+        lengths = as_lengths(lengths, batch)
+        if not self._kernels_take(input, weights):
+            packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
+            result, state = self.original.forward(self, packed, hx)
+            return pad_packed_sequence(result, self.batch_first, total_length=steps)[0], state
+        h0, c0 = self._initial_state(hx, batch, batched=True)
+        order = ops.packing_order(lengths, steps)
+        data = ops.pack(input, order, batch_first=self.batch_first)
+        h0, c0 = _permute(h0, order.sorted_indices), _permute(c0, order.sorted_indices)
+        output, h_n, c_n = self._layers(data, order.batch_sizes, weights, h0, c0)
+        padded = ops.unpack(output, order, batch_first=self.batch_first)
+        return padded, self._permuted_states(h_n, c_n, order.unsorted_indices)
+
+    def _weights(self) -> list[Tensor]:
+        """The weights of this very call, in the order of ``_flat_weights_names``.
+
+        Looked up by name each time: parametrizations, functional_call, weight-drop and others replace them.
+        """
+        parameters = self._parameters
+        names = self._flat_weights_names
+        if all(name in parameters for name in names):
+            return [parameters[name] for name in names]
+        return [getattr(self, name) for name in names]
+
+    def _check_input(self, input: Tensor, weights: Sequence[Tensor], dims: int) -> None:
+        # nn.RNNBase's check_input with the weights of this call, where that one has the parameters of some time ago.
+        if input.dtype != weights[0].dtype and not torch.is_autocast_enabled("cpu"):
+            raise ValueError(
+                f"RNN input dtype ({input.dtype}) does not match weight dtype ({weights[0].dtype}). "
+                f"Convert input: input.to({weights[0].dtype}), or convert model: model.to({input.dtype})"
+            )
+        if input.dim() != dims:
+            raise RuntimeError(f"input must have {dims} dimensions, got {input.dim()}")
+        if input.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.shape[-1]}"
+            )
+
+    def kernels_take(self, input: Tensor) -> bool:
+        """Whether this library's kernels run such an input (and these weights), rather than torch's own path."""
+        return self._kernels_take(input, self._weights())
+
+    def _kernels_take(self, input: Tensor, weights: Sequence[Tensor]) -> bool:
+        return (
+            self.proj_size == 0
+            and input.is_cpu
+            and ops.has_kernels(weights[0], bfloat16=True)
+            and (not torch.is_autocast_enabled("cpu") or autocasts())
+        )
+
+    def _initial_state(self, hx: Any, batch: int, batched: bool) -> Cells:
+        """h_0 and c_0 [layers * D, B, H], checked."""
+        if hx is None:
+            return None, None
+        if not isinstance(hx, Tensor):
+            raise TypeError(f"hx: expected a Tensor, got {type(hx).__name__}")
+        dims = 3 if batched else 2
+        if hx.dim() != dims:
+            kind = "batched 3-D" if batched else "unbatched 2-D"
+            raise RuntimeError(f"For {kind} input, hx should also be {dims}-D but got {hx.dim()}-D tensor")
+        hx = hx if batched else hx.unsqueeze(1)
+        self.check_hidden_size(hx, self._state_size(batch), "Expected hidden size {}, got {}")
+        return hx, None
+
+    def _states(self, h_n: Tensor, c_n: Tensor) -> Any:
+        """The last states as forward returns them."""
+        return h_n
+
+    def _permuted_states(self, h_n: Tensor, c_n: Tensor, indices: Tensor | None) -> Any:
+        return self._states(_permute(h_n, indices), _permute(c_n, indices))
+
+    def _state_size(self, batch: int) -> tuple[int, int, int]:
+        return self.num_layers * self._directions(), batch, self.hidden_size
+
+    def _name(self) -> str:
+        return self.original.__name__
+
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    def layer_weights(self, layer: int, weights: Sequence[Tensor] | None = None) -> ops.RNNWeights:
+        """A layer's weights as they are now (or out of ``weights``), for :func:`pymtl.ops.rnn`."""
+        weights = self._weights() if weights is None else weights
+        directions = self._directions()
+        each = 4 if self.bias else 2
+        flat = weights[layer * directions * each : (layer + 1) * directions * each]
+        return ops.RNNWeights(
+            list(flat[0::each]),
+            list(flat[1::each]),
+            list(flat[2::each]) if self.bias else [],
+            list(flat[3::each]) if self.bias else [],
+            [False, True][:directions],
+            self.mode,
+        )
+
+    def _packed(self, weights: Sequence[Tensor]) -> list[Tensor] | None:
+        snapshot = self._snapshot
+        if snapshot is None or torch.compiler.is_compiling() or autocasts() or not snapshot.is_of(weights):
+            return None
+        return snapshot.packed
+
+    def _layers(
+        self,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        weights: Sequence[Tensor],
+        h0: Tensor | None,
+        c0: Tensor | None,
+        layers: int | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Output of the last of the first ``layers`` layers (all by default), and the states of each."""
+        directions = self._directions()
+        packed = self._packed(weights)
+        drops = self.training and self.dropout > 0
+        if packed is not None and not drops and not transforming() and not wants_gradient(input, h0, c0, *weights):
+            packed = packed if layers is None else packed[:layers]
+            return ops.rnn_frozen(
+                input, batch_sizes, packed, self.hidden_size, [False, True][:directions], self.mode, h0, c0
+            )
+        h_last, c_last = [], []
+        for layer in range(self.num_layers if layers is None else layers):
+            if layer > 0:
+                input = self._between_layers(input)
+            states = slice(layer * directions, (layer + 1) * directions)
+            input, h_n, c_n = ops.rnn(
+                input,
+                batch_sizes,
+                self.layer_weights(layer, weights),
+                None if h0 is None else h0[states],
+                None if c0 is None else c0[states],
+            )
+            h_last.append(h_n)
+            c_last.append(c_n)
+        if len(h_last) == 1:
+            return input, h_last[0], c_last[0]
+        return input, torch.cat(h_last), torch.cat(c_last)
+
+    def _between_layers(self, output: Tensor) -> Tensor:
+        # Drawn over the same tensor in the same order as nn.LSTM does: the same seed gives the same mask.
+        if self.dropout > 0 and self.training:
+            return F.dropout(output, self.dropout, training=True)
+        return output
+
+    def forward_heads(
+        self,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        head_weight: Tensor | None,
+        head_bias: Tensor | None,
+        *,
+        mean: bool = False,
+        max: bool = False,
+    ) -> ops.RNNHeadsResult:
+        """The encoder with token heads and pooling fused into its last layer, whose states are never written.
+
+        For inference in model code, which has packed its tokens already; no gradient is recorded. The results
+        are the same bits as those of :meth:`forward`, :func:`pymtl.ops.heads` and :func:`pymtl.ops.pool`.
+
+        Args:
+            input: [T, B, I], or packed [N, I] with ``batch_sizes`` [T].
+            head_weight, head_bias: [C, D*H] and [C] of all token heads, stacked, or None.
+            mean, max: whether to pool the last layer's states over each sequence's tokens.
+
+        Returns:
+            ``logits`` [T, B, C] or [N, C]; ``mean``, ``max`` [B, D*H]; ``h_n``, ``c_n`` [D, B, H] of the last layer.
+        """
+        weights = self._weights()
+        self._check_input(input, weights, 3 if batch_sizes is None else 2)
+        last = self.num_layers - 1
+        packed = self._packed(weights)
+        if last > 0:
+            input, _, _ = self._layers(input, batch_sizes, weights, None, None, layers=last)
+            input = self._between_layers(input)
+        return ops.rnn_heads(
+            input,
+            batch_sizes,
+            self.layer_weights(last, weights),
+            head_weight,
+            head_bias,
+            mean=mean,
+            max=max,
+            packed=None if packed is None else packed[last],
+        )
+
+    def freeze(self) -> None:
+        """Packs the weights once, for calls without gradients; :func:`pymtl.freeze` does so for a whole model.
+
+        Raises:
+            RuntimeError: the module is in training mode, or its weights are inference tensors, whose changes
+                nobody could notice.
+        """
+        if self.training:
+            raise RuntimeError("freeze: expected a module in eval mode, got one in training mode: call eval() first")
+        weights = self._weights()
+        if not self._kernels_take(weights[0], weights):
+            return
+        if any(w.is_inference() for w in weights):
+            raise RuntimeError("freeze: expected ordinary weights, got inference tensors, whose changes go unnoticed")
+        _notice_fused_optimizers()
+        with torch.no_grad():
+            packed = [ops.rnn_pack(self.layer_weights(layer, weights)) for layer in range(self.num_layers)]
+        self._snapshot = _Snapshot.of(weights, packed)
+
+    def unfreeze(self) -> None:
+        """Drops what :meth:`freeze` made."""
+        self._snapshot = None
+
+    def train(self, mode: bool = True) -> Self:
+        self.unfreeze()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.unfreeze()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
+        self.unfreeze()
+        super()._load_from_state_dict(state_dict, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state.pop("_snapshot", None)
+        return state
+
+
+@cache
+def _notice_fused_optimizers() -> None:
+    """Makes optimizers with ``fused=True`` count their steps in the parameters' versions, as all others do."""
+
+    def count_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            if group.get("fused"):
+                torch.autograd.graph.increment_version([p for p in group["params"] if not p.is_inference()])
+
+    register_optimizer_step_post_hook(count_step)
+
+
+def _editable(output: Tensor) -> Tensor:
+    # Backward needs the output as it was. Where nn.LSTM's may be edited in place all the same, so may this one.
+    return output.clone() if output.requires_grad else output
+
+
+def _permute(state: Tensor | None, indices: Tensor | None) -> Tensor | None:
+    return state if state is None or indices is None else state.index_select(1, indices)

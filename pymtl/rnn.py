@@ -1,0 +1,54 @@
+"""The drop-in plain recurrent network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from pymtl.recurrent import Recurrent
+
+_MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
+
+
+class RNN(Recurrent):
+    """:class:`torch.nn.RNN`, faster: the same constructor, parameters, ``state_dict`` and results.
+
+    All that :class:`pymtl.LSTM` says of kernels, dtypes, ``lengths`` and equal bits holds here too.
+
+    Elman 1990, "Finding Structure in Time".
+
+    Shapes as of :class:`pymtl.LSTM`, without c: ``output, h_n = rnn(input, h_0)``.
+    """
+
+    original = nn.RNN
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if nonlinearity not in _MODES:
+            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+        self.nonlinearity = nonlinearity
+        super().__init__(
+            _MODES[nonlinearity],
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+        )
