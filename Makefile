@@ -2,6 +2,7 @@
 #   make demo    train the joint intent and slot model on SNIPS and compare its speed with plain PyTorch
 #   make test    all tests          make test-asan  the kernels' tests under the sanitizers
 #   make bench   the benchmarks     make wheel      a wheel, tried in a fresh environment
+#   make bench-avx2  the grids as on a CPU without AVX-512
 #   make lint    style checks       make format     mend what can be mended
 #   make clean   remove what was made here
 PYTHON ?= python3
@@ -12,7 +13,7 @@ NATIVE := CMakeLists.txt pyproject.toml $(wildcard packaging/* csrc/*/*.* csrc/*
 CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*/*.h csrc/*/*/*.cpp tests/kernels/*.h tests/kernels/*.cpp)
 TOOLS := cmake ninja
 
-.PHONY: demo test test-kernels test-asan bench wheel lint format clean install
+.PHONY: demo test test-kernels test-asan bench bench-avx2 wheel lint format clean install
 
 demo: install
 	$(BIN)/pymtl train examples/snips/snips.toml --run runs/snips --overwrite
@@ -42,6 +43,11 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/growth.py --json benchmarks/results/growth.json --plot benchmarks/results/growth.png
 	$(BIN)/python benchmarks/threads.py --json benchmarks/results/threads.json
 	$(BIN)/python benchmarks/memory.py --json benchmarks/results/memory.json
+	$(BIN)/python benchmarks/tables.py
+
+bench-avx2: $(VENV)/.bench
+	PYMTL_ISA=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python benchmarks/grids.py --grid float32 \
+	  --json benchmarks/results/grids_avx2.json
 	$(BIN)/python benchmarks/tables.py
 
 wheel: $(VENV)/.torch

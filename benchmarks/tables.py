@@ -133,16 +133,19 @@ def memory(result: dict[str, Any]) -> Iterator[Cells]:
 
 
 def threads(result: dict[str, Any]) -> Iterator[Cells]:
-    names = list(result["rows"][0]["contenders"])
-    counts = result["rows"][0]["threads"][1:]
-    yield "shape", "mode", *(f"{name}, {count} threads" for name in names for count in counts)
+    yield "shape", "mode", *result["rows"][0]["times as fast"]
     for row in result["rows"]:
-        ratios = [1 / row["contenders"][name][str(count)]["ratio"] for name in names for count in counts]
-        yield row["shape"], row["mode"], *(f"{ratio:.2f}" for ratio in ratios)
+        yield row["shape"], row["mode"], *(f"{gain:.2f}" for gain in row["times as fast"].values())
 
 
 def _ratio(name: str, row: dict[str, float]) -> str:
     return "" if name == "pymtl" else f"{row['ratio']:.2f}"
+
+
+def origin(result: dict[str, Any]) -> str:
+    machine = result["machine"]
+    where = f"{machine['cpu']}, {machine['instruction set in use']}, {machine['threads']} threads"
+    return f"{result['date'][:10]}, {where}, torch {machine['torch']}"
 
 
 def markdown(rows: Iterable[Cells]) -> str:
@@ -177,10 +180,9 @@ def main() -> None:
         text, count = place.subn(rf"\g<1>{markdown(rows)}", text)
         if count != 1:
             raise SystemExit(f"README.md: expected one <!-- {name} -->, got {count}")
-    machine = results["latest"]["machine"]
-    latest = f"Latest: {results['latest']['date'][:10]}, {machine['cpu']}, {machine['instruction set in use']}, "
-    latest += f"{machine['threads']} threads, torch {machine['torch']}."
-    readme.write_text(re.sub(r"Latest: .*", latest, text).rstrip("\n") + "\n", encoding="utf-8")
+    text = re.sub(r"Latest: .*", f"Latest: {origin(results['latest'])}.", text)
+    text = re.sub(r"AVX2 kernels, measured .*", f"AVX2 kernels, measured {origin(results['grids_avx2'])}:", text)
+    readme.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

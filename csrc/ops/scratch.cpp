@@ -1,25 +1,16 @@
 #include "scratch.h"
 
+#include <atomic>
 #include <cstdlib>
-#include <memory>
 #include <new>
 
 namespace pymtl::ops {
 namespace {
 
-constexpr size_t kLargestKept = size_t{64} << 20;
+constexpr size_t kKeptByEach = size_t{16} << 20;
+constexpr size_t kKeptBesides = size_t{64} << 20;  // by all threads together
 
-struct Free {
-  void operator()(void* memory) const { std::free(memory); }
-};
-
-struct Block {
-  std::unique_ptr<void, Free> memory;
-  size_t size = 0;
-  bool in_use = false;
-};
-
-thread_local Block block;
+std::atomic<size_t> kept_besides{0};
 
 void* allocate(size_t bytes) {
   void* const memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
@@ -27,21 +18,50 @@ void* allocate(size_t bytes) {
   return memory;
 }
 
+// A thread's own block.
+struct Block {
+  void* memory = nullptr;
+  size_t size = 0;
+  bool in_use = false;
+
+  Block() = default;
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
+  ~Block() { release(); }
+
+  // Whether the block holds `bytes` now. It does not if other threads have taken what all may keep.
+  bool grow(size_t bytes) {
+    if (size >= bytes) return true;
+    release();
+    const size_t besides = beyond(bytes);
+    if (kept_besides.fetch_add(besides) + besides > kKeptBesides) {
+      kept_besides.fetch_sub(besides);
+      return false;
+    }
+    size = bytes;  // so that release() gives back what was taken, if there is no memory
+    memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+    if (memory != nullptr) return true;
+    release();
+    throw std::bad_alloc();
+  }
+
+  void release() {
+    std::free(memory);
+    kept_besides.fetch_sub(beyond(size));
+    memory = nullptr;
+    size = 0;
+  }
+
+  static size_t beyond(size_t bytes) { return bytes > kKeptByEach ? bytes - kKeptByEach : 0; }
+};
+
+thread_local Block block;
+
 }  // namespace
 
-Scratch::Scratch(size_t bytes) : kept_(bytes <= kLargestKept && !block.in_use) {
-  if (!kept_) {
-    memory_ = allocate(bytes);
-    return;
-  }
-  if (block.size < bytes) {
-    block.size = 0;
-    block.memory.reset();
-    block.memory.reset(allocate(bytes));
-    block.size = bytes;
-  }
-  block.in_use = true;
-  memory_ = block.memory.get();
+Scratch::Scratch(size_t bytes) : kept_(!block.in_use && block.grow(bytes)) {
+  memory_ = kept_ ? block.memory : allocate(bytes);
+  if (kept_) block.in_use = true;
 }
 
 Scratch::~Scratch() {

@@ -1,5 +1,6 @@
 // Scratch memory of a call. The system gives freed megabytes back to the kernel and faults them in again page by
-// page at the next call, which can cost more than the call; so each thread keeps one block of moderate size.
+// page at the next call, which can cost more than the call; so each thread keeps a block: up to 16 MiB, and beyond them
+// what is left of 64 MiB that all threads share.
 #pragma once
 
 #include <cstddef>

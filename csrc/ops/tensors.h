@@ -116,9 +116,10 @@ inline Tensor make(const Tensor& like, const Sizes& sizes, ScalarType type) {
   int32_t device = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
   AtenTensorHandle made = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
-      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), device, like.get_device(), &made));
+  const int32_t number = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  const AOTITorchError error = aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
+                                                        strides.data(), number, device, like.get_device(), &made);
+  check(error == TORCH_SUCCESS, "no memory for a result of size ", text(sizes));
   return Tensor(made);
 }
 

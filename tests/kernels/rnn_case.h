@@ -14,6 +14,7 @@
 namespace pymtl::test {
 
 struct ModelOptions {
+  Cell cell = Cell::lstm;
   int64_t recurrences = 1;
   int64_t input_size = 1;
   int64_t hidden_size = 1;
@@ -27,6 +28,8 @@ struct ModelOptions {
 // The parameters of G recurrences and of the heads on them.
 template <typename T>
 struct RnnModel {
+  Cell cell;
+  CellSizes sizes;
   int64_t recurrences;
   int64_t input_size;
   int64_t hidden_size;
@@ -37,7 +40,9 @@ struct RnnModel {
   Buffer<T> head_weight, head_bias;
 
   RnnModel(const ModelOptions& options, Random& random)
-      : recurrences(options.recurrences),
+      : cell(options.cell),
+        sizes(sizes_of(options.cell)),
+        recurrences(options.recurrences),
         input_size(options.input_size),
         hidden_size(options.hidden_size),
         inputs(options.inputs),
@@ -46,10 +51,11 @@ struct RnnModel {
     const double size = 2 / std::sqrt(static_cast<double>(input_size + hidden_size));
     const bool first_reverse = random.flip();
     for (int64_t g = 0; g < recurrences; ++g) {
-      w_ih.push_back(uniform<T>(4 * hidden_size * input_size, random, -size, size));
-      w_hh.push_back(uniform<T>(4 * hidden_size * hidden_size, random, -size, size));
-      b_ih.push_back(options.b_ih ? uniform<T>(4 * hidden_size, random) : Buffer<T>());
-      b_hh.push_back(options.b_hh ? uniform<T>(4 * hidden_size, random) : Buffer<T>());
+      const int64_t rows = sizes.gates * hidden_size;
+      w_ih.push_back(uniform<T>(rows * input_size, random, -size, size));
+      w_hh.push_back(uniform<T>(rows * hidden_size, random, -size, size));
+      b_ih.push_back(options.b_ih ? uniform<T>(rows, random) : Buffer<T>());
+      b_hh.push_back(options.b_hh ? uniform<T>(rows, random) : Buffer<T>());
       reverse.push_back((g % 2 == 0) == first_reverse);
     }
     if (head_width > 0) head_weight = uniform<T>(head_width * all_hidden(), random);
@@ -91,12 +97,12 @@ struct RnnBatch {
   Buffer<T> h0, c0;              // [G, B, H] or null
 
   RnnBatch(const RnnModel<T>& model, std::vector<int64_t> given, Layout layout, bool with_h0, bool with_c0,
-            Random& random)
+           Random& random)
       : lengths(std::move(given)) {
     lay_out(layout);
     input = uniform<T>(tokens() * model.all_inputs(), random);
     if (with_h0) h0 = uniform<T>(batch() * model.all_hidden(), random);
-    if (with_c0) c0 = uniform<T>(batch() * model.all_hidden(), random, -2, 2);
+    if (with_c0 && model.sizes.has_cell) c0 = uniform<T>(batch() * model.all_hidden(), random, -2, 2);
   }
 
   // The sequences `rows` of another batch, in rising order.
@@ -143,8 +149,8 @@ struct RnnBatch {
   int64_t walked(int64_t k, int64_t row, bool reverse) const { return token(reverse ? length(row) - 1 - k : k, row); }
 
   RnnShape shape(const RnnModel<T>& model) const {
-    return {model.recurrences,  steps(),     batch(), tokens(), model.input_size, model.hidden_size,
-            batch_sizes.data(), model.inputs};
+    return {model.recurrences,  steps(),      batch(),   tokens(), model.input_size, model.hidden_size,
+            batch_sizes.data(), model.inputs, model.cell};
   }
 
  private:
@@ -182,15 +188,16 @@ struct RnnResult {
 
 template <typename T>
 RnnResult<T> run_forward(const RnnModel<T>& model, const RnnBatch<T>& batch, const Asked& asked,
-                          const Executor& executor) {
+                         const Executor& executor) {
   const int64_t all_hidden = model.all_hidden();
   const bool heads = asked.heads && model.head_width > 0;
   RnnResult<T> result;
   if (asked.output) result.output = Buffer<T>(batch.tokens() * all_hidden);
   result.h_n = Buffer<T>(batch.batch() * all_hidden);
-  result.c_n = Buffer<T>(batch.batch() * all_hidden);
-  if (asked.saved) result.gates = Buffer<T>(batch.tokens() * 4 * all_hidden);
-  if (asked.saved) result.cells = Buffer<Real<T>>(batch.tokens() * all_hidden);
+  const bool has_cell = model.sizes.has_cell;
+  if (has_cell) result.c_n = Buffer<T>(batch.batch() * all_hidden);
+  if (asked.saved && model.sizes.kept > 0) result.gates = Buffer<T>(batch.tokens() * model.sizes.kept * all_hidden);
+  if (asked.saved && has_cell) result.cells = Buffer<Real<T>>(batch.tokens() * all_hidden);
   if (heads) result.logits = Buffer<T>(batch.tokens() * model.head_width);
   if (asked.mean) result.mean = Buffer<T>(batch.batch() * all_hidden);
   if (asked.max) result.max = Buffer<T>(batch.batch() * all_hidden);
@@ -198,9 +205,10 @@ RnnResult<T> run_forward(const RnnModel<T>& model, const RnnBatch<T>& batch, con
   const std::vector<RnnWeights<T>> weights = model.weights();
   Buffer<T> packed;
   if (asked.packed_weights) {
-    const size_t size = rnn_packed_size<T>(model.recurrences, model.input_size, model.hidden_size);
+    const size_t size = rnn_packed_size<T>(model.cell, model.recurrences, model.input_size, model.hidden_size);
     packed = Buffer<T>(static_cast<int64_t>(size), 64);
-    rnn_pack(weights.data(), model.recurrences, model.input_size, model.hidden_size, packed.data(), executor);
+    rnn_pack(model.cell, weights.data(), model.recurrences, model.input_size, model.hidden_size, packed.data(),
+             executor);
   }
 
   RnnForward<T> args{};
@@ -238,7 +246,7 @@ struct Gradients {
             Random& random) {
     if (of_output) output = uniform<T>(batch.tokens() * model.all_hidden(), random);
     if (of_h_n) h_n = uniform<T>(batch.batch() * model.all_hidden(), random);
-    if (of_c_n) c_n = uniform<T>(batch.batch() * model.all_hidden(), random);
+    if (of_c_n && model.sizes.has_cell) c_n = uniform<T>(batch.batch() * model.all_hidden(), random);
   }
 };
 
@@ -265,15 +273,15 @@ BackwardResult<T> run_backward(const RnnModel<T>& model, const RnnBatch<T>& batc
   const int64_t H = model.hidden_size;
   const auto array = [](bool is_wanted, int64_t count) { return is_wanted ? Buffer<T>(count) : Buffer<T>(); };
   BackwardResult<T> result;
-  result.grad_gates = Buffer<T>(batch.tokens() * 4 * model.all_hidden());
+  result.grad_gates = Buffer<T>(batch.tokens() * model.sizes.gradients * model.all_hidden());
   result.grad_input = array(wanted.input, batch.tokens() * model.all_inputs());
   result.grad_h0 = array(wanted.h0, batch.batch() * model.all_hidden());
-  result.grad_c0 = array(wanted.c0, batch.batch() * model.all_hidden());
+  result.grad_c0 = array(wanted.c0 && model.sizes.has_cell, batch.batch() * model.all_hidden());
   std::vector<RnnWeightGradients<T>> grad_weights;
   for (int64_t g = 0; g < model.recurrences; ++g) {
-    result.w_ih.push_back(array(wanted.w_ih, 4 * H * I));
-    result.w_hh.push_back(array(wanted.w_hh, 4 * H * H));
-    result.bias.push_back(array(wanted.bias, 4 * H));
+    result.w_ih.push_back(array(wanted.w_ih, model.sizes.gates * H * I));
+    result.w_hh.push_back(array(wanted.w_hh, model.sizes.gates * H * H));
+    result.bias.push_back(array(wanted.bias, model.sizes.gradients * H));
     grad_weights.push_back({result.w_ih.back().data(), result.w_hh.back().data(), result.bias.back().data()});
   }
 
@@ -344,7 +352,7 @@ void check_same(const RnnModel<T>& model, const RnnBatch<T>& all, const RnnResul
       for (int64_t g = 0; g < model.recurrences; ++g) {
         const int64_t row_a = g * all.tokens() + token_a;
         const int64_t row_b = g * some.tokens() + token_b;
-        check_same_row("gates", result.gates, row_a, some_result.gates, row_b, 4 * hidden);
+        check_same_row("gates", result.gates, row_a, some_result.gates, row_b, model.sizes.kept * hidden);
         check_same_row("cells", result.cells, row_a, some_result.cells, row_b, hidden);
       }
     }

@@ -174,10 +174,9 @@ void all_cases() {
           options.hidden_size = hidden;
           const RnnModel<T> model(options, random);
           const RnnBatch<T> batch(model,
-                                   layout == Layout::dense
-                                       ? std::vector<int64_t>(static_cast<size_t>(batch_size), steps)
-                                       : ragged(batch_size, steps, random),
-                                   layout, true, true, random);
+                                  layout == Layout::dense ? std::vector<int64_t>(static_cast<size_t>(batch_size), steps)
+                                                          : ragged(batch_size, steps, random),
+                                  layout, true, true, random);
           const Buffer<bool> reverse = directions(recurrences, random);
           Buffer<T> input = uniform<T>(batch.tokens() * model.all_hidden(), random, -2, 2);
           // Few different values, so that a maximum is often met twice.

@@ -31,8 +31,8 @@ int64_t not_finite(const BackwardResult<T>& back) {
 
 // The gradients are the same bits for any executor and whatever else is wanted.
 template <typename T>
-BackwardResult<T> check_backward_bits(const RnnModel<T>& model, const RnnBatch<T>& batch,
-                                      const RnnResult<T>& forward, const Gradients<T>& gradients) {
+BackwardResult<T> check_backward_bits(const RnnModel<T>& model, const RnnBatch<T>& batch, const RnnResult<T>& forward,
+                                      const Gradients<T>& gradients) {
   BackwardResult<T> base = run_backward(model, batch, forward, gradients, {}, serial());
   CHECK(not_finite(base) == 0, not_finite(base));
   const auto check_all = [&](const BackwardResult<T>& other) {
@@ -83,7 +83,8 @@ void check_some(const RnnModel<T>& model, const RnnBatch<T>& batch, const RnnRes
       for (int64_t t = 0; t < some.length(row); ++t) {
         const int64_t token_a = g * batch.tokens() + batch.token(t, from);
         const int64_t token_b = g * some.tokens() + some.token(t, row);
-        check_same_row("grad_gates", base_back.grad_gates, token_a, back.grad_gates, token_b, 4 * hidden);
+        check_same_row("grad_gates", base_back.grad_gates, token_a, back.grad_gates, token_b,
+                       model.sizes.gradients * hidden);
       }
       for (int64_t t = 0; g == 0 && t < some.length(row); ++t) {
         check_same_row("grad_input", base_back.grad_input, batch.token(t, from), back.grad_input, some.token(t, row),
@@ -98,8 +99,9 @@ void check_some(const RnnModel<T>& model, const RnnBatch<T>& batch, const RnnRes
 }
 
 template <typename T>
-void check_bits(const Sizes& sizes, Layout layout, Random& random) {
+void check_bits(Cell cell, const Sizes& sizes, Layout layout, Random& random) {
   ModelOptions options;
+  options.cell = cell;
   options.recurrences = sizes.recurrences;
   options.input_size = sizes.input_size;
   options.hidden_size = sizes.hidden_size;
@@ -107,13 +109,13 @@ void check_bits(const Sizes& sizes, Layout layout, Random& random) {
   const RnnModel<T> model(options, random);
   const bool dense = layout == Layout::dense;
   const RnnBatch<T> batch(model,
-                           dense ? std::vector<int64_t>(static_cast<size_t>(sizes.batch), sizes.steps)
-                                 : ragged(sizes.batch, sizes.steps, random),
-                           layout, random.flip(), random.flip(), random);
+                          dense ? std::vector<int64_t>(static_cast<size_t>(sizes.batch), sizes.steps)
+                                : ragged(sizes.batch, sizes.steps, random),
+                          layout, random.flip(), random.flip(), random);
   const std::vector<int64_t> rows = all_rows(sizes.batch);
-  const Context context(kTypeName<T>, " G=", sizes.recurrences, " I=", sizes.input_size, " H=", sizes.hidden_size,
-                        " B=", sizes.batch, " T=", sizes.steps, " C=", sizes.head_width, " layout ",
-                        static_cast<int>(layout));
+  const Context context(kTypeName<T>, " cell ", static_cast<int>(cell), " G=", sizes.recurrences,
+                        " I=", sizes.input_size, " H=", sizes.hidden_size, " B=", sizes.batch, " T=", sizes.steps,
+                        " C=", sizes.head_width, " layout ", static_cast<int>(layout));
 
   const RnnResult<T> base = run_forward(model, batch, {}, serial());
   check_finite(base);
@@ -188,10 +190,12 @@ void check_bits(const Sizes& sizes, Layout layout, Random& random) {
 template <typename T>
 void same_bits_always() {
   Random random(2);
-  for (const Sizes& sizes : kSizes) {
-    for (const Layout layout : {Layout::dense, Layout::packed, Layout::padded}) {
-      if (sizes.hidden_size > 100 && layout != Layout::packed) continue;  // they take long
-      check_bits<T>(sizes, layout, random);
+  for (const Layout layout : {Layout::dense, Layout::packed, Layout::padded}) {
+    for (size_t i = 0; i < kSizes.size(); ++i) {
+      if (kSizes[i].hidden_size > 100 && layout != Layout::packed) continue;  // they take long
+      check_bits<T>(Cell::lstm, kSizes[i], layout, random);
+      const Cell others[] = {Cell::gru, Cell::rnn_tanh, Cell::rnn_relu};
+      check_bits<T>(others[i % 3], kSizes[i], layout, random);
     }
   }
 }

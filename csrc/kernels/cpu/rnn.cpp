@@ -2,6 +2,8 @@
 #include "../rnn.h"
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 
 #include "kernels.h"
 #include "schedule.h"
@@ -21,6 +23,25 @@ double patience(const RnnShape& shape) {
   constexpr double kMultiplyAddsASecond = 25e9;
   return 0.05 * static_cast<double>(work_of(shape) / shape.recurrences) / kMultiplyAddsASecond;
 }
+
+// A team whose member lost its core waits at every step until the system gives it one again, milliseconds later. Where
+// that has happened, recurrences have a worker each for a while: the same bits, without waiting.
+class TeamRest {
+  using Clock = std::chrono::steady_clock;
+  static constexpr std::chrono::milliseconds kRest{100};
+
+ public:
+  static bool is_on() { return Clock::now().time_since_epoch().count() < until_.load(std::memory_order_relaxed); }
+
+  static void begin_if_late(const Team* teams, int64_t count) {
+    for (int64_t g = 0; g < count; ++g) {
+      if (teams[g].late) until_.store((Clock::now() + kRest).time_since_epoch().count(), std::memory_order_relaxed);
+    }
+  }
+
+ private:
+  static inline std::atomic<Clock::rep> until_{0};
+};
 
 template <typename T>
 struct ForwardPlan {
@@ -152,13 +173,15 @@ void rnn_forward(const RnnForward<T>& args, void* workspace, const Executor& giv
       if (part == 0) pack_heads(g);
     });
   }
-  for (int64_t g = 0; g < shape.recurrences && plan.team_workers > 1; ++g) plan.teams[g] = Team{};
+  const bool in_teams = plan.team_workers > 1 && !TeamRest::is_on();
+  for (int64_t g = 0; g < shape.recurrences && in_teams; ++g) plan.teams[g] = Team{};
 
-  for_each(plan.executor, plan.tasks(shape), [&](int64_t task) {
+  const int64_t walks = plan.team_workers > 1 && !in_teams ? shape.recurrences : plan.tasks(shape);
+  for_each(plan.executor, walks, [&](int64_t task) {
     RnnWalk<T> walk{};
     walk.scratch = plan.scratch + static_cast<size_t>(task) * plan.scratch_size;
     int64_t g, slice = 0;
-    if (plan.team_workers > 1) {
+    if (in_teams) {
       g = task % shape.recurrences;  // so that neighbours are of different teams: a thread may have several tasks
       walk.team = &plan.teams[g];
       walk.place = join(*walk.team, plan.team_workers, patience(shape), walk.scratch);
@@ -200,6 +223,7 @@ void rnn_forward(const RnnForward<T>& args, void* workspace, const Executor& giv
     walk.pooled_stride = all_hidden;
     if (walk.last_row > walk.first_row) kernels.rnn_walk(walk);
   });
+  if (in_teams) TeamRest::begin_if_late(plan.teams, shape.recurrences);
 
   if (heads.width > 0) {
     constexpr int64_t kBlock = 256;
@@ -298,13 +322,15 @@ void rnn_backward(const RnnBackward<T>& args, void* workspace, const Executor& g
     for_each(plan.executor, shape.recurrences * plan.slices,
              [&](int64_t task) { pack(task / plan.slices, task % plan.slices, plan.slices); });
   }
-  for (int64_t g = 0; g < shape.recurrences && plan.team_workers > 1; ++g) plan.teams[g] = Team{};
+  const bool in_teams = plan.team_workers > 1 && !TeamRest::is_on();
+  for (int64_t g = 0; g < shape.recurrences && in_teams; ++g) plan.teams[g] = Team{};
 
-  for_each(plan.executor, plan.tasks(shape), [&](int64_t task) {
+  const int64_t walks = plan.team_workers > 1 && !in_teams ? shape.recurrences : plan.tasks(shape);
+  for_each(plan.executor, walks, [&](int64_t task) {
     RnnBackwardWalk<T> walk{};
     walk.scratch = plan.scratch + static_cast<size_t>(task) * plan.scratch_size;
     int64_t g, slice = 0;
-    if (plan.team_workers > 1) {
+    if (in_teams) {
       g = task % shape.recurrences;
       walk.team = &plan.teams[g];
       walk.place = join(*walk.team, plan.team_workers, patience(shape), nullptr);
@@ -360,6 +386,7 @@ void rnn_backward(const RnnBackward<T>& args, void* workspace, const Executor& g
     input.result_stride = shape.inputs * shape.input_size;
     kernels.rnn_input_gradient(input);
   });
+  if (in_teams) TeamRest::begin_if_late(plan.teams, shape.recurrences);
 
   // Every task has a share of a recurrence's weight rows: equal work. All sums are whole within a task, so no
   // result depends on the number of tasks.

@@ -54,7 +54,8 @@ inline int64_t team_size(const RnnShape& shape, const Executor& executor, size_t
   constexpr int64_t kLeastBytes = 64 * 1024;
   const int64_t workers = worker_count(shape, executor);
   if (shape.batch >= kLeastSequences * workers && shape.steps > kFewSteps) return 1;
-  const int64_t bytes = sizes_of(shape.cell).gates * shape.hidden_size * shape.hidden_size * static_cast<int64_t>(number);
+  const int64_t bytes =
+      sizes_of(shape.cell).gates * shape.hidden_size * shape.hidden_size * static_cast<int64_t>(number);
   const int64_t size = std::min({workers, most, Team::kMost, bytes / kLeastBytes});
   const bool in_line = size == workers || shape.recurrences * size <= executor.threads;
   return size > 1 && in_line && size >= slice_count(shape, executor) ? size : 1;

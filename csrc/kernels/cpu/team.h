@@ -21,6 +21,7 @@ struct Team {
 
   int64_t tickets;  // one for each that came, and kClosed when nobody else may
   int64_t size;     // 0 until the team is closed
+  bool late;        // somebody kept the others waiting
   void* shared;     // the first worker's memory, which all of them read
   Place places[kMost];
 };
@@ -39,12 +40,14 @@ inline void pause_a_moment(int64_t& spins) {
 
 // Waits until the other workers have come as often as this one has now.
 inline void meet(Team& team, int64_t place) {
+  constexpr int64_t kLongWait = 16 * 1024;  // some hundred microseconds
   const int64_t meetings = team.places[place].meetings + 1;
   __atomic_store_n(&team.places[place].meetings, meetings, __ATOMIC_RELEASE);
   int64_t spins = 0;
   for (int64_t other = 0; other < team.size; ++other) {
     while (__atomic_load_n(&team.places[other].meetings, __ATOMIC_ACQUIRE) < meetings) pause_a_moment(spins);
   }
+  if (spins > kLongWait) __atomic_store_n(&team.late, true, __ATOMIC_RELAXED);
 }
 
 }  // namespace
