@@ -76,7 +76,7 @@ class MultiTaskModel(nn.Module):
         super().__init__()
         if not isinstance(encoder, LSTM | Sharing):
             raise TypeError(
-                f"encoder: expected a pymtl.LSTM (see pymtl.convert) or a pymtl.sharing.Sharing, "
+                f"encoder: expected a pymtl.LSTM (pymtl.convert makes one of an nn.LSTM) or a pymtl.sharing.Sharing, "
                 f"got {type(encoder).__name__}"
             )
         if not heads:

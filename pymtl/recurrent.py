@@ -107,8 +107,7 @@ class Recurrent(nn.RNNBase):
         if input.shape[0] == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
         output, h_n, c_n = self._layers(input, None, weights, h0, c0)
-        if self.bidirectional:
-            output = _editable(output)
+        output = _editable(output)
         if self.batch_first:
             output = output.transpose(0, 1)
         if not batched:
@@ -121,8 +120,7 @@ class Recurrent(nn.RNNBase):
         if not self._kernels_take(data, weights):
             return self.original.forward(self, input, hx)
         self._check_input(data, weights, 2)
-        # Without states nobody asks for the batch's size, which is data, and nothing a tracer could read.
-        h0, c0 = self._initial_state(hx, 0 if hx is None else int(batch_sizes[0]), batched=True)
+        h0, c0 = self._initial_state(hx, _batch_of(input, hx), batched=True)
         h0, c0 = _permute(h0, sorted_indices), _permute(c0, sorted_indices)
         output, h_n, c_n = self._layers(data, batch_sizes, weights, h0, c0)
         packed = PackedSequence(_editable(output), batch_sizes, sorted_indices, unsorted_indices)
@@ -372,6 +370,17 @@ def _notice_fused_optimizers() -> None:
 def _editable(output: Tensor) -> Tensor:
     # Backward needs the output as it was. Where nn.LSTM's may be edited in place all the same, so may this one.
     return output.clone() if output.requires_grad else output
+
+
+def _batch_of(packed: PackedSequence, hx: Any) -> int:
+    """B. It is data, which a tracer cannot read: in compiled code the op finds out whether the states fit."""
+    if hx is None:
+        return 0  # nobody asks
+    if packed.sorted_indices is not None:
+        return packed.sorted_indices.shape[0]
+    if torch.compiler.is_compiling():
+        return (hx if isinstance(hx, Tensor) else hx[0]).shape[1]
+    return int(packed.batch_sizes[0])
 
 
 def _permute(state: Tensor | None, indices: Tensor | None) -> Tensor | None:

@@ -14,9 +14,9 @@ Results = Mapping[str, torch.Tensor | np.ndarray]
 
 
 def wide(values):
-    """As a long double array: exact for float32 and float64."""
+    """As a long double array: exact for every floating-point dtype."""
     if isinstance(values, torch.Tensor):
-        values = values.detach().numpy()
+        values = values.detach().double().numpy()
     return np.asarray(values, dtype=np.longdouble)
 
 

@@ -24,7 +24,7 @@
 //
 // A sequence's results are the same bits whatever else is in the batch and however the work is split:
 // every sum over k runs in one order, bias first, then the input's k = 0..I-1, then the state's k = 0..H-1, in
-// chains of at most 256 products.
+// chains of at most 64 products.
 //
 // T is float, double or BFloat16. In bfloat16 sums, c and everything between two products are float (Real<T>); h is
 // rounded at every step, since it is the next step's operand.

@@ -99,7 +99,7 @@ PYMTL_INLINE void multiply_tile(const T* const* rows, int64_t depth, const T* pa
 
 // How much of the depth is summed in one chain. Rounding errors of a longer chain would grow beyond those of
 // libraries that sum in blocks.
-constexpr int64_t kChain = 256;
+constexpr int64_t kChain = 64;
 
 // acc[r][v] += sum_k rows[r][k] * panel[k][v]; above kChain in chains of their own, added in order.
 template <typename T, int R, int V>

@@ -1,0 +1,143 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from parity import assert_parity, assert_same_bits
+from test_compile import KINDS, Tagger, batch_of, needs_a_compiler, tagger, with_gradients
+from torch import nn
+from torch.export import Dim
+
+import pymtl
+from pymtl import _native
+
+SIZES = [(1, 1), (1, 5), (4, 1), (2, 9), (16, 33)]
+LIBRARY = Path(_native.__file__).with_name("libpymtl_ops.so")
+with_and_without_lengths = pytest.mark.parametrize("given", [False, True], ids=["dense", "lengths"])
+
+# Answers the batches in a file by a program, in a process that has torch and the op library but not pymtl.
+ANSWER = """
+import sys, torch
+library, program, batches, answers = sys.argv[1:]
+torch.ops.load_library(library)
+if program.endswith("compiled.pt2"):
+    run = torch._inductor.aoti_load_package(program)
+else:
+    run = torch.export.load(program).module()
+with torch.no_grad():
+    torch.save({str(i): run(*batch) for i, batch in enumerate(torch.load(batches))}, answers)
+assert "pymtl" not in sys.modules
+"""
+
+
+def answers_elsewhere(program, batches, folder):
+    torch.save(batches, folder / "batches.pt")
+    files = [LIBRARY, program, folder / "batches.pt", folder / "answers.pt"]
+    done = subprocess.run(
+        [sys.executable, "-c", ANSWER, *map(str, files)], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return torch.load(folder / "answers.pt")
+
+
+def batches_of(given):
+    return [batch_of(*size)[: 2 if given else 1] for size in SIZES]
+
+
+def answers(model, batches):
+    with torch.no_grad():
+        return {str(i): model(*batch) for i, batch in enumerate(batches)}
+
+
+def exported(model, given):
+    batch, steps = Dim("batch"), Dim("steps")
+    shapes = ({0: batch, 1: steps}, {0: batch}) if given else ({0: batch, 1: steps},)
+    return torch.export.export(model, batch_of(3, 7)[: len(shapes)], dynamic_shapes=shapes)
+
+
+def ops_of(program):
+    return {str(node.target) for node in program.graph.nodes if str(node.target).startswith("pymtl.")}
+
+
+@with_and_without_lengths
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_program_gives_the_same_bits_at_other_sizes(kind, given):
+    model = tagger(kind).eval()
+    with torch.no_grad():
+        program = exported(model, given)
+    batches = batches_of(given)
+    assert_same_bits(answers(program.module(), batches), answers(model, batches))
+    packing = {f"pymtl.{op}.default" for op in ("packing_order", "pack", "unpack")} if given else set()
+    assert ops_of(program) == packing | {"pymtl.rnn_inference.default"}
+
+
+def test_a_frozen_models_program_reads_the_weights_and_not_the_snapshot():
+    model = pymtl.freeze(tagger().eval())
+    with torch.no_grad():
+        program = exported(model, True)
+    batches = batches_of(True)
+    assert_same_bits(answers(program.module(), batches), answers(model, batches))
+    assert dict(program.state_dict).keys() == model.state_dict().keys()
+
+
+def test_a_program_exported_with_gradients_trains():
+    model = tagger()
+    program = exported(model, True).module()
+    for batch in batches_of(True):
+        assert_same_bits(with_gradients(program, program, *batch), with_gradients(model, model, *batch))
+
+
+@with_and_without_lengths
+def test_a_saved_program_runs_where_only_torch_and_the_op_library_are(given, tmp_path):
+    model = tagger().eval()
+    with torch.no_grad():
+        torch.export.save(exported(model, given), tmp_path / "program.pt2")
+    batches = batches_of(given)
+    expected = answers(model, batches)
+    assert_same_bits(answers(torch.export.load(tmp_path / "program.pt2").module(), batches), expected)
+    assert_same_bits(answers_elsewhere(tmp_path / "program.pt2", batches, tmp_path), expected)
+
+
+@needs_a_compiler
+def test_a_program_compiled_ahead_of_time_agrees_here_and_without_pymtl(tmp_path):
+    model = tagger().eval()
+    path = str(tmp_path / "compiled.pt2")
+    with torch.no_grad():
+        torch._inductor.aoti_compile_and_package(exported(model, True), package_path=path)
+        exact = Tagger("LSTM").double()
+        exact.load_state_dict(model.state_dict())
+        exact = pymtl.convert(exact).eval()
+    batches = batches_of(True)
+    theirs, truth = answers(model, batches), answers(exact, batches)
+    assert_parity(answers(torch._inductor.aoti_load_package(path), batches), theirs, truth)
+    assert_parity(answers_elsewhere(path, batches, tmp_path), theirs, truth)
+
+
+class Scores(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.encoder = getattr(pymtl, kind)(6, 8, num_layers=2, bidirectional=True, batch_first=True)
+        self.linear = nn.Linear(16, 5)
+
+    def forward(self, x):
+        return self.linear(self.encoder(x)[0])
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_a_reverted_model_answers_through_onnx_as_ours_does(kind, tmp_path):
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model = Scores(kind).eval()
+    program = torch.onnx.export(
+        pymtl.revert(model), (torch.randn(3, 7, 6),), dynamo=True, dynamic_shapes=({0: Dim("batch")},), verbose=False
+    )
+    program.save(tmp_path / "model.onnx")
+    session = runtime.InferenceSession(tmp_path / "model.onnx")
+    assert kind in {node.op_type for node in program.model_proto.graph.node}
+    inputs = [torch.randn(batch, 7, 6) for batch in (3, 1, 8)]
+    ours = answers(model, [(x,) for x in inputs])
+    name = session.get_inputs()[0].name
+    theirs = {str(i): torch.from_numpy(session.run(None, {name: x.numpy()})[0]) for i, x in enumerate(inputs)}
+    assert_parity(ours, theirs, answers(model.double(), [(x.double(),) for x in inputs]))
