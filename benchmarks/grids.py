@@ -307,16 +307,21 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     "grid": name,
                     "ours": ours,
                     "theirs": theirs,
-                    "geometric mean": math.exp(statistics.fmean(math.log(ratio) for ratio, _ in ratios)),
+                    "geometric mean": geometric_mean(ratio for ratio, _ in ratios),
                     "aim": mean,
                     "worst": lowest[0],
                     "aim of the worst": worst,
                     "worst shape": lowest[1],
                     "cases": len(ratios),
+                    "at the limit": geometric_mean(row["ms"][theirs] / row["limit_ms"] for row in own),
                     "share of limit": statistics.median(row["shares_of_limit"][ours] for row in own),
                 }
             )
     return lines
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    return math.exp(statistics.fmean(map(math.log, values)))
 
 
 def table(lines: list[dict[str, Any]]) -> Table:

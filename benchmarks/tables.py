@@ -95,7 +95,8 @@ def overhead(result: dict[str, Any]) -> Iterator[Cells]:
 
 
 def grids(result: dict[str, Any]) -> Iterator[Cells]:
-    yield "grid", "", "against", "geometric mean", "aim", "worst", "aim", "worst at", "cases", "% of limit"
+    head = ("geometric mean", "aim", "at the limit", "worst", "aim", "worst at", "cases", "% of limit")
+    yield "grid", "", "against", *head
     for line in result["summary"]:
         yield (
             line["grid"],
@@ -103,6 +104,7 @@ def grids(result: dict[str, Any]) -> Iterator[Cells]:
             line["theirs"],
             f"{line['geometric mean']:.2f}",
             f"{line['aim']:g}",
+            f"{line['at the limit']:.1f}",
             f"{line['worst']:.2f}",
             f"{line['aim of the worst']:g}",
             line["worst shape"],
