@@ -20,9 +20,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 _FAST: dict[type[nn.RNNBase], type[Recurrent]] = {nn.LSTM: LSTM, nn.GRU: GRU, nn.RNN: RNN}
 
-# What the forward pass is made of: a subclass that overrides one of these computes something else.
-_FORWARD = (
-    "forward",
+# What the forward pass asks torch's modules, and not ours.
+_CHECKS = (
     "check_forward_args",
     "check_hidden_size",
     "check_input",
@@ -37,8 +36,9 @@ def convert(module: Module, inplace: bool = False) -> Module:
     ``module`` itself) a :class:`pymtl.LSTM`, :class:`pymtl.GRU` or :class:`pymtl.RNN`.
 
     Every Parameter and buffer stays the very same object, so optimizers go on working; hooks, training flags
-    and sharing of modules stay. Subclasses convert too, parametrised ones among them, unless they
-    override ``forward`` or a check it makes: those are left alone, with a warning that names them.
+    and sharing of modules stay. Subclasses convert too, parametrised ones among them; a ``forward`` of their own reaches
+    the kernels by ``super().forward(...)``. Those that override a check which torch's forward pass makes are left alone,
+    with a warning that names them.
 
     Args:
         module: any module.
@@ -53,13 +53,13 @@ def convert(module: Module, inplace: bool = False) -> Module:
         if not isinstance(child, tuple(_FAST)) or isinstance(child, Recurrent):
             continue
         original = next(cls for cls in type(child).__mro__ if cls in _FAST)
-        if any(getattr(type(child), name, None) is not getattr(original, name, None) for name in _FORWARD):
+        if any(getattr(type(child), name, None) is not getattr(original, name, None) for name in _CHECKS):
             left_alone.append(f"{name or 'the module itself'} ({type(child).__name__})")
             continue
         child.__class__ = _fast_class(type(child))
     if left_alone:
         warnings.warn(
-            "convert left alone what overrides the forward pass of its base or its checks: " + ", ".join(left_alone),
+            "convert left alone what overrides the checks of its base's forward pass: " + ", ".join(left_alone),
             stacklevel=2,
         )
     return module
@@ -108,17 +108,24 @@ def _fast_class(original: type[nn.RNNBase]) -> type[Recurrent]:
     if _is_parametrised(original):
         fast = _parametrised_on(_fast_class(original.__bases__[0]), original)
     else:
-        # Ours first, so that its forward wins; what the subclass adds stays.
-        base = next(_FAST[cls] for cls in original.__mro__ if cls in _FAST)
-        fast = type(original.__name__, (base, original), {"__reduce_ex__": _reduce})
+        torchs = next(cls for cls in original.__mro__ if cls in _FAST)
+        fast = type(original.__name__, _bases(original, torchs), {"__reduce_ex__": _reduce})
     fast.__module__, fast.__qualname__ = original.__module__, original.__qualname__
     fast._converted_from = original
     return fast
 
 
+def _bases(original: type[nn.RNNBase], torchs: type[nn.RNNBase]) -> tuple[type, ...]:
+    ours = _FAST[torchs]
+    if original.forward is torchs.forward:
+        return ours, original  # so that our forward wins; what the subclass adds stays
+    # Between the subclass and torch's class, where its super().forward finds ours.
+    return original, type(ours.__name__, (ours, torchs), {})
+
+
 def _original_class(fast: type[Recurrent]) -> type[nn.RNNBase] | None:
     if fast in _FAST.values():
-        return fast.original
+        return fast._original
     if _is_parametrised(fast) and "_converted_from" not in vars(fast):
         base = _original_class(fast.__bases__[0])  # parametrised after it was converted
         return None if base is None else _parametrised_on(base, fast)

@@ -21,7 +21,7 @@ class GRU(Recurrent):
     Shapes as of :class:`pymtl.LSTM`, without c: ``output, h_n = gru(input, h_0)``.
     """
 
-    original = nn.GRU
+    _original = nn.GRU
 
     def __init__(
         self,

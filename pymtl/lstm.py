@@ -30,7 +30,7 @@ class LSTM(Recurrent):
       own last step: ``output, (h_n, c_n) = lstm(input, (h_0, c_0))``.
     """
 
-    original = nn.LSTM
+    _original = nn.LSTM
 
     def __init__(
         self,

@@ -50,12 +50,12 @@ class _Snapshot(NamedTuple):
 
 
 class Recurrent(nn.RNNBase):
-    """A stack of layers that runs through the kernels where they take its input, and as ``original`` does elsewhere.
+    """A stack of layers that runs through the kernels where they take its input, and elsewhere through torch's own path.
 
-    It derives from nn.RNNBase, not from the original: Dynamo does not trace instances of nn.LSTM, nn.GRU and nn.RNN.
+    It derives from nn.RNNBase, not from torch's module: Dynamo does not trace instances of nn.LSTM, nn.GRU and nn.RNN.
     """
 
-    original: type[nn.RNNBase]
+    _original: type[nn.RNNBase]
     _snapshot: _Snapshot | None = None
 
     def forward(
@@ -95,7 +95,7 @@ class Recurrent(nn.RNNBase):
             return self._forward_lengths(input, hx, lengths)
         weights = self._weights()
         if not self._kernels_take(input, weights):
-            return self.original.forward(self, input, hx)
+            return self._original.forward(self, input, hx)
 
         batched = input.dim() == 3
         if not batched:
@@ -118,7 +118,7 @@ class Recurrent(nn.RNNBase):
         data, batch_sizes, sorted_indices, unsorted_indices = input
         weights = self._weights()
         if not self._kernels_take(data, weights):
-            return self.original.forward(self, input, hx)
+            return self._original.forward(self, input, hx)
         self._check_input(data, weights, 2)
         h0, c0 = self._initial_state(hx, _batch_of(input, hx), batched=True)
         h0, c0 = _permute(h0, sorted_indices), _permute(c0, sorted_indices)
@@ -133,7 +133,7 @@ class Recurrent(nn.RNNBase):
         lengths = as_lengths(lengths, batch)
         if not self._kernels_take(input, weights):
             packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
-            result, state = self.original.forward(self, packed, hx)
+            result, state = self._original.forward(self, packed, hx)
             return pad_packed_sequence(result, self.batch_first, total_length=steps)[0], state
         h0, c0 = self._initial_state(hx, batch, batched=True)
         order = ops.packing_order(lengths, steps)
@@ -205,7 +205,7 @@ class Recurrent(nn.RNNBase):
         return self.num_layers * self._directions(), batch, self.hidden_size
 
     def _name(self) -> str:
-        return self.original.__name__
+        return self._original.__name__
 
     def _directions(self) -> int:
         return 2 if self.bidirectional else 1

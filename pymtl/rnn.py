@@ -22,7 +22,7 @@ class RNN(Recurrent):
     Shapes as of :class:`pymtl.LSTM`, without c: ``output, h_n = rnn(input, h_0)``.
     """
 
-    original = nn.RNN
+    _original = nn.RNN
 
     def __init__(
         self,

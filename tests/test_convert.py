@@ -206,16 +206,42 @@ def test_the_original_stays_untouched_when_not_in_place():
 
 @both_ways
 @pytest.mark.parametrize("kind", [Doubled, Grandchild])
-def test_a_subclass_with_a_forward_of_its_own_is_left_alone_and_named(kind, inplace):
+def test_a_subclass_with_a_forward_of_its_own_reaches_the_kernels_through_it(kind, inplace):
     model = nn.ModuleDict({"mine": kind(5, 7), "plain": nn.LSTM(5, 7)})
     x = torch.randn(6, 3, 5)
-    expected = run(model["mine"], x)
-    with pytest.warns(UserWarning, match=rf"mine \({kind.__name__}\)"):
+    before = run(model["mine"], x)
+    plain = LSTM(5, 7)
+    plain.load_state_dict(model["mine"].state_dict())
+    fast = pymtl.convert(model, inplace)
+    assert isinstance(fast["mine"], kind)
+    assert isinstance(fast["mine"], LSTM)
+    assert type(fast["mine"]).forward is kind.forward
+    results = run(fast["mine"], x)
+    assert_same_bits(results, run(plain, 2 * x))
+    torch.testing.assert_close(results, before)
+    copied = pickle.loads(pickle.dumps(fast["mine"]))
+    assert_same_bits(run(copied, x), results)
+    assert_same_bits(run(pymtl.freeze(copied.eval()), x), results)
+    back = pymtl.revert(fast, inplace)
+    assert type(back["mine"]) is kind
+    assert_same_bits(run(back["mine"], x), before)
+
+
+class Strict(nn.LSTM):
+    def check_forward_args(self, input, hidden, batch_sizes):
+        raise ValueError("strict")
+
+
+@both_ways
+def test_a_subclass_that_overrides_a_check_is_left_alone_and_named(inplace):
+    model = nn.ModuleDict({"mine": Strict(5, 7), "plain": nn.LSTM(5, 7)})
+    with pytest.warns(UserWarning, match=r"mine \(Strict\)"):
         fast = pymtl.convert(model, inplace)
-    assert lstms(fast) == [kind, LSTM]
-    assert_same_bits(run(fast["mine"], x), expected)
+    assert lstms(fast) == [Strict, LSTM]
+    with pytest.raises(ValueError, match="strict"):
+        fast["mine"](torch.randn(6, 3, 5))
     with pytest.warns(UserWarning, match="itself"):
-        assert type(pymtl.convert(kind(5, 7))) is kind
+        assert type(pymtl.convert(Strict(5, 7))) is Strict
 
 
 @both_ways
