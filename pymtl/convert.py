@@ -36,9 +36,9 @@ def convert(module: Module, inplace: bool = False) -> Module:
     ``module`` itself) a :class:`pymtl.LSTM`, :class:`pymtl.GRU` or :class:`pymtl.RNN`.
 
     Every Parameter and buffer stays the very same object, so optimizers go on working; hooks, training flags
-    and sharing of modules stay. Subclasses convert too, parametrised ones among them; a ``forward`` of their own reaches
-    the kernels by ``super().forward(...)``. Those that override a check which torch's forward pass makes are left alone,
-    with a warning that names them.
+    and sharing of modules stay. Subclasses convert too, parametrised ones among them; a ``forward`` of their own
+    reaches the kernels by ``super().forward(...)``. Those that override a check which torch's forward pass makes are
+    left alone, with a warning that names them.
 
     Args:
         module: any module.

@@ -50,7 +50,7 @@ class _Snapshot(NamedTuple):
 
 
 class Recurrent(nn.RNNBase):
-    """A stack of layers that runs through the kernels where they take its input, and elsewhere through torch's own path.
+    """A stack of layers that runs through the kernels where they take its input, elsewhere through torch's own path.
 
     It derives from nn.RNNBase, not from torch's module: Dynamo does not trace instances of nn.LSTM, nn.GRU and nn.RNN.
     """
