@@ -296,6 +296,7 @@ def test_vector_to_parameters_is_seen():
 
 
 def test_a_frozen_module_compiles_and_sees_edits():
+    torch._dynamo.reset()
     ours, _ = frozen_pair()
     x = input_of(ours)
     compiled = torch.compile(ours, backend="aot_eager", fullgraph=True)

@@ -208,6 +208,7 @@ def test_a_gradient_penalty_is_as_accurate_as_torchs(kind):
 
 @every_kind
 def test_a_module_compiles_whole(kind):
+    torch._dynamo.reset()
     ours, _ = pair(kind, 5, 7, **DEEP)
     x, h0 = input_of(ours), states_of(ours)
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")

@@ -211,6 +211,7 @@ def test_frozen_modules_give_the_same_bits(options, autocasts):
 
 
 def test_compiled_modules_give_the_same_bits():
+    torch._dynamo.reset()
     ours, _ = pair(**DEEP)
     x, hx = input_of(ours), states_of(ours)
     compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")

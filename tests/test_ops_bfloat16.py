@@ -364,6 +364,7 @@ def test_opcheck(case):
 
 @pytest.mark.parametrize("case", OPCHECKED, ids=str)
 def test_compiled_code_gives_the_same_bits(case):
+    torch._dynamo.reset()
     sample = sample_of(case)
     seeds = random_like(run_ours(sample))
 
