@@ -183,7 +183,7 @@ def main() -> None:
         if count != 1:
             raise SystemExit(f"README.md: expected one <!-- {name} -->, got {count}")
     text = re.sub(r"Latest: .*", f"Latest: {origin(results['latest'])}.", text)
-    text = re.sub(r"AVX2 kernels, measured .*", f"AVX2 kernels, measured {origin(results['grids_avx2'])}:", text)
+    text = re.sub(r"AVX2 kernels, measured [^(]*\(", f"AVX2 kernels, measured {origin(results['grids_avx2'])} (", text)
     readme.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
 
 

@@ -13,15 +13,47 @@ from torch.func import functional_call
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from pymtl import LSTM, ops
+from pymtl import GRU, LSTM, RNN, ops
+
+# Our class, PyTorch's, and the options that make the kind.
+WITHOUT_CELLS = {
+    "GRU": (GRU, nn.GRU, {}),
+    "RNN tanh": (RNN, nn.RNN, {}),
+    "RNN relu": (RNN, nn.RNN, {"nonlinearity": "relu"}),
+}
+KINDS = {"LSTM": (LSTM, nn.LSTM, {}), **WITHOUT_CELLS}
+
+
+def ours_of(kind, input_size, hidden_size, **options):
+    ours, _, extra = KINDS[kind]
+    return ours(input_size, hidden_size, **extra, **options)
+
+
+def theirs_of(kind, input_size, hidden_size, **options):
+    _, theirs, extra = KINDS[kind]
+    return theirs(input_size, hidden_size, **extra, **options)
+
+
+def pair(kind, input_size, hidden_size, **options):
+    """Ours and PyTorch's, of the same weights."""
+    theirs = theirs_of(kind, input_size, hidden_size, **options)
+    ours = ours_of(kind, input_size, hidden_size, **options)
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def fresh(module, weights=None):
+    """A new module of ours like this one, with its weights or those given."""
+    options = {name: getattr(module, name) for name in ("num_layers", "bias", "batch_first", "bidirectional")}
+    kind = {"RNN_TANH": "RNN tanh", "RNN_RELU": "RNN relu"}.get(module.mode, module.mode)
+    weights = {n: getattr(module, n).detach() for n in module._flat_weights_names} if weights is None else weights
+    ours = ours_of(kind, module.input_size, module.hidden_size, dtype=weights["weight_ih_l0"].dtype, **options)
+    ours.load_state_dict(weights)
+    return ours
 
 
 def lstm_pair(input_size, hidden_size, **options):
-    """Ours and nn.LSTM, of the same weights."""
-    theirs = nn.LSTM(input_size, hidden_size, **options)
-    ours = LSTM(input_size, hidden_size, **options)
-    ours.load_state_dict(theirs.state_dict())
-    return ours, theirs
+    return pair("LSTM", input_size, hidden_size, **options)
 
 
 def input_of(module, batch=3, steps=6):
@@ -31,10 +63,21 @@ def input_of(module, batch=3, steps=6):
 
 
 def states_of(module, batch=3):
+    """h_0, or h_0 and c_0 of an LSTM."""
     rows = module.num_layers * (2 if module.bidirectional else 1)
     leading = [rows] if batch is None else [rows, batch]
-    sizes = module.proj_size or module.hidden_size, module.hidden_size
-    return tuple(0.5 * torch.randn(*leading, size, dtype=module.weight_ih_l0.dtype) for size in sizes)
+    sizes = [module.proj_size or module.hidden_size, module.hidden_size][: 2 if module.mode == "LSTM" else 1]
+    states = tuple(0.5 * torch.randn(*leading, size, dtype=module.weight_ih_l0.dtype) for size in sizes)
+    return states if module.mode == "LSTM" else states[0]
+
+
+def tuple_of(state):
+    return state if isinstance(state, tuple) else (state,)
+
+
+def like(state, tensors):
+    """``tensors`` as one passes and gets states: a tuple if ``state`` is one."""
+    return tuple(tensors) if isinstance(state, tuple) else next(iter(tensors))
 
 
 def data_of(value):
@@ -46,7 +89,7 @@ def with_data(value, data):
 
 
 def named(output, state):
-    return {"output": data_of(output), "h_n": state[0], "c_n": state[1]}
+    return {"output": data_of(output), **dict(zip(("h_n", "c_n"), tuple_of(state)))}
 
 
 def run(module, *args, **options):
@@ -69,28 +112,34 @@ def seeds_for(results):
     return {name: torch.randn(r.shape, generator=generator).bfloat16() for name, r in results.items()}
 
 
-def with_gradients(module, input, hx=None, *, call=None, dtype=None):
-    """Results and gradients of the input, the states and every parameter, in one mapping."""
+def with_gradients(module, input, hx=None, *, call=None, dtype=None, only=None):
+    """Results and gradients of the input, the states and every parameter (or ``only`` of some), in one mapping."""
     dtype = dtype or data_of(input).dtype
-    module.zero_grad()
-    leaves = {"input": data_of(input)} | ({} if hx is None else {"h0": hx[0], "c0": hx[1]})
-    leaves = {name: leaf.detach().to(dtype, copy=True).requires_grad_() for name, leaf in leaves.items()}
+    leaves = {"input": data_of(input)} | ({} if hx is None else dict(zip(("h0", "c0"), tuple_of(hx))))
+    wanted = {name: only is None or name in only for name in leaves}
+    leaves = {n: leaf.detach().to(dtype, copy=True).requires_grad_(wanted[n]) for n, leaf in leaves.items()}
     torch.manual_seed(1)
     call = call or (lambda module, *args: module(*args))
-    states = None if hx is None else (leaves["h0"], leaves["c0"])
+    states = None if hx is None else like(hx, [leaves[name] for name in ("h0", "c0") if name in leaves])
     results = named(*call(module, with_data(input, leaves["input"]), states))
     leaves |= dict(module.named_parameters())
+    leaves = {name: leaf for name, leaf in leaves.items() if only is None or name in only}
     seeds = [seed.to(results[name].dtype) for name, seed in seeds_for(results).items()]
     gradients = torch.autograd.grad(list(results.values()), list(leaves.values()), seeds)
     detached = {name: result.detach() for name, result in results.items()}
     return detached | {f"gradient of {name}": gradient for name, gradient in zip(leaves, gradients)}
 
 
+def in_double(module):
+    """A copy in float64."""
+    with torch.no_grad():
+        module._init_flat_weights()  # holds what parametrizations computed, which deepcopy refuses if it has a graph
+    return copy.deepcopy(module).double()
+
+
 def compare(ours, theirs, input, hx=None, *, call=None, reference=None):
     """Holds the results and all gradients of two float32 modules to the rule."""
-    with torch.no_grad():
-        theirs._init_flat_weights()  # holds what parametrizations computed, which deepcopy refuses if it has a graph
-    truth = with_gradients(copy.deepcopy(theirs).double(), input, hx, call=reference, dtype=torch.float64)
+    truth = with_gradients(in_double(theirs), input, hx, call=reference, dtype=torch.float64)
     assert_parity(with_gradients(ours, input, hx, call=call), with_gradients(theirs, input, hx, call=reference), truth)
 
 
@@ -98,43 +147,32 @@ def stack_in_long_double(module, input, hx=None):
     """The same for a module of any layers in long double; the input time first or packed and sorted, no dropout."""
     directions = 2 if module.bidirectional else 1
     batch_sizes = input.batch_sizes if isinstance(input, PackedSequence) else None
-    x = data_of(input)
-    states = [[]] * module.num_layers
-    if hx is not None:
-        states = list(zip(hx[0].split(directions), hx[1].split(directions)))
-    samples, results = [], []
+    given, last = (("h0", "c0"), ("h_n", "c_n")) if module.mode == "LSTM" else (("h0",), ("h_n",))
+    kinds = ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if module.bias else ()))
+    suffixes = [[f"_l{n}" + ("_reverse" if d else "") for d in range(directions)] for n in range(module.num_layers)]
+    states = [()] * module.num_layers if hx is None else list(zip(*(s.split(directions) for s in tuple_of(hx))))
+    x, samples, values = data_of(input), [], []
     for layer in range(module.num_layers):
-        suffixes = [f"_l{layer}" + ("_reverse" if d else "") for d in range(directions)]
-        groups = [
-            [getattr(module, name + suffix).detach() for suffix in suffixes]
-            for name in ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if module.bias else ()))
-        ]
+        groups = [[getattr(module, name + suffix).detach() for suffix in suffixes[layer]] for name in kinds]
         groups += [[]] * (4 - len(groups))
-        samples.append(
-            RNNSample(x, batch_sizes, ops.RNNWeights(*groups, [False, True][:directions], module.mode), *states[layer])
-        )
-        results.append(rnn_in_long_double(samples[-1], {}))
-        x = results[-1]["output"]
-    values = {"output": x} | {name: np.concatenate([r[name] for r in results]) for name in ("h_n", "c_n")}
-    seeds = {name: wide(seed.double()) for name, seed in seeds_for(values).items()}
-    d_output, gradients = seeds["output"], {}
+        weights = ops.RNNWeights(*groups, [False, True][:directions], module.mode)
+        samples.append(RNNSample(x, batch_sizes, weights, *states[layer]))
+        values.append(rnn_in_long_double(samples[-1], {}))
+        x = values[-1]["output"]
+    results = {"output": x} | {name: np.concatenate([v[name] for v in values]) for name in last}
+    seeds = {name: wide(seed.double()) for name, seed in seeds_for(results).items()}
+    d_output, gradients = seeds["output"], {name: [] for name in given}
     for layer in reversed(range(module.num_layers)):
         rows = slice(layer * directions, (layer + 1) * directions)
-        back = rnn_in_long_double(
-            samples[layer], {"output": d_output, "h_n": seeds["h_n"][rows], "c_n": seeds["c_n"][rows]}
-        )
+        back = rnn_in_long_double(samples[layer], {"output": d_output} | {name: seeds[name][rows] for name in last})
         d_output = back["gradient of input"]
-        for d in range(directions):
-            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if module.bias else 2]:
-                suffix = f"_l{layer}" + ("_reverse" if d else "")
-                gradients[f"gradient of {name}{suffix}"] = back[f"gradient of {name}[{d}]"]
-        if hx is not None:
-            for name in ("h0", "c0"):
-                gradients.setdefault(f"gradient of {name}", []).insert(0, back[f"gradient of {name}"])
-    gradients["gradient of input"] = d_output
-    if hx is not None:
-        gradients |= {f"gradient of {name}": np.concatenate(gradients[f"gradient of {name}"]) for name in ("h0", "c0")}
-    return values | gradients
+        for d, suffix in enumerate(suffixes[layer]):
+            gradients |= {name + suffix: back[f"gradient of {name}[{d}]"] for name in kinds}
+        for name in given if hx is not None else ():
+            gradients[name].insert(0, back[f"gradient of {name}"])
+    gradients |= {name: np.concatenate(gradients[name]) for name in given if hx is not None}
+    gradients = {name: value for name, value in gradients.items() if not isinstance(value, list)}
+    return results | {f"gradient of {name}": value for name, value in {**gradients, "input": d_output}.items()}
 
 
 # What people do to a module's weights. Each takes a module, nn.LSTM or ours, and returns how to call it then.

@@ -7,14 +7,15 @@ from functools import partial
 import pytest
 import torch
 from longdouble import needs_long_double
-from modules import WEIGHT_CHANGES, by_packing, input_of, weight_norm
-from parity import assert_parity, assert_same_bits
-from recurrent import (
+from modules import (
     KINDS,
+    WEIGHT_CHANGES,
     WITHOUT_CELLS,
+    by_packing,
     compare,
     fresh,
     in_double,
+    input_of,
     named,
     ours_of,
     pair,
@@ -22,8 +23,10 @@ from recurrent import (
     stack_in_long_double,
     states_of,
     theirs_of,
+    weight_norm,
     with_gradients,
 )
+from parity import assert_parity, assert_same_bits
 from samples import spread
 from test_ops_bfloat16 import BF16, assert_bits
 from test_ops_bfloat16 import assert_parity as assert_bfloat16_parity

@@ -6,9 +6,8 @@ from functools import partial
 
 import pytest
 import torch
-from modules import data_of, with_data
+from modules import data_of, in_double, like, named, run, tuple_of, with_data, with_gradients
 from parity import assert_parity, assert_same_bits
-from recurrent import in_double, like, named, run, tuple_of, with_gradients
 from samples import spread, transposed
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck

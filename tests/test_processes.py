@@ -11,20 +11,21 @@ from pathlib import Path
 import pytest
 import torch
 import workers
-from modules import input_of, seeds_for
-from parity import assert_parity, assert_same_bits
-from recurrent import (
+from modules import (
     KINDS,
     in_double,
+    input_of,
     like,
     named,
     ours_of,
     pair,
     run,
+    seeds_for,
     states_of,
     tuple_of,
     with_gradients,
 )
+from parity import assert_parity, assert_same_bits
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader

@@ -5,7 +5,7 @@ import sys
 
 import torch
 import torch.distributed as dist
-from recurrent import KINDS, ours_of
+from modules import KINDS, ours_of
 from torch import nn
 from torch.utils.data import Dataset
 
