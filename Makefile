@@ -46,7 +46,9 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/tables.py
 
 bench-avx2: $(VENV)/.bench
-	PYMTL_ISA=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python benchmarks/grids.py --grid float32 \
+	PYMTL_ISA=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python benchmarks/grids.py \
+	  --grid latency --grid "variable length, training" --grid "variable length, inference" \
+	  --grid "dense, training" --grid "dense, inference" \
 	  --json benchmarks/results/grids_avx2.json
 	$(BIN)/python benchmarks/tables.py
 

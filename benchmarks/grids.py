@@ -341,15 +341,10 @@ def table(lines: list[dict[str, Any]]) -> Table:
     return shown
 
 
-def selected(names: list[str] | None) -> list[str]:
-    float32 = [name for name, grid in GRIDS.items() if grid.dtype == torch.float32]
-    return [grid for name in names or GRIDS for grid in (float32 if name == "float32" else [name])]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    chosen = "only this one, or all of float32; may be repeated: " + "; ".join(GRIDS)
-    parser.add_argument("--grid", action="append", choices=[*GRIDS, "float32"], metavar="NAME", help=chosen)
+    chosen = "only this one; may be repeated: " + "; ".join(GRIDS)
+    parser.add_argument("--grid", action="append", choices=GRIDS, metavar="NAME", help=chosen)
     parser.add_argument("--seconds", type=float, default=0.4, metavar="S", help="of each shape, about (default: 0.4)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results with machine, versions and date")
     arguments = parser.parse_args()
@@ -357,7 +352,7 @@ def main() -> None:
     rows = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        for name in selected(arguments.grid):
+        for name in arguments.grid or GRIDS:
             task = progress.add_task(name, total=len(GRIDS[name].cases))
             for row in measure(name, arguments.seconds):
                 rows.append(row)
