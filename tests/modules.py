@@ -1,6 +1,7 @@
 """Modules of ours beside PyTorch's own with the same weights, and the ways to run, compare and change them."""
 
 import copy
+import io
 from functools import partial
 
 import numpy as np
@@ -69,6 +70,21 @@ def states_of(module, batch=3):
     sizes = [module.proj_size or module.hidden_size, module.hidden_size][: 2 if module.mode == "LSTM" else 1]
     states = tuple(0.5 * torch.randn(*leading, size, dtype=module.weight_ih_l0.dtype) for size in sizes)
     return states if module.mode == "LSTM" else states[0]
+
+
+def draw(*size, **options):
+    return torch.randn(*size, **options)
+
+
+def packed(*size, **options):
+    return pack_padded_sequence(draw(*size, **options), [6, 2, 1])
+
+
+def saved_and_loaded(module):
+    buffer = io.BytesIO()
+    torch.save(module, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
 
 
 def tuple_of(state):

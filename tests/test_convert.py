@@ -1,11 +1,10 @@
 import copy
-import io
 import pickle
 import warnings
 
 import pytest
 import torch
-from modules import compare, input_of, run, with_gradients
+from modules import compare, input_of, run, saved_and_loaded, with_gradients
 from parity import assert_same_bits
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
@@ -288,13 +287,6 @@ def test_what_a_subclass_overrides_besides_forward_goes_on_working():
     assert repr(fast) == "Strict(strict)"
     with pytest.raises(ValueError, match="strict"):
         fast.check_forward_args(None, None, None)
-
-
-def saved_and_loaded(module):
-    buffer = io.BytesIO()
-    torch.save(module, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, Named])

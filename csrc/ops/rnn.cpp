@@ -92,7 +92,7 @@ constexpr int64_t kHeader = 64 / sizeof(T);
 
 struct PackHeader {
   int64_t lanes;
-  Cell cell;
+  int64_t cell;
 };
 
 template <typename T>
@@ -106,7 +106,8 @@ Tensor checked_packed(const Tensor& packed, const Name& name, Cell cell, int64_t
   std::memcpy(&header, packed.const_data_ptr(), sizeof header);
   check(header.lanes == rnn_packed_lanes<T>(), name, ": expected weights packed for vectors of ", rnn_packed_lanes<T>(),
         " numbers, which the instruction set in use has, got them for ", header.lanes);
-  check(header.cell == cell, name, ": expected weights packed for this mode, got those of another");
+  check(header.cell == static_cast<int64_t>(cell), name,
+        ": expected weights packed for this mode, got those of another");
   const int64_t size =
       kHeader<T> + static_cast<int64_t>(rnn_packed_size<T>(cell, recurrences, input_size, hidden_size));
   check_sizes(packed, name, {size});
@@ -394,7 +395,7 @@ Tensor rnn_pack(Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors b
     const Tensor packed = make(weight_ih[0], {kHeader<T> + static_cast<int64_t>(size)});
     T* const memory = write<T>(packed);
     std::fill_n(memory, kHeader<T>, T{});
-    const PackHeader header{rnn_packed_lanes<T>(), layer.cell};
+    const PackHeader header{rnn_packed_lanes<T>(), static_cast<int64_t>(layer.cell)};
     std::memcpy(memory, &header, sizeof header);
     pymtl::rnn_pack(layer.cell, layer.weights.data(), layer.recurrences, layer.input_size, layer.hidden_size,
                     memory + kHeader<T>, torch_executor());

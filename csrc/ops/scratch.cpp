@@ -12,11 +12,8 @@ constexpr size_t kKeptBesides = size_t{64} << 20;  // by all threads together
 
 std::atomic<size_t> kept_besides{0};
 
-void* allocate(size_t bytes) {
-  void* const memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
-  if (memory == nullptr) throw std::bad_alloc();
-  return memory;
-}
+// Null if there is no memory.
+void* allocate(size_t bytes) { return std::aligned_alloc(64, (bytes + 63) / 64 * 64); }
 
 // A thread's own block.
 struct Block {
@@ -29,7 +26,8 @@ struct Block {
   Block& operator=(const Block&) = delete;
   ~Block() { release(); }
 
-  // Whether the block holds `bytes` now. It does not if other threads have taken what all may keep.
+  // Whether the block holds `bytes` now. It does not if other threads have taken what all may keep, or there is no
+  // memory.
   bool grow(size_t bytes) {
     if (size >= bytes) return true;
     release();
@@ -38,11 +36,10 @@ struct Block {
       kept_besides.fetch_sub(besides);
       return false;
     }
-    size = bytes;  // so that release() gives back what was taken, if there is no memory
-    memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
-    if (memory != nullptr) return true;
-    release();
-    throw std::bad_alloc();
+    size = bytes;
+    memory = allocate(bytes);
+    if (memory == nullptr) release();
+    return memory != nullptr;
   }
 
   void release() {
@@ -61,6 +58,7 @@ thread_local Block block;
 
 Scratch::Scratch(size_t bytes) : kept_(!block.in_use && block.grow(bytes)) {
   memory_ = kept_ ? block.memory : allocate(bytes);
+  if (memory_ == nullptr) throw std::bad_alloc();
   if (kept_) block.in_use = true;
 }
 

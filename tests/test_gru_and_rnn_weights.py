@@ -1,0 +1,130 @@
+import pytest
+import torch
+from modules import (
+    WEIGHT_CHANGES,
+    WITHOUT_CELLS,
+    fresh,
+    input_of,
+    ours_of,
+    pair,
+    run,
+    states_of,
+    theirs_of,
+    with_gradients,
+)
+from parity import assert_same_bits
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import pymtl
+from pymtl import LSTM
+
+DEEP = {"num_layers": 2, "bidirectional": True}
+every_kind = pytest.mark.parametrize("kind", WITHOUT_CELLS)
+
+# Weights are read anew by every call, frozen or not.
+
+VISIBLE = {name: change for name, change in WEIGHT_CHANGES.items() if name != "edit_through_data"}
+
+
+def fresh_after(change, theirs, x):
+    """Results of a new module of ours with the weights that torch uses after ``change(theirs)``."""
+    seen = {}
+    call = change(theirs)
+    theirs.register_forward_pre_hook(
+        lambda module, _: seen.update({n: getattr(module, n).detach().clone() for n in module._flat_weights_names})
+    )
+    run(call, x)
+    return run(fresh(theirs, seen), x.to(seen["weight_ih_l0"].dtype))
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["ordinary", "frozen"])
+@pytest.mark.parametrize("change", VISIBLE.values(), ids=VISIBLE)
+@every_kind
+def test_a_call_uses_the_weights_that_torch_would_use(kind, change, frozen):
+    ours, theirs = (module.eval() for module in pair(kind, 5, 7, bidirectional=True))
+    x = input_of(ours)
+    before = run(pymtl.freeze(ours) if frozen else ours, x)
+    call = change(ours)
+    expected = fresh_after(change, theirs, x)
+    assert_same_bits(run(call, x), expected)
+    if change.__name__ not in ("to_double", "to_double_and_back", "functional_double"):
+        assert not torch.equal(expected["output"], before["output"])
+
+
+def is_frozen(module):
+    """Whether calls without gradients use a snapshot: an edit that nobody can see is not seen."""
+    x = input_of(module)
+    before = run(module, x)
+    original = [p.data.clone() for p in module.parameters()]
+    for parameter in module.parameters():
+        parameter.data.add_(1.0)
+    after = run(module, x)
+    for parameter, data in zip(module.parameters(), original):
+        parameter.data.copy_(data)
+    return torch.equal(before["output"], after["output"])
+
+
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 3, "bias": False}], ids=str)
+@every_kind
+def test_a_frozen_module_gives_the_same_bits(kind, options):
+    ours = ours_of(kind, 9, 19, **options).eval()
+    x, h0, lengths = input_of(ours, 5), states_of(ours, 5), [6, 2, 4, 1, 3]
+
+    def results():
+        calls = {
+            "dense": run(ours, x, h0),
+            "lengths": run(ours, x, h0, lengths=lengths),
+            "packed": run(ours, pack_padded_sequence(x, lengths, enforce_sorted=False)),
+            "one step": run(ours, x[:1], h0),
+            "one sequence": run(ours, x[:, 0]),
+            "gradients": with_gradients(ours, x, h0),
+        }
+        return {f"{name}, {key}": value for name, found in calls.items() for key, value in found.items()}
+
+    expected = results()
+    assert pymtl.freeze(ours) is ours
+    assert is_frozen(ours)
+    assert_same_bits(results(), expected)
+    pymtl.unfreeze(ours)
+    assert not is_frozen(ours)
+
+
+@every_kind
+def test_one_changed_parameter_of_any_layer_is_noticed(kind):
+    for name, _ in ours_of(kind, 5, 7, **DEEP).named_parameters():
+        ours = pymtl.freeze(ours_of(kind, 5, 7, **DEEP).eval())
+        with torch.no_grad():
+            ours.get_parameter(name)[0] += 1
+        x = input_of(ours)
+        assert_same_bits(run(ours, x), run(fresh(ours), x))
+
+
+@pytest.mark.parametrize("options", [{"foreach": True}, {"foreach": False}, {"fused": True}], ids=str)
+@every_kind
+def test_the_step_of_an_optimizer_is_noticed(kind, options):
+    ours = pymtl.freeze(ours_of(kind, 5, 7).eval())
+    x = input_of(ours)
+    before = run(ours, x)
+    for parameter in ours.parameters():
+        parameter.grad = 0.5 * parameter.detach()
+    torch.optim.AdamW(ours.parameters(), lr=0.5, **options).step()
+    assert_same_bits(run(ours, x), run(fresh(ours), x))
+    assert not torch.equal(run(ours, x)["output"], before["output"])
+
+
+@every_kind
+def test_freezing_in_training_mode_is_refused(kind):
+    with pytest.raises(RuntimeError, match="expected a module in eval mode"):
+        pymtl.freeze(nn.Sequential(ours_of(kind, 5, 7)))
+
+
+@every_kind
+def test_all_kinds_inside_a_module_are_frozen_and_train_thaws_them(kind):
+    model = nn.ModuleDict({"a": LSTM(5, 7), "b": nn.ModuleList([ours_of(kind, 5, 7), theirs_of(kind, 5, 7)])}).eval()
+    assert pymtl.freeze(model) is model
+    assert is_frozen(model["b"][0])
+    for drop in (nn.Module.train, nn.Module.float, lambda m: m.load_state_dict(m.state_dict()), pymtl.unfreeze):
+        pymtl.freeze(model.eval())
+        drop(model)
+        assert not is_frozen(model["b"][0])
