@@ -68,7 +68,8 @@ def convert(module: Module, inplace: bool = False) -> Module:
 def revert(module: Module, inplace: bool = False) -> Module:
     """Undoes :func:`convert`: every :class:`pymtl.LSTM`, ``GRU`` and ``RNN`` inside becomes torch's again.
 
-    Subclasses of them written by hand are left alone, with a warning that names them.
+    Subclasses of them written by hand are left alone, and modules with options that torch's have not, with a warning
+    that names them.
     """
     module = module if inplace else _copy_sharing_tensors(module)
     left_alone = []
@@ -76,7 +77,7 @@ def revert(module: Module, inplace: bool = False) -> Module:
         if not isinstance(child, Recurrent):
             continue
         original = _original_class(type(child))
-        if original is None:
+        if original is None or not child.is_plain:
             left_alone.append(f"{name or 'the module itself'} ({type(child).__name__})")
             continue
         child.unfreeze()
@@ -84,7 +85,7 @@ def revert(module: Module, inplace: bool = False) -> Module:
         # Torch's modules read their weights from here; ours look them up by name.
         child._init_flat_weights()
     if left_alone:
-        warnings.warn("revert left alone subclasses of pymtl's modules: " + ", ".join(left_alone), stacklevel=2)
+        warnings.warn("revert left alone what torch's modules cannot be: " + ", ".join(left_alone), stacklevel=2)
     return module
 
 

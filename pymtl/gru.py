@@ -13,7 +13,8 @@ from pymtl.recurrent import Recurrent
 class GRU(Recurrent):
     """:class:`torch.nn.GRU`, faster: the same constructor, parameters, ``state_dict`` and results.
 
-    All that :class:`pymtl.LSTM` says of kernels, dtypes, ``lengths`` and equal bits holds here too.
+    All that :class:`pymtl.LSTM` says of kernels, dtypes, ``lengths`` and equal bits holds here too, and its options
+    beyond torch's are here as well, without those of c.
 
     Cho et al. 2014, "Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machine Translation",
     with the reset gate behind the product as in nn.GRU.
@@ -36,6 +37,10 @@ class GRU(Recurrent):
         dtype: torch.dtype | None = None,
         *,
         proj_size: None = None,
+        recurrent_dropout: float = 0.0,
+        weight_drop: float = 0.0,
+        zoneout: float = 0.0,
+        layer_norm: bool = False,
     ) -> None:
         if proj_size is not None:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
@@ -50,4 +55,8 @@ class GRU(Recurrent):
             bidirectional,
             device=device,
             dtype=dtype,
+            recurrent_dropout=recurrent_dropout,
+            weight_drop=weight_drop,
+            zoneout=zoneout,
+            layer_norm=layer_norm,
         )

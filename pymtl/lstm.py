@@ -28,6 +28,19 @@ class LSTM(Recurrent):
     - ``h_0``, ``c_0``: ``[L*D, B, H]`` (unbatched ``[L*D, H]``), zeros if not given;
     - output: the input's layout with D*H features; ``h_n``, ``c_n`` as ``h_0`` and ``c_0``, at each sequence's
       own last step: ``output, (h_n, c_n) = lstm(input, (h_0, c_0))``.
+
+    Options that nn.LSTM has not, all off by default; the attributes of the same names may be set later:
+
+    - ``recurrent_dropout``: the probability that a unit of h is hidden from the product with ``weight_hh``, the same
+      units at all steps of a sequence, in training (Gal & Ghahramani 2016, "A Theoretically Grounded Application of
+      Dropout in Recurrent Neural Networks");
+    - ``weight_drop``: the probability that a number of ``weight_hh`` is zero during a forward pass, in training
+      (DropConnect; Merity et al. 2018, "Regularizing and Optimizing LSTM Language Models");
+    - ``zoneout``: the probability that a unit keeps its state for a step, one number or two, for h and for c; in
+      evaluation the states are mixed accordingly (Krueger et al. 2017, "Zoneout");
+    - ``layer_norm``: the products with ``weight_ih`` and ``weight_hh`` are normalised over the gates, and c on its way
+      to h (Ba et al. 2016, "Layer Normalization", equations 20 to 22), with the parameters ``gain_ih``, ``gain_hh``
+      [4*H], ``gain_c`` and ``bias_c`` [H] of each layer and direction.
     """
 
     _original = nn.LSTM
@@ -44,6 +57,11 @@ class LSTM(Recurrent):
         proj_size: int = 0,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        *,
+        recurrent_dropout: float = 0.0,
+        weight_drop: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
+        layer_norm: bool = False,
     ) -> None:
         super().__init__(
             "LSTM",
@@ -57,6 +75,10 @@ class LSTM(Recurrent):
             proj_size,
             device,
             dtype,
+            recurrent_dropout=recurrent_dropout,
+            weight_drop=weight_drop,
+            zoneout=zoneout,
+            layer_norm=layer_norm,
         )
 
     # Other people's code calls these on an nn.LSTM.

@@ -17,6 +17,7 @@ from pymtl import _native, ops
 from pymtl.ops.autograd import transforming, wants_gradient
 from pymtl.ops.dtypes import autocasts
 from pymtl.packing import as_lengths
+from pymtl.variants import Variants, drop, probability, run, zoneout_pair
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -57,6 +58,81 @@ class Recurrent(nn.RNNBase):
 
     _original: type[nn.RNNBase]
     _snapshot: _Snapshot | None = None
+    _variants: Variants = Variants()
+
+    def __init__(
+        self,
+        *arguments: Any,
+        recurrent_dropout: float = 0.0,
+        weight_drop: float = 0.0,
+        zoneout: float | tuple[float, float] = 0.0,
+        layer_norm: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self.recurrent_dropout, self.weight_drop, self.zoneout = recurrent_dropout, weight_drop, zoneout
+        if layer_norm:
+            self._variants = self._variants._replace(layer_norm=True)
+            self._add_gains()
+        if self.proj_size > 0 and not self.is_plain:
+            raise ValueError(f"proj_size: expected 0 with {self._variants.describe(self.mode)}, got {self.proj_size}")
+
+    @property
+    def recurrent_dropout(self) -> float:
+        """The probability that a unit of h is hidden from ``weight_hh``, for a whole sequence, in training."""
+        return self._variants.recurrent_dropout
+
+    @recurrent_dropout.setter
+    def recurrent_dropout(self, p: float) -> None:
+        self._variants = self._variants._replace(recurrent_dropout=probability("recurrent_dropout", p))
+
+    @property
+    def weight_drop(self) -> float:
+        """The probability that a number of ``weight_hh`` is zero during a forward pass in training."""
+        return self._variants.weight_drop
+
+    @weight_drop.setter
+    def weight_drop(self, p: float) -> None:
+        self._variants = self._variants._replace(weight_drop=probability("weight_drop", p))
+
+    @property
+    def zoneout(self) -> float | tuple[float, float]:
+        """The probability that a unit keeps its state for a step: of h and, of an LSTM, of c."""
+        return self._variants.zoneout(self.mode)
+
+    @zoneout.setter
+    def zoneout(self, p: float | tuple[float, float]) -> None:
+        zoneout_h, zoneout_c = zoneout_pair(self.mode, p)
+        self._variants = self._variants._replace(zoneout_h=zoneout_h, zoneout_c=zoneout_c)
+
+    @property
+    def layer_norm(self) -> bool:
+        """Whether the gates, and an LSTM's c, are layer-normalised."""
+        return self._variants.layer_norm
+
+    def _add_gains(self) -> None:
+        weight = self._weights()[0]
+        rows, cells = weight.shape[0], self.hidden_size if self.mode == "LSTM" else 0
+        for suffix in self._suffixes():
+            for name, size in (("gain_ih", rows), ("gain_hh", rows), ("gain_c", cells), ("bias_c", cells)):
+                if size > 0 and (self.bias or name != "bias_c"):
+                    self.register_parameter(name + suffix, nn.Parameter(weight.new_empty(size)))
+        self._reset_gains()
+
+    def _reset_gains(self) -> None:
+        for name, parameter in self.named_parameters(recurse=False):
+            if name.startswith("gain_"):
+                nn.init.ones_(parameter)
+            elif name.startswith("bias_c_"):
+                nn.init.zeros_(parameter)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        self._reset_gains()
+
+    def extra_repr(self) -> str:
+        described = self._variants.describe(self.mode)
+        return super().extra_repr() + (f", {described}" if described else "")
 
     def forward(
         self,
@@ -94,7 +170,7 @@ class Recurrent(nn.RNNBase):
                 raise ValueError("lengths: expected none with an unbatched (2-D) input")
             return self._forward_lengths(input, hx, lengths)
         weights = self._weights()
-        if not self._kernels_take(input, weights):
+        if self._torch_takes(input, weights):
             return self._original.forward(self, input, hx)
 
         batched = input.dim() == 3
@@ -106,7 +182,7 @@ class Recurrent(nn.RNNBase):
             input = input.transpose(0, 1)
         if input.shape[0] == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        output, h_n, c_n = self._layers(input, None, weights, h0, c0)
+        output, h_n, c_n = self._layers(input, None, weights, h0, c0, input.shape[1])
         output = _editable(output)
         if self.batch_first:
             output = output.transpose(0, 1)
@@ -117,12 +193,13 @@ class Recurrent(nn.RNNBase):
     def _forward_packed(self, input: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
         data, batch_sizes, sorted_indices, unsorted_indices = input
         weights = self._weights()
-        if not self._kernels_take(data, weights):
+        if self._torch_takes(data, weights):
             return self._original.forward(self, input, hx)
         self._check_input(data, weights, 2)
         h0, c0 = self._initial_state(hx, _batch_of(input, hx), batched=True)
         h0, c0 = _permute(h0, sorted_indices), _permute(c0, sorted_indices)
-        output, h_n, c_n = self._layers(data, batch_sizes, weights, h0, c0)
+        batch = None if sorted_indices is None else sorted_indices.shape[0]
+        output, h_n, c_n = self._layers(data, batch_sizes, weights, h0, c0, batch)
         packed = PackedSequence(_editable(output), batch_sizes, sorted_indices, unsorted_indices)
         return packed, self._permuted_states(h_n, c_n, unsorted_indices)
 
@@ -133,13 +210,13 @@ class Recurrent(nn.RNNBase):
         lengths = as_lengths(lengths, batch)
         if not self._kernels_take(input, weights):
             packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
-            result, state = self._original.forward(self, packed, hx)
+            result, state = self._forward_packed(packed, hx)
             return pad_packed_sequence(result, self.batch_first, total_length=steps)[0], state
         h0, c0 = self._initial_state(hx, batch, batched=True)
         order = ops.packing_order(lengths, steps)
         data = ops.pack(input, order, batch_first=self.batch_first)
         h0, c0 = _permute(h0, order.sorted_indices), _permute(c0, order.sorted_indices)
-        output, h_n, c_n = self._layers(data, order.batch_sizes, weights, h0, c0)
+        output, h_n, c_n = self._layers(data, order.batch_sizes, weights, h0, c0, batch)
         padded = ops.unpack(output, order, batch_first=self.batch_first)
         return padded, self._permuted_states(h_n, c_n, order.unsorted_indices)
 
@@ -179,6 +256,15 @@ class Recurrent(nn.RNNBase):
             and ops.has_kernels(weights[0], bfloat16=True)
             and (not torch.is_autocast_enabled("cpu") or autocasts())
         )
+
+    def _torch_takes(self, input: Tensor, weights: Sequence[Tensor]) -> bool:
+        """Whether torch's own path is to run: it knows none of the variants."""
+        return not self._kernels_take(input, weights) and not self._variants.act(self.training)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it computes what torch's module computes, in training too."""
+        return self._variants == Variants()
 
     def _initial_state(self, hx: Any, batch: int, batched: bool) -> Cells:
         """h_0 and c_0 [layers * D, B, H], checked."""
@@ -225,6 +311,22 @@ class Recurrent(nn.RNNBase):
             self.mode,
         )
 
+    def layer_norm_of(self, layer: int) -> ops.RNNNorm | None:
+        """A layer's gains as they are now, if it is layer-normalised."""
+        if not self._variants.layer_norm:
+            return None
+        directions = self._directions()
+        suffixes = self._suffixes()[layer * directions : (layer + 1) * directions]
+        names = ("gain_ih", "gain_hh", *(("gain_c",) if self.mode == "LSTM" else ()))
+        lists = [[getattr(self, name + suffix) for suffix in suffixes] for name in names]
+        lists += [[]] * (3 - len(lists))
+        has_bias = self.bias and self.mode == "LSTM"
+        return ops.RNNNorm(*lists, [getattr(self, "bias_c" + suffix) for suffix in suffixes] if has_bias else [])
+
+    def _suffixes(self) -> list[str]:
+        """Of the parameters' names, for each layer and direction."""
+        return [f"_l{layer}{end}" for layer in range(self.num_layers) for end in ("", "_reverse")[: self._directions()]]
+
     def _packed(self, weights: Sequence[Tensor]) -> list[Tensor] | None:
         snapshot = self._snapshot
         if snapshot is None or torch.compiler.is_compiling() or autocasts() or not snapshot.is_of(weights):
@@ -238,13 +340,24 @@ class Recurrent(nn.RNNBase):
         weights: Sequence[Tensor],
         h0: Tensor | None,
         c0: Tensor | None,
+        batch: int | None = None,
         layers: int | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Output of the last of the first ``layers`` layers (all by default), and the states of each."""
+        """Output of the last of the first ``layers`` layers (all by default), and the states of each.
+
+        ``batch`` is B, or None where only ``batch_sizes`` tells.
+        """
         directions = self._directions()
         packed = self._packed(weights)
         drops = self.training and self.dropout > 0
-        if packed is not None and not drops and not transforming() and not wants_gradient(input, h0, c0, *weights):
+        varied = self._variants.act(self.training)
+        if (
+            packed is not None
+            and not drops
+            and not varied
+            and not transforming()
+            and not wants_gradient(input, h0, c0, *weights)
+        ):
             packed = packed if layers is None else packed[:layers]
             return ops.rnn_frozen(
                 input, batch_sizes, packed, self.hidden_size, [False, True][:directions], self.mode, h0, c0
@@ -254,18 +367,43 @@ class Recurrent(nn.RNNBase):
             if layer > 0:
                 input = self._between_layers(input)
             states = slice(layer * directions, (layer + 1) * directions)
-            input, h_n, c_n = ops.rnn(
-                input,
-                batch_sizes,
+            own = (
                 self.layer_weights(layer, weights),
                 None if h0 is None else h0[states],
                 None if c0 is None else c0[states],
             )
+            if varied:
+                snapshot = None if packed is None else packed[layer]
+                input, h_n, c_n = self._varied_layer(layer, input, batch_sizes, *own, batch, snapshot)
+            else:
+                input, h_n, c_n = ops.rnn(input, batch_sizes, *own)
             h_last.append(h_n)
             c_last.append(c_n)
         if len(h_last) == 1:
             return input, h_last[0], c_last[0]
         return input, torch.cat(h_last), torch.cat(c_last)
+
+    def _varied_layer(
+        self,
+        layer: int,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        weights: ops.RNNWeights,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        batch: int | None,
+        packed: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        variants = self._variants
+        if self.training and variants.weight_drop > 0:
+            weights = weights._replace(weight_hh=[drop(w, variants.weight_drop) for w in weights.weight_hh])
+        if batch is None:
+            batch = int(batch_sizes[0]) if self.training and variants.recurrent_dropout > 0 else 0
+        masks = variants.masks(input, batch, self._directions(), self.hidden_size, self.training)
+        norm = self.layer_norm_of(layer)
+        if not self._kernels_take(input, weights.weight_ih):
+            return run(input, batch_sizes, weights, h0, c0, masks, norm)
+        return ops.rnn(input, batch_sizes, weights, h0, c0, packed=packed, masks=masks, norm=norm)
 
     def _between_layers(self, output: Tensor) -> Tensor:
         # Drawn over the same tensor in the same order as nn.LSTM does: the same seed gives the same mask.
@@ -298,6 +436,8 @@ class Recurrent(nn.RNNBase):
         """
         weights = self._weights()
         self._check_input(input, weights, 3 if batch_sizes is None else 2)
+        if self._variants.act(self.training):
+            return self._unfused_heads(input, batch_sizes, weights, head_weight, head_bias, mean, max)
         last = self.num_layers - 1
         packed = self._packed(weights)
         if last > 0:
@@ -313,6 +453,31 @@ class Recurrent(nn.RNNBase):
             max=max,
             packed=None if packed is None else packed[last],
         )
+
+    def _unfused_heads(
+        self,
+        input: Tensor,
+        batch_sizes: Tensor | None,
+        weights: Sequence[Tensor],
+        head_weight: Tensor | None,
+        head_bias: Tensor | None,
+        mean: bool,
+        max: bool,
+    ) -> ops.RNNHeadsResult:
+        directions = self._directions()
+        batch = input.shape[1] if batch_sizes is None else None
+        output, h_n, c_n = self._layers(input, batch_sizes, weights, None, None, batch)
+        rows = output.flatten(0, -2)
+        logits = rows.new_empty(rows.shape[0], 0)
+        if head_weight is not None:
+            logits = ops.heads(rows, head_weight, head_bias, parts=directions)
+        reverse = [False, True][:directions]
+        features = [
+            ops.pool(output, batch_sizes, kind, reverse=reverse) if wanted else output.new_empty(0, output.shape[-1])
+            for kind, wanted in (("mean", mean), ("max", max))
+        ]
+        logits = logits.view(*output.shape[:-1], logits.shape[-1])
+        return ops.RNNHeadsResult(logits, *features, h_n[-directions:], c_n[-directions:])
 
     def freeze(self) -> None:
         """Packs the weights once, for calls without gradients; :func:`pymtl.freeze` does so for a whole model.
@@ -330,7 +495,10 @@ class Recurrent(nn.RNNBase):
             raise RuntimeError("freeze: expected ordinary weights, got inference tensors, whose changes go unnoticed")
         _notice_fused_optimizers()
         with torch.no_grad():
-            packed = [ops.rnn_pack(self.layer_weights(layer, weights)) for layer in range(self.num_layers)]
+            packed = [
+                ops.rnn_pack(self.layer_weights(layer, weights), self.layer_norm_of(layer))
+                for layer in range(self.num_layers)
+            ]
         self._snapshot = _Snapshot.of(weights, packed)
 
     def unfreeze(self) -> None:

@@ -15,7 +15,8 @@ _MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
 class RNN(Recurrent):
     """:class:`torch.nn.RNN`, faster: the same constructor, parameters, ``state_dict`` and results.
 
-    All that :class:`pymtl.LSTM` says of kernels, dtypes, ``lengths`` and equal bits holds here too.
+    All that :class:`pymtl.LSTM` says of kernels, dtypes, ``lengths`` and equal bits holds here too, and its options
+    beyond torch's are here as well, without those of c.
 
     Elman 1990, "Finding Structure in Time".
 
@@ -38,6 +39,10 @@ class RNN(Recurrent):
         dtype: torch.dtype | None = None,
         *,
         proj_size: None = None,
+        recurrent_dropout: float = 0.0,
+        weight_drop: float = 0.0,
+        zoneout: float = 0.0,
+        layer_norm: bool = False,
     ) -> None:
         if proj_size is not None:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
@@ -55,4 +60,8 @@ class RNN(Recurrent):
             bidirectional,
             device=device,
             dtype=dtype,
+            recurrent_dropout=recurrent_dropout,
+            weight_drop=weight_drop,
+            zoneout=zoneout,
+            layer_norm=layer_norm,
         )

@@ -13,6 +13,7 @@ DTYPES = [torch.float32, torch.float64]
 F, B = False, True  # directions: forward, backward
 BOTH = (F, B)
 RESULTS = ("output", "h_n", "c_n")  # of an LSTM
+NO_MASKS = ops.RNNMasks()
 
 
 def spread(tensor):
@@ -49,6 +50,9 @@ class RNNCase:
     c0: bool = False
     scale: float = 1.0
     mode: str = "LSTM"
+    dropout: bool = False
+    zoneout: str = ""  # of "h", "c": masks of tokens; of "H", "C": expected values of units
+    layer_norm: bool = False
 
     def __str__(self):
         shape = f"T{self.steps}-B{self.batch}"
@@ -60,6 +64,9 @@ class RNNCase:
         options += [] if self.inputs == 1 else [f"P{self.inputs}"]
         options += [] if self.scale == 1.0 else [f"scale{self.scale:g}"]
         options += [] if self.mode == "LSTM" else [self.mode]
+        options += ["dropout"] if self.dropout else []
+        options += [f"zoneout-{self.zoneout}"] if self.zoneout else []
+        options += ["norm"] if self.layer_norm else []
         return "-".join([f"I{self.input_size}-H{self.hidden_size}-{directions}-{shape}", *options])
 
 
@@ -108,6 +115,8 @@ class RNNSample:
     weights: ops.RNNWeights
     h0: torch.Tensor | None = None
     c0: torch.Tensor | None = None
+    masks: ops.RNNMasks = NO_MASKS
+    norm: ops.RNNNorm | None = None
 
     @property
     def inputs(self):
@@ -119,6 +128,8 @@ class RNNSample:
         named = {"input": self.input}
         for field in self.weights._fields[:4]:
             named |= {f"{field}[{g}]": tensor for g, tensor in enumerate(getattr(self.weights, field))}
+        for field, group in self.norm._asdict().items() if self.norm is not None else ():
+            named |= {f"{field}[{g}]": tensor for g, tensor in enumerate(group)}
         return named | {name: getattr(self, name) for name in ("h0", "c0") if getattr(self, name) is not None}
 
     def map(self, function):
@@ -129,10 +140,15 @@ class RNNSample:
             for field in self.weights._fields[:4]
         ]
         weights = ops.RNNWeights(*groups, self.weights.reverse, self.weights.mode)
-        return replace(self, input=new["input"], weights=weights, h0=new.get("h0"), c0=new.get("c0"))
+        norm = self.norm
+        if norm is not None:
+            fields = norm._asdict().items()
+            norm = ops.RNNNorm(*([new[f"{field}[{g}]"] for g in range(len(group))] for field, group in fields))
+        return replace(self, input=new["input"], weights=weights, h0=new.get("h0"), c0=new.get("c0"), norm=norm)
 
     def to(self, dtype):
-        return self.map(lambda _, tensor: tensor.to(dtype))
+        masks = ops.RNNMasks(*(None if mask is None else mask.to(dtype) for mask in self.masks))
+        return replace(self.map(lambda _, tensor: tensor.to(dtype)), masks=masks)
 
     def leaves(self, names=None):
         """Fresh leaves; those of ``names``, all by default, require a gradient."""
@@ -198,17 +214,41 @@ def rnn_sample(case, dtype=torch.float32, seed=0):
         batch = len(case.lengths)
         leading = (sum(case.lengths),)
     state = (len(case.reverse), batch, case.hidden_size)
-    return RNNSample(
+    sample = RNNSample(
         draw(*leading, case.inputs * case.input_size),
         batch_sizes,
         weights,
         0.5 * draw(*state) if case.h0 else None,
         draw(*state) if case.c0 else None,
     )
+    width = len(case.reverse) * case.hidden_size
+
+    def dropped(*size):
+        return (torch.rand(*size, generator=generator) < 0.7).to(dtype) / 0.7
+
+    def kept(kind):
+        if kind.upper() in case.zoneout:
+            return torch.rand(width, generator=generator).to(dtype)
+        if kind in case.zoneout:
+            return (torch.rand(*leading, width, generator=generator) < 0.3).to(dtype)
+        return None
+
+    masks = ops.RNNMasks(dropped(*state) if case.dropout else None, kept("h"), kept("c"))
+
+    def gains(size):
+        return [1 + 0.3 * draw(size) for _ in case.reverse]
+
+    norm = None
+    if case.layer_norm:
+        rows, cells = GATES[case.mode] * case.hidden_size, case.mode == "LSTM"
+        of_c = gains(case.hidden_size) if cells else []
+        shifts = [0.3 * draw(case.hidden_size) for _ in case.reverse] if cells and case.bias else []
+        norm = ops.RNNNorm(gains(rows), gains(rows), of_c, shifts)
+    return replace(sample, masks=masks, norm=norm)
 
 
 def run_ours(sample, **options):
-    options = {"inputs": sample.inputs, **options}
+    options = {"inputs": sample.inputs, "masks": sample.masks, "norm": sample.norm, **options}
     results = ops.rnn(sample.input, sample.batch_sizes, sample.weights, sample.h0, sample.c0, **options)
     return named(sample, results)
 
@@ -223,13 +263,22 @@ def results_of(mode):
 
 
 def run_reference(sample):
-    results = reference.rnn(sample.input, sample.batch_sizes, *sample.weights, sample.h0, sample.c0)
-    return named(sample, results)
+    return named(sample, reference.rnn(*raw_arguments(sample)))
 
 
 def raw_arguments(sample):
-    """The arguments that the raw ops have in common."""
-    return (sample.input, sample.batch_sizes, *sample.weights, sample.h0, sample.c0)
+    """The arguments that the raw ops have in common; a layer-normalised layer's input comes projected."""
+    input, weights, flat = sample.input, sample.weights, []
+    if sample.norm is not None:
+        gain_ih, *others = sample.norm
+        input = reference.normalised_projection(input, weights.weight_ih, gain_ih, sample.inputs)
+        weights, flat = weights._replace(weight_ih=[]), [tensor for group in others for tensor in group]
+    return (input, sample.batch_sizes, *weights, sample.h0, sample.c0, *sample.masks, flat)
+
+
+def heads_arguments(sample):
+    """Of the raw rnn_heads: it knows no masks and no layer normalisation."""
+    return raw_arguments(sample)[: -len(ops.RNNMasks._fields) - 1]
 
 
 def backward_arguments(sample, given=RESULTS, needs=(True,) * 5):

@@ -12,6 +12,7 @@ from samples import (
     RNNCase,
     RNNSample,
     backward_arguments,
+    heads_arguments,
     named,
     random_lengths,
     random_like,
@@ -358,8 +359,8 @@ def test_opcheck(case):
     opcheck(torch.ops.pymtl.rnn_backward.default, backward_arguments(sample))
     needs = (False, True, False, case.bias, False)
     opcheck(torch.ops.pymtl.rnn_backward.default, backward_arguments(sample, given=["output"], needs=needs))
-    opcheck(torch.ops.pymtl.rnn_heads.default, (*raw_arguments(sample), None, *head, True, True))
-    opcheck(torch.ops.pymtl.rnn_pack.default, tuple(sample.weights))
+    opcheck(torch.ops.pymtl.rnn_heads.default, (*heads_arguments(sample), None, *head, True, True))
+    opcheck(torch.ops.pymtl.rnn_pack.default, (*sample.weights, []))
 
 
 @pytest.mark.parametrize("case", OPCHECKED, ids=str)

@@ -14,6 +14,7 @@ from samples import (
     RNNCase,
     RNNSample,
     backward_arguments,
+    heads_arguments,
     named,
     random_lengths,
     random_like,
@@ -217,14 +218,14 @@ def test_opcheck_of_rnn_heads(case):
     sample = rnn_sample(case)
     features = 5 * len(case.reverse)
     op = torch.ops.pymtl.rnn_heads.default
-    opcheck(op, (*raw_arguments(sample), None, torch.randn(4, features), torch.randn(4), True, True))
-    opcheck(op, (*raw_arguments(sample), None, torch.randn(4, features), None, False, True))
-    opcheck(op, (*raw_arguments(sample), ops.rnn_pack(sample.weights), None, None, True, False))
+    opcheck(op, (*heads_arguments(sample), None, torch.randn(4, features), torch.randn(4), True, True))
+    opcheck(op, (*heads_arguments(sample), None, torch.randn(4, features), None, False, True))
+    opcheck(op, (*heads_arguments(sample), ops.rnn_pack(sample.weights), None, None, True, False))
 
 
 @pytest.mark.parametrize("case", OPCHECKED[:2], ids=str)
 def test_opcheck_of_rnn_pack(case):
-    opcheck(torch.ops.pymtl.rnn_pack.default, tuple(rnn_sample(case).weights))
+    opcheck(torch.ops.pymtl.rnn_pack.default, (*rnn_sample(case).weights, []))
 
 
 @pytest.mark.parametrize("case", [OPCHECKED[0], OPCHECKED[4], *OPCHECKED[-3:]], ids=str)

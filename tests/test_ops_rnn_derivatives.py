@@ -9,6 +9,7 @@ from samples import (
     B,
     F,
     RNNCase,
+    heads_arguments,
     named,
     random_like,
     raw_arguments,
@@ -144,7 +145,7 @@ def test_backward_through_the_raw_inference_ops_raises(names):
     heads = (torch.randn(3, 4 * 33), torch.randn(3), True, True)
     results = [
         *torch.ops.pymtl.rnn_inference(*raw_arguments(sample), None),
-        *torch.ops.pymtl.rnn_heads(*raw_arguments(sample), None, *heads),
+        *torch.ops.pymtl.rnn_heads(*heads_arguments(sample), None, *heads),
     ]
     for result in results:
         with pytest.raises(RuntimeError, match="no derivative"):
@@ -156,7 +157,7 @@ def test_backward_through_the_raw_rnn_heads_to_its_heads_raises(name):
     sample = rnn_sample(RAGGED)
     head = {"head_weight": torch.randn(3, 38), "head_bias": torch.randn(3)}
     head[name].requires_grad_()
-    logits = torch.ops.pymtl.rnn_heads(*raw_arguments(sample), None, *head.values(), False, False)[0]
+    logits = torch.ops.pymtl.rnn_heads(*heads_arguments(sample), None, *head.values(), False, False)[0]
     with pytest.raises(RuntimeError, match="no derivative"):
         logits.sum().backward()
 
@@ -164,7 +165,7 @@ def test_backward_through_the_raw_rnn_heads_to_its_heads_raises(name):
 def test_backward_through_the_raw_rnn_pack_raises():
     weights = rnn_weights(3, 4)
     weights.weight_ih[0].requires_grad_()
-    packed = torch.ops.pymtl.rnn_pack(*weights)
+    packed = torch.ops.pymtl.rnn_pack(*weights, [])
     if packed.requires_grad:
         with pytest.raises(RuntimeError):
             packed.sum().backward()

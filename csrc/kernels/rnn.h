@@ -17,6 +17,19 @@
 //
 //   h_t = tanh or relu(W_ih x_t + b_ih + b_hh + W_hh h_{t-1})
 //
+// What may be added to a cell:
+//
+// Recurrent dropout (Gal & Ghahramani 2016): the products with W_hh read D h_{t-1} instead of h_{t-1}, with the same D
+// at all steps of a sequence.
+//
+// Zoneout (Krueger et al. 2017): of what the cell computes, h~ and c~, a part is given up for what was there before:
+//
+//   c_t = d_c c_{t-1} + (1 - d_c) c~          h_t = d_h h_{t-1} + (1 - d_h) h~
+//
+// Layer normalisation (Ba et al. 2016), in a normalised cell: LN(v; g) = g (v - mean v) / sqrt(variance of v + 1e-5),
+// over all gates of a token together. Its input comes projected and normalised already: what stands for W_ih x_t is
+// LN(W_ih x_t; g_ih), for W_hh h_{t-1} it is LN(W_hh h_{t-1}; g_hh), and an LSTM has h~ = o tanh(LN(c~; g_c) + b_c).
+//
 // Dimensions: B batch, T steps, N tokens, I input size, H hidden size, G recurrences in one call, P inputs side by
 // side: recurrences [p G/P, (p+1) G/P) read input p. P is 1 for one encoder, K for K encoders each with its own input.
 // The layout is PackedSequence's: tokens are time-major, step t holds the first batch_sizes[t] sequences,
@@ -40,24 +53,44 @@
 
 namespace pymtl {
 
-enum class Cell { lstm, gru, rnn_tanh, rnn_relu };
+enum class Cell {
+  lstm,
+  gru,
+  rnn_tanh,
+  rnn_relu,
+  normalised_lstm,
+  normalised_gru,
+  normalised_rnn_tanh,
+  normalised_rnn_relu
+};
 
 // Blocks of H numbers: gates, the rows of W_ih and of W_hh; what a token keeps for the backward pass; what the gradient
-// of its gates is made of, and of the biases: of a_n, a_r, a_z and q_n of a GRU, otherwise of a. Whether there is a c.
+// of its gates is made of, and of the biases: of a_n, a_r, a_z and q_n of a GRU, otherwise of a. A normalised cell's
+// has besides: of W_hh h_{t-1}, of g_hh, and of an LSTM of g_c and b_c. Whether there is a c. Under zoneout a plain
+// recurrent cell keeps its h~.
 struct CellSizes {
   int64_t gates;
   int64_t kept;
   int64_t gradients;
   bool has_cell;
+  bool normalised = false;
 };
 
-inline CellSizes sizes_of(Cell cell) {
+inline CellSizes sizes_of(Cell cell, bool zoneout_h = false) {
+  const int64_t candidate = zoneout_h ? 1 : 0;
   switch (cell) {
     case Cell::gru:
       return {3, 4, 4, false};
     case Cell::rnn_tanh:
     case Cell::rnn_relu:
-      return {1, 0, 1, false};
+      return {1, candidate, 1, false};
+    case Cell::normalised_lstm:
+      return {4, 8, 14, true, true};
+    case Cell::normalised_gru:
+      return {3, 7, 10, false, true};
+    case Cell::normalised_rnn_tanh:
+    case Cell::normalised_rnn_relu:
+      return {1, 1 + candidate, 3, false, true};
     case Cell::lstm:
       break;
   }
@@ -69,20 +102,39 @@ struct RnnShape {
   int64_t steps;               // T
   int64_t batch;               // B = batch_sizes[0]: every sequence has a token
   int64_t tokens;              // N, above 0
-  int64_t input_size;          // I
+  int64_t input_size;          // I; of a normalised cell gates * H
   int64_t hidden_size;         // H
   const int64_t* batch_sizes;  // [T], B >= batch_sizes[0] >= batch_sizes[1] >= ... >= 0; null: all B
   int64_t inputs = 1;          // P, which divides G
   Cell cell = Cell::lstm;
 };
 
+// The gains and biases within a normalised cell.
+template <typename T>
+struct RnnNorm {
+  const T* g_hh;  // [gates * H]
+  const T* g_c;   // [H] of an LSTM
+  const T* b_c;   // [H] of an LSTM, or null: zeros
+};
+
 template <typename T>
 struct RnnWeights {
-  const T* w_ih;  // [gates * H, I]
+  const T* w_ih;  // [gates * H, I]; of a normalised cell null
   const T* w_hh;  // [gates * H, H]
   const T* b_ih;  // [gates * H] or null: zeros
   const T* b_hh;  // [gates * H] or null: zeros
   bool reverse;   // walk each sequence from its last token to its first
+  RnnNorm<T> norm = {};
+};
+
+// Recurrent dropout and zoneout. The factors of zoneout are of every token, or of every unit alone with a stride of 0.
+template <typename T>
+struct RnnMasks {
+  const T* dropout = nullptr;    // [G, B, H] D, or null: ones
+  const T* zoneout_h = nullptr;  // [N, G*H] or [G*H] d_h, or null: zeros
+  const T* zoneout_c = nullptr;  // the same of d_c
+  int64_t zoneout_h_stride = 0;  // G*H or 0
+  int64_t zoneout_c_stride = 0;
 };
 
 // The projection of heads fused into the walk (see heads.h), and sentence features.
@@ -110,6 +162,7 @@ struct RnnForward {
   T* gates;                      // [G, N, kept * H] for the backward pass; or null, with cells
   Real<T>* cells;                // [G, N, H] c of every token, for the backward pass; or null, with gates
   RnnHeads<T> heads;
+  RnnMasks<T> masks;
 };
 
 // Where the gradients of a recurrence's weights go; null: not wanted. Those of b_ih and b_hh are equal but for a GRU's
@@ -139,6 +192,7 @@ struct RnnBackward {
   const RnnWeightGradients<T>* grad_weights;  // [G]
   T* grad_h0;                                 // [G, B, H] or null: not wanted
   T* grad_c0;                                 // [G, B, H] or null: not wanted
+  RnnMasks<T> masks;                          // as in the forward pass
 };
 
 // Elements of T that rnn_pack writes under the instruction set in use.

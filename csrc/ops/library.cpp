@@ -3,23 +3,32 @@
 // A recurrent layer's input is either [T, B, I] with no batch_sizes (a dense batch) or packed [N, I] with batch_sizes
 // [T]; its output has the same rank. Its mode is torch.nn.RNNBase's: LSTM, GRU, RNN_TANH or RNN_RELU. A result nobody
 // asked for, and c of what is no LSTM, is an empty tensor.
+//
+// dropout: recurrent dropout's factors [G, B, H]. zoneout_h, zoneout_c: zoneout's, of the output's size or [G*H].
+// Without weight_ih the cells are layer-normalised, the input is [T, B, G*gates*H] (packed [N, ...]), projected and
+// normalised already, and norm holds G tensors [gates*H], gains of the products with weight_hh; of an LSTM G more [H],
+// gains of c, and G more or none [H], its biases.
 #include "tensors.h"
 
 STABLE_TORCH_LIBRARY(pymtl, m) {
   m.def(
       "rnn_inference(Tensor input, Tensor? batch_sizes, Tensor[] weight_ih, Tensor[] weight_hh, "
-      "Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, str mode, Tensor? h0, Tensor? c0, Tensor? packed) "
+      "Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, str mode, Tensor? h0, Tensor? c0, "
+      "Tensor? dropout, Tensor? zoneout_h, Tensor? zoneout_c, Tensor[] norm, Tensor? packed) "
       "-> (Tensor output, Tensor h_n, Tensor c_n)");
   m.def(
       "rnn_training(Tensor input, Tensor? batch_sizes, Tensor[] weight_ih, Tensor[] weight_hh, "
-      "Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, str mode, Tensor? h0, Tensor? c0) "
+      "Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, str mode, Tensor? h0, Tensor? c0, "
+      "Tensor? dropout, Tensor? zoneout_h, Tensor? zoneout_c, Tensor[] norm) "
       "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)");
   // needs: gradients wanted of [input, weight_ih, weight_hh, biases, h0 and c0]. The gradients of b_ih and
-  // b_hh are equal, grad_bias is either; but of a GRU it is [4H], of b_in, b_ir, b_iz and b_hn.
+  // b_hh are equal, grad_bias is either; but of a GRU it is [4H], of b_in, b_ir, b_iz and b_hn. Of normalised cells
+  // there follow gates*H numbers to be ignored, the gradient of the gain, and of an LSTM those of c's gain and bias.
   m.def(
       "rnn_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, "
       "Tensor? batch_sizes, Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_ih, Tensor[] bias_hh, "
-      "bool[] reverse, str mode, Tensor? h0, Tensor? c0, Tensor output, Tensor gates, Tensor cells, bool[] needs) "
+      "bool[] reverse, str mode, Tensor? h0, Tensor? c0, Tensor? dropout, Tensor? zoneout_h, Tensor? zoneout_c, "
+      "Tensor[] norm, Tensor output, Tensor gates, Tensor cells, bool[] needs) "
       "-> (Tensor grad_input, Tensor[] grad_weight_ih, Tensor[] grad_weight_hh, Tensor[] grad_bias, "
       "Tensor grad_h0, Tensor grad_c0)");
   m.def(
@@ -33,7 +42,8 @@ STABLE_TORCH_LIBRARY(pymtl, m) {
       "Tensor? h0, "
       "Tensor? c0) -> (Tensor output, Tensor h_n, Tensor c_n)");
   m.def(
-      "rnn_pack(Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, str mode) "
+      "rnn_pack(Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, str mode, "
+      "Tensor[] norm) "
       "-> Tensor");
 
   m.def("heads(Tensor input, Tensor weight, Tensor? bias, int parts) -> Tensor");

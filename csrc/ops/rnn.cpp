@@ -12,12 +12,12 @@ namespace pymtl::ops {
 namespace {
 
 // torch.nn.RNNBase's modes.
-Cell cell_of(const std::string& mode) {
-  if (mode == "LSTM") return Cell::lstm;
-  if (mode == "GRU") return Cell::gru;
-  if (mode == "RNN_TANH") return Cell::rnn_tanh;
+Cell cell_of(const std::string& mode, bool normalised = false) {
+  if (mode == "LSTM") return normalised ? Cell::normalised_lstm : Cell::lstm;
+  if (mode == "GRU") return normalised ? Cell::normalised_gru : Cell::gru;
+  if (mode == "RNN_TANH") return normalised ? Cell::normalised_rnn_tanh : Cell::rnn_tanh;
   check(mode == "RNN_RELU", "mode: expected LSTM, GRU, RNN_TANH or RNN_RELU, got ", mode);
-  return Cell::rnn_relu;
+  return normalised ? Cell::normalised_rnn_relu : Cell::rnn_relu;
 }
 
 // A layer's weights, checked and contiguous; the list keeps copies alive that a kernel points into.
@@ -31,33 +31,55 @@ struct Layer {
   Tensors kept;
   std::vector<RnnWeights<T>> weights;
 
+  // Without weight_ih the cells are normalised; norm: g_hh of all recurrences, then an LSTM's g_c, then its b_c or
+  // none.
   Layer(const Tensors& weight_ih, const Tensors& weight_hh, const Tensors& bias_ih, const Tensors& bias_hh,
-        const std::vector<bool>& reverse, const std::string& mode, ScalarType type)
-      : cell(cell_of(mode)), sizes(sizes_of(cell)) {
-    const size_t count = weight_ih.size();
+        const std::vector<bool>& reverse, const std::string& mode, const Tensors& norm, ScalarType type)
+      : cell(cell_of(mode, weight_ih.empty() && !weight_hh.empty())), sizes(sizes_of(cell)) {
+    const size_t count = sizes.normalised ? weight_hh.size() : weight_ih.size();
     check(count > 0, "weight_ih: expected at least one recurrence, got none");
     check(weight_hh.size() == count, "weight_hh: expected ", count, " tensors, got ", weight_hh.size());
     check(bias_ih.empty() || bias_ih.size() == count, "bias_ih: expected ", count, " tensors or none, got ",
           bias_ih.size());
     check(bias_hh.size() == bias_ih.size(), "bias_hh: expected ", bias_ih.size(), " tensors, got ", bias_hh.size());
     check(reverse.size() == count, "reverse: expected ", count, " flags, got ", reverse.size());
-    check(weight_ih[0].dim() == 2 && weight_hh[0].dim() == 2, "weight_ih and weight_hh: expected matrices, got ",
-          weight_ih[0].dim(), "-D and ", weight_hh[0].dim(), "-D tensors");
+    const int64_t input_rank = sizes.normalised ? 2 : weight_ih[0].dim();
+    check(input_rank == 2 && weight_hh[0].dim() == 2, "weight_ih and weight_hh: expected matrices, got ", input_rank,
+          "-D and ", weight_hh[0].dim(), "-D tensors");
     recurrences = static_cast<int64_t>(count);
-    input_size = weight_ih[0].size(1);
     hidden_size = weight_hh[0].size(1);
+    input_size = sizes.normalised ? sizes.gates * hidden_size : weight_ih[0].size(1);
+    check_norm(norm);
     check(input_size > 0 && hidden_size > 0, "weight_ih and weight_hh: expected sizes above zero, got ", input_size,
           " and ", hidden_size, " columns");
     const int64_t rows = sizes.gates * hidden_size;
     for (size_t g = 0; g < count; ++g) {
-      weights.push_back({keep(weight_ih[g], Name("weight_ih", g), type, {rows, input_size}),
-                         keep(weight_hh[g], Name("weight_hh", g), type, {rows, hidden_size}),
-                         bias_ih.empty() ? nullptr : keep(bias_ih[g], Name("bias_ih", g), type, {rows}),
-                         bias_hh.empty() ? nullptr : keep(bias_hh[g], Name("bias_hh", g), type, {rows}), reverse[g]});
+      weights.push_back(
+          {sizes.normalised ? nullptr : keep(weight_ih[g], Name("weight_ih", g), type, {rows, input_size}),
+           keep(weight_hh[g], Name("weight_hh", g), type, {rows, hidden_size}),
+           bias_ih.empty() ? nullptr : keep(bias_ih[g], Name("bias_ih", g), type, {rows}),
+           bias_hh.empty() ? nullptr : keep(bias_hh[g], Name("bias_hh", g), type, {rows}), reverse[g]});
+      if (norm.empty()) continue;
+      const auto part = [&](size_t group, int64_t size) {
+        const size_t at = group * count + g;
+        return at < norm.size() ? keep(norm[at], Name("norm", at), type, {size}) : nullptr;
+      };
+      weights.back().norm = {part(0, rows), part(1, hidden_size), part(2, hidden_size)};
     }
   }
 
  private:
+  void check_norm(const Tensors& norm) const {
+    const size_t count = static_cast<size_t>(recurrences);
+    if (!sizes.normalised) return check(norm.empty(), "norm: expected none with weight_ih, got ", norm.size());
+    if (sizes.has_cell) {
+      check(norm.size() == 2 * count || norm.size() == 3 * count, "norm: expected ", 2 * count, " or ", 3 * count,
+            " tensors, got ", norm.size());
+    } else {
+      check(norm.size() == count, "norm: expected ", count, " tensors, got ", norm.size());
+    }
+  }
+
   const T* keep(const Tensor& tensor, const Name& name, ScalarType type, const Sizes& sizes) {
     kept.push_back(checked(tensor, name, type, sizes));
     return read<T>(kept.back());
@@ -65,8 +87,10 @@ struct Layer {
 };
 
 // P: how many inputs of the layer's size stand side by side in a row of `input`, and are shared out evenly.
+// Every normalised recurrence reads what was projected for it.
 template <typename T>
 int64_t inputs_of(const Layer<T>& layer, const Tensor& input) {
+  if (layer.sizes.normalised) return layer.recurrences;
   const int64_t width = input.size(input.dim() - 1);
   const bool side_by_side = width > 0 && width % layer.input_size == 0;
   const int64_t inputs = side_by_side ? width / layer.input_size : 1;
@@ -138,6 +162,36 @@ Tensor make_cell(const Tensor& like, Cell cell, Sizes sizes) {
   return make(like, sizes);
 }
 
+// Recurrent dropout and zoneout, checked and contiguous.
+template <typename T>
+struct Masks {
+  OptionalTensor dropout, zoneout_h, zoneout_c;
+
+  Masks(const OptionalTensor& given_dropout, const OptionalTensor& given_h, const OptionalTensor& given_c,
+        const Layer<T>& layer, const Batch& batch, ScalarType type)
+      : width_(layer.recurrences * layer.hidden_size) {
+    check(layer.sizes.has_cell || !given_c.has_value(), "zoneout_c: expected none, which only an LSTM has");
+    dropout = checked(given_dropout, "dropout", type, {layer.recurrences, batch.batch, layer.hidden_size});
+    zoneout_h = factors(given_h, "zoneout_h", batch, type);
+    zoneout_c = factors(given_c, "zoneout_c", batch, type);
+  }
+
+  RnnMasks<T> masks() const {
+    return {read<T>(dropout), read<T>(zoneout_h), read<T>(zoneout_c), stride(zoneout_h), stride(zoneout_c)};
+  }
+
+ private:
+  // Of every token, or of every unit alone.
+  OptionalTensor factors(const OptionalTensor& given, const Name& name, const Batch& batch, ScalarType type) const {
+    const bool of_units = given.has_value() && given->dim() == 1;
+    return checked(given, name, type, of_units ? Sizes{width_} : batch.with(width_));
+  }
+
+  int64_t stride(const OptionalTensor& factors) const { return factors.has_value() && factors->dim() > 1 ? width_ : 0; }
+
+  int64_t width_;
+};
+
 struct ForwardResult {
   Tensor output, h_n, c_n, gates, cells;
 };
@@ -147,22 +201,26 @@ enum class Keep { nothing, for_backward };
 ForwardResult forward(const Tensor& given_input, const OptionalTensor& batch_sizes, const Tensors& weight_ih,
                       const Tensors& weight_hh, const Tensors& bias_ih, const Tensors& bias_hh,
                       const std::vector<bool>& reverse, const std::string& mode, const OptionalTensor& given_h0,
-                      const OptionalTensor& given_c0, const OptionalTensor& given_packed, Keep keep) {
+                      const OptionalTensor& given_c0, const OptionalTensor& given_packed, const OptionalTensor& dropout,
+                      const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c, const Tensors& norm,
+                      Keep keep) {
   return with_layer_type(given_input, "input", [&]<typename T>() {
     const ScalarType type = given_input.scalar_type();
     const Batch batch(given_input, batch_sizes);
-    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, type);
+    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, norm, type);
     const int64_t G = layer.recurrences;
     const int64_t H = layer.hidden_size;
     const int64_t inputs = inputs_of(layer, given_input);
     const Tensor input = checked(given_input, "input", type, batch.with(inputs * layer.input_size));
     const OptionalTensor h0 = checked(given_h0, "h0", type, {G, batch.batch, H});
     const OptionalTensor c0 = checked_cell<T>(given_c0, "c0", layer.cell, {G, batch.batch, H}, type);
+    const Masks<T> masks(dropout, zoneout_h, zoneout_c, layer, batch, type);
     const OptionalTensor packed = checked_packed(given_packed, layer, type);
     const bool train = keep == Keep::for_backward;
+    const int64_t kept = sizes_of(layer.cell, masks.zoneout_h.has_value()).kept;
     const ForwardResult result{make(input, batch.with(G * H)), make(input, {G, batch.batch, H}),
                                make_cell(input, layer.cell, {G, batch.batch, H}),
-                               make(input, {train ? G : 0, batch.tokens, layer.sizes.kept * H}),
+                               make(input, {train ? G : 0, batch.tokens, kept * H}),
                                make(input, {train && layer.sizes.has_cell ? G : 0, batch.tokens, H}, real_type(type))};
     if (batch.tokens == 0) return result;
     RnnForward<T> args{};
@@ -177,6 +235,7 @@ ForwardResult forward(const Tensor& given_input, const OptionalTensor& batch_siz
     args.c_n = write<T>(result.c_n);
     args.gates = write<T>(result.gates);
     args.cells = write<Real<T>>(result.cells);
+    args.masks = masks.masks();
     const Executor executor = torch_executor();
     const Scratch workspace(rnn_forward_workspace(args, executor));
     rnn_forward(args, workspace.memory(), executor);
@@ -187,19 +246,21 @@ ForwardResult forward(const Tensor& given_input, const OptionalTensor& batch_siz
 std::tuple<Tensor, Tensor, Tensor> rnn_inference(Tensor input, OptionalTensor batch_sizes, Tensors weight_ih,
                                                  Tensors weight_hh, Tensors bias_ih, Tensors bias_hh,
                                                  std::vector<bool> reverse, std::string mode, OptionalTensor h0,
-                                                 OptionalTensor c0, OptionalTensor packed) {
-  const ForwardResult result =
-      forward(input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, h0, c0, packed, Keep::nothing);
+                                                 OptionalTensor c0, OptionalTensor dropout, OptionalTensor zoneout_h,
+                                                 OptionalTensor zoneout_c, Tensors norm, OptionalTensor packed) {
+  const ForwardResult result = forward(input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, h0,
+                                       c0, packed, dropout, zoneout_h, zoneout_c, norm, Keep::nothing);
   return {result.output, result.h_n, result.c_n};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_training(Tensor input, OptionalTensor batch_sizes,
                                                                 Tensors weight_ih, Tensors weight_hh, Tensors bias_ih,
                                                                 Tensors bias_hh, std::vector<bool> reverse,
-                                                                std::string mode, OptionalTensor h0,
-                                                                OptionalTensor c0) {
+                                                                std::string mode, OptionalTensor h0, OptionalTensor c0,
+                                                                OptionalTensor dropout, OptionalTensor zoneout_h,
+                                                                OptionalTensor zoneout_c, Tensors norm) {
   const ForwardResult result = forward(input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, h0,
-                                       c0, std::nullopt, Keep::for_backward);
+                                       c0, std::nullopt, dropout, zoneout_h, zoneout_c, norm, Keep::for_backward);
   return {result.output, result.h_n, result.c_n, result.gates, result.cells};
 }
 
@@ -220,13 +281,14 @@ struct Needs {
 std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> rnn_backward(
     OptionalTensor given_grad_output, OptionalTensor given_grad_h_n, OptionalTensor given_grad_c_n, Tensor given_input,
     OptionalTensor batch_sizes, Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh,
-    std::vector<bool> reverse, std::string mode, OptionalTensor given_h0, OptionalTensor given_c0, Tensor given_output,
+    std::vector<bool> reverse, std::string mode, OptionalTensor given_h0, OptionalTensor given_c0,
+    OptionalTensor dropout, OptionalTensor zoneout_h, OptionalTensor zoneout_c, Tensors norm, Tensor given_output,
     Tensor given_gates, Tensor given_cells, std::vector<bool> flags) {
   return with_layer_type(given_input, "input", [&]<typename T>() {
     const ScalarType type = given_input.scalar_type();
     const Needs needs(flags);
     const Batch batch(given_input, batch_sizes);
-    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, type);
+    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, norm, type);
     const int64_t G = layer.recurrences;
     const int64_t I = layer.input_size;
     const int64_t H = layer.hidden_size;
@@ -235,7 +297,9 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> rnn_backward(
     const int64_t inputs = inputs_of(layer, given_input);
     const Tensor input = checked(given_input, "input", type, batch.with(inputs * I));
     const Tensor output = checked(given_output, "output", type, batch.with(G * H));
-    const Tensor gates = checked(given_gates, "gates", type, {G, N, layer.sizes.kept * H});
+    const Masks<T> masks(dropout, zoneout_h, zoneout_c, layer, batch, type);
+    const int64_t kept = sizes_of(layer.cell, zoneout_h.has_value()).kept;
+    const Tensor gates = checked(given_gates, "gates", type, {G, N, kept * H});
     const Tensor cells = checked(given_cells, "cells", real_type(type), {layer.sizes.has_cell ? G : 0, N, H});
     const OptionalTensor h0 = checked(given_h0, "h0", type, state);
     const OptionalTensor c0 = checked_cell<T>(given_c0, "c0", layer.cell, state, type);
@@ -256,9 +320,10 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> rnn_backward(
         list.push_back(N > 0 ? make(input, sizes) : torch::stable::new_zeros(input, sizes));
         return write<T>(list.back());
       };
-      wanted.w_ih = want(needs.weight_ih, grad_w_ih, {layer.sizes.gates * H, I});
+      wanted.w_ih = want(needs.weight_ih && !layer.sizes.normalised, grad_w_ih, {layer.sizes.gates * H, I});
       wanted.w_hh = want(needs.weight_hh, grad_w_hh, {layer.sizes.gates * H, H});
-      wanted.bias = want(needs.bias && !bias_ih.empty(), grad_bias, {layer.sizes.gradients * H});
+      wanted.bias =
+          want(needs.bias && (!bias_ih.empty() || layer.sizes.normalised), grad_bias, {layer.sizes.gradients * H});
     }
     if (N > 0) {
       RnnBackward<T> args{};
@@ -277,6 +342,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> rnn_backward(
       args.grad_weights = grad_weights.data();
       args.grad_h0 = write<T>(grad_h0);
       args.grad_c0 = write<T>(grad_c0);
+      args.masks = masks.masks();
       const Executor executor = torch_executor();
       const size_t bytes = rnn_backward_workspace(args, executor);
       const Scratch workspace(bytes + static_cast<size_t>(G * N * layer.sizes.gradients * H) * sizeof(T));
@@ -297,7 +363,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_heads(Tensor given_input,
   return with_layer_type(given_input, "input", [&]<typename T>() {
     const ScalarType type = given_input.scalar_type();
     const Batch batch(given_input, batch_sizes);
-    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, type);
+    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, {}, type);
     const int64_t G = layer.recurrences;
     const int64_t H = layer.hidden_size;
     const int64_t inputs = inputs_of(layer, given_input);
@@ -387,12 +453,13 @@ std::tuple<Tensor, Tensor, Tensor> rnn_frozen(Tensor given_input, OptionalTensor
 }
 
 Tensor rnn_pack(Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh, std::vector<bool> reverse,
-                std::string mode) {
-  check(!weight_ih.empty(), "weight_ih: expected at least one recurrence, got none");
-  return with_layer_type(weight_ih[0], "weight_ih", [&]<typename T>() {
-    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, weight_ih[0].scalar_type());
+                std::string mode, Tensors norm) {
+  check(!weight_hh.empty(), "weight_hh: expected at least one recurrence, got none");
+  const Tensor& first = weight_ih.empty() ? weight_hh[0] : weight_ih[0];
+  return with_layer_type(first, weight_ih.empty() ? "weight_hh" : "weight_ih", [&]<typename T>() {
+    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, norm, first.scalar_type());
     const size_t size = rnn_packed_size<T>(layer.cell, layer.recurrences, layer.input_size, layer.hidden_size);
-    const Tensor packed = make(weight_ih[0], {kHeader<T> + static_cast<int64_t>(size)});
+    const Tensor packed = make(first, {kHeader<T> + static_cast<int64_t>(size)});
     T* const memory = write<T>(packed);
     std::fill_n(memory, kHeader<T>, T{});
     const PackHeader header{rnn_packed_lanes<T>(), static_cast<int64_t>(layer.cell)};

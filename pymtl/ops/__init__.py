@@ -10,11 +10,13 @@ from pymtl.ops.heads import heads
 from pymtl.ops.joint_loss import joint_loss
 from pymtl.ops.packing import PackingOrder, pack, packing_order, unpack
 from pymtl.ops.pooling import pool
-from pymtl.ops.rnn import RNNHeadsResult, RNNWeights, rnn, rnn_frozen, rnn_heads, rnn_pack
+from pymtl.ops.rnn import RNNHeadsResult, RNNMasks, RNNNorm, RNNWeights, rnn, rnn_frozen, rnn_heads, rnn_pack
 
 __all__ = [
     "PackingOrder",
     "RNNHeadsResult",
+    "RNNMasks",
+    "RNNNorm",
     "RNNWeights",
     "crf",
     "crf_decode",

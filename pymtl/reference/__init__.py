@@ -9,6 +9,17 @@ from pymtl.reference.heads import heads
 from pymtl.reference.joint_loss import joint_loss
 from pymtl.reference.packing import pack, unpack
 from pymtl.reference.pooling import pool
-from pymtl.reference.rnn import rnn
+from pymtl.reference.rnn import normalised_projection, rnn
 
-__all__ = ["crf", "crf_decode", "dropout", "heads", "joint_loss", "pack", "pool", "rnn", "unpack"]
+__all__ = [
+    "crf",
+    "crf_decode",
+    "dropout",
+    "heads",
+    "joint_loss",
+    "normalised_projection",
+    "pack",
+    "pool",
+    "rnn",
+    "unpack",
+]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-# From the projections of the input and of h (with their biases), h and c: the next h and c.
-Step = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+# From the projections of the input and of h (with their biases), h, c, and what stands for tanh of c: the next h and c.
+Step = Callable[[Tensor, Tensor, Tensor, Tensor, Callable[[Tensor], Tensor]], tuple[Tensor, Tensor]]
 
 
 def rnn(
@@ -22,26 +24,43 @@ def rnn(
     mode: str = "LSTM",
     h0: Tensor | None = None,
     c0: Tensor | None = None,
+    dropout: Tensor | None = None,
+    zoneout_h: Tensor | None = None,
+    zoneout_c: Tensor | None = None,
+    norm: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What :func:`pymtl.ops.rnn` computes; see there for the shapes."""
+    """What :func:`pymtl.ops.rnn` computes; see there for the shapes.
+
+    Without ``weight_ih`` the input is what :func:`normalised_projection` gives, and ``norm`` holds the gains of the
+    products with ``weight_hh``; of an LSTM then the gains of c, and its biases or none.
+    """
     dense = batch_sizes is None
     sizes = [input.shape[1]] * input.shape[0] if dense else [int(s) for s in batch_sizes]
-    inputs = input.shape[-1] // weight_ih[0].shape[1]
+    count = len(reverse)
+    inputs = input.shape[-1] // weight_ih[0].shape[1] if len(weight_ih) > 0 else count
     tokens = input.reshape(-1, input.shape[-1]).chunk(inputs, dim=-1)
-    readers = len(reverse) // inputs
+    readers = count // inputs
     outputs, h_last, c_last = [], [], []
     for g, backwards in enumerate(reverse):
-        biases = (bias_ih[g], bias_hh[g]) if len(bias_ih) > 0 else None
+        weights = _Weights(
+            weight_ih[g] if len(weight_ih) > 0 else None,
+            weight_hh[g],
+            (bias_ih[g], bias_hh[g]) if len(bias_ih) > 0 else None,
+            tuple(norm[g::count]),
+        )
+        hidden_size = weight_hh[g].shape[1]
+        own = slice(g * hidden_size, (g + 1) * hidden_size)
+        zoneouts = (None if z is None else z[..., own].reshape(-1, hidden_size) for z in (zoneout_h, zoneout_c))
+        masks = _Masks(None if dropout is None else dropout[g], *zoneouts)
         output, h, c = _recurrence(
             tokens[g // readers],
             sizes,
-            weight_ih[g],
-            weight_hh[g],
-            biases,
+            weights,
             backwards,
             STEPS[mode],
             None if h0 is None else h0[g],
             None if c0 is None else c0[g],
+            masks,
         )
         outputs.append(output)
         h_last.append(h)
@@ -53,24 +72,56 @@ def rnn(
     return output, h_n, c_n if mode == "LSTM" else c_n[:0]
 
 
-def _lstm(x: Tensor, q: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+def normalised_projection(
+    input: Tensor, weight_ih: Sequence[Tensor], gain_ih: Sequence[Tensor], inputs: int = 1
+) -> Tensor:
+    """LN(W_ih x; gain_ih) of every recurrence (Ba et al. 2016): [..., P*I] to [..., G*gates*H]."""
+    readers = len(weight_ih) // inputs
+    parts = input.chunk(inputs, dim=-1)
+    return torch.cat(
+        [
+            (_normalised(F.linear(parts[g // readers], w).to(_real(input.dtype))) * gain).to(input.dtype)
+            for g, (w, gain) in enumerate(zip(weight_ih, gain_ih, strict=True))
+        ],
+        dim=-1,
+    )
+
+
+class _Weights(NamedTuple):
+    """Of one recurrence."""
+
+    weight_ih: Tensor | None
+    weight_hh: Tensor
+    biases: tuple[Tensor, Tensor] | None
+    norm: tuple[Tensor, ...]
+
+
+class _Masks(NamedTuple):
+    """Of one recurrence: [B, H]; [N, H] or [1, H]."""
+
+    dropout: Tensor | None
+    zoneout_h: Tensor | None
+    zoneout_c: Tensor | None
+
+
+def _lstm(x: Tensor, q: Tensor, h: Tensor, c: Tensor, squash: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     i, f, g, o = (x + q).chunk(4, dim=-1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-    return o.sigmoid() * c.tanh(), c
+    return o.sigmoid() * squash(c), c
 
 
-def _gru(x: Tensor, q: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+def _gru(x: Tensor, q: Tensor, h: Tensor, c: Tensor, _: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     (x_r, x_z, x_n), (q_r, q_z, q_n) = x.chunk(3, dim=-1), q.chunk(3, dim=-1)
     r, z = (x_r + q_r).sigmoid(), (x_z + q_z).sigmoid()
     n = (x_n + r * q_n).tanh()
     return n + z * (h - n), c
 
 
-def _rnn_tanh(x: Tensor, q: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+def _rnn_tanh(x: Tensor, q: Tensor, h: Tensor, c: Tensor, _: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     return (x + q).tanh(), c
 
 
-def _rnn_relu(x: Tensor, q: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+def _rnn_relu(x: Tensor, q: Tensor, h: Tensor, c: Tensor, _: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     return (x + q).relu(), c
 
 
@@ -80,31 +131,60 @@ STEPS: dict[str, Step] = {"LSTM": _lstm, "GRU": _gru, "RNN_TANH": _rnn_tanh, "RN
 def _recurrence(
     tokens: Tensor,
     sizes: list[int],
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    biases: tuple[Tensor, Tensor] | None,
+    weights: _Weights,
     reverse: bool,
     step: Step,
     h0: Tensor | None,
     c0: Tensor | None,
+    masks: _Masks,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    hidden_size = weight_hh.shape[1]
+    hidden_size = weights.weight_hh.shape[1]
     batch = sizes[0]
     dtype = tokens.dtype
-    real = torch.float32 if dtype == torch.bfloat16 else dtype
+    real = _real(dtype)
     h = tokens.new_zeros(batch, hidden_size) if h0 is None else h0
     c = tokens.new_zeros(batch, hidden_size, dtype=real) if c0 is None else c0.to(real)
-    weight_ih, weight_hh = weight_ih.to(real), weight_hh.to(real)
-    bias_ih, bias_hh = (0, 0) if biases is None else (b.to(real) for b in biases)
+    weight_hh = weights.weight_hh.to(real)
+    bias_ih, bias_hh = (0, 0) if weights.biases is None else (b.to(real) for b in weights.biases)
+    gain_hh, *norm_c = (n.to(real) for n in weights.norm) if weights.norm else (None,)
     steps = list(tokens.to(real).split(sizes))
+    zoneouts = [
+        None if z is None else list(z.to(real).split(sizes)) if z.shape[0] > 1 else [z.to(real)] * len(sizes)
+        for z in masks[1:]
+    ]
     outputs: list[Tensor] = [tokens.new_empty(0)] * len(sizes)
     for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
         active = sizes[t]
-        before = h[:active].to(real)
-        x, q = steps[t] @ weight_ih.t() + bias_ih, before @ weight_hh.t() + bias_hh
-        h_next, c_next = step(x, q, before, c[:active])
+        before, c_before = h[:active].to(real), c[:active]
+        operand = before
+        if masks.dropout is not None:
+            operand = (before * masks.dropout[:active].to(real)).to(dtype).to(real)
+        x = steps[t] if weights.weight_ih is None else steps[t] @ weights.weight_ih.to(real).t()
+        q = operand @ weight_hh.t()
+        if gain_hh is not None:
+            q = _normalised(q) * gain_hh
+        squash = (lambda c: _affine(_normalised(c), *norm_c).tanh()) if norm_c else torch.tanh
+        h_next, c_next = step(x + bias_ih, q + bias_hh, before, c_before, squash)
+        keep_h, keep_c = (None if z is None else z[t] for z in zoneouts)
+        if keep_h is not None:
+            h_next = keep_h * before + (1 - keep_h) * h_next
+        if keep_c is not None:
+            c_next = keep_c * c_before + (1 - keep_c) * c_next
         outputs[t] = h_next.to(dtype)
         # Sequences that have no token at this step keep their state.
         h = torch.cat([outputs[t], h[active:]])
         c = torch.cat([c_next, c[active:]])
     return torch.cat(outputs), h, c.to(dtype)
+
+
+def _real(dtype: torch.dtype) -> torch.dtype:
+    """What numbers of a dtype are computed with."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def _normalised(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:])
+
+
+def _affine(x: Tensor, gain: Tensor, bias: Tensor | None = None) -> Tensor:
+    return x * gain if bias is None else x * gain + bias

@@ -35,7 +35,9 @@ struct RnnModel {
   int64_t hidden_size;
   int64_t inputs;
   int64_t head_width;
-  std::vector<Buffer<T>> w_ih, w_hh, b_ih, b_hh;  // one array per recurrence; biases may be null
+  std::vector<Buffer<T>> w_ih, w_hh, b_ih,
+      b_hh;                               // one array per recurrence; biases may be null, w_ih of a normalised one
+  std::vector<Buffer<T>> g_hh, g_c, b_c;  // of normalised ones
   std::vector<char> reverse;
   Buffer<T> head_weight, head_bias;
 
@@ -43,19 +45,23 @@ struct RnnModel {
       : cell(options.cell),
         sizes(sizes_of(options.cell)),
         recurrences(options.recurrences),
-        input_size(options.input_size),
+        input_size(sizes.normalised ? sizes.gates * options.hidden_size : options.input_size),
         hidden_size(options.hidden_size),
-        inputs(options.inputs),
+        inputs(sizes.normalised ? options.recurrences : options.inputs),
         head_width(options.head_width) {
     // Gates of about the size they have in a trained model: neither all linear nor all saturated.
     const double size = 2 / std::sqrt(static_cast<double>(input_size + hidden_size));
     const bool first_reverse = random.flip();
     for (int64_t g = 0; g < recurrences; ++g) {
       const int64_t rows = sizes.gates * hidden_size;
-      w_ih.push_back(uniform<T>(rows * input_size, random, -size, size));
+      w_ih.push_back(sizes.normalised ? Buffer<T>() : uniform<T>(rows * input_size, random, -size, size));
       w_hh.push_back(uniform<T>(rows * hidden_size, random, -size, size));
       b_ih.push_back(options.b_ih ? uniform<T>(rows, random) : Buffer<T>());
       b_hh.push_back(options.b_hh ? uniform<T>(rows, random) : Buffer<T>());
+      const bool normalised_c = sizes.normalised && sizes.has_cell;
+      g_hh.push_back(sizes.normalised ? uniform<T>(rows, random, 0.5, 1.5) : Buffer<T>());
+      g_c.push_back(normalised_c ? uniform<T>(hidden_size, random, 0.5, 1.5) : Buffer<T>());
+      b_c.push_back(normalised_c && options.b_hh ? uniform<T>(hidden_size, random) : Buffer<T>());
       reverse.push_back((g % 2 == 0) == first_reverse);
     }
     if (head_width > 0) head_weight = uniform<T>(head_width * all_hidden(), random);
@@ -68,7 +74,12 @@ struct RnnModel {
   std::vector<RnnWeights<T>> weights() const {
     std::vector<RnnWeights<T>> all;
     for (size_t g = 0; g < w_ih.size(); ++g) {
-      all.push_back({w_ih[g].data(), w_hh[g].data(), b_ih[g].data(), b_hh[g].data(), reverse[g] != 0});
+      all.push_back({w_ih[g].data(),
+                     w_hh[g].data(),
+                     b_ih[g].data(),
+                     b_hh[g].data(),
+                     reverse[g] != 0,
+                     {g_hh[g].data(), g_c[g].data(), b_c[g].data()}});
     }
     return all;
   }
@@ -95,6 +106,9 @@ struct RnnBatch {
   Buffer<int64_t> batch_sizes;   // [T], null: dense
   Buffer<T> input;               // [N, P*I]
   Buffer<T> h0, c0;              // [G, B, H] or null
+  Buffer<T> dropout;             // [G, B, H] or null
+  Buffer<T> zoneout_h;           // [N, G*H] or null
+  Buffer<T> zoneout_c;           // [G*H] or null: the same for all tokens
 
   RnnBatch(const RnnModel<T>& model, std::vector<int64_t> given, Layout layout, bool with_h0, bool with_c0,
            Random& random)
@@ -105,6 +119,17 @@ struct RnnBatch {
     if (with_c0 && model.sizes.has_cell) c0 = uniform<T>(batch() * model.all_hidden(), random, -2, 2);
   }
 
+  // Recurrent dropout and zoneout for them.
+  void add_masks(const RnnModel<T>& model, Random& random) {
+    dropout = uniform<T>(batch() * model.all_hidden(), random, 0, 2);
+    zoneout_h = uniform<T>(tokens() * model.all_hidden(), random, 0, 1);
+    if (model.sizes.has_cell) zoneout_c = uniform<T>(model.all_hidden(), random, 0, 1);
+  }
+
+  RnnMasks<T> masks(const RnnModel<T>& model) const {
+    return {dropout.data(), zoneout_h.data(), zoneout_c.data(), model.all_hidden(), 0};
+  }
+
   // The sequences `rows` of another batch, in rising order.
   RnnBatch(const RnnModel<T>& model, const RnnBatch& other, const std::vector<int64_t>& rows, Layout layout) {
     for (const int64_t row : rows) lengths.push_back(other.length(row));
@@ -112,6 +137,12 @@ struct RnnBatch {
     input = take_tokens(other, rows, other.input, model.all_inputs());
     h0 = take_states(other, rows, other.h0, model);
     c0 = take_states(other, rows, other.c0, model);
+    dropout = take_states(other, rows, other.dropout, model);
+    zoneout_h = take_tokens(other, rows, other.zoneout_h, model.all_hidden());
+    if (other.zoneout_c) {
+      zoneout_c = Buffer<T>(model.all_hidden());
+      std::copy_n(other.zoneout_c.data(), model.all_hidden(), zoneout_c.data());
+    }
   }
 
   // Those of these sequences' tokens, of an array [N, width] of the batch they were taken from; null from null.
@@ -196,7 +227,8 @@ RnnResult<T> run_forward(const RnnModel<T>& model, const RnnBatch<T>& batch, con
   result.h_n = Buffer<T>(batch.batch() * all_hidden);
   const bool has_cell = model.sizes.has_cell;
   if (has_cell) result.c_n = Buffer<T>(batch.batch() * all_hidden);
-  if (asked.saved && model.sizes.kept > 0) result.gates = Buffer<T>(batch.tokens() * model.sizes.kept * all_hidden);
+  const int64_t kept = sizes_of(model.cell, static_cast<bool>(batch.zoneout_h)).kept;
+  if (asked.saved && kept > 0) result.gates = Buffer<T>(batch.tokens() * kept * all_hidden);
   if (asked.saved && has_cell) result.cells = Buffer<Real<T>>(batch.tokens() * all_hidden);
   if (heads) result.logits = Buffer<T>(batch.tokens() * model.head_width);
   if (asked.mean) result.mean = Buffer<T>(batch.batch() * all_hidden);
@@ -229,6 +261,7 @@ RnnResult<T> run_forward(const RnnModel<T>& model, const RnnBatch<T>& batch, con
     args.heads.bias = model.head_bias.data();
     args.heads.logits = result.logits.data();
   }
+  args.masks = batch.masks(model);
   args.heads.mean = result.mean.data();
   args.heads.max = result.max.data();
   Workspace workspace = workspace_of(rnn_forward_workspace(args, executor));
@@ -279,7 +312,7 @@ BackwardResult<T> run_backward(const RnnModel<T>& model, const RnnBatch<T>& batc
   result.grad_c0 = array(wanted.c0 && model.sizes.has_cell, batch.batch() * model.all_hidden());
   std::vector<RnnWeightGradients<T>> grad_weights;
   for (int64_t g = 0; g < model.recurrences; ++g) {
-    result.w_ih.push_back(array(wanted.w_ih, model.sizes.gates * H * I));
+    result.w_ih.push_back(array(wanted.w_ih && !model.sizes.normalised, model.sizes.gates * H * I));
     result.w_hh.push_back(array(wanted.w_hh, model.sizes.gates * H * H));
     result.bias.push_back(array(wanted.bias, model.sizes.gradients * H));
     grad_weights.push_back({result.w_ih.back().data(), result.w_hh.back().data(), result.bias.back().data()});
@@ -303,6 +336,7 @@ BackwardResult<T> run_backward(const RnnModel<T>& model, const RnnBatch<T>& batc
   args.grad_weights = grad_weights.data();
   args.grad_h0 = result.grad_h0.data();
   args.grad_c0 = result.grad_c0.data();
+  args.masks = batch.masks(model);
   Workspace workspace = workspace_of(rnn_backward_workspace(args, executor));
   rnn_backward(args, workspace.data(), executor);
   return result;
@@ -342,6 +376,7 @@ void check_same(const RnnModel<T>& model, const RnnBatch<T>& all, const RnnResul
                 const std::vector<int64_t>& rows, const RnnBatch<T>& some, const RnnResult<T>& some_result) {
   const int64_t hidden = model.hidden_size;
   const int64_t all_hidden = model.all_hidden();
+  const int64_t kept = sizes_of(model.cell, static_cast<bool>(all.zoneout_h)).kept;
   for (int64_t b = 0; b < some.batch(); ++b) {
     const int64_t a = rows[static_cast<size_t>(b)];
     for (int64_t t = 0; t < some.length(b); ++t) {
@@ -352,7 +387,7 @@ void check_same(const RnnModel<T>& model, const RnnBatch<T>& all, const RnnResul
       for (int64_t g = 0; g < model.recurrences; ++g) {
         const int64_t row_a = g * all.tokens() + token_a;
         const int64_t row_b = g * some.tokens() + token_b;
-        check_same_row("gates", result.gates, row_a, some_result.gates, row_b, model.sizes.kept * hidden);
+        check_same_row("gates", result.gates, row_a, some_result.gates, row_b, kept * hidden);
         check_same_row("cells", result.cells, row_a, some_result.cells, row_b, hidden);
       }
     }

@@ -1,4 +1,6 @@
 // rnn_forward and rnn_backward against plain loops in long double, and against each other.
+#include <numeric>
+
 #include "bounded.h"
 #include "check.h"
 #include "kernels/rnn.h"
@@ -379,14 +381,17 @@ void against_reference() {
 // ---------------------------------------------------------------------------------------------------------
 // The forward and the backward kernel together, by differences of a scalar.
 
-void against_differences() {
+void check_differences(Cell cell, bool masks) {
   Random random(3);
   ModelOptions options;
+  options.cell = cell;
   options.recurrences = 2;
   options.input_size = 4;
   options.hidden_size = 5;
+  const Context context("cell ", static_cast<int>(cell), masks ? " masks" : "");
   RnnModel<double> model(options, random);
   RnnBatch<double> batch(model, {4, 3, 3, 1}, Layout::padded, true, true, random);
+  if (masks) batch.add_masks(model, random);
   const Gradients<double> gradients(model, batch, true, true, true, random);
   const auto loss = [&] {
     const RnnResult<double> result = run_forward(model, batch, {}, serial());
@@ -396,7 +401,9 @@ void against_differences() {
     for (int64_t i = 0; i < result.c_n.size(); ++i) sum += result.c_n[i] * gradients.c_n[i];
     return sum;
   };
-  // Fourth order: with this step both truncation and cancellation are below 1e-11 for values of this size.
+  // Fourth order: with this step both truncation and cancellation are below 1e-11 for values of this size. To normalise
+  // is to divide by what may be small.
+  const double kBound = model.sizes.normalised ? 1e-6 : 1e-10;
   const auto check_gradient = [&](const char* name, double& value, double gradient) {
     constexpr double kStep = 1e-3;
     const double given = value;
@@ -408,7 +415,7 @@ void against_differences() {
     const double far = loss_at(2 * kStep) - loss_at(-2 * kStep);
     value = given;
     const double difference = (8 * near - far) / (12 * kStep);
-    CHECK(std::abs(difference - gradient) <= 1e-10, name, difference, gradient);
+    CHECK(std::abs(difference - gradient) <= kBound * std::max(1.0, std::abs(gradient)), name, difference, gradient);
   };
 
   const BackwardResult<double> back =
@@ -417,15 +424,44 @@ void against_differences() {
     CHECK(values.size() == gradient.size(), name, values.size(), gradient.size());
     for (int64_t i = 0; i < values.size(); ++i) check_gradient(name, values[i], gradient[i]);
   };
+  // Of the gradient of the biases, the part that is called so: which blocks, in the order of the array's rows.
+  const auto blocks = [&](const Buffer<double>& all, const std::vector<int64_t>& of) {
+    Buffer<double> part(static_cast<int64_t>(of.size()) * model.hidden_size);
+    for (size_t k = 0; k < of.size(); ++k) {
+      std::copy_n(all.data() + of[k] * model.hidden_size, model.hidden_size,
+                  part.data() + static_cast<int64_t>(k) * model.hidden_size);
+    }
+    return part;
+  };
+  const auto from = [](int64_t first, int64_t count) {
+    std::vector<int64_t> range(static_cast<size_t>(count));
+    std::iota(range.begin(), range.end(), first);
+    return range;
+  };
+  const int64_t gates = model.sizes.gates;
+  const bool is_gru = gates == 3;
+  const int64_t plain = is_gru ? 4 : gates;
   for (size_t g = 0; g < back.w_ih.size(); ++g) {
-    check_array("w_ih", model.w_ih[g], back.w_ih[g]);
+    if (!model.sizes.normalised) check_array("w_ih", model.w_ih[g], back.w_ih[g]);
     check_array("w_hh", model.w_hh[g], back.w_hh[g]);
-    check_array("b_ih", model.b_ih[g], back.bias[g]);
-    check_array("b_hh", model.b_hh[g], back.bias[g]);
+    check_array("b_ih", model.b_ih[g], blocks(back.bias[g], is_gru ? std::vector<int64_t>{1, 2, 0} : from(0, gates)));
+    check_array("b_hh", model.b_hh[g], blocks(back.bias[g], from(is_gru ? 1 : 0, gates)));
+    if (!model.sizes.normalised) continue;
+    check_array("g_hh", model.g_hh[g], blocks(back.bias[g], from(plain + gates, gates)));
+    if (!model.sizes.has_cell) continue;
+    check_array("g_c", model.g_c[g], blocks(back.bias[g], {plain + 2 * gates}));
+    check_array("b_c", model.b_c[g], blocks(back.bias[g], {plain + 2 * gates + 1}));
   }
   check_array("input", batch.input, back.grad_input);
   check_array("h0", batch.h0, back.grad_h0);
-  check_array("c0", batch.c0, back.grad_c0);
+  if (model.sizes.has_cell) check_array("c0", batch.c0, back.grad_c0);
+}
+
+void against_differences() {
+  for (const Cell cell : {Cell::lstm, Cell::gru, Cell::rnn_tanh, Cell::normalised_lstm, Cell::normalised_gru,
+                          Cell::normalised_rnn_tanh}) {
+    for (const bool masks : {false, true}) check_differences(cell, masks);
+  }
 }
 
 }  // namespace

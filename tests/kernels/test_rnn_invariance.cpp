@@ -88,7 +88,7 @@ void check_some(const RnnModel<T>& model, const RnnBatch<T>& batch, const RnnRes
       }
       for (int64_t t = 0; g == 0 && t < some.length(row); ++t) {
         check_same_row("grad_input", base_back.grad_input, batch.token(t, from), back.grad_input, some.token(t, row),
-                       model.input_size);
+                       model.all_inputs());
       }
       const int64_t row_a = g * batch.batch() + from;
       const int64_t row_b = g * some.batch() + row;
@@ -99,7 +99,7 @@ void check_some(const RnnModel<T>& model, const RnnBatch<T>& batch, const RnnRes
 }
 
 template <typename T>
-void check_bits(Cell cell, const Sizes& sizes, Layout layout, Random& random) {
+void check_bits(Cell cell, bool masks, const Sizes& sizes, Layout layout, Random& random) {
   ModelOptions options;
   options.cell = cell;
   options.recurrences = sizes.recurrences;
@@ -108,12 +108,13 @@ void check_bits(Cell cell, const Sizes& sizes, Layout layout, Random& random) {
   options.head_width = sizes.head_width;
   const RnnModel<T> model(options, random);
   const bool dense = layout == Layout::dense;
-  const RnnBatch<T> batch(model,
-                          dense ? std::vector<int64_t>(static_cast<size_t>(sizes.batch), sizes.steps)
-                                : ragged(sizes.batch, sizes.steps, random),
-                          layout, random.flip(), random.flip(), random);
+  RnnBatch<T> batch(model,
+                    dense ? std::vector<int64_t>(static_cast<size_t>(sizes.batch), sizes.steps)
+                          : ragged(sizes.batch, sizes.steps, random),
+                    layout, random.flip(), random.flip(), random);
+  if (masks) batch.add_masks(model, random);
   const std::vector<int64_t> rows = all_rows(sizes.batch);
-  const Context context(kTypeName<T>, " cell ", static_cast<int>(cell), " G=", sizes.recurrences,
+  const Context context(kTypeName<T>, " cell ", static_cast<int>(cell), masks ? " masks" : "", " G=", sizes.recurrences,
                         " I=", sizes.input_size, " H=", sizes.hidden_size, " B=", sizes.batch, " T=", sizes.steps,
                         " C=", sizes.head_width, " layout ", static_cast<int>(layout));
 
@@ -160,7 +161,7 @@ void check_bits(Cell cell, const Sizes& sizes, Layout layout, Random& random) {
   }
 
   // The batch may count sequences that have no token.
-  if (!dense) {
+  if (!dense && !masks) {
     RnnBatch<T> longer(model, batch, rows, layout);
     longer.lengths.insert(longer.lengths.end(), {0, 0});
     longer.h0 = Buffer<T>();
@@ -175,8 +176,8 @@ void check_bits(Cell cell, const Sizes& sizes, Layout layout, Random& random) {
 
   // What is not a number stays in its own sequence.
   RnnBatch<T> broken(model, batch, rows, layout);
-  broken.input[broken.token(0, 0) * sizes.input_size] = std::numeric_limits<T>::quiet_NaN();
-  broken.input[broken.token(broken.length(1) - 1, 1) * sizes.input_size] = std::numeric_limits<T>::infinity();
+  broken.input[broken.token(0, 0) * model.all_inputs()] = std::numeric_limits<T>::quiet_NaN();
+  broken.input[broken.token(broken.length(1) - 1, 1) * model.all_inputs()] = std::numeric_limits<T>::infinity();
   const RnnResult<T> broken_result = run_forward(model, broken, {}, threads<2>());
   CHECK(std::isnan(broken_result.output[broken.token(0, 0) * model.all_hidden()]));
   if (sizes.batch > 2) {
@@ -193,10 +194,26 @@ void same_bits_always() {
   for (const Layout layout : {Layout::dense, Layout::packed, Layout::padded}) {
     for (size_t i = 0; i < kSizes.size(); ++i) {
       if (kSizes[i].hidden_size > 100 && layout != Layout::packed) continue;  // they take long
-      check_bits<T>(Cell::lstm, kSizes[i], layout, random);
+      check_bits<T>(Cell::lstm, false, kSizes[i], layout, random);
       const Cell others[] = {Cell::gru, Cell::rnn_tanh, Cell::rnn_relu};
-      check_bits<T>(others[i % 3], kSizes[i], layout, random);
+      check_bits<T>(others[i % 3], false, kSizes[i], layout, random);
     }
+  }
+}
+
+// With recurrent dropout and zoneout, and of normalised cells.
+template <typename T>
+void variants() {
+  Random random(4);
+  const Cell plain[] = {Cell::lstm, Cell::gru, Cell::rnn_tanh, Cell::rnn_relu};
+  const Cell normalised[] = {Cell::normalised_lstm, Cell::normalised_gru, Cell::normalised_rnn_tanh,
+                             Cell::normalised_rnn_relu};
+  for (size_t i = 0; i < kSizes.size(); ++i) {
+    const Layout layout = static_cast<Layout>(i % 3);
+    check_bits<T>(plain[i % 4], true, kSizes[i], layout, random);
+    if (kSizes[i].hidden_size > 300) continue;
+    check_bits<T>(normalised[i % 4], false, kSizes[i], layout, random);
+    check_bits<T>(normalised[(i + 1) % 4], true, kSizes[i], layout, random);
   }
 }
 
@@ -276,6 +293,8 @@ int main() {
   return run_tests({
       {"the same bits always, float", same_bits_always<float>},
       {"the same bits always, double", same_bits_always<double>},
+      {"variants, float", variants<float>},
+      {"variants, double", variants<double>},
       {"inputs side by side, float", inputs_side_by_side<float>},
       {"inputs side by side, double", inputs_side_by_side<double>},
   });

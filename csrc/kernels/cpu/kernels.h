@@ -46,6 +46,8 @@ struct RnnWalk {
   T* mean;           // [B, ...] rows `pooled_stride` apart, or null
   T* max;
   int64_t pooled_stride;
+  RnnMasks<T> masks;  // of this recurrence alone
+  RnnNorm<T> norm;
   void* scratch;  // rnn_scratch bytes
   Team* team;     // or null
   int64_t place;
@@ -74,6 +76,8 @@ struct RnnBackwardWalk {
   T* grad_gates;
   T* grad_h0;
   T* grad_c0;
+  RnnMasks<T> masks;
+  RnnNorm<T> norm;
   void* scratch;
   Team* team;  // or null
   int64_t place;
@@ -94,8 +98,9 @@ struct RnnWeightGradient {
   const T* grad_gates;  // [N, D*H]: D gradients of a unit's gates
   const T* input;       // [N, I] rows `input_stride` apart
   int64_t input_stride;
-  const T* h0;      // [B, H] or null
-  const T* output;  // [N, ...] rows `output_stride` apart
+  const T* h0;       // [B, H] or null
+  const T* dropout;  // [B, H] or null
+  const T* output;   // [N, ...] rows `output_stride` apart
   int64_t output_stride;
   T* w_ih;  // [gates * H, I] or null
   T* w_hh;  // [gates * H, H] or null
@@ -115,7 +120,7 @@ struct RnnInputGradient {
   int64_t input_size;
   int64_t hidden_size;
   const T* grad_gates;  // [N, D*H]
-  const T* packed;      // from pack_rnn_input_gradient
+  const T* packed;      // from pack_rnn_input_gradient; none of a normalised cell
   Real<T>* part;        // [N, I] this recurrence's share, to be added to others'; or null:
   T* result;            // [N, I] rows `result_stride` apart, all of the gradient
   int64_t result_stride;

@@ -14,8 +14,19 @@ namespace {
 
 // Multiply-adds of all recurrences over the whole batch.
 int64_t work_of(const RnnShape& shape) {
-  return shape.recurrences * shape.tokens * sizes_of(shape.cell).gates * shape.hidden_size *
-         (shape.input_size + shape.hidden_size);
+  const CellSizes sizes = sizes_of(shape.cell);
+  const int64_t depth = (sizes.normalised ? 0 : shape.input_size) + shape.hidden_size;
+  return shape.recurrences * shape.tokens * sizes.gates * shape.hidden_size * depth;
+}
+
+// Of one recurrence.
+template <typename T>
+RnnMasks<T> masks_of(const RnnMasks<T>& masks, const RnnShape& shape, int64_t g) {
+  RnnMasks<T> result = masks;
+  if (masks.dropout != nullptr) result.dropout += g * shape.batch * shape.hidden_size;
+  if (masks.zoneout_h != nullptr) result.zoneout_h += g * shape.hidden_size;
+  if (masks.zoneout_c != nullptr) result.zoneout_c += g * shape.hidden_size;
+  return result;
 }
 
 // How long the first worker of a team waits for the others: a small part of what its walk takes alone.
@@ -97,6 +108,7 @@ struct ForwardPlan {
     walk.head_panels = args.heads.width > 0 ? &some : nullptr;
     walk.mean = args.heads.mean;
     walk.max = args.heads.max;
+    walk.masks = args.masks;
     return kernels.rnn_scratch(walk);
   }
 };
@@ -150,7 +162,7 @@ void rnn_forward(const RnnForward<T>& args, void* workspace, const Executor& giv
   const int64_t hidden = shape.hidden_size;
   const int64_t all_hidden = shape.recurrences * hidden;
   const RnnHeads<T>& heads = args.heads;
-  const CellSizes sizes = sizes_of(shape.cell);
+  const CellSizes sizes = sizes_of(shape.cell, args.masks.zoneout_h != nullptr);
   fill_starts(shape, plan.starts);
   fill_bounds(shape, plan.starts, plan.slices, plan.bounds);
 
@@ -221,6 +233,8 @@ void rnn_forward(const RnnForward<T>& args, void* workspace, const Executor& giv
     walk.mean = at(heads.mean, g * hidden);
     walk.max = at(heads.max, g * hidden);
     walk.pooled_stride = all_hidden;
+    walk.masks = masks_of(args.masks, shape, g);
+    walk.norm = args.weights[g].norm;
     if (walk.last_row > walk.first_row) kernels.rnn_walk(walk);
   });
   if (in_teams) TeamRest::begin_if_late(plan.teams, shape.recurrences);
@@ -277,11 +291,13 @@ struct BackwardPlan {
     walk.cell = shape.cell;
     walk.last_row = shape.batch;
     walk.hidden_size = shape.hidden_size;
+    walk.masks = args.masks;
     RnnWeightGradient<T> gradient{};
     gradient.cell = shape.cell;
     gradient.input_size = shape.input_size;
     gradient.hidden_size = shape.hidden_size;
     gradient.tokens = shape.tokens;
+    gradient.dropout = args.masks.dropout;
     gradient.last_column = largest_share(sizes_of(shape.cell).gradients * shape.hidden_size, slices * team_workers);
     scratch_size = std::max(kernels.rnn_backward_scratch(walk), kernels.rnn_weight_gradient_scratch(gradient));
     scratch_size = (scratch_size + 63) / 64 * 64;
@@ -306,7 +322,7 @@ void rnn_backward(const RnnBackward<T>& args, void* workspace, const Executor& g
   const LayersFor<T>& kernels = active_layers<T>();
   const RnnShape& shape = args.shape;
   const int64_t hidden = shape.hidden_size;
-  const CellSizes sizes = sizes_of(shape.cell);
+  const CellSizes sizes = sizes_of(shape.cell, args.masks.zoneout_h != nullptr);
   fill_starts(shape, plan.starts);
   fill_bounds(shape, plan.starts, plan.slices, plan.bounds);
 
@@ -363,6 +379,8 @@ void rnn_backward(const RnnBackward<T>& args, void* workspace, const Executor& g
     walk.grad_gates = args.grad_gates + sizes.gradients * tokens;
     walk.grad_h0 = at(args.grad_h0, state);
     walk.grad_c0 = at(args.grad_c0, state);
+    walk.masks = masks_of(args.masks, shape, g);
+    walk.norm = args.weights[g].norm;
     if (walk.last_row == walk.first_row) return;
     kernels.rnn_backward_walk(walk);
     if (args.grad_input == nullptr) return;
@@ -410,6 +428,7 @@ void rnn_backward(const RnnBackward<T>& args, void* workspace, const Executor& g
     gradient.input = args.input + input_column(shape, g);
     gradient.input_stride = shape.inputs * shape.input_size;
     gradient.h0 = at(args.h0, g * shape.batch * hidden);
+    gradient.dropout = masks_of(args.masks, shape, g).dropout;
     gradient.output = args.output + g * hidden;
     gradient.output_stride = shape.recurrences * hidden;
     gradient.w_ih = wanted.w_ih;

@@ -16,7 +16,7 @@ namespace {
 template <typename T, typename Cell>
 struct RnnWeightGradientScratch {
   WeightGradientScratch<T> product;
-  size_t rows, zeros, ih_sums, hh_sums, size;
+  size_t rows, zeros, ih_sums, hh_sums, masked, size;
 
   explicit RnnWeightGradientScratch(const RnnWeightGradient<T>& args)
       : product(args.tokens, Cell::kGradients * args.hidden_size, args.last_column - args.first_column) {
@@ -25,7 +25,8 @@ struct RnnWeightGradientScratch {
     ih_sums = rows + static_cast<size_t>(product.block) * sizeof(const T*);
     hh_sums = ih_sums + static_cast<size_t>(weight_gradient_sums<T>(columns, args.input_size)) * sizeof(Real<T>);
     zeros = hh_sums + static_cast<size_t>(weight_gradient_sums<T>(columns, args.hidden_size)) * sizeof(Real<T>);
-    size = zeros + static_cast<size_t>(args.hidden_size) * sizeof(T);
+    masked = zeros + static_cast<size_t>(args.hidden_size) * sizeof(T);
+    size = masked + static_cast<size_t>(args.dropout != nullptr ? product.block * args.hidden_size : 0) * sizeof(T);
   }
 };
 
@@ -34,11 +35,11 @@ size_t rnn_weight_gradient_scratch(const RnnWeightGradient<T>& args) {
   return RnnWeightGradientScratch<T, Cell>(args).size;
 }
 
-// The rows of h_{t-1} for tokens [first, first + count), where they are: of the step before, or the initial state.
-// `step` is that of the token `first` or an earlier one.
+// The rows of h_{t-1} for tokens [first, first + count), where they are: of the step before, or the initial state; with
+// recurrent dropout in `masked`. `step` is that of the token `first` or an earlier one.
 template <typename T>
-void find_previous_states(const RnnWeightGradient<T>& args, int64_t first, int64_t count, const T* zeros, int64_t& step,
-                          const T** rows) {
+void find_previous_states(const RnnWeightGradient<T>& args, int64_t first, int64_t count, const T* zeros, T* masked,
+                          int64_t& step, const T** rows) {
   while (args.starts[step + 1] <= first) ++step;
   int64_t t = step;
   for (int64_t k = 0; k < count; ++k) {
@@ -52,6 +53,14 @@ void find_previous_states(const RnnWeightGradient<T>& args, int64_t first, int64
     } else {
       rows[k] = args.h0 == nullptr ? zeros : args.h0 + row * args.hidden_size;
     }
+    if (args.dropout == nullptr) continue;
+    T* const to = masked + k * args.hidden_size;
+    for (int64_t unit = 0; unit < args.hidden_size; unit += kLanes<T>) {
+      const int64_t valid = args.hidden_size - unit;
+      const Vec<T> factors = load_part(args.dropout + row * args.hidden_size + unit, valid);
+      store_part(to + unit, load_part(rows[k] + unit, valid) * factors, valid);
+    }
+    rows[k] = to;
   }
 }
 
@@ -63,6 +72,7 @@ void rnn_weight_gradient(const RnnWeightGradient<T>& args) {
   Real<T>* const ih_sums = reinterpret_cast<Real<T>*>(memory + scratch.ih_sums);
   Real<T>* const hh_sums = reinterpret_cast<Real<T>*>(memory + scratch.hh_sums);
   T* const zeros = reinterpret_cast<T*>(memory + scratch.zeros);
+  T* const masked = reinterpret_cast<T*>(memory + scratch.masked);
   for (int64_t unit = 0; unit < args.hidden_size; ++unit) zeros[unit] = T{};
   WeightGradient<T> gradient(args.grad_gates, args.tokens, Cell::kGradients * args.hidden_size, args.first_column,
                              args.last_column, args.scratch);
@@ -81,12 +91,13 @@ void rnn_weight_gradient(const RnnWeightGradient<T>& args) {
       gradient.add_product(rows, args.input_size, args.w_ih, of_input, ih_sums);
     }
     if (args.w_hh != nullptr) {
-      find_previous_states(args, first, count, zeros, step, rows);
+      find_previous_states(args, first, count, zeros, masked, step, rows);
       gradient.add_product(rows, H, args.w_hh, of_hidden, hh_sums);
     }
   }
 }
 
+// Of a normalised cell, which has no W_ih, the gradient of the input is that of its gates.
 template <typename T, typename Cell>
 PanelLayout<T> rnn_input_gradient_layout(int64_t input_size, int64_t hidden_size) {
   return {Cell::kGates * hidden_size, input_size};
@@ -94,46 +105,77 @@ PanelLayout<T> rnn_input_gradient_layout(int64_t input_size, int64_t hidden_size
 
 template <typename T, typename Cell>
 int64_t rnn_input_gradient_packed_size(int64_t input_size, int64_t hidden_size) {
-  return rnn_input_gradient_layout<T, Cell>(input_size, hidden_size).size();
+  return Cell::kNormalised ? 0 : rnn_input_gradient_layout<T, Cell>(input_size, hidden_size).size();
 }
 
 template <typename T, typename Cell>
 void pack_rnn_input_gradient(const T* w_ih, int64_t input_size, int64_t hidden_size, int64_t part, int64_t parts,
                              T* packed) {
-  pack_columns(w_ih, rnn_input_gradient_layout<T, Cell>(input_size, hidden_size), packed, part, parts,
-               Cell::kInputRotation * hidden_size);
+  if constexpr (!Cell::kNormalised) {
+    pack_columns(w_ih, rnn_input_gradient_layout<T, Cell>(input_size, hidden_size), packed, part, parts,
+                 Cell::kInputRotation * hidden_size);
+  }
 }
 
-// The part of one recurrence in the gradient of the input, for some sequences and steps.
 template <typename T, typename Cell>
-void rnn_input_gradient(const RnnInputGradient<T>& args) {
-  constexpr int64_t kRows = 8 * kTileRows;  // whose gates stay in cache while the panels pass by
-  const PanelLayout<T> layout = rnn_input_gradient_layout<T, Cell>(args.input_size, args.hidden_size);
-  const T* rows[kRows];
-  int64_t tokens[kRows];
-  int64_t count = 0;
-  const auto multiply = [&] {
-    multiply_panels<T>(rows, count, layout, args.packed,
-                       [&](int64_t n, int64_t column, int64_t valid, Vec<T> value) PYMTL_INLINE_LAMBDA {
-                         if (args.part != nullptr) {
-                           store_part(args.part + tokens[n] * args.input_size + column, value, valid);
-                         } else {
-                           store_part(args.result + tokens[n] * args.result_stride + column, value, valid);
-                         }
-                       });
-    count = 0;
-  };
+void copy_gate_gradients(const RnnInputGradient<T>& args) {
+  const int64_t H = args.hidden_size;
   for (int64_t t = args.first_step; t < args.last_step; ++t) {
     const int64_t active = args.starts[t + 1] - args.starts[t];
     const int64_t last_row = active < args.last_row ? active : args.last_row;
     for (int64_t row = args.first_row; row < last_row; ++row) {
       const int64_t token = args.starts[t] + row;
-      rows[count] = args.grad_gates + token * Cell::kGradients * args.hidden_size;
-      tokens[count] = token;
-      if (++count == kRows) multiply();
+      for (int block = 0; block < Cell::kGates; ++block) {
+        const T* const from = args.grad_gates + (token * Cell::kGradients + block) * H;
+        T* const to = args.result + token * args.result_stride + (block + Cell::kInputRotation) % Cell::kGates * H;
+        for (int64_t unit = 0; unit < H; ++unit) to[unit] = from[unit];
+      }
     }
   }
-  multiply();
+}
+
+// Takes rows of the gradient of the input; a type of its own, so that all cells share one product.
+template <typename T>
+struct InputGradients {
+  const RnnInputGradient<T>& args;
+  const int64_t* tokens;  // of the rows
+
+  PYMTL_INLINE void operator()(int64_t n, int64_t column, int64_t valid, Vec<T> value) const {
+    if (args.part != nullptr) {
+      store_part(args.part + tokens[n] * args.input_size + column, value, valid);
+    } else {
+      store_part(args.result + tokens[n] * args.result_stride + column, value, valid);
+    }
+  }
+};
+
+// The part of one recurrence in the gradient of the input, for some sequences and steps.
+template <typename T, typename Cell>
+void rnn_input_gradient(const RnnInputGradient<T>& args) {
+  if constexpr (Cell::kNormalised) {
+    copy_gate_gradients<T, Cell>(args);
+  } else {
+    constexpr int64_t kRows = 8 * kTileRows;  // whose gates stay in cache while the panels pass by
+    const PanelLayout<T> layout = rnn_input_gradient_layout<T, Cell>(args.input_size, args.hidden_size);
+    const T* rows[kRows];
+    int64_t tokens[kRows];
+    int64_t count = 0;
+    const auto multiply = [&] {
+      multiply_panels<T>(rows, count, layout, args.packed, InputGradients<T>{args, tokens});
+      count = 0;
+    };
+    for (int64_t t = args.first_step; t < args.last_step; ++t) {
+      const int64_t active = args.starts[t + 1] - args.starts[t];
+      const int64_t last_row = active < args.last_row ? active : args.last_row;
+      for (int64_t row = args.first_row; row < last_row; ++row) {
+        const int64_t token = args.starts[t] + row;
+        rows[count] = args.grad_gates + token * Cell::kGradients * args.hidden_size;
+        tokens[count] = token;
+        if (++count == kRows) multiply();
+      }
+    }
+    multiply();
+  }
 }
 
 }  // namespace

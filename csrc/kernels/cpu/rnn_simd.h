@@ -17,7 +17,8 @@ constexpr int64_t padded_units(int64_t hidden_size) {
 
 // A recurrence's weights in panels of units, U vectors of them: W_ih [panels][I][gates][U][lanes], W_hh
 // [panels][H][gates][U][lanes] and what sums start from [panels][biases][U][lanes], in Real<T>: b_ih + b_hh for the
-// gates whose sums over the input and over h are one, b_ih and b_hh for those whose are not. Units past H are zero.
+// gates whose sums over the input and over h are one, b_ih and b_hh for those whose are not. Units past H are zero. A
+// normalised cell has no W_ih.
 template <typename T, typename Cell>
 struct PackedRnn {
   static constexpr int kVectors = Cell::kGates * Cell::kUnitVectors;
@@ -33,7 +34,7 @@ struct PackedRnn {
   static int64_t panel_size(int64_t depth, int64_t vectors = kVectors) {
     return vectors * kLanes<T> * padded_depth<T>(depth);
   }
-  int64_t input_panel(int64_t panel) const { return panel * panel_size(input_size); }
+  int64_t input_panel(int64_t panel) const { return Cell::kNormalised ? 0 : panel * panel_size(input_size); }
   int64_t hidden_panel(int64_t panel) const { return input_panel(panels()) + panel * panel_size(hidden_size); }
   int64_t bias(int64_t panel) const { return hidden_panel(panels()) + panel * panel_size(1, kVectors + kApart); }
   int64_t size() const { return bias(panels()); }
@@ -86,7 +87,9 @@ void pack_rnn(const RnnWeights<T>& weights, int64_t input_size, int64_t hidden_s
   const PackedRnn<T, Cell> layout{input_size, hidden_size};
   const int64_t last = first_panel(layout.panels(), part + 1, parts);
   for (int64_t panel = first_panel(layout.panels(), part, parts); panel < last; ++panel) {
-    pack_gates<T, Cell>(weights.w_ih, input_size, hidden_size, panel, packed + layout.input_panel(panel));
+    if constexpr (!Cell::kNormalised) {
+      pack_gates<T, Cell>(weights.w_ih, input_size, hidden_size, panel, packed + layout.input_panel(panel));
+    }
     pack_gates<T, Cell>(weights.w_hh, hidden_size, hidden_size, panel, packed + layout.hidden_panel(panel));
     pack_biases<T, Cell>(weights, hidden_size, panel, packed + layout.bias(panel));
   }
@@ -127,7 +130,7 @@ struct RnnScratch {
   int64_t units;
   int64_t block;  // tokens of a block, unless one step alone has more
   int64_t slots;  // steps of h that are kept
-  size_t pointers, waiting, waiting_rows, panel, gates, hidden, cell, sum, max, size;
+  size_t pointers, waiting, waiting_rows, panel, gates, hidden, masked, cell, cell_before, sums, sum, max, size;
 
   explicit RnnScratch(const RnnWalk<T>& walk) {
     rows = walk.last_row - walk.first_row;
@@ -150,11 +153,15 @@ struct RnnScratch {
     pointers = take(block, sizeof(const T*));
     waiting = take(heads ? kept : 0, sizeof(const T*));
     waiting_rows = take(heads ? kept : 0, sizeof(Real<T>*));
-    const int64_t depth = walk.input_size > walk.hidden_size ? walk.input_size : walk.hidden_size;
+    const bool deep_input = !Cell::kNormalised && walk.input_size > walk.hidden_size;
+    const int64_t depth = deep_input ? walk.input_size : walk.hidden_size;
     panel = take(walk.weights != nullptr ? Layout::panel_size(depth) : 0, sizeof(T));
     gates = take(block * Cell::kGates * units, sizeof(Real<T>));
     hidden = take(kept * units, sizeof(T));
+    masked = take(walk.masks.dropout != nullptr ? kept * units : 0, sizeof(T));
     cell = take(Cell::kHasCell ? rows * units : 0, sizeof(Real<T>));
+    cell_before = take(walk.masks.zoneout_c != nullptr ? rows * units : 0, sizeof(Real<T>));
+    sums = take(Cell::kNormalised ? rows * Cell::kGates * units : 0, sizeof(Real<T>));
     sum = take(walk.mean != nullptr ? 2 * rows * units : 0, sizeof(Real<T>));
     max = take(walk.max != nullptr ? rows * units : 0, sizeof(Real<T>));
     size = at;
@@ -166,11 +173,22 @@ size_t rnn_scratch(const RnnWalk<T>& walk) {
   return RnnScratch<T, Cell>(walk).size;
 }
 
+// Takes rows of logits; a type of its own, so that all cells share one product.
+template <typename T>
+struct PartialLogits {
+  Real<T>* const* rows;
+
+  PYMTL_INLINE void operator()(int64_t n, int64_t column, int64_t valid, Vec<T> value) const {
+    store_part(rows[n] + column, value, valid);
+  }
+};
+
 template <typename T, typename Cell>
 class RnnWalker {
   using R = Real<T>;
   using Layout = PackedRnn<T, Cell>;
   static constexpr int kVectors = Layout::kVectors;
+  alignas(64) static constexpr R kZeros[kVectors * kLanes<T>] = {};
 
  public:
   explicit RnnWalker(const RnnWalk<T>& walk)
@@ -184,9 +202,11 @@ class RnnWalker {
         waiting_rows_(at<R*>(scratch_.waiting_rows)),
         panel_(at<T>(scratch_.panel)),
         gates_(at<R>(scratch_.gates)),
-        hidden_(walk.team == nullptr ? at<T>(scratch_.hidden)
-                                     : reinterpret_cast<T*>(static_cast<char*>(walk.team->shared) + scratch_.hidden)),
+        hidden_(shared(scratch_.hidden)),
+        masked_(walk.masks.dropout != nullptr ? shared(scratch_.masked) : nullptr),
         cell_(at<R>(scratch_.cell)),
+        cell_before_(walk.masks.zoneout_c != nullptr ? at<R>(scratch_.cell_before) : nullptr),
+        sums_(at<R>(scratch_.sums)),
         sum_(walk.mean != nullptr ? at<R>(scratch_.sum) : nullptr),
         max_(walk.max != nullptr ? at<R>(scratch_.max) : nullptr) {}
 
@@ -221,6 +241,12 @@ class RnnWalker {
     return reinterpret_cast<U*>(static_cast<char*>(walk_.scratch) + offset);
   }
 
+  // What all workers of a team read.
+  T* shared(size_t offset) const {
+    void* const memory = walk_.team == nullptr ? walk_.scratch : walk_.team->shared;
+    return reinterpret_cast<T*>(static_cast<char*>(memory) + offset);
+  }
+
   int64_t step_at(int64_t k) const { return walk_.reverse ? walk_.steps - 1 - k : k; }
 
   // All workers' h of this step, and initial h of the next, is there.
@@ -253,6 +279,11 @@ class RnnWalker {
 
   T* hidden(int64_t slot, int64_t row) const { return hidden_ + (slot * rows_ + row) * units_; }
 
+  // What W_hh is multiplied with.
+  const T* operand(int64_t slot, int64_t row) const {
+    return (masked_ != nullptr ? masked_ : hidden_) + (slot * rows_ + row) * units_;
+  }
+
   // Elements of the sums over tokens; as many rounding errors stand behind them.
   int64_t sum_size() const { return rows_ * units_; }
 
@@ -266,7 +297,7 @@ class RnnWalker {
     if (walk_.weights == nullptr) return;
     for (int64_t panel = first_panel_; panel < last_panel_; ++panel) {
       T* const packed = walk_.packed_here;
-      if (!reads_input_once()) {
+      if (!Cell::kNormalised && !reads_input_once()) {
         pack_gates<T, Cell>(walk_.weights->w_ih, walk_.input_size, walk_.hidden_size, panel,
                             packed + layout_.input_panel(panel));
       }
@@ -290,7 +321,8 @@ class RnnWalker {
     return panel_;
   }
 
-  // gates_ = W_ih x + b for the tokens of the next steps, in walking order. Returns the step to stop at.
+  // gates_ = W_ih x + b for the tokens of the next steps, in walking order; a normalised cell's input is W_ih x
+  // already. Returns the step to stop at.
   int64_t project_block(int64_t first) {
     int64_t count = 0;
     int64_t end = first;
@@ -302,8 +334,12 @@ class RnnWalker {
     }
     for (int64_t panel = first_panel_; panel < last_panel_; ++panel) {
       const R* const bias = reinterpret_cast<const R*>(walk_.packed + layout_.bias(panel));
-      const T* const w_ih = input_panel(panel);
       R* const gates = gates_ + gate_column(panel);
+      if constexpr (Cell::kNormalised) {
+        for (int64_t row = 0; row < count; ++row) take_gates(pointers_[row], panel, bias, gates + row * gate_row());
+        continue;
+      }
+      const T* const w_ih = input_panel(panel);
       for_row_groups(count, [&]<int Rows>(int64_t row) {
         add_product<T, Rows, kVectors, kVectors>(pointers_ + row, walk_.input_size, w_ih, bias, 0, nullptr,
                                                  gates + row * gate_row(), gate_row());
@@ -312,11 +348,31 @@ class RnnWalker {
     return end;
   }
 
+  // Calls body(gate, unit, valid, place) for each vector of a panel that holds units, `place` its number.
+  template <typename Body>
+  PYMTL_INLINE void for_vectors(int64_t panel, Body&& body) const {
+    for (int gate = 0; gate < Cell::kGates; ++gate) {
+      for (int v = 0; v < Cell::kUnitVectors; ++v) {
+        const int64_t unit = panel * Layout::kPanelUnits + v * kLanes<T>;
+        if (unit < walk_.hidden_size) body(gate, unit, walk_.hidden_size - unit, gate * Cell::kUnitVectors + v);
+      }
+    }
+  }
+
+  // gates <- a panel's part of a projected row, plus the bias.
+  void take_gates(const T* projected, int64_t panel, const R* bias, R* gates) const {
+    for_vectors(panel, [&](int gate, int64_t unit, int64_t valid, int place) PYMTL_INLINE_LAMBDA {
+      const Vec<T> x = load_part(projected + gate * walk_.hidden_size + unit, valid);
+      store(gates + place * kLanes<T>, x + load(bias + place * kLanes<T>));
+    });
+  }
+
   // Of the `active` sequences of the next step those whose first it is take their initial state.
   void start_rows(int64_t active) {
     for (; started_ < active; ++started_) {
       set_state(walk_.h0, started_, hidden(previous_slot(), started_));
       if constexpr (Cell::kHasCell) set_state(walk_.c0, started_, cell_ + started_ * units_);
+      if (masked_ != nullptr) mask_row(previous_slot(), started_);
       for (int64_t unit = first_unit(); unit < last_unit(); unit += kLanes<T>) {
         if (sum_ != nullptr) store(sum_ + started_ * units_ + unit, Vec<T>{});
         if (sum_ != nullptr) store(sum_ + sum_size() + started_ * units_ + unit, Vec<T>{});
@@ -336,8 +392,26 @@ class RnnWalker {
     }
   }
 
+  // Recurrent dropout, on this worker's units.
+  void mask_row(int64_t slot, int64_t row) const {
+    const T* const factors = walk_.masks.dropout + (walk_.first_row + row) * walk_.hidden_size;
+    T* const to = masked_ + (slot * rows_ + row) * units_;
+    for (int64_t unit = first_unit(); unit < last_unit(); unit += kLanes<T>) {
+      store(to + unit, load(hidden(slot, row) + unit) * load_part(factors + unit, walk_.hidden_size - unit));
+    }
+  }
+
   void step(int64_t t, int64_t active, const R* gates) {
-    for (int64_t row = 0; row < active; ++row) pointers_[row] = hidden(previous_slot(), row);
+    for (int64_t row = 0; row < active; ++row) pointers_[row] = operand(previous_slot(), row);
+    if constexpr (Cell::kNormalised) {
+      normalised_step(t, active, gates);
+    } else {
+      plain_step(t, active, gates);
+    }
+    for (int64_t row = 0; row < active && masked_ != nullptr; ++row) mask_row(slot_, row);
+  }
+
+  void plain_step(int64_t t, int64_t active, const R* gates) {
     for_panels(first_panel_, last_panel_, t, [&](int64_t panel) {
       const T* const w_hh = hidden_panel(panel);
       const R* const from = gates + gate_column(panel);
@@ -352,42 +426,144 @@ class RnnWalker {
         });
         const int64_t unit = panel * Layout::kPanelUnits;
         for (int v = 0; v < Cell::kUnitVectors && unit + v * kLanes<T> < walk_.hidden_size; ++v) {
-          update_cells(t, first, count, unit + v * kLanes<T>, &sums[0][v][0],
-                       from + first * gate_row() + v * kLanes<T>);
+          const Cells cells{t,
+                            first,
+                            count,
+                            unit + v * kLanes<T>,
+                            &sums[0][v][0],
+                            kVectors * kLanes<T>,
+                            from + first * gate_row() + v * kLanes<T>};
+          step_cells(cells);
         }
       }
     });
+  }
+
+  // All gates of a row meet before any cell is updated, and all c before h is computed.
+  void normalised_step(int64_t t, int64_t active, const R* gates) {
+    for_panels(first_panel_, last_panel_, t, [&](int64_t panel) {
+      const T* const w_hh = hidden_panel(panel);
+      R* const sums = sums_ + gate_column(panel);
+      for_row_groups(active, [&]<int Rows>(int64_t row) {
+        add_product<T, Rows, kVectors, kVectors>(pointers_ + row, walk_.hidden_size, w_hh, kZeros, 0, nullptr,
+                                                 sums + row * gate_row(), gate_row());
+      });
+    });
+    for (int64_t row = 0; row < active; ++row) normalise_gates(token(t, row), gates + row * gate_row(), row);
+    const auto for_cells = [&](auto&& body) PYMTL_INLINE_LAMBDA {
+      for (int64_t unit = 0; unit < walk_.hidden_size; unit += kLanes<T>) {
+        const int64_t column = gate_column(unit / Layout::kPanelUnits) + unit % Layout::kPanelUnits;
+        body(Cells{t, 0, active, unit, sums_ + column, gate_row(), gates + column});
+      }
+    };
+    if constexpr (Cell::kHasCell) {
+      for_cells([&](const Cells& cells) PYMTL_INLINE_LAMBDA { update_cells(cells); });
+      for (int64_t row = 0; row < active; ++row) squash_cell(row);
+      for_cells([&](const Cells& cells) PYMTL_INLINE_LAMBDA { give_states(cells); });
+    } else {
+      for_cells([&](const Cells& cells) PYMTL_INLINE_LAMBDA { step_cells(cells); });
+    }
+  }
+
+  // sums_ <- a row's normalised W_hh h_{t-1}, with what was projected from the input where the cell wants their sum.
+  void normalise_gates(int64_t token, const R* projected, int64_t row) const {
+    R* const sums = sums_ + row * gate_row();
+    const auto for_all = [&](auto&& take) PYMTL_INLINE_LAMBDA {
+      for (int64_t panel = 0; panel < layout_.panels(); ++panel) {
+        for_vectors(panel, [&](int, int64_t, int64_t valid, int place) PYMTL_INLINE_LAMBDA {
+          take(load(sums + gate_column(panel) + place * kLanes<T>), valid);
+        });
+      }
+    };
+    const Moments<T> moments = moments_of<T>(Cell::kGates * walk_.hidden_size, for_all);
+    for (int64_t panel = 0; panel < layout_.panels(); ++panel) {
+      const R* const rest = reinterpret_cast<const R*>(walk_.packed + layout_.bias(panel));
+      for_vectors(panel, [&](int gate, int64_t unit, int64_t valid, int place) PYMTL_INLINE_LAMBDA {
+        const int64_t row_of = gate * walk_.hidden_size + unit;
+        const int64_t column = gate_column(panel) + place * kLanes<T>;
+        const Vec<T> sum = load(sums + column);
+        if (walk_.gates != nullptr) {
+          store_part(walk_.gates + (token * kept() + Cell::kPlainKept) * walk_.hidden_size + row_of, sum, valid);
+        }
+        const Vec<T> from = gate < Cell::kStarted ? load(projected + column)
+                                                  : load(rest + (kVectors + gate - Cell::kStarted) * kLanes<T>);
+        store(sums + column, fma(load_part(walk_.norm.g_hh + row_of, valid), moments.normalised(sum), from));
+      });
+    }
+  }
+
+  // h <- o tanh(LN(c)), o where the cell's update has left it.
+  void squash_cell(int64_t row) const {
+    const R* const cell = cell_ + row * units_;
+    const int64_t H = walk_.hidden_size;
+    const Moments<T> moments = moments_of<T>(H, [&](auto&& take) PYMTL_INLINE_LAMBDA {
+      for (int64_t unit = 0; unit < H; unit += kLanes<T>) take(load(cell + unit), H - unit);
+    });
+    for (int64_t unit = 0; unit < H; unit += kLanes<T>) {
+      const int64_t column = gate_column(unit / Layout::kPanelUnits) + 3 * kLanes<T>;
+      const Vec<T> o = load(sums_ + row * gate_row() + column);
+      const Vec<T> squashed =
+          Cell::template squashed<T>(moments.normalised(load(cell + unit)), walk_.norm, unit, H - unit);
+      store(hidden(slot_, row) + unit, o * squashed);
+    }
   }
 
   // Sequences that are updated together: a few tiles, since every update waits for long chains of operations,
   // which only other sequences' can fill.
   static constexpr int64_t kUpdateRows = 4 * kTileRows;
 
-  // From the gates' sums of one vector of units to h, for `count` sequences from `first` on.
-  __attribute__((noinline)) void update_cells(int64_t t, int64_t first, int64_t count, int64_t unit, R* sums,
-                                              const R* projected) const {
-    const int64_t valid = walk_.hidden_size - unit;
-    T* const hidden_state = hidden(slot_, first) + unit;
-    const auto place = [&](int64_t r) PYMTL_INLINE_LAMBDA {
-      CellPlace<T> at{};
-      at.sums = sums + r * kVectors * kLanes<T>;
-      at.projected = projected + r * gate_row();
-      if constexpr (Cell::kHasCell) at.cell = cell_ + (first + r) * units_ + unit;
-      at.before = hidden(previous_slot(), first + r) + unit;
-      at.after = hidden_state + r * units_;
-      at.stride = walk_.hidden_size;
-      at.valid = valid;
-      if (Cell::kKept > 0 && walk_.gates != nullptr) {
-        const int64_t here = token(t, first + r);
-        at.kept = walk_.gates + here * Cell::kKept * walk_.hidden_size + unit;
-        if constexpr (Cell::kHasCell) at.kept_cell = walk_.cells + here * walk_.hidden_size + unit;
+  // One vector of units of `count` sequences from `first` on, at step t.
+  struct Cells {
+    int64_t t, first, count, unit;
+    R* sums;  // of the gates, rows `stride` apart
+    int64_t stride;
+    const R* projected;  // rows a token's gates apart
+  };
+
+  int64_t kept() const { return kept_blocks<Cell>(walk_.masks.zoneout_h != nullptr); }
+
+  PYMTL_INLINE CellPlace<T> place(const Cells& cells, int64_t r) const {
+    const int64_t unit = cells.unit;
+    CellPlace<T> at{};
+    at.sums = cells.sums + r * cells.stride;
+    at.projected = cells.projected + r * gate_row();
+    if constexpr (Cell::kHasCell) at.cell = cell_ + (cells.first + r) * units_ + unit;
+    at.before = hidden(previous_slot(), cells.first + r) + unit;
+    at.after = hidden(slot_, cells.first + r) + unit;
+    at.stride = walk_.hidden_size;
+    at.valid = walk_.hidden_size - unit;
+    if (kept() > 0 && walk_.gates != nullptr) {
+      const int64_t here = token(cells.t, cells.first + r);
+      at.kept = walk_.gates + here * kept() * walk_.hidden_size + unit;
+      if constexpr (Cell::kHasCell) at.kept_cell = walk_.cells + here * walk_.hidden_size + unit;
+    }
+    return at;
+  }
+
+  // From the gates' sums to h.
+  __attribute__((noinline)) void step_cells(const Cells& cells) const {
+    update_cells(cells);
+    for (int64_t r = 0; r < cells.count; ++r) Cell::template finish<T>(place(cells, r));
+    give_states(cells);
+  }
+
+  PYMTL_INLINE void update_cells(const Cells& cells) const {
+    if (cell_before_ != nullptr) {
+      const int64_t from = cells.first * units_ + cells.unit;
+      for (int64_t r = 0; r < cells.count; ++r) {
+        store(cell_before_ + from + r * units_, load(cell_ + from + r * units_));
       }
-      return at;
-    };
-    for (int64_t r = 0; r < count; ++r) Cell::template update<T>(place(r));
-    for (int64_t r = 0; r < count; ++r) Cell::template finish<T>(place(r));
+    }
+    for (int64_t r = 0; r < cells.count; ++r) Cell::template update<T>(place(cells, r));
+  }
+
+  PYMTL_INLINE void give_states(const Cells& cells) const {
+    const int64_t first = cells.first, count = cells.count, unit = cells.unit;
+    const int64_t valid = walk_.hidden_size - unit;
+    if (walk_.masks.zoneout_h != nullptr || cell_before_ != nullptr) zone_out(cells);
+    T* const hidden_state = hidden(slot_, first) + unit;
     if (walk_.output != nullptr) {
-      T* const output = walk_.output + token(t, first) * walk_.output_stride + unit;
+      T* const output = walk_.output + token(cells.t, first) * walk_.output_stride + unit;
       for (int64_t r = 0; r < count; ++r) {
         store_part(output + r * walk_.output_stride, load(hidden_state + r * units_), valid);
       }
@@ -406,6 +582,33 @@ class RnnWalker {
       R* const max = max_ + first * units_ + unit;
       for (int64_t r = 0; r < count; ++r) {
         store(max + r * units_, maximum<R>(load(max + r * units_), load(hidden_state + r * units_)));
+      }
+    }
+  }
+
+  // d before + (1 - d) new: exactly one of them where d is 0 or 1.
+  static PYMTL_INLINE Vec<T> mixed(Vec<T> d, Vec<T> before, Vec<T> now) {
+    return fma(d, before, (broadcast(R(1)) - d) * now);
+  }
+
+  __attribute__((noinline)) void zone_out(const Cells& cells) const {
+    const RnnMasks<T>& masks = walk_.masks;
+    for (int64_t r = 0; r < cells.count; ++r) {
+      const int64_t here = token(cells.t, cells.first + r);
+      const CellPlace<T> at = place(cells, r);
+      if (masks.zoneout_h != nullptr) {
+        if (Cell::kKeepsCandidate && at.kept != nullptr) {
+          store_part(at.kept + Cell::kKept * at.stride, load(at.after), at.valid);
+        }
+        const Vec<T> d = load_part(masks.zoneout_h + here * masks.zoneout_h_stride + cells.unit, at.valid);
+        store(at.after, mixed(d, load(at.before), load(at.after)));
+      }
+      if (cell_before_ != nullptr) {
+        const Vec<T> d = load_part(masks.zoneout_c + here * masks.zoneout_c_stride + cells.unit, at.valid);
+        const R* const before = cell_before_ + (cells.first + r) * units_ + cells.unit;
+        const Vec<T> c = mixed(d, load(before), load(at.cell));
+        store(at.cell, c);
+        if (at.kept_cell != nullptr) store_part(at.kept_cell, c, at.valid);
       }
     }
   }
@@ -447,12 +650,9 @@ class RnnWalker {
   void project_heads() {
     if (waiting_count_ > 0) {
       const PanelLayout<T> layout{walk_.hidden_size, walk_.head_width};
-      multiply_panels<T>(
-          waiting_, waiting_count_, layout, walk_.head_panels,
-          [&](int64_t n, int64_t column, int64_t valid, Vec<T> value)
-              PYMTL_INLINE_LAMBDA { store_part(waiting_rows_[n] + column, value, valid); },
-          first_panel(layout.panels(), walk_.place, team_size_),
-          first_panel(layout.panels(), walk_.place + 1, team_size_));
+      multiply_panels<T>(waiting_, waiting_count_, layout, walk_.head_panels, PartialLogits<T>{waiting_rows_},
+                         first_panel(layout.panels(), walk_.place, team_size_),
+                         first_panel(layout.panels(), walk_.place + 1, team_size_));
     }
     waiting_count_ = 0;
     waiting_steps_ = 0;
@@ -469,7 +669,10 @@ class RnnWalker {
   T* const panel_;
   R* const gates_;
   T* const hidden_;
+  T* const masked_;  // D h, or null
   R* const cell_;
+  R* const cell_before_;  // c_{t-1} for zoneout, or null
+  R* const sums_;         // of a normalised cell's gates
   R* const sum_;
   R* const max_;
   const int64_t team_size_ = walk_.team == nullptr ? 1 : walk_.team->size;

@@ -1,0 +1,101 @@
+"""What nn.LSTM never had: recurrent dropout, weight-drop, zoneout and layer-normalised gates."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from pymtl import ops, reference
+
+
+class Variants(NamedTuple):
+    """The options of a recurrent module; zeros and False leave the plain one."""
+
+    recurrent_dropout: float = 0.0
+    weight_drop: float = 0.0
+    zoneout_h: float = 0.0
+    zoneout_c: float = 0.0
+    layer_norm: bool = False
+
+    def act(self, training: bool) -> bool:
+        """Whether they change what a module computes now."""
+        lasting = self.zoneout_h > 0 or self.zoneout_c > 0 or self.layer_norm
+        return lasting or (training and (self.recurrent_dropout > 0 or self.weight_drop > 0))
+
+    def masks(self, input: Tensor, batch: int, directions: int, hidden_size: int, training: bool) -> ops.RNNMasks:
+        """For one layer of a batch [T, B, I] or packed [N, I]: drawn in training, else zoneout's expectation."""
+        width = directions * hidden_size
+        if not training:
+            return ops.RNNMasks(None, *(self._expected(input, width, z) for z in (self.zoneout_h, self.zoneout_c)))
+        dropout = None
+        if self.recurrent_dropout > 0:
+            dropout = drop(input.new_ones(directions, batch, hidden_size), self.recurrent_dropout)
+        size = (*input.shape[:-1], width)
+        return ops.RNNMasks(dropout, *(self._drawn(input, size, z) for z in (self.zoneout_h, self.zoneout_c)))
+
+    @staticmethod
+    def _expected(input: Tensor, width: int, z: float) -> Tensor | None:
+        return input.new_full((width,), z) if z > 0 else None
+
+    @staticmethod
+    def _drawn(input: Tensor, size: tuple[int, ...], z: float) -> Tensor | None:
+        return (drop(input.new_ones(size), 1 - z) > 0).to(input.dtype) if z > 0 else None
+
+    def zoneout(self, mode: str) -> float | tuple[float, float]:
+        """One number if one says all."""
+        one = mode != "LSTM" or self.zoneout_h == self.zoneout_c
+        return self.zoneout_h if one else (self.zoneout_h, self.zoneout_c)
+
+    def describe(self, mode: str) -> str:
+        """The options that are set, as they are written."""
+        options = {
+            "recurrent_dropout": self.recurrent_dropout,
+            "weight_drop": self.weight_drop,
+            "zoneout": self.zoneout(mode),
+            "layer_norm": self.layer_norm,
+        }
+        return ", ".join(f"{name}={value}" for name, value in options.items() if value)
+
+
+def probability(name: str, p: float) -> float:
+    """Checked: a ValueError if it is not from 0 to 1."""
+    if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
+        raise ValueError(f"{name}: expected a number from 0 to 1, got {p!r}")
+    return float(p)
+
+
+def zoneout_pair(mode: str, zoneout: float | tuple[float, float]) -> tuple[float, float]:
+    """Of h and of c, checked; c is an LSTM's."""
+    if not isinstance(zoneout, tuple | list):
+        z = probability("zoneout", zoneout)
+        return z, z if mode == "LSTM" else 0.0
+    if mode != "LSTM" or len(zoneout) != 2:
+        expected = "a number, or two for h and c" if mode == "LSTM" else "a number"
+        raise ValueError(f"zoneout: expected {expected}, got {zoneout}")
+    zoneout_h, zoneout_c = zoneout
+    return probability("zoneout", zoneout_h), probability("zoneout", zoneout_c)
+
+
+def drop(tensor: Tensor, p: float) -> Tensor:
+    """Dropout (Srivastava et al. 2014) by this library's kernel where it takes the tensor."""
+    return ops.dropout(tensor, p) if ops.has_kernels(tensor) else F.dropout(tensor, p)
+
+
+def run(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    weights: ops.RNNWeights,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    masks: ops.RNNMasks,
+    norm: ops.RNNNorm | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`pymtl.ops.rnn` in plain PyTorch, for dtypes and devices without kernels."""
+    flat: list[Tensor] = []
+    if norm is not None:
+        input = reference.normalised_projection(input, weights.weight_ih, norm.gain_ih)
+        weights = weights._replace(weight_ih=[])
+        flat = [*norm.gain_hh, *norm.gain_c, *norm.bias_c]
+    return reference.rnn(input, batch_sizes, *weights, h0, c0, *masks, flat)
