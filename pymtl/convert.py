@@ -77,7 +77,7 @@ def revert(module: Module, inplace: bool = False) -> Module:
         if not isinstance(child, Recurrent):
             continue
         original = _original_class(type(child))
-        if original is None or not child.is_plain:
+        if original is None or child.variants.act(training=True):
             left_alone.append(f"{name or 'the module itself'} ({type(child).__name__})")
             continue
         child.unfreeze()

@@ -17,7 +17,7 @@ from pymtl.heads import CRFHead, CTCHead, Head
 from pymtl.language_model import LanguageModelHead
 from pymtl.losses import CrossEntropy, Loss
 from pymtl.lstm import LSTM
-from pymtl.ops.autograd import transforming, wants_gradient
+from pymtl.ops.autograd import needs_reference, wants_gradient
 from pymtl.packing import as_lengths, same_packing
 from pymtl.sharing import HardSharing, Sharing, SharingResult
 from pymtl.states import States, rows
@@ -273,7 +273,7 @@ class MultiTaskModel(nn.Module):
         return (
             (self.training and self.dropout > 0)
             or wants_gradient(data, *self.parameters())
-            or transforming()
+            or needs_reference(data, *self.parameters())
             or runs_own_code(lstm, LSTM)
             or (lstm is not self.encoder and runs_own_code(self.encoder, HardSharing))
             or not all(self.heads[task].is_plain for task in tasks)

@@ -14,10 +14,10 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pymtl import _native, ops
-from pymtl.ops.autograd import transforming, wants_gradient
+from pymtl.ops.autograd import needs_reference, wants_gradient
 from pymtl.ops.dtypes import autocasts
 from pymtl.packing import as_lengths
-from pymtl.variants import Variants, drop, probability, run, zoneout_pair
+from pymtl.variants import Variants, drop, run
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -58,7 +58,8 @@ class Recurrent(nn.RNNBase):
 
     _original: type[nn.RNNBase]
     _snapshot: _Snapshot | None = None
-    _variants: Variants = Variants()
+    # Not called after the options: a converted subclass may have attributes of its own by those names.
+    _pymtl_variants: Variants = Variants()
 
     def __init__(
         self,
@@ -70,45 +71,38 @@ class Recurrent(nn.RNNBase):
         **options: Any,
     ) -> None:
         super().__init__(*arguments, **options)
-        self.recurrent_dropout, self.weight_drop, self.zoneout = recurrent_dropout, weight_drop, zoneout
+        if not isinstance(layer_norm, bool):
+            raise TypeError(f"layer_norm should be of type bool, got: {type(layer_norm).__name__}")
+        self._pymtl_variants = Variants(layer_norm=layer_norm)
+        self._change_variants({"recurrent_dropout": recurrent_dropout, "weight_drop": weight_drop, "zoneout": zoneout})
         if layer_norm:
-            self._variants = self._variants._replace(layer_norm=True)
             self._add_gains()
-        if self.proj_size > 0 and not self.is_plain:
-            raise ValueError(f"proj_size: expected 0 with {self._variants.describe(self.mode)}, got {self.proj_size}")
 
     @property
-    def recurrent_dropout(self) -> float:
-        """The probability that a unit of h is hidden from ``weight_hh``, for a whole sequence, in training."""
-        return self._variants.recurrent_dropout
+    def variants(self) -> Variants:
+        """What it computes beyond torch's module."""
+        return self._pymtl_variants
 
-    @recurrent_dropout.setter
-    def recurrent_dropout(self, p: float) -> None:
-        self._variants = self._variants._replace(recurrent_dropout=probability("recurrent_dropout", p))
+    def set_variants(
+        self,
+        *,
+        recurrent_dropout: float | None = None,
+        weight_drop: float | None = None,
+        zoneout: float | tuple[float, float] | None = None,
+    ) -> None:
+        """Changes these options of the constructor from now on; None leaves one as it is.
 
-    @property
-    def weight_drop(self) -> float:
-        """The probability that a number of ``weight_hh`` is zero during a forward pass in training."""
-        return self._variants.weight_drop
+        Raises:
+            ValueError: one is not from 0 to 1, ``zoneout`` is a pair but there is no c, or there is ``proj_size``.
+        """
+        given = {"recurrent_dropout": recurrent_dropout, "weight_drop": weight_drop, "zoneout": zoneout}
+        self._change_variants({name: p for name, p in given.items() if p is not None})
 
-    @weight_drop.setter
-    def weight_drop(self, p: float) -> None:
-        self._variants = self._variants._replace(weight_drop=probability("weight_drop", p))
-
-    @property
-    def zoneout(self) -> float | tuple[float, float]:
-        """The probability that a unit keeps its state for a step: of h and, of an LSTM, of c."""
-        return self._variants.zoneout(self.mode)
-
-    @zoneout.setter
-    def zoneout(self, p: float | tuple[float, float]) -> None:
-        zoneout_h, zoneout_c = zoneout_pair(self.mode, p)
-        self._variants = self._variants._replace(zoneout_h=zoneout_h, zoneout_c=zoneout_c)
-
-    @property
-    def layer_norm(self) -> bool:
-        """Whether the gates, and an LSTM's c, are layer-normalised."""
-        return self._variants.layer_norm
+    def _change_variants(self, given: Mapping[str, Any]) -> None:
+        changed = self.variants.changed(self.mode, **given)
+        if self.proj_size > 0 and changed.act(training=True):
+            raise ValueError(f"proj_size: expected 0 with {changed.describe(self.mode)}, got {self.proj_size}")
+        self._pymtl_variants = changed
 
     def _add_gains(self) -> None:
         weight = self._weights()[0]
@@ -131,7 +125,7 @@ class Recurrent(nn.RNNBase):
         self._reset_gains()
 
     def extra_repr(self) -> str:
-        described = self._variants.describe(self.mode)
+        described = self.variants.describe(self.mode)
         return super().extra_repr() + (f", {described}" if described else "")
 
     def forward(
@@ -259,12 +253,7 @@ class Recurrent(nn.RNNBase):
 
     def _torch_takes(self, input: Tensor, weights: Sequence[Tensor]) -> bool:
         """Whether torch's own path is to run: it knows none of the variants."""
-        return not self._kernels_take(input, weights) and not self._variants.act(self.training)
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it computes what torch's module computes, in training too."""
-        return self._variants == Variants()
+        return not self._kernels_take(input, weights) and not self.variants.act(self.training)
 
     def _initial_state(self, hx: Any, batch: int, batched: bool) -> Cells:
         """h_0 and c_0 [layers * D, B, H], checked."""
@@ -313,7 +302,7 @@ class Recurrent(nn.RNNBase):
 
     def layer_norm_of(self, layer: int) -> ops.RNNNorm | None:
         """A layer's gains as they are now, if it is layer-normalised."""
-        if not self._variants.layer_norm:
+        if not self.variants.layer_norm:
             return None
         directions = self._directions()
         suffixes = self._suffixes()[layer * directions : (layer + 1) * directions]
@@ -350,12 +339,12 @@ class Recurrent(nn.RNNBase):
         directions = self._directions()
         packed = self._packed(weights)
         drops = self.training and self.dropout > 0
-        varied = self._variants.act(self.training)
+        varied = self.variants.act(self.training)
         if (
             packed is not None
             and not drops
             and not varied
-            and not transforming()
+            and not needs_reference(input, h0, c0, *weights)
             and not wants_gradient(input, h0, c0, *weights)
         ):
             packed = packed if layers is None else packed[:layers]
@@ -394,7 +383,7 @@ class Recurrent(nn.RNNBase):
         batch: int | None,
         packed: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        variants = self._variants
+        variants = self.variants
         if self.training and variants.weight_drop > 0:
             weights = weights._replace(weight_hh=[drop(w, variants.weight_drop) for w in weights.weight_hh])
         if batch is None:
@@ -436,7 +425,7 @@ class Recurrent(nn.RNNBase):
         """
         weights = self._weights()
         self._check_input(input, weights, 3 if batch_sizes is None else 2)
-        if self._variants.act(self.training):
+        if self.variants.act(self.training):
             return self._unfused_heads(input, batch_sizes, weights, head_weight, head_bias, mean, max)
         last = self.num_layers - 1
         packed = self._packed(weights)

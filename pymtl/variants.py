@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -18,6 +19,21 @@ class Variants(NamedTuple):
     zoneout_h: float = 0.0
     zoneout_c: float = 0.0
     layer_norm: bool = False
+
+    def changed(self, mode: str, **probabilities: float | tuple[float, float]) -> Variants:
+        """With other probabilities: ``recurrent_dropout``, ``weight_drop`` or ``zoneout``.
+
+        Raises:
+            ValueError: one is not from 0 to 1, or there are two of zoneout for a module without c.
+        """
+        changed = self
+        for name, given in probabilities.items():
+            if name == "zoneout":
+                zoneout_h, zoneout_c = _zoneout_pair(mode, given)
+                changed = changed._replace(zoneout_h=zoneout_h, zoneout_c=zoneout_c)
+            else:
+                changed = changed._replace(**{name: _probability(name, given)})
+        return changed
 
     def act(self, training: bool) -> bool:
         """Whether they change what a module computes now."""
@@ -43,39 +59,34 @@ class Variants(NamedTuple):
     def _drawn(input: Tensor, size: tuple[int, ...], z: float) -> Tensor | None:
         return (drop(input.new_ones(size), 1 - z) > 0).to(input.dtype) if z > 0 else None
 
-    def zoneout(self, mode: str) -> float | tuple[float, float]:
-        """One number if one says all."""
-        one = mode != "LSTM" or self.zoneout_h == self.zoneout_c
-        return self.zoneout_h if one else (self.zoneout_h, self.zoneout_c)
-
     def describe(self, mode: str) -> str:
         """The options that are set, as they are written."""
+        one = mode != "LSTM" or self.zoneout_h == self.zoneout_c
         options = {
             "recurrent_dropout": self.recurrent_dropout,
             "weight_drop": self.weight_drop,
-            "zoneout": self.zoneout(mode),
+            "zoneout": self.zoneout_h if one else (self.zoneout_h, self.zoneout_c),
             "layer_norm": self.layer_norm,
         }
         return ", ".join(f"{name}={value}" for name, value in options.items() if value)
 
 
-def probability(name: str, p: float) -> float:
-    """Checked: a ValueError if it is not from 0 to 1."""
-    if isinstance(p, bool) or not isinstance(p, int | float) or not 0 <= p <= 1:
+def _probability(name: str, p: float) -> float:
+    if isinstance(p, bool) or not isinstance(p, Real) or not 0 <= p <= 1:
         raise ValueError(f"{name}: expected a number from 0 to 1, got {p!r}")
     return float(p)
 
 
-def zoneout_pair(mode: str, zoneout: float | tuple[float, float]) -> tuple[float, float]:
-    """Of h and of c, checked; c is an LSTM's."""
+def _zoneout_pair(mode: str, zoneout: float | tuple[float, float]) -> tuple[float, float]:
+    """Of h and of c; c is an LSTM's."""
     if not isinstance(zoneout, tuple | list):
-        z = probability("zoneout", zoneout)
+        z = _probability("zoneout", zoneout)
         return z, z if mode == "LSTM" else 0.0
     if mode != "LSTM" or len(zoneout) != 2:
         expected = "a number, or two for h and c" if mode == "LSTM" else "a number"
         raise ValueError(f"zoneout: expected {expected}, got {zoneout}")
     zoneout_h, zoneout_c = zoneout
-    return probability("zoneout", zoneout_h), probability("zoneout", zoneout_c)
+    return _probability("zoneout", zoneout_h), _probability("zoneout", zoneout_c)
 
 
 def drop(tensor: Tensor, p: float) -> Tensor:

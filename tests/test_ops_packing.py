@@ -177,13 +177,21 @@ def test_gradients_are_exact_and_zero_at_padding(lengths, batch_first):
     assert torch.equal(gradient, ops.pack(seed, order, batch_first=batch_first))
 
 
+@each_layout
 @pytest.mark.parametrize("function", [ops.pack, ops.unpack])
-def test_forward_mode_derivatives_are_refused(function):
-    order = order_of((2, 3, 1))
-    x = padded_sample((2, 3, 1)) if function is ops.pack else torch.randn(6, 3, dtype=torch.float64)
+def test_forward_mode_derivatives_and_transforms(function, batch_first):
+    order = order_of((2, 3, 1), 4)
+    padded = padded_sample((2, 3, 1), batch_first=batch_first, steps=4)
+    x = padded if function is ops.pack else torch.randn(6, 3, dtype=torch.float64)
     tangent = torch.randn_like(x)
-    with pytest.raises((RuntimeError, NotImplementedError)):
-        torch.func.jvp(lambda t: function(t, order), (x,), (tangent,))
+    result, actual = torch.func.jvp(lambda t: function(t, order, batch_first=batch_first), (x,), (tangent,))
+    assert torch.equal(result, function(x, order, batch_first=batch_first))
+    assert torch.equal(actual, function(tangent, order, batch_first=batch_first))
+    with torch.autograd.forward_ad.dual_level():
+        dual = function(torch.autograd.forward_ad.make_dual(x, tangent), order, batch_first=batch_first)
+        assert torch.equal(torch.autograd.forward_ad.unpack_dual(dual).tangent, actual)
+    batched = torch.func.vmap(lambda t: function(t, order, batch_first=batch_first))(torch.stack([x, 2 * x]))
+    assert torch.equal(batched, torch.stack([result, 2 * result]))
 
 
 @pytest.mark.parametrize(("lengths", "steps"), [((2, 3, 1), 3), ((1,), 1), ((4, 4), 6), ((), 3)], ids=str)

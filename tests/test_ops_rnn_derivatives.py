@@ -185,16 +185,33 @@ def test_forward_mode_derivatives():
         torch.func.jvp(lambda x: ops.rnn_heads(x, None, sample.weights, None, None).h_n, (sample.input,), (tangent,))
 
 
-def test_tangents_outside_of_transforms_are_refused():
-    sample = rnn_sample(RNNCase(3, 4), torch.float64)
+@pytest.mark.parametrize("name", ["input", "weight_ih[1]", "weight_hh[0]", "bias_ih[0]", "h0", "c0"])
+def test_forward_mode_derivatives_outside_of_transforms(name):
+    sample = rnn_sample(RNNCase(3, 4, lengths=(3, 1), h0=True, c0=True), torch.float64)
+    tangent = torch.randn_like(sample.tensors()[name])
     with torch.autograd.forward_ad.dual_level():
-        x = torch.autograd.forward_ad.make_dual(sample.input, torch.ones_like(sample.input))
-        for call in (
-            lambda: ops.rnn(x, None, sample.weights),
-            lambda: ops.rnn_heads(x, None, sample.weights, None, None),
-        ):
-            with pytest.raises(NotImplementedError, match="forward-mode"):
-                call()
+        dual = torch.autograd.forward_ad.make_dual(sample.tensors()[name], tangent)
+        results = run_ours(sample.map(lambda other, tensor: dual if other == name else tensor))
+        actual = {key: torch.autograd.forward_ad.unpack_dual(result).tangent for key, result in results.items()}
+        with pytest.raises(NotImplementedError, match="for inference"):
+            ops.rnn_heads(
+                dual if name == "input" else sample.input,
+                sample.batch_sizes,
+                sample.map(lambda other, tensor: dual if other == name else tensor).weights,
+                None,
+                None,
+                h0=dual if name == "h0" else sample.h0,
+                c0=dual if name == "c0" else sample.c0,
+            )
+
+    def loss(tensor):
+        results = run_ours(sample.map(lambda other, given: tensor if other == name else given))
+        return tuple(results.values())
+
+    _, expected = torch.func.jvp(loss, (sample.tensors()[name],), (tangent,))
+    for (key, value), other in zip(actual.items(), expected):
+        torch.testing.assert_close(value, other, msg=key)
+    assert actual["output"].any()
 
 
 @pytest.mark.parametrize("transform", ["grad", "vjp", "vmap"])

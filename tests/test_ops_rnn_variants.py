@@ -291,7 +291,9 @@ def test_strides_change_no_bit(case, strided):
         (lambda m, n: (m, n._replace(gain_c=[])), r"gain_c: expected 2 tensors, got 0"),
         (lambda m, n: (m, n._replace(bias_c=n.bias_c[:1])), r"bias_c: expected 0 or 2 tensors, got 1"),
         (lambda m, n: (m, n._replace(gain_ih=[torch.ones(19)] * 2)), r"gain_ih\[0\]: expected size \[20\], got \[19\]"),
-        (lambda m, n: (m, n._replace(gain_hh=[torch.ones(19)] * 2)), r"norm\[0\]: expected size \[20\], got \[19\]"),
+        (lambda m, n: (m, n._replace(gain_ih=[torch.ones(20).double()] * 2)), r"gain_ih\[0\]: expected dtype"),
+        (lambda m, n: (m, n._replace(bias_c=[torch.ones(4)] * 2)), r"bias_c\[0\]: expected size \[5\], got \[4\]"),
+        (lambda m, n: (m, n._replace(gain_hh=[torch.ones(19)] * 2)), r"gain_hh\[0\]: expected size \[20\], got \[19\]"),
     ],
 )
 @pytest.mark.parametrize("training", [False, True])

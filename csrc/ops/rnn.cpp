@@ -60,11 +60,11 @@ struct Layer {
            bias_ih.empty() ? nullptr : keep(bias_ih[g], Name("bias_ih", g), type, {rows}),
            bias_hh.empty() ? nullptr : keep(bias_hh[g], Name("bias_hh", g), type, {rows}), reverse[g]});
       if (norm.empty()) continue;
-      const auto part = [&](size_t group, int64_t size) {
+      const auto part = [&](size_t group, const char* name, int64_t size) {
         const size_t at = group * count + g;
-        return at < norm.size() ? keep(norm[at], Name("norm", at), type, {size}) : nullptr;
+        return at < norm.size() ? keep(norm[at], Name(name, g), type, {size}) : nullptr;
       };
-      weights.back().norm = {part(0, rows), part(1, hidden_size), part(2, hidden_size)};
+      weights.back().norm = {part(0, "gain_hh", rows), part(1, "gain_c", hidden_size), part(2, "bias_c", hidden_size)};
     }
   }
 

@@ -16,14 +16,7 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
 
     It is recorded by a torch.autograd.Function around the op, or by the derivative registered with the op where a
     compiler looks on: they do the same, the Function with less Python around it.
-
-    Raises:
-        NotImplementedError: one of them carries a forward-mode tangent, which the ops would drop.
     """
-    if forward_ad._current_level >= 0 and any(
-        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
-    ):
-        raise NotImplementedError("pymtl's ops have no forward-mode derivatives; pymtl.reference has")
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
@@ -39,10 +32,14 @@ def below_autograd_in_backward() -> AbstractContextManager[Any]:
     return nullcontext() if torch.is_grad_enabled() else below_autograd()
 
 
-def transforming() -> bool:
-    """Whether a transform of torch.func is at work: it gets the plain reference, which it can differentiate and
-    batch to any order."""
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+def needs_reference(*tensors: Tensor | None) -> bool:
+    """Whether the plain reference is to run: within a transform of torch.func, which can differentiate and batch it to
+    any order, or because a tensor carries a forward-mode tangent, which the ops would drop."""
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        return True
+    return forward_ad._current_level >= 0 and any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    )
 
 
 def no_derivative(op: str, instead: str) -> Any:

@@ -13,8 +13,8 @@ from pymtl.ops.autograd import (
     below_autograd,
     below_autograd_in_backward,
     check_one_device,
+    needs_reference,
     no_derivative,
-    transforming,
     wants_gradient,
 )
 
@@ -43,7 +43,7 @@ def crf(
 
     """
     arguments = (emissions, batch_sizes, tags, start, end, transitions)
-    if transforming():
+    if needs_reference(emissions, start, end, transitions):
         return reference.crf(*arguments)
     try:
         if wants_gradient(emissions, start, end, transitions):

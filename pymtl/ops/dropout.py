@@ -13,7 +13,7 @@ from pymtl.ops.autograd import (
     below_autograd,
     below_autograd_in_backward,
     check_one_device,
-    transforming,
+    needs_reference,
     wants_gradient,
 )
 
@@ -32,7 +32,7 @@ def dropout(input: Tensor, p: float) -> Tensor:
         RuntimeError: the dtype or device does not fit, or ``p`` is out of range.
 
     """
-    if torch.compiler.is_compiling() or transforming():
+    if torch.compiler.is_compiling() or needs_reference(input):
         return F.dropout(input, p)  # they know how to treat torch's own random numbers
     bits = torch.empty((input.numel() + 3) // 4, dtype=torch.int64, device="cpu").random_(-(2**63), None)
     if wants_gradient(input):

@@ -14,7 +14,7 @@ from pymtl.ops.autograd import (
     below_autograd,
     below_autograd_in_backward,
     check_one_device,
-    transforming,
+    needs_reference,
     wants_gradient,
 )
 from pymtl.ops.dtypes import autocast, autocasts
@@ -39,7 +39,7 @@ def heads(input: Tensor, weight: Tensor, bias: Tensor | None, *, parts: int = 1)
     """
     if autocasts():
         input, weight, bias = autocast([input, weight, bias])
-    if transforming():
+    if needs_reference(input, weight, bias):
         return reference.heads(input, weight, bias, parts)
     if wants_gradient(input, weight, bias):
         if torch.compiler.is_compiling():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import pymtl.ops.library  # noqa: F401  (defines torch.ops.pymtl)
 from pymtl import reference
-from pymtl.ops.autograd import below_autograd, check_one_device, transforming, wants_gradient
+from pymtl.ops.autograd import below_autograd, check_one_device, needs_reference, wants_gradient
 
 
 def pool(input: Tensor, batch_sizes: Tensor | None, kind: str, *, reverse: Sequence[bool] = (False,)) -> Tensor:
@@ -32,7 +32,7 @@ def pool(input: Tensor, batch_sizes: Tensor | None, kind: str, *, reverse: Seque
     """
     if input.dtype == torch.bfloat16:
         return pool(input.float(), batch_sizes, kind, reverse=reverse).to(input.dtype)
-    if transforming():
+    if needs_reference(input):
         return reference.pool(input, batch_sizes, kind, reverse=reverse)
     if wants_gradient(input):
         return torch.ops.pymtl.pool(input, batch_sizes, reverse, kind)[0]

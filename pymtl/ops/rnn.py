@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pymtl import reference
-from pymtl.ops.autograd import below_autograd, transforming, wants_gradient
+from pymtl.ops.autograd import below_autograd, needs_reference, wants_gradient
 from pymtl.ops.dtypes import autocast, autocasts
 from pymtl.ops.heads import heads
 from pymtl.ops.rnn_derivatives import RNN
@@ -130,7 +130,7 @@ def rnn(
         input = _normalised_projection(input, weights.weight_ih, norm.gain_ih, inputs)
         weights = weights._replace(weight_ih=[])
         flat = [*norm.gain_hh, *norm.gain_c, *norm.bias_c]
-    if transforming():
+    if needs_reference(input, h0, c0, *weights.tensors(), *flat):
         return reference.rnn(input, batch_sizes, *weights, h0, c0, *masks, flat)
     lists = (*weights[:4], flat)
     if wants_gradient(input, h0, c0, *weights.tensors(), *flat):
@@ -203,8 +203,10 @@ def _check_norm(norm: RNNNorm, weights: RNNWeights) -> None:
     ):
         if len(given) not in expected:
             raise RuntimeError(f"{name}: expected {' or '.join(map(str, expected))} tensors, got {len(given)}")
-    rows = weights.weight_hh[0].shape[0]
+    rows, dtype = weights.weight_hh[0].shape[0], weights.weight_hh[0].dtype
     for g, gain in enumerate(norm.gain_ih):
+        if gain.dtype != dtype:
+            raise RuntimeError(f"gain_ih[{g}]: expected dtype {dtype}, got {gain.dtype}")
         if list(gain.shape) != [rows]:
             raise RuntimeError(f"gain_ih[{g}]: expected size [{rows}], got {list(gain.shape)}")
 
@@ -248,7 +250,8 @@ def rnn_heads(
         ``logits`` [T, B, C] or [N, C], ``mean`` and ``max`` [B, G*H], ``h_n`` and ``c_n`` [G, B, H].
 
     Raises:
-        NotImplementedError: within a transform of torch.func, which it would hide its derivative from.
+        NotImplementedError: within a transform of torch.func or for a tensor with a forward-mode tangent, which it
+            would hide its derivative from.
 
     """
     _check_counts(weights, c0)
@@ -257,9 +260,10 @@ def rnn_heads(
         (input, head_weight, head_bias, h0, c0) = autocast([input, head_weight, head_bias, h0, c0])
         weights = _autocast(weights)
         packed = packed if packed is not None and packed.dtype == input.dtype else None
-    if transforming():
-        raise NotImplementedError("pymtl.ops.rnn_heads is for inference: call rnn, heads and pool in torch.func")
-    wants_gradient(input, h0, c0, head_weight, head_bias, *weights.tensors())  # raises for forward-mode tangents
+    if needs_reference(input, h0, c0, head_weight, head_bias, *weights.tensors()):
+        raise NotImplementedError(
+            "pymtl.ops.rnn_heads is for inference: call rnn, heads and pool in torch.func and for tangents"
+        )
     with below_autograd():
         return RNNHeadsResult(
             *torch.ops.pymtl.rnn_heads(input, batch_sizes, *weights, h0, c0, packed, head_weight, head_bias, mean, max)

@@ -70,8 +70,9 @@ def _setup_training(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 def _training_backward(
     ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, grad_c_n: Tensor | None, *_: Any
 ) -> tuple[Any, ...]:
-    input, batch_sizes, h0, c0, *masks, hidden, gates, cells = ctx.saved_tensors[:10]
-    *lists, norm = _grouped(ctx.saved_tensors[10:], ctx.counts)
+    saved = ctx.saved_tensors  # once: a checkpoint counts how often it is asked
+    input, batch_sizes, h0, c0, *masks, hidden, gates, cells = saved[:10]
+    *lists, norm = _grouped(saved[10:], ctx.counts)
     with below_autograd_in_backward():
         grad_input, grad_w_ih, grad_w_hh, grad_bias, grad_h0, grad_c0 = torch.ops.pymtl.rnn_backward(
             grad_output,

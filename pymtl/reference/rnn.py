@@ -167,9 +167,9 @@ def _recurrence(
         h_next, c_next = step(x + bias_ih, q + bias_hh, before, c_before, squash)
         keep_h, keep_c = (None if z is None else z[t] for z in zoneouts)
         if keep_h is not None:
-            h_next = keep_h * before + (1 - keep_h) * h_next
+            h_next = _mixed(keep_h, before, h_next)
         if keep_c is not None:
-            c_next = keep_c * c_before + (1 - keep_c) * c_next
+            c_next = _mixed(keep_c, c_before, c_next)
         outputs[t] = h_next.to(dtype)
         # Sequences that have no token at this step keep their state.
         h = torch.cat([outputs[t], h[active:]])
@@ -184,6 +184,12 @@ def _real(dtype: torch.dtype) -> torch.dtype:
 
 def _normalised(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:])
+
+
+def _mixed(d: Tensor, before: Tensor, now: Tensor) -> Tensor:
+    """One of the two where d is 1 or 0, even if the other is infinite."""
+    mix = d * before + (1 - d) * now
+    return torch.where(d == 1, before, torch.where(d == 0, now, mix))
 
 
 def _affine(x: Tensor, gain: Tensor, bias: Tensor | None = None) -> Tensor:

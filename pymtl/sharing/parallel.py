@@ -64,7 +64,7 @@ class ParallelLSTM(nn.Module):
         encoders = [self.encoders[name] for name in (self.encoders if names is None else names)]
         if data.dim() == 3 and data.shape[1] != len(encoders):
             raise RuntimeError(f"data: expected {len(encoders)} inputs, one for each encoder, got {data.shape[1]}")
-        if any(runs_own_code(e, LSTM) or not e.is_plain or not e.kernels_take(data) for e in encoders):
+        if any(runs_own_code(e, LSTM) or e.variants.act(training=True) or not e.kernels_take(data) for e in encoders):
             return self._one_by_one(encoders, data, batch_sizes)
         inputs = 1 if data.dim() == 2 else len(encoders)
         data = data.flatten(1)

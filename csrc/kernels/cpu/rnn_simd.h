@@ -586,9 +586,11 @@ class RnnWalker {
     }
   }
 
-  // d before + (1 - d) new: exactly one of them where d is 0 or 1.
+  // d before + (1 - d) now: one of them where d is 1 or 0, even if the other is infinite.
   static PYMTL_INLINE Vec<T> mixed(Vec<T> d, Vec<T> before, Vec<T> now) {
-    return fma(d, before, (broadcast(R(1)) - d) * now);
+    const Vec<T> one = broadcast(R(1));
+    const Vec<T> mix = fma(d, before, (one - d) * now);
+    return select<R>(d == one, before, select<R>(d == Vec<T>{}, now, mix));
   }
 
   __attribute__((noinline)) void zone_out(const Cells& cells) const {
