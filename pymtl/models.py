@@ -16,9 +16,9 @@ from pymtl.custom import is_module_name, runs_own_code
 from pymtl.heads import CRFHead, CTCHead, Head
 from pymtl.language_model import LanguageModelHead
 from pymtl.losses import CrossEntropy, Loss
-from pymtl.lstm import LSTM
 from pymtl.ops.autograd import needs_reference, wants_gradient
 from pymtl.packing import as_lengths, same_packing
+from pymtl.recurrent import Recurrent
 from pymtl.sharing import HardSharing, Sharing, SharingResult
 from pymtl.states import States, rows
 
@@ -52,7 +52,7 @@ class MultiTaskModel(nn.Module):
     Args:
         embedding: from token ids to [..., E] features, applied to packed ids [N], or to a dictionary of packed fields
             if the input is one (:class:`pymtl.TokenFeatures`); None if the input holds features already.
-        encoder: a :class:`pymtl.LSTM` for all tasks (hard sharing, Caruana 1997), or a
+        encoder: a :class:`pymtl.LSTM`, GRU or RNN for all tasks (hard sharing, Caruana 1997), or a
             :class:`pymtl.sharing.Sharing`; its ``batch_first`` says how padded input and output are laid out.
         heads: a head for each task.
         dropout: applied to the embedded tokens and to the encoder's states, in training.
@@ -68,15 +68,15 @@ class MultiTaskModel(nn.Module):
     def __init__(
         self,
         embedding: nn.Module | None,
-        encoder: LSTM | Sharing,
+        encoder: Recurrent | Sharing,
         heads: Mapping[str, Head],
         dropout: float = 0.0,
         variational: bool = False,
     ) -> None:
         super().__init__()
-        if not isinstance(encoder, LSTM | Sharing):
+        if not isinstance(encoder, Recurrent | Sharing):
             raise TypeError(
-                f"encoder: expected a pymtl.LSTM (pymtl.convert makes one of an nn.LSTM) or a pymtl.sharing.Sharing, "
+                f"encoder: expected a pymtl.LSTM, GRU or RNN (pymtl.convert makes them) or a pymtl.sharing.Sharing, "
                 f"got {type(encoder).__name__}"
             )
         if not heads:
@@ -88,7 +88,7 @@ class MultiTaskModel(nn.Module):
         self.dropout = float(dropout)
         self.variational = variational
         self.heads = nn.ModuleDict()
-        if isinstance(encoder, LSTM):
+        if isinstance(encoder, Recurrent):
             features = (2 if encoder.bidirectional else 1) * (encoder.proj_size or encoder.hidden_size)
         else:
             features = encoder.out_features
@@ -216,9 +216,10 @@ class MultiTaskModel(nn.Module):
             raise ValueError(f"inputs: expected one field of features without an embedding, got {list(data)}")
         data = self._drop(data, order.batch_sizes)
         tasks = self._with_those_before(wanted)
-        lstm = self.encoder.encoder if type(self.encoder) is HardSharing else self.encoder
-        if isinstance(lstm, LSTM) and lstm.kernels_take(data) and not self._needs_states(data, lstm, tasks):
-            fused = self._fused(lstm, data, order, tasks)
+        layers = self.encoder.encoder if type(self.encoder) is HardSharing else self.encoder
+        plain = isinstance(layers, Recurrent)
+        if plain and layers.kernels_take(data) and not self._needs_states(data, layers, tasks):
+            fused = self._fused(layers, data, order, tasks)
             return Logits({task: fused[task] for task in wanted})
         shared, penalties = self._states(data, order.batch_sizes, tasks)
         dropped = {id(states): self._drop_states(states, tasks) for states in shared.values()}
@@ -231,7 +232,7 @@ class MultiTaskModel(nn.Module):
         for (_, pooling), members in groups.items():
             states = states_of[members[0]]
             features = states.tokens if pooling is None else states.pooled(pooling)
-            parts = states.directions if pooling is None and isinstance(lstm, LSTM) else 1
+            parts = states.directions if pooling is None and plain else 1
             found |= self._project(features, members, parts, states.fused)
         for task in tasks:
             if task not in found:
@@ -246,19 +247,22 @@ class MultiTaskModel(nn.Module):
     def _states(self, data: Tensor, batch_sizes: Tensor, tasks: Sequence[str]) -> SharingResult:
         if isinstance(self.encoder, Sharing):
             return self.encoder(data, batch_sizes, tasks)
-        output, (h_n, _) = self.encoder(PackedSequence(data, batch_sizes))
+        output, state = self.encoder(PackedSequence(data, batch_sizes))
+        h_n = state[0] if isinstance(state, tuple) else state
         directions = 2 if self.encoder.bidirectional else 1
         last = h_n[-directions:].transpose(0, 1).flatten(1)
         fused = self.encoder.kernels_take(data)
         return SharingResult(dict.fromkeys(tasks, States(output.data, batch_sizes, directions, last, fused)), {})
 
-    def _fused(self, lstm: LSTM, data: Tensor, order: ops.PackingOrder, tasks: Sequence[str]) -> dict[str, Tensor]:
+    def _fused(
+        self, layers: Recurrent, data: Tensor, order: ops.PackingOrder, tasks: Sequence[str]
+    ) -> dict[str, Tensor]:
         """Heads and pooling inside the last layer's walk: the states are never written."""
         groups: dict[str | None, list[str]] = {}
         for task in tasks:
             groups.setdefault(self.heads[task].pooling, []).append(task)
         weight, bias = self._stacked(groups.get(None, []))
-        result = lstm.forward_heads(data, order.batch_sizes, weight, bias, mean="mean" in groups, max="max" in groups)
+        result = layers.forward_heads(data, order.batch_sizes, weight, bias, mean="mean" in groups, max="max" in groups)
         pooled = {"last": result.h_n.transpose(0, 1).flatten(1), "mean": result.mean, "max": result.max}
         found: dict[str, Tensor] = {}
         for pooling, members in groups.items():
@@ -268,14 +272,14 @@ class MultiTaskModel(nn.Module):
                 found |= self._project(pooled[pooling], members, 1, True)
         return found
 
-    def _needs_states(self, data: Tensor, lstm: LSTM, tasks: Sequence[str]) -> bool:
+    def _needs_states(self, data: Tensor, layers: Recurrent, tasks: Sequence[str]) -> bool:
         """Whether the states are needed themselves: for a derivative, to drop some, or by a module's own code."""
         return (
             (self.training and self.dropout > 0)
             or wants_gradient(data, *self.parameters())
             or needs_reference(data, *self.parameters())
-            or runs_own_code(lstm, LSTM)
-            or (lstm is not self.encoder and runs_own_code(self.encoder, HardSharing))
+            or runs_own_code(layers, Recurrent)
+            or (layers is not self.encoder and runs_own_code(self.encoder, HardSharing))
             or not all(self.heads[task].is_plain for task in tasks)
         )
 

@@ -371,13 +371,6 @@ def test_arguments_by_position_mean_what_they_mean_to_torch(ours, theirs, argume
 # Models.
 
 
-@every_kind
-def test_a_multi_task_model_refuses_an_encoder_without_cells_by_name(kind):
-    encoder = pymtl.convert(theirs_of(kind, 5, 7, bidirectional=True, batch_first=True))
-    with pytest.raises(TypeError, match=rf"encoder: expected a pymtl.LSTM .*, got {type(encoder).__name__}"):
-        pymtl.MultiTaskModel(nn.Embedding(20, 5), encoder, {"slots": pymtl.TokenClassificationHead(3)})
-
-
 @pytest.mark.parametrize("frozen", [False, True])
 @every_kind
 def test_heads_fused_into_the_last_layer_give_the_bits_of_the_parts(kind, frozen):

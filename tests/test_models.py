@@ -47,6 +47,8 @@ ENCODERS = {
     "unidirectional": {},
     "2 layers": {"bidirectional": True, "num_layers": 2},
     "no bias": {"bidirectional": True, "bias": False},
+    "GRU": {"kind": "GRU", "bidirectional": True, "num_layers": 2},
+    "RNN": {"kind": "RNN"},
 }
 every_heads = pytest.mark.parametrize("heads", HEADS.values(), ids=HEADS)
 every_encoder = pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODERS)
@@ -56,9 +58,12 @@ BIDIRECTIONAL, MIXED = ENCODERS["bidirectional"], HEADS["everything mixed"]
 def models(encoder=BIDIRECTIONAL, heads=MIXED):
     """Ours and the plain one, of the same weights."""
     made = []
-    for kind, lstm in ((MultiTaskModel, LSTM), (ReferenceModel, nn.LSTM)):
+    options = dict(encoder)
+    kind = options.pop("kind", "LSTM")
+    for model, modules in ((MultiTaskModel, pymtl), (ReferenceModel, nn)):
         embedding = nn.Embedding(VOCABULARY, E, padding_idx=0)
-        made.append(kind(embedding, lstm(E, H, batch_first=True, **encoder), {t: make() for t, make in heads.items()}))
+        layers = getattr(modules, kind)(E, H, batch_first=True, **options)
+        made.append(model(embedding, layers, {t: make() for t, make in heads.items()}))
     made[1].load_state_dict(made[0].state_dict())
     return made
 
@@ -344,7 +349,7 @@ def encoder_and_heads():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"encoder": nn.LSTM(E, H)}, TypeError, r"encoder: expected a pymtl.LSTM .*, got LSTM"),
+        ({"encoder": nn.LSTM(E, H)}, TypeError, r"encoder: expected a pymtl.LSTM, GRU or RNN .*, got LSTM"),
         ({"encoder": nn.GRU(E, H)}, TypeError, "got GRU"),
         ({"heads": {}}, ValueError, "at least one head"),
         ({"heads": {"a": nn.Linear(H, 2)}}, TypeError, r"heads\['a'\]: expected a pymtl head, got Linear"),

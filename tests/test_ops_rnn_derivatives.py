@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from parity import assert_same_bits
@@ -229,3 +231,14 @@ def test_functional_transforms(transform):
         return torch.func.vmap(lambda x: loss(run, x))(torch.stack([sample.input, 2 * sample.input]))
 
     torch.testing.assert_close(apply(run_ours), apply(run_reference))
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["wrapper", "raw op"])
+@pytest.mark.parametrize("layer_norm", [False, True], ids=["plain", "norm"])
+@pytest.mark.parametrize("mode", ["LSTM", "GRU", "RNN_TANH"])
+def test_gradients_share_no_memory(mode, layer_norm, raw):
+    sample = rnn_sample(RNNCase(3, 5, mode=mode, layer_norm=layer_norm)).leaves()
+    (run_raw if raw else run_ours)(sample)["output"].sum().backward()
+    gradients = [t.grad for t in sample.tensors().values() if t.grad is not None]
+    places = sorted((g.data_ptr(), g.data_ptr() + g.nbytes) for g in gradients)
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(places))

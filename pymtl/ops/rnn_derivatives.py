@@ -121,14 +121,21 @@ def _training_backward(
 
 def _parts_of_sums(sums: Tensor, mode: str, normalised: bool) -> list[Tensor]:
     """What the op gives as a recurrence's bias gradient: of b_ih and of b_hh, and of a layer-normalised one's gain_hh,
-    of an LSTM's gain_c and bias_c. Those of the biases are equal, but for what a GRU's reset gate stands between."""
+    of an LSTM's gain_c and bias_c.
+
+    None is a view: autograd takes gradients as they are, and people scale them in place. Those of the biases are one
+    tensor, which autograd copies, but for what a GRU's reset gate stands between.
+    """
     gates, _, bias = BLOCKS[mode]
+    if mode != "GRU" and not normalised:
+        return [sums, sums]
     blocks = sums.unflatten(0, (blocks_of(mode, normalised).bias, -1))
     plain, gains = blocks[:bias], blocks[bias + gates :]
-    parts = [plain[[1, 2, 0]], plain[1:]] if mode == "GRU" else [plain, plain]
+    of_bias_ih = plain[[1, 2, 0]].flatten() if mode == "GRU" else plain.flatten().clone()
+    parts = [of_bias_ih, plain[1:].flatten().clone() if mode == "GRU" else of_bias_ih]
     if normalised:
-        parts += [gains[:gates], *gains[gates:].split(1)]
-    return [part.flatten() for part in parts]
+        parts += [part.flatten().clone() for part in (gains[:gates], *gains[gates:].split(1))]
+    return parts
 
 
 def _sums_of_parts(

@@ -22,7 +22,7 @@ class MultiTaskModel(nn.Module):
     Args:
         embedding, heads, dropout: as for pymtl.MultiTaskModel; of several fields, the embedding gets their rows,
             padding among them.
-        encoder: an nn.LSTM with ``batch_first=True``.
+        encoder: an nn.LSTM, nn.GRU or nn.RNN with ``batch_first=True``.
         packed: run the encoder on a PackedSequence; otherwise on the padded batch as it is, whose padding then
             changes the results of a backward direction: only the time it takes is of interest.
     """
@@ -30,7 +30,7 @@ class MultiTaskModel(nn.Module):
     def __init__(
         self,
         embedding: nn.Module,
-        encoder: nn.LSTM,
+        encoder: nn.RNNBase,
         heads: Mapping[str, Head],
         dropout: float = 0.0,
         packed: bool = True,
@@ -56,10 +56,11 @@ class MultiTaskModel(nn.Module):
         embedded = F.dropout(embedded, self.dropout, self.training)
         if self.packed:
             packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)
-            output, (h_n, _) = self.encoder(packed)
+            output, state = self.encoder(packed)
             states, _ = pad_packed_sequence(output, batch_first=True, total_length=first.shape[1])
         else:
-            states, (h_n, _) = self.encoder(embedded)
+            states, state = self.encoder(embedded)
+        h_n = state[0] if isinstance(state, tuple) else state
         states = F.dropout(states, self.dropout, self.training)
         directions = 2 if self.encoder.bidirectional else 1
         features = {
