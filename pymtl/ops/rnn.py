@@ -57,6 +57,9 @@ class RNNMasks(NamedTuple):
     zoneout_c: Tensor | None = None
 
 
+_NO_MASKS = RNNMasks()
+
+
 class RNNNorm(NamedTuple):
     """The gains of layer-normalised cells (Ba et al. 2016, "Layer Normalization", equations 20 to 22):
 
@@ -117,12 +120,13 @@ def rnn(
     """
     _check_counts(weights, c0)
     _check_inputs(input, weights, inputs)
-    masks = _checked_masks(masks, weights.mode)
+    if masks is not None:
+        _check_masks(masks, weights.mode)
     if norm is not None:
         _check_norm(norm, weights)
     if autocasts():
         (input, h0, c0), weights = autocast([input, h0, c0]), _autocast(weights)
-        masks = RNNMasks(*autocast(masks))
+        masks = None if masks is None else RNNMasks(*autocast(masks))
         norm = None if norm is None else RNNNorm(*map(autocast, norm))
         packed = packed if packed is not None and packed.dtype == input.dtype else None
     flat: list[Tensor] = []
@@ -130,17 +134,17 @@ def rnn(
         input = _normalised_projection(input, weights.weight_ih, norm.gain_ih, inputs)
         weights = weights._replace(weight_ih=[])
         flat = [*norm.gain_hh, *norm.gain_c, *norm.bias_c]
-    if needs_reference(input, h0, c0, *weights.tensors(), *flat):
-        return reference.rnn(input, batch_sizes, *weights, h0, c0, *masks, flat)
-    lists = (*weights[:4], flat)
-    if wants_gradient(input, h0, c0, *weights.tensors(), *flat):
+    masks = _NO_MASKS if masks is None else masks
+    tensors = [*weights.tensors(), *flat]
+    inputs = (input, batch_sizes, *weights, h0, c0, *masks, flat)
+    if needs_reference(input, h0, c0, *tensors):
+        return reference.rnn(*inputs)
+    if wants_gradient(input, h0, c0, *tensors):
         if torch.compiler.is_compiling():
-            return torch.ops.pymtl.rnn_training(input, batch_sizes, *weights, h0, c0, *masks, flat)[:3]
-        counts = [len(group) for group in lists]
-        tensors = (tensor for group in lists for tensor in group)
-        return RNN.apply(input, batch_sizes, h0, c0, masks, weights.reverse, weights.mode, counts, *tensors)[:3]
+            return torch.ops.pymtl.rnn_training(*inputs)[:3]
+        return RNN.apply(inputs, input, h0, c0, *tensors)[:3]
     with below_autograd():
-        return torch.ops.pymtl.rnn_inference(input, batch_sizes, *weights, h0, c0, *masks, flat, packed)
+        return torch.ops.pymtl.rnn_inference(*inputs, packed)
 
 
 def _normalised_projection(input: Tensor, weight_ih: list[Tensor], gain_ih: list[Tensor], inputs: int) -> Tensor:
@@ -180,16 +184,13 @@ def _check_counts(weights: RNNWeights, c0: Tensor | None) -> None:
         raise RuntimeError(f"reverse: expected {count} flags, got {len(weights.reverse)}")
 
 
-def _checked_masks(masks: RNNMasks | None, mode: str) -> RNNMasks:
+def _check_masks(masks: RNNMasks, mode: str) -> None:
     """The op checks sizes and dtypes."""
-    if masks is None:
-        return RNNMasks()
     if mode != "LSTM" and masks.zoneout_c is not None:
         raise RuntimeError("zoneout_c: expected none, which only an LSTM has")
     for name, mask in masks._asdict().items():
         if mask is not None and mask.requires_grad:
             raise RuntimeError(f"{name}: expected a mask that requires no gradient, got one that does")
-    return masks
 
 
 def _check_norm(norm: RNNNorm, weights: RNNWeights) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -17,24 +17,13 @@ from pymtl.ops.rnn_fakes import BLOCKS, blocks_of
 class RNN(torch.autograd.Function):
     """The registered derivative without its dispatch in Python.
 
-    The lists of tensors come flat, ``counts`` tells how many each of them has.
+    ``inputs`` are the op's arguments; all that may require a gradient come a second time, flat, for autograd to see.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        input: Tensor,
-        batch_sizes: Tensor | None,
-        h0: Tensor | None,
-        c0: Tensor | None,
-        masks: tuple[Tensor | None, Tensor | None, Tensor | None],
-        reverse: list[bool],
-        mode: str,
-        counts: Sequence[int],
-        *weights: Tensor,
+        ctx: Any, inputs: tuple[Any, ...], input: Tensor, h0: Tensor | None, c0: Tensor | None, *weights: Tensor
     ) -> tuple[Tensor, ...]:
-        *lists, norm = _grouped(weights, counts)
-        inputs = (input, batch_sizes, *lists, reverse, mode, h0, c0, *masks, norm)
         with below_autograd():
             output = torch.ops.pymtl.rnn_training(*inputs)
         _setup_training(ctx, inputs, output)
@@ -43,26 +32,24 @@ class RNN(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         grad_input, _, *lists, _, _, grad_h0, grad_c0, _, _, _, norm = _training_backward(ctx, *grads)
-        flat = (grad for group in (*lists, norm) for grad in group)
-        return grad_input, None, grad_h0, grad_c0, None, None, None, None, *flat
+        w_ih, w_hh, b_ih, b_hh = lists
+        return None, grad_input, grad_h0, grad_c0, *w_ih, *w_hh, *b_ih, *b_hh, *norm
 
 
 def _setup_training(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    input, batch_sizes, *lists, reverse, mode, h0, c0, dropout, zoneout_h, zoneout_c, norm = inputs
+    input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, h0, c0, *masks, norm = inputs
     hidden, _, _, gates, cells = output
-    groups = (*lists, norm)
-    masks = (dropout, zoneout_h, zoneout_c)
-    ctx.save_for_backward(input, batch_sizes, h0, c0, *masks, hidden, gates, cells, *(t for g in groups for t in g))
+    added = [*bias_ih, *bias_hh, *norm]  # what the gradient of the biases is of
+    ctx.save_for_backward(input, batch_sizes, h0, c0, *masks, hidden, gates, cells, *weight_ih, *weight_hh, *added)
     ctx.mark_non_differentiable(gates, cells)
     ctx.set_materialize_grads(False)
     ctx.reverse, ctx.mode = list(reverse), mode
-    ctx.counts = [len(group) for group in groups]
-    weight_ih, weight_hh, *biases = groups
+    ctx.counts = [len(weight_ih), len(weight_hh), len(bias_ih), len(bias_hh), len(norm)]
     ctx.needs = [
         input.requires_grad,
         any(w.requires_grad for w in weight_ih),
         any(w.requires_grad for w in weight_hh),
-        any(b.requires_grad for group in biases for b in group),
+        any(b.requires_grad for b in added),
         any(s is not None and s.requires_grad for s in (h0, c0)),
     ]
 
@@ -129,12 +116,15 @@ def _parts_of_sums(sums: Tensor, mode: str, normalised: bool) -> list[Tensor]:
     gates, _, bias = BLOCKS[mode]
     if mode != "GRU" and not normalised:
         return [sums, sums]
-    blocks = sums.unflatten(0, (blocks_of(mode, normalised).bias, -1))
-    plain, gains = blocks[:bias], blocks[bias + gates :]
-    of_bias_ih = plain[[1, 2, 0]].flatten() if mode == "GRU" else plain.flatten().clone()
-    parts = [of_bias_ih, plain[1:].flatten().clone() if mode == "GRU" else of_bias_ih]
+    size = sums.shape[0] // blocks_of(mode, normalised).bias
+    plain = sums[: bias * size]
+    if mode == "GRU":
+        parts = [torch.cat([plain[size : 3 * size], plain[:size]]), plain[size:].clone()]
+    else:
+        parts = [plain.clone()] * 2
     if normalised:
-        parts += [part.flatten().clone() for part in (gains[:gates], *gains[gates:].split(1))]
+        gains = sums[(bias + gates) * size :].split([gates * size, *([size] * 2 if mode == "LSTM" else [])])
+        parts += [gain.clone() for gain in gains]
     return parts
 
 
@@ -158,17 +148,16 @@ def _sums_of_parts(
 
 def _grouped(flat: Sequence[Tensor], counts: Sequence[int]) -> list[list[Tensor]]:
     """Lists of so many tensors: weight_ih, weight_hh, bias_ih, bias_hh and norm."""
-    rest = iter(flat)
-    return [list(islice(rest, count)) for count in counts]
+    ends = list(accumulate(counts))
+    return [list(flat[end - count : end]) for end, count in zip(ends, counts)]
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     *grads, input, batch_sizes, w_ih, w_hh, b_ih, b_hh, reverse, mode, h0, c0 = inputs[:13]
     *masks, norm, _, _, _, needs = inputs[13:]
-    groups = (w_ih, w_hh, b_ih, b_hh, norm)
-    ctx.save_for_backward(*grads, input, batch_sizes, h0, c0, *masks, *(t for g in groups for t in g))
+    ctx.save_for_backward(*grads, input, batch_sizes, h0, c0, *masks, *w_ih, *w_hh, *b_ih, *b_hh, *norm)
     ctx.reverse, ctx.mode, ctx.needs = list(reverse), mode, list(needs)
-    ctx.counts = [len(group) for group in groups]
+    ctx.counts = [len(w_ih), len(w_hh), len(b_ih), len(b_hh), len(norm)]
 
 
 def _double_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
