@@ -42,6 +42,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/grids.py --json benchmarks/results/grids.json
 	$(BIN)/python benchmarks/growth.py --json benchmarks/results/growth.json --plot benchmarks/results/growth.png
 	$(BIN)/python benchmarks/threads.py --json benchmarks/results/threads.json
+	$(BIN)/python benchmarks/cells.py --json benchmarks/results/cells.json
 	$(BIN)/python benchmarks/memory.py --json benchmarks/results/memory.json
 	$(BIN)/python benchmarks/tables.py
 

@@ -140,6 +140,27 @@ def threads(result: dict[str, Any]) -> Iterator[Cells]:
         yield row["shape"], row["mode"], *(f"{gain:.2f}" for gain in row["times as fast"].values())
 
 
+def cells(result: dict[str, Any]) -> Iterator[Cells]:
+    names = list(result["rows"][0]["cells"])
+    yield "shape", "mode", *(heading for name in names for heading in (f"{name}, ms", "times as fast"))
+    for row in result["rows"]:
+        pairs = ((own["pymtl"]["p50"], own[f"nn.{name}"]["ratio"]) for name, own in row["cells"].items())
+        yield row["shape"], row["mode"], *(f"{value:.2f}" for pair in pairs for value in pair)
+
+
+def variants(result: dict[str, Any]) -> Iterator[Cells]:
+    names = [name for row in result["rows"] for name in row["variants"]]
+    names = list(dict.fromkeys(sorted(names, key=lambda name: names.count(name))))
+    yield "shape", "mode", *(heading for name in names for heading in (name, "PyTorch"))
+    for row in result["rows"]:
+        line = []
+        for name in names:
+            own = row["variants"].get(name)
+            costs = ("", "") if own is None else (own["cost"]["with"]["ratio"], own["beside"]["plain PyTorch"]["ratio"])
+            line += [cost and f"{cost:.2f}" for cost in costs]
+        yield row["shape"], row["mode"], *line
+
+
 def _ratio(name: str, row: dict[str, float]) -> str:
     return "" if name == "pymtl" else f"{row['ratio']:.2f}"
 
@@ -175,6 +196,8 @@ def main() -> None:
         "grids avx2": grids(results["grids_avx2"]),
         "growth": growth(results["growth"]),
         "threads": threads(results["threads"]),
+        "cells": cells(results["cells"]),
+        "variants": variants(results["cells"]),
         "memory": memory(results["memory"]),
     }
     for name, rows in tables.items():
