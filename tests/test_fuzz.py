@@ -11,7 +11,7 @@ from longdouble import needs_long_double
 from longdouble import rnn as rnn_in_long_double
 from modules import seeds_for
 from parity import assert_parity, wide
-from samples import GATES, RNNCase, random_like, rnn_sample, run_nn, run_ours, with_gradients
+from samples import GATES, RNNCase, random_like, rnn_sample, run_nn, run_ours, run_reference, with_gradients
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -236,3 +236,51 @@ def test_any_float64_layer_is_as_accurate_as_torchs(
         with_gradients(run_nn, sample, seeds),
         rnn_in_long_double(sample, seeds),
     )
+
+
+@fuzz
+@given(
+    mode=st.sampled_from(list(GATES)),
+    input_size=st.integers(1, 40),
+    hidden_size=st.integers(1, 80),
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=9),
+    reverse=st.lists(st.booleans(), min_size=1, max_size=2).map(tuple),
+    inputs=st.sampled_from([1, 1, 2]),
+    packed=st.booleans(),
+    bias=st.booleans(),
+    h0=st.booleans(),
+    c0=st.booleans(),
+    dropout=st.booleans(),
+    zoneout=st.sampled_from(["", "h", "c", "hc", "H", "C", "hC"]),
+    layer_norm=st.booleans(),
+    threads=st.sampled_from([1, 2, 3]),
+    seed=st.integers(0, 10_000),
+)
+def test_any_variant_is_that_of_plain_pytorch(
+    mode, lengths, reverse, inputs, packed, c0, zoneout, layer_norm, threads, seed, **options
+):
+    lengths = tuple(sorted(lengths, reverse=True))
+    shape = {"lengths": lengths} if packed else {"steps": lengths[0], "batch": len(lengths)}
+    if mode != "LSTM":
+        c0, zoneout = False, "".join(kind for kind in zoneout if kind in "hH")
+    reverse = reverse * inputs
+    case = RNNCase(
+        **options, **shape, mode=mode, reverse=reverse, inputs=inputs, c0=c0, zoneout=zoneout, layer_norm=layer_norm
+    )
+    # To normalise is to divide by what may be small: of single samples only float64 leaves room for that.
+    dtype = torch.float64 if layer_norm else torch.float32
+    sample = rnn_sample(case, dtype, seed)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        seeds = random_like(run_ours(sample))
+        found = with_gradients(run_ours, sample, seeds)
+    finally:
+        torch.set_num_threads(before)
+    expected = with_gradients(run_reference, sample, seeds)
+    if not layer_norm:
+        assert_fuzzed_parity(found, expected, with_gradients(run_reference, sample.to(torch.float64), seeds))
+        return
+    for name, value in expected.items():
+        largest = max(1.0, value.abs().max().item())
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-7 * largest, msg=f"{case}: {name}")

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from modules import (
+    KINDS,
     WEIGHT_CHANGES,
     WITHOUT_CELLS,
     fresh,
@@ -13,6 +14,7 @@ from modules import (
     with_gradients,
 )
 from parity import assert_same_bits
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -128,3 +130,23 @@ def test_all_kinds_inside_a_module_are_frozen_and_train_thaws_them(kind):
         pymtl.freeze(model.eval())
         drop(model)
         assert not is_frozen(model["b"][0])
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["state_dict", "model"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_safetensors_go_in_both_directions(kind, whole, tmp_path):
+    ours, theirs = ours_of(kind, 5, 7, **DEEP).eval(), theirs_of(kind, 5, 7, **DEEP).eval()
+    x = input_of(ours)
+    for k, (source, target) in enumerate(((theirs, ours), (ours, theirs))):
+        with torch.no_grad():
+            for parameter in source.parameters():
+                parameter.uniform_(-0.5, 0.5)
+        path = tmp_path / f"{k}.safetensors"
+        if whole:
+            save_model(source, path)
+            assert load_model(target, path) == (set(), [])
+        else:
+            save_file(source.state_dict(), path)
+            target.load_state_dict(load_file(path))
+        assert_same_bits(target.state_dict(), source.state_dict())
+        assert_same_bits(run(ours, x), run(fresh(theirs, theirs.state_dict()), x))
