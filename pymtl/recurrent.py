@@ -3,51 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from operator import is_
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from pymtl import _native, ops
+from pymtl import ops
 from pymtl.ops.autograd import needs_reference, wants_gradient
 from pymtl.ops.dtypes import autocasts
 from pymtl.packing import as_lengths
+from pymtl.snapshot import Snapshot, notice_fused_optimizers
 from pymtl.variants import Variants, drop, run
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 Cells = tuple[Tensor | None, Tensor | None]  # h_0 and c_0
-
-
-class _Snapshot(NamedTuple):
-    """Packed weights and the parameters, with their versions and memory, that they were made from."""
-
-    parameters: list[Tensor]
-    versions: list[int]
-    memory: list[Tensor]  # kept, so that no other tensor comes to the same address
-    addresses: list[int]
-    isa: str
-    packed: list[Tensor]
-
-    @staticmethod
-    def of(parameters: list[Tensor], packed: list[Tensor]) -> _Snapshot:
-        memory = [p.detach() for p in parameters]
-        addresses = [p.data_ptr() for p in memory]
-        return _Snapshot(parameters, [p._version for p in parameters], memory, addresses, _native.active_isa(), packed)
-
-    def is_of(self, parameters: Sequence[Tensor]) -> bool:
-        return (
-            all(map(is_, parameters, self.parameters))
-            and [p._version for p in parameters] == self.versions
-            and [p.data_ptr() for p in parameters] == self.addresses
-            and self.isa == _native.active_isa()
-        )
 
 
 class Recurrent(nn.RNNBase):
@@ -57,7 +30,7 @@ class Recurrent(nn.RNNBase):
     """
 
     _original: type[nn.RNNBase]
-    _snapshot: _Snapshot | None = None
+    _snapshot: Snapshot | None = None
     # Not called after the options: a converted subclass may have attributes of its own by those names.
     _pymtl_variants: Variants = Variants()
 
@@ -106,19 +79,21 @@ class Recurrent(nn.RNNBase):
 
     def _add_gains(self) -> None:
         weight = self._weights()[0]
-        rows, cells = weight.shape[0], self.hidden_size if self.mode == "LSTM" else 0
         for suffix in self._suffixes():
-            for name, size in (("gain_ih", rows), ("gain_hh", rows), ("gain_c", cells), ("bias_c", cells)):
-                if size > 0 and (self.bias or name != "bias_c"):
-                    self.register_parameter(name + suffix, nn.Parameter(weight.new_empty(size)))
+            for kind in self._gain_kinds():
+                size = self.hidden_size if kind.endswith("_c") else weight.shape[0]
+                self.register_parameter(kind + suffix, nn.Parameter(weight.new_empty(size)))
         self._reset_gains()
 
+    def _gain_kinds(self) -> list[str]:
+        """Of the parameters of layer normalisation."""
+        of_c = ["gain_c", *(["bias_c"] if self.bias else [])] if self.mode == "LSTM" else []
+        return ["gain_ih", "gain_hh", *of_c] if self.variants.layer_norm else []
+
     def _reset_gains(self) -> None:
-        for name, parameter in self.named_parameters(recurse=False):
-            if name.startswith("gain_"):
-                nn.init.ones_(parameter)
-            elif name.startswith("bias_c_"):
-                nn.init.zeros_(parameter)
+        for kind in self._gain_kinds():
+            for suffix in self._suffixes():
+                nn.init.constant_(getattr(self, kind + suffix), 0.0 if kind == "bias_c" else 1.0)
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
@@ -306,11 +281,8 @@ class Recurrent(nn.RNNBase):
             return None
         directions = self._directions()
         suffixes = self._suffixes()[layer * directions : (layer + 1) * directions]
-        names = ("gain_ih", "gain_hh", *(("gain_c",) if self.mode == "LSTM" else ()))
-        lists = [[getattr(self, name + suffix) for suffix in suffixes] for name in names]
-        lists += [[]] * (3 - len(lists))
-        has_bias = self.bias and self.mode == "LSTM"
-        return ops.RNNNorm(*lists, [getattr(self, "bias_c" + suffix) for suffix in suffixes] if has_bias else [])
+        lists = [[getattr(self, kind + suffix) for suffix in suffixes] for kind in self._gain_kinds()]
+        return ops.RNNNorm(*lists, *([] for _ in range(4 - len(lists))))
 
     def _suffixes(self) -> list[str]:
         """Of the parameters' names, for each layer and direction."""
@@ -482,13 +454,13 @@ class Recurrent(nn.RNNBase):
             return
         if any(w.is_inference() for w in weights):
             raise RuntimeError("freeze: expected ordinary weights, got inference tensors, whose changes go unnoticed")
-        _notice_fused_optimizers()
+        notice_fused_optimizers()
         with torch.no_grad():
             packed = [
                 ops.rnn_pack(self.layer_weights(layer, weights), self.layer_norm_of(layer))
                 for layer in range(self.num_layers)
             ]
-        self._snapshot = _Snapshot.of(weights, packed)
+        self._snapshot = Snapshot.of(weights, packed)
 
     def unfreeze(self) -> None:
         """Drops what :meth:`freeze` made."""
@@ -510,18 +482,6 @@ class Recurrent(nn.RNNBase):
         state = super().__getstate__()
         state.pop("_snapshot", None)
         return state
-
-
-@cache
-def _notice_fused_optimizers() -> None:
-    """Makes optimizers with ``fused=True`` count their steps in the parameters' versions, as all others do."""
-
-    def count_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        for group in optimizer.param_groups:
-            if group.get("fused"):
-                torch.autograd.graph.increment_version([p for p in group["params"] if not p.is_inference()])
-
-    register_optimizer_step_post_hook(count_step)
 
 
 def _editable(output: Tensor) -> Tensor:

@@ -1,0 +1,51 @@
+"""What freezing keeps: packed weights, and how to tell whether the parameters are still those."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from operator import is_
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from pymtl import _native
+
+
+class Snapshot(NamedTuple):
+    """Packed weights and the parameters, with their versions and memory, that they were made from."""
+
+    parameters: list[Tensor]
+    versions: list[int]
+    memory: list[Tensor]  # kept, so that no other tensor comes to the same address
+    addresses: list[int]
+    isa: str
+    packed: list[Tensor]
+
+    @staticmethod
+    def of(parameters: list[Tensor], packed: list[Tensor]) -> Snapshot:
+        memory = [p.detach() for p in parameters]
+        addresses = [p.data_ptr() for p in memory]
+        return Snapshot(parameters, [p._version for p in parameters], memory, addresses, _native.active_isa(), packed)
+
+    def is_of(self, parameters: Sequence[Tensor]) -> bool:
+        return (
+            all(map(is_, parameters, self.parameters))
+            and [p._version for p in parameters] == self.versions
+            and [p.data_ptr() for p in parameters] == self.addresses
+            and self.isa == _native.active_isa()
+        )
+
+
+@cache
+def notice_fused_optimizers() -> None:
+    """Makes optimizers with ``fused=True`` count their steps in the parameters' versions, as all others do."""
+
+    def count_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            if group.get("fused"):
+                torch.autograd.graph.increment_version([p for p in group["params"] if not p.is_inference()])
+
+    register_optimizer_step_post_hook(count_step)
