@@ -42,9 +42,9 @@ def caller(module: nn.Module, x: Tensor, mode: str) -> Callable[[None], None]:
     module.train(mode == "training")
 
     def run(_: None) -> None:
-        module.zero_grad()
         output = module(x)[0]
         if mode == "training":
+            module.zero_grad()
             output.backward(torch.ones_like(output))
 
     return run
@@ -68,16 +68,14 @@ class Plain(nn.Module):
         self.module = module
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        module, variants = self.module, self.module.variants
-        weights, norm, flat = module.layer_weights(0), module.layer_norm_of(0), []
+        module, variants = self.module, self.module._pymtl_variants
+        weights, norm = module.layer_weights(0), module._layer_norm_of(0)
         if self.training and variants.weight_drop > 0:
             dropped = [nn.functional.dropout(w, variants.weight_drop) for w in weights.weight_hh]
             weights = weights._replace(weight_hh=dropped)
-        if norm is not None:
-            x = reference.normalised_projection(x, weights.weight_ih, norm.gain_ih)
-            weights, flat = weights._replace(weight_ih=[]), [*norm.gain_hh, *norm.gain_c, *norm.bias_c]
+        gains = ((), ()) if norm is None else (norm.within(), norm.gain_ih)
         masks = variants.masks(x, x.shape[1], len(weights.reverse), module.hidden_size, self.training)
-        return reference.rnn(x, None, *weights, None, None, *masks, flat)[:2]
+        return reference.rnn(x, None, *weights, None, None, *masks, *gains)[:2]
 
 
 def measure(shape: tuple[int, int, int, int], mode: str) -> dict[str, Any]:
@@ -92,7 +90,7 @@ def measure(shape: tuple[int, int, int, int], mode: str) -> dict[str, Any]:
     for name, options in VARIANTS.items():
         plain = pymtl.LSTM(inputs, hidden, bidirectional=True)
         varied = pymtl.LSTM(inputs, hidden, bidirectional=True, **options)
-        if varied.variants.act(mode == "training"):
+        if varied._pymtl_variants.act(mode == "training"):
             # Apart: after plain PyTorch's thousands of small tensors the caches are cold.
             variants[name] = {
                 "cost": timed({"without": plain, "with": varied}, x, mode),

@@ -31,6 +31,7 @@ from pymtl.lstm import LSTM
 from pymtl.models import Logits, MultiTaskModel
 from pymtl.packing import pack
 from pymtl.pooling import AttentionPooling
+from pymtl.recurrent import set_variants
 from pymtl.rnn import RNN
 
 __all__ = [
@@ -71,6 +72,7 @@ __all__ = [
     "language_model_targets",
     "pack",
     "revert",
+    "set_variants",
     "sharing",
     "unfreeze",
 ]

@@ -77,10 +77,10 @@ def revert(module: Module, inplace: bool = False) -> Module:
         if not isinstance(child, Recurrent):
             continue
         original = _original_class(type(child))
-        if original is None or child.variants.act(training=True):
+        if original is None or child._pymtl_variants.act(training=True):
             left_alone.append(f"{name or 'the module itself'} ({type(child).__name__})")
             continue
-        child.unfreeze()
+        Recurrent.unfreeze(child)
         child.__class__ = original
         # Torch's modules read their weights from here; ours look them up by name.
         child._init_flat_weights()
@@ -117,10 +117,8 @@ def _fast_class(original: type[nn.RNNBase]) -> type[Recurrent]:
 
 
 def _bases(original: type[nn.RNNBase], torchs: type[nn.RNNBase]) -> tuple[type, ...]:
+    # Between the subclass and torch's class: what the subclass has of its own wins, its super() finds ours.
     ours = _FAST[torchs]
-    if original.forward is torchs.forward:
-        return ours, original  # so that our forward wins; what the subclass adds stays
-    # Between the subclass and torch's class, where its super().forward finds ours.
     return original, type(ours.__name__, (ours, torchs), {})
 
 

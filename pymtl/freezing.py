@@ -27,7 +27,7 @@ def freeze(module: Module) -> Module:
     """
     for child in module.modules():
         if isinstance(child, Recurrent):
-            child.freeze()
+            Recurrent.freeze(child)  # a converted subclass may have a method of its own by that name
     return module
 
 
@@ -35,5 +35,5 @@ def unfreeze(module: Module) -> Module:
     """Drops what :func:`freeze` made. Returns ``module``."""
     for child in module.modules():
         if isinstance(child, Recurrent):
-            child.unfreeze()
+            Recurrent.unfreeze(child)
     return module

@@ -29,7 +29,7 @@ class LSTM(Recurrent):
     - output: the input's layout with D*H features; ``h_n``, ``c_n`` as ``h_0`` and ``c_0``, at each sequence's
       own last step: ``output, (h_n, c_n) = lstm(input, (h_0, c_0))``.
 
-    Options that nn.LSTM has not, all off by default; the attributes of the same names may be set later:
+    Options that nn.LSTM has not, all off by default; :func:`pymtl.set_variants` changes the first three later:
 
     - ``recurrent_dropout``: the probability that a unit of h is hidden from the product with ``weight_hh``, the same
       units at all steps of a sequence, in training (Gal & Ghahramani 2016, "A Theoretically Grounded Application of

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from pymtl import ops
+from pymtl import ops, reference
 from pymtl.ops.autograd import needs_reference, wants_gradient
 from pymtl.ops.dtypes import autocasts
 from pymtl.packing import as_lengths
 from pymtl.snapshot import Snapshot, notice_fused_optimizers
-from pymtl.variants import Variants, drop, run
+from pymtl.variants import Variants, drop
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 Cells = tuple[Tensor | None, Tensor | None]  # h_0 and c_0
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class Recurrent(nn.RNNBase):
@@ -51,28 +52,8 @@ class Recurrent(nn.RNNBase):
         if layer_norm:
             self._add_gains()
 
-    @property
-    def variants(self) -> Variants:
-        """What it computes beyond torch's module."""
-        return self._pymtl_variants
-
-    def set_variants(
-        self,
-        *,
-        recurrent_dropout: float | None = None,
-        weight_drop: float | None = None,
-        zoneout: float | tuple[float, float] | None = None,
-    ) -> None:
-        """Changes these options of the constructor from now on; None leaves one as it is.
-
-        Raises:
-            ValueError: one is not from 0 to 1, ``zoneout`` is a pair but there is no c, or there is ``proj_size``.
-        """
-        given = {"recurrent_dropout": recurrent_dropout, "weight_drop": weight_drop, "zoneout": zoneout}
-        self._change_variants({name: p for name, p in given.items() if p is not None})
-
     def _change_variants(self, given: Mapping[str, Any]) -> None:
-        changed = self.variants.changed(self.mode, **given)
+        changed = self._pymtl_variants.changed(self.mode, **given)
         if self.proj_size > 0 and changed.act(training=True):
             raise ValueError(f"proj_size: expected 0 with {changed.describe(self.mode)}, got {self.proj_size}")
         self._pymtl_variants = changed
@@ -88,7 +69,7 @@ class Recurrent(nn.RNNBase):
     def _gain_kinds(self) -> list[str]:
         """Of the parameters of layer normalisation."""
         of_c = ["gain_c", *(["bias_c"] if self.bias else [])] if self.mode == "LSTM" else []
-        return ["gain_ih", "gain_hh", *of_c] if self.variants.layer_norm else []
+        return ["gain_ih", "gain_hh", *of_c] if self._pymtl_variants.layer_norm else []
 
     def _reset_gains(self) -> None:
         for kind in self._gain_kinds():
@@ -100,7 +81,7 @@ class Recurrent(nn.RNNBase):
         self._reset_gains()
 
     def extra_repr(self) -> str:
-        described = self.variants.describe(self.mode)
+        described = self._pymtl_variants.describe(self.mode)
         return super().extra_repr() + (f", {described}" if described else "")
 
     def forward(
@@ -228,7 +209,7 @@ class Recurrent(nn.RNNBase):
 
     def _torch_takes(self, input: Tensor, weights: Sequence[Tensor]) -> bool:
         """Whether torch's own path is to run: it knows none of the variants."""
-        return not self._kernels_take(input, weights) and not self.variants.act(self.training)
+        return not self._kernels_take(input, weights) and not self._pymtl_variants.act(self.training)
 
     def _initial_state(self, hx: Any, batch: int, batched: bool) -> Cells:
         """h_0 and c_0 [layers * D, B, H], checked."""
@@ -275,9 +256,9 @@ class Recurrent(nn.RNNBase):
             self.mode,
         )
 
-    def layer_norm_of(self, layer: int) -> ops.RNNNorm | None:
+    def _layer_norm_of(self, layer: int) -> ops.RNNNorm | None:
         """A layer's gains as they are now, if it is layer-normalised."""
-        if not self.variants.layer_norm:
+        if not self._pymtl_variants.layer_norm:
             return None
         directions = self._directions()
         suffixes = self._suffixes()[layer * directions : (layer + 1) * directions]
@@ -311,7 +292,7 @@ class Recurrent(nn.RNNBase):
         directions = self._directions()
         packed = self._packed(weights)
         drops = self.training and self.dropout > 0
-        varied = self.variants.act(self.training)
+        varied = self._pymtl_variants.act(self.training)
         if (
             packed is not None
             and not drops
@@ -355,15 +336,17 @@ class Recurrent(nn.RNNBase):
         batch: int | None,
         packed: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        variants = self.variants
+        variants = self._pymtl_variants
         if self.training and variants.weight_drop > 0:
             weights = weights._replace(weight_hh=[drop(w, variants.weight_drop) for w in weights.weight_hh])
+            packed = None
         if batch is None:
             batch = int(batch_sizes[0]) if self.training and variants.recurrent_dropout > 0 else 0
         masks = variants.masks(input, batch, self._directions(), self.hidden_size, self.training)
-        norm = self.layer_norm_of(layer)
+        norm = self._layer_norm_of(layer)
         if not self._kernels_take(input, weights.weight_ih):
-            return run(input, batch_sizes, weights, h0, c0, masks, norm)
+            gains = ((), ()) if norm is None else (norm.within(), norm.gain_ih)
+            return reference.rnn(input, batch_sizes, *weights, h0, c0, *masks, *gains)
         return ops.rnn(input, batch_sizes, weights, h0, c0, packed=packed, masks=masks, norm=norm)
 
     def _between_layers(self, output: Tensor) -> Tensor:
@@ -397,7 +380,7 @@ class Recurrent(nn.RNNBase):
         """
         weights = self._weights()
         self._check_input(input, weights, 3 if batch_sizes is None else 2)
-        if self.variants.act(self.training):
+        if self._pymtl_variants.act(self.training):
             return self._unfused_heads(input, batch_sizes, weights, head_weight, head_bias, mean, max)
         last = self.num_layers - 1
         packed = self._packed(weights)
@@ -457,7 +440,7 @@ class Recurrent(nn.RNNBase):
         notice_fused_optimizers()
         with torch.no_grad():
             packed = [
-                ops.rnn_pack(self.layer_weights(layer, weights), self.layer_norm_of(layer))
+                ops.rnn_pack(self.layer_weights(layer, weights), self._layer_norm_of(layer))
                 for layer in range(self.num_layers)
             ]
         self._snapshot = Snapshot.of(weights, packed)
@@ -467,15 +450,15 @@ class Recurrent(nn.RNNBase):
         self._snapshot = None
 
     def train(self, mode: bool = True) -> Self:
-        self.unfreeze()
+        self._snapshot = None
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.unfreeze()
+        self._snapshot = None
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
-        self.unfreeze()
+        self._snapshot = None
         super()._load_from_state_dict(state_dict, *args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -502,3 +485,26 @@ def _batch_of(packed: PackedSequence, hx: Any) -> int:
 
 def _permute(state: Tensor | None, indices: Tensor | None) -> Tensor | None:
     return state if state is None or indices is None else state.index_select(1, indices)
+
+
+def set_variants(
+    module: Module,
+    *,
+    recurrent_dropout: float | None = None,
+    weight_drop: float | None = None,
+    zoneout: float | tuple[float, float] | None = None,
+) -> Module:
+    """Changes these options of every :class:`pymtl.LSTM`, ``GRU`` and ``RNN`` inside; None leaves one as it is.
+
+    Returns:
+        ``module``.
+
+    Raises:
+        ValueError: one is not from 0 to 1, ``zoneout`` is a pair but there is no c, or there is ``proj_size``.
+    """
+    given = {"recurrent_dropout": recurrent_dropout, "weight_drop": weight_drop, "zoneout": zoneout}
+    given = {name: p for name, p in given.items() if p is not None}
+    for child in module.modules():
+        if isinstance(child, Recurrent):
+            child._change_variants(given)
+    return module

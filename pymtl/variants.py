@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from pymtl import ops, reference
+from pymtl import ops
 
 
 class Variants(NamedTuple):
@@ -92,21 +92,3 @@ def _zoneout_pair(mode: str, zoneout: float | tuple[float, float]) -> tuple[floa
 def drop(tensor: Tensor, p: float) -> Tensor:
     """Dropout (Srivastava et al. 2014) by this library's kernel where it takes the tensor."""
     return ops.dropout(tensor, p) if ops.has_kernels(tensor) else F.dropout(tensor, p)
-
-
-def run(
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    weights: ops.RNNWeights,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    masks: ops.RNNMasks,
-    norm: ops.RNNNorm | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`pymtl.ops.rnn` in plain PyTorch, for dtypes and devices without kernels."""
-    flat: list[Tensor] = []
-    if norm is not None:
-        input = reference.normalised_projection(input, weights.weight_ih, norm.gain_ih)
-        weights = weights._replace(weight_ih=[])
-        flat = [*norm.gain_hh, *norm.gain_c, *norm.bias_c]
-    return reference.rnn(input, batch_sizes, *weights, h0, c0, *masks, flat)

@@ -79,7 +79,7 @@ def stack(module, x, hx, lengths, parameters=None, dropout=None, keep=None):
     rows = module.num_layers * directions
     zeros = x.new_zeros(rows, x.shape[1], module.hidden_size)
     h0, c0 = (zeros, zeros) if hx is None else (*tuple_of(hx), zeros)[:2]
-    keep = keep or (module.variants.zoneout_h, module.variants.zoneout_c)
+    keep = keep or (module._pymtl_variants.zoneout_h, module._pymtl_variants.zoneout_c)
     keep = [k if isinstance(k, torch.Tensor) else x.new_full((rows, *x.shape[:2], 1), k) for k in keep]
     outputs, last_h, last_c = [], {}, {}
     for b, length in enumerate(lengths):
@@ -92,7 +92,7 @@ def stack(module, x, hx, lengths, parameters=None, dropout=None, keep=None):
                 h, c, states = h0[row, b], c0[row, b], [None] * length
                 for t in reversed(range(length)) if d else range(length):
                     seen = h if dropout is None else h * dropout[row, b]
-                    h_new, c_new = cell(module.mode, p, tokens[t], h, c, seen, module.variants.layer_norm)
+                    h_new, c_new = cell(module.mode, p, tokens[t], h, c, seen, module._pymtl_variants.layer_norm)
                     k_h, k_c = keep[0][row, t, b], keep[1][row, t, b]
                     h, c = k_h * h + (1 - k_h) * h_new, k_c * c + (1 - k_c) * c_new
                     states[t] = h

@@ -68,6 +68,8 @@ INVARIANT = [
     replace(LONG, mode="RNN_TANH", layer_norm=True, zoneout="h"),
     # Few sequences and large weights: a team shares each recurrence's units.
     RNNCase(32, 256, steps=9, batch=2, reverse=(F,), dropout=True, zoneout="hc"),
+    RNNCase(32, 256, steps=9, batch=2, reverse=(B,), dropout=True, zoneout="h", mode="GRU"),
+    RNNCase(32, 384, steps=9, batch=2, reverse=(F,), dropout=True, zoneout="H", mode="RNN_TANH"),
 ]
 TINY = unique(RNNCase(2, 3, lengths=(3, 1), h0=True, c0=True), RNNCase(2, 2, steps=2, batch=2, bias=False))
 
@@ -328,3 +330,64 @@ def test_an_empty_batch_and_no_tokens(reverse):
     assert results["output"].shape == (5, 0, 5 * len(reverse))
     results["output"].sum().backward()
     assert not sample.norm.gain_hh[0].grad.any()
+
+
+def test_steps_and_sequences_without_tokens():
+    sample = rnn_sample(RNNCase(3, 5, lengths=(3, 1), dropout=True, zoneout="hc", layer_norm=True))
+    nothing = replace(
+        sample,
+        input=sample.input[:0],
+        batch_sizes=torch.zeros(2, dtype=torch.int64),
+        masks=ops.RNNMasks(torch.ones(2, 0, 5), torch.ones(0, 10), torch.ones(10)),
+    ).leaves()
+    results = run_ours(nothing)
+    assert [tuple(r.shape) for r in results.values()] == [(0, 10), (2, 0, 5), (2, 0, 5)]
+    results["output"].sum().backward()
+    assert not nothing.weights.weight_hh[0].grad.any()
+    longer = replace(sample, batch_sizes=torch.cat([sample.batch_sizes, torch.zeros(2, dtype=torch.int64)]))
+    assert_same_bits(run_ours(longer), run_ours(sample))
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (ops.RNNMasks(torch.ones(1, 1, 5)), r"dropout: expected size \[1, 2, 5\], got \[1, 1, 5\]"),
+        (ops.RNNMasks(None, torch.ones(1, 5)), r"zoneout_h: expected size \[4, 5\], got \[1, 5\]"),
+        (ops.RNNMasks(None, None, torch.ones(4)), r"zoneout_c: expected size \[5\], got \[4\]"),
+    ],
+)
+def test_bad_masks_are_refused_within_transforms_too(masks, message):
+    sample = rnn_sample(RNNCase(3, 5, lengths=(3, 1), reverse=(F,)))
+
+    def call(x):
+        return run_ours(replace(sample, input=x), masks=masks)["output"]
+
+    for run in (call, lambda x: torch.func.vmap(call)(x.unsqueeze(0))):
+        with pytest.raises(RuntimeError, match=message):
+            run(sample.input)
+
+
+def test_the_raw_op_refuses_masks_that_require_a_gradient():
+    arguments = list(raw_arguments(rnn_sample(RNNCase(3, 5, dropout=True)).leaves()))
+    arguments[10] = arguments[10].clone().requires_grad_()
+    with pytest.raises(RuntimeError, match="expected masks that require no gradient"):
+        torch.ops.pymtl.rnn_training(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"weight_ih[1]": torch.ones(20, 4)}, r"weight_ih\[1\]: expected size \[20, 3\], got \[20, 4\]"),
+        ({"weight_ih[0]": torch.ones(19, 3)}, r"weight_ih\[0\]: expected size \[20, 3\], got \[19, 3\]"),
+        ({"weight_ih[1]": torch.ones(20, 3).double()}, r"weight_ih\[1\]: expected dtype torch.float32"),
+        ({"weight_ih[0]": torch.ones(20)}, r"weight_ih and weight_hh: expected matrices with columns, got \[20\]"),
+        ({"gain_ih[1]": torch.ones(20, device="meta")}, r"gain_ih\[1\]: expected a tensor on cpu, got one on meta"),
+        ({"input": torch.ones(5, 3, 4)}, r"input: expected size \[5, 3, 3\], got \[5, 3, 4\]"),
+        ({"input": torch.ones(())}, r"input: expected \[T, B, I\] or packed \[N, I\], got 0-D"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_what_the_projection_reads_is_refused_by_name(edit, message):
+    sample = rnn_sample(RNNCase(3, 5, layer_norm=True)).map(lambda name, tensor: edit.get(name, tensor))
+    with pytest.raises(RuntimeError, match=message):
+        ops.rnn(sample.input, None, sample.weights, norm=sample.norm)

@@ -232,7 +232,7 @@ def test_all_off_is_the_plain_module(kind):
     assert_same_bits(module.state_dict(), theirs.state_dict())
     assert list(module.state_dict()) == list(theirs.state_dict())
     assert repr(module) == repr(plain) == repr(theirs)
-    assert module.variants == Variants()
+    assert module._pymtl_variants == Variants()
     x = input_of(module)
     results = []
     for each in modules:

@@ -46,11 +46,11 @@ def test_no_probability(kind, name, value):
     with pytest.raises(ValueError, match=name):
         ours_of(kind, I, H, **{name: value})
     module = ours_of(kind, I, H, **{name: 0.25})
-    before = module.variants
+    before = module._pymtl_variants
     if value is not None:  # which leaves an option as it is
         with pytest.raises(ValueError, match=name):
-            module.set_variants(**{name: value})
-    assert module.variants == before
+            pymtl.set_variants(module, **{name: value})
+    assert module._pymtl_variants == before
 
 
 def test_pairs_are_for_the_zoneout_of_an_lstm():
@@ -61,8 +61,8 @@ def test_pairs_are_for_the_zoneout_of_an_lstm():
     for pair in ((0.1, 1.5), (True, 0.1), ("0.1", 0.1)):
         with pytest.raises(ValueError, match="zoneout"):
             LSTM(I, H, zoneout=pair)
-    assert LSTM(I, H, zoneout=(0.1, 0.2)).variants[2:4] == (0.1, 0.2)
-    assert LSTM(I, H, zoneout=[0.1, 0.1]).variants == LSTM(I, H, zoneout=np.float64(0.1)).variants
+    assert LSTM(I, H, zoneout=(0.1, 0.2))._pymtl_variants[2:4] == (0.1, 0.2)
+    assert LSTM(I, H, zoneout=[0.1, 0.1])._pymtl_variants == LSTM(I, H, zoneout=np.float64(0.1))._pymtl_variants
 
 
 def test_the_flag_of_layer_norm_is_a_bool():
@@ -85,8 +85,8 @@ def test_no_option_goes_with_projections(name):
 def test_no_option_comes_to_projections_later(make, name):
     module = make(I, H, proj_size=3)
     with pytest.raises(ValueError, match="proj_size"):
-        module.set_variants(**{name: 0.1})
-    assert not module.variants.act(training=True)
+        pymtl.set_variants(module, **{name: 0.1})
+    assert not module._pymtl_variants.act(training=True)
     assert module(torch.randn(T, B, I))[0].shape == (T, B, 3)
 
 
@@ -109,17 +109,17 @@ def test_options_may_be_set_later_but_for_layer_norm(kind):
     for module in (later, converted):
         module.load_state_dict(given.state_dict())
         before = run(module, x)
-        module.set_variants(**options_of(kind, "zoneout"))
-        assert module.variants == given.variants
+        pymtl.set_variants(module, **options_of(kind, "zoneout"))
+        assert module._pymtl_variants == given._pymtl_variants
         assert_same_bits(run(module, x), run(given, x))
-        module.set_variants(zoneout=0)
+        pymtl.set_variants(module, zoneout=0)
         assert_same_bits(run(module, x), before)
-        module.set_variants(weight_drop=0.5, recurrent_dropout=1)
-        assert module.variants == Variants(recurrent_dropout=1.0, weight_drop=0.5)
+        pymtl.set_variants(module, weight_drop=0.5, recurrent_dropout=1)
+        assert module._pymtl_variants == Variants(recurrent_dropout=1.0, weight_drop=0.5)
         assert not torch.equal(run(module.train(), x)["output"], before["output"])
         assert_same_bits(run(module.eval(), x), before)
         with pytest.raises(TypeError):
-            module.set_variants(layer_norm=True)
+            pymtl.set_variants(module, layer_norm=True)
 
 
 @every_kind
@@ -129,7 +129,7 @@ def test_a_frozen_plain_module_takes_zoneout_later(kind):
     other.load_state_dict(module.state_dict())
     x = input_of(module)
     assert not torch.equal(run(module, x)["output"], run(other, x)["output"])
-    module.set_variants(**options_of(kind, "zoneout"))
+    pymtl.set_variants(module, **options_of(kind, "zoneout"))
     assert_same_bits(run(module, x), run(other, x))
 
 
@@ -141,10 +141,14 @@ class Normed(nn.LSTM):
         self.layer_norm = nn.LayerNorm(H)
         self.weight_drop = 0.5
         self.zoneout = "mine"
+        self.variants = ["mine"]
 
     def forward(self, input, hx=None):
         output, state = super().forward(input, hx)
         return self.layer_norm(output), state
+
+    def freeze(self):
+        return "mine"
 
 
 def test_a_converted_subclass_keeps_its_own_attributes_of_these_names():
@@ -152,7 +156,12 @@ def test_a_converted_subclass_keeps_its_own_attributes_of_these_names():
     x = input_of(theirs)
     ours = pymtl.convert(theirs)
     assert isinstance(ours.layer_norm, nn.LayerNorm)
-    assert (ours.weight_drop, ours.zoneout) == (0.5, "mine")
+    assert (ours.weight_drop, ours.zoneout, ours.variants) == (0.5, "mine", ["mine"])
+    assert ours.freeze() == "mine"
+    pymtl.set_variants(ours, zoneout=0.5)
+    assert not torch.equal(run(ours, x)["output"], run(theirs, x)["output"])
+    pymtl.set_variants(ours, zoneout=0)
+    assert pymtl.freeze(ours) is ours
     assert_near(run(ours, x), run(theirs, x), rtol=1e-4, atol=1e-5)
 
 
@@ -219,8 +228,8 @@ def test_copies_are_the_same_module(kind, variant, tmp_path):
             training.train()
         assert_same_bits(with_gradients(each, x), with_gradients(module, x))
         module.eval()
-        each.set_variants(zoneout=1)
-        assert module.variants.zoneout_h != 1
+        pymtl.set_variants(each, zoneout=1)
+        assert module._pymtl_variants.zoneout_h != 1
 
 
 @pytest.mark.parametrize("options", [{}, DEEP, {"bias": False}], ids=str)
@@ -299,3 +308,12 @@ def test_a_parametrised_gain_is_read_anew(kind):
     x = input_of(module)
     assert_same_bits(run(module, x), run(other, x))
     assert_same_bits(run(pymtl.freeze(module), x), run(other, x))
+
+
+def test_weight_drop_acts_on_a_frozen_module_too():
+    module = pymtl.freeze(LSTM(I, H, weight_drop=0.9).eval())
+    x = input_of(module)
+    with torch.no_grad():
+        before = module(x)[0]
+        module.training = True  # as those do who want dropout's uncertainty: train() would drop the snapshot
+        assert not torch.equal(module(x)[0], before)

@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+import pymtl
 from pymtl import RNN
 
 EVERY = [*LASTING, "recurrent dropout", "weight drop", "all"]
@@ -91,7 +92,7 @@ def test_a_mask_is_the_same_at_all_steps_and_scaled():
     for t in range(T):
         assert torch.equal(output[t], kept * 2.0 ** (t + 1))
     for p in (0.1, 0.25, 0.9):
-        module.set_variants(recurrent_dropout=p)
+        pymtl.set_variants(module, recurrent_dropout=p)
         first = module(x[:1], h0)[0]
         assert_near({"kept": first[first > 0]}, {"kept": first[first > 0] * 0 + 1 / (1 - p)}, rtol=1e-3, atol=0)
 

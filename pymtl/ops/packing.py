@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import pymtl.ops.library  # noqa: F401  (defines torch.ops.pymtl)
+from pymtl import reference
 from pymtl.ops.autograd import below_autograd, check_one_device, needs_reference, wants_gradient
 
 
@@ -45,8 +46,7 @@ def pack(padded: Tensor, order: PackingOrder, *, batch_first: bool = False) -> T
     """
     args = (padded, order.batch_sizes, order.sorted_indices, batch_first)
     if needs_reference(padded):
-        steps, rows = _places(order)
-        return padded[rows, steps] if batch_first else padded[steps, rows]
+        return reference.pack(*args)
     if wants_gradient(padded):
         return torch.ops.pymtl.pack(*args)
     with below_autograd():
@@ -60,22 +60,11 @@ def unpack(packed: Tensor, order: PackingOrder, *, batch_first: bool = False) ->
     """
     args = (packed, order.batch_sizes, order.sorted_indices, batch_first)
     if needs_reference(packed):
-        steps, rows = _places(order)
-        padded = packed.new_zeros(order.batch_sizes.shape[0], order.sorted_indices.shape[0], *packed.shape[1:])
-        padded = padded.index_put((steps, rows), packed)
-        return padded.transpose(0, 1) if batch_first else padded
+        return reference.unpack(*args)
     if wants_gradient(packed):
         return torch.ops.pymtl.unpack(*args)
     with below_autograd():
         return torch.ops.pymtl.unpack(*args)
-
-
-def _places(order: PackingOrder) -> tuple[Tensor, Tensor]:
-    """Step and row, in the padded batch, of each packed token."""
-    sizes = order.batch_sizes
-    steps = torch.arange(sizes.shape[0]).repeat_interleave(sizes)
-    rank = torch.arange(steps.shape[0]) - (sizes.cumsum(0) - sizes)[steps]
-    return steps, order.sorted_indices[rank]
 
 
 @torch.library.register_fake("pymtl::packing_order")

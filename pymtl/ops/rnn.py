@@ -73,6 +73,10 @@ class RNNNorm(NamedTuple):
     gain_c: list[Tensor]
     bias_c: list[Tensor]
 
+    def within(self) -> list[Tensor]:
+        """All that acts within the recurrence, flat: all but ``gain_ih``."""
+        return [*self.gain_hh, *self.gain_c, *self.bias_c]
+
 
 class RNNHeadsResult(NamedTuple):
     """What :func:`rnn_heads` returns; a part that was not asked for is an empty tensor."""
@@ -121,44 +125,45 @@ def rnn(
     _check_counts(weights, c0)
     _check_inputs(input, weights, inputs)
     if masks is not None:
-        _check_masks(masks, weights.mode)
+        masks = _checked_masks(RNNMasks(*masks), input, batch_sizes, weights)
     if norm is not None:
-        _check_norm(norm, weights)
+        _check_norm(norm, input, weights, inputs)
     if autocasts():
         (input, h0, c0), weights = autocast([input, h0, c0]), _autocast(weights)
         masks = None if masks is None else RNNMasks(*autocast(masks))
         norm = None if norm is None else RNNNorm(*map(autocast, norm))
         packed = packed if packed is not None and packed.dtype == input.dtype else None
-    flat: list[Tensor] = []
+    within: list[Tensor] = []
     if norm is not None:
         input = _normalised_projection(input, weights.weight_ih, norm.gain_ih, inputs)
         weights = weights._replace(weight_ih=[])
-        flat = [*norm.gain_hh, *norm.gain_c, *norm.bias_c]
-    masks = _NO_MASKS if masks is None else masks
-    tensors = [*weights.tensors(), *flat]
-    inputs = (input, batch_sizes, *weights, h0, c0, *masks, flat)
+        within = norm.within()
+    tensors = [*weights.tensors(), *within]
+    arguments = (input, batch_sizes, *weights, h0, c0, *(masks or _NO_MASKS), within)
     if needs_reference(input, h0, c0, *tensors):
-        return reference.rnn(*inputs)
+        return reference.rnn(*arguments)
     if wants_gradient(input, h0, c0, *tensors):
         if torch.compiler.is_compiling():
-            return torch.ops.pymtl.rnn_training(*inputs)[:3]
-        return RNN.apply(inputs, input, h0, c0, *tensors)[:3]
+            return torch.ops.pymtl.rnn_training(*arguments)[:3]
+        return RNN.apply(arguments, input, h0, c0, *tensors)[:3]
     with below_autograd():
-        return torch.ops.pymtl.rnn_inference(*inputs, packed)
+        return torch.ops.pymtl.rnn_inference(*arguments, packed)
 
 
 def _normalised_projection(input: Tensor, weight_ih: list[Tensor], gain_ih: list[Tensor], inputs: int) -> Tensor:
     """What :func:`pymtl.reference.normalised_projection` computes, a row's bits independent of every other row."""
     readers = len(weight_ih) // inputs
-    parts = [
-        heads(part, torch.cat(weight_ih[p * readers : (p + 1) * readers]), None)
-        for p, part in enumerate(input.reshape(-1, input.shape[-1]).chunk(inputs, dim=-1))
-    ]
-    projected = torch.cat(parts, dim=-1).unflatten(-1, (len(weight_ih), weight_ih[0].shape[0]))
-    if input.dtype == torch.bfloat16:
-        projected = projected.float()
-    normal = F.layer_norm(projected, projected.shape[-1:]) * torch.stack(gain_ih)
-    return normal.to(input.dtype).flatten(-2).view(*input.shape[:-1], len(weight_ih) * weight_ih[0].shape[0])
+    size = weight_ih[0].shape[1]
+    rows = input.flatten(0, -2).split(size, dim=-1)
+    normal = []
+    for g, (weight, gain) in enumerate(zip(weight_ih, gain_ih)):
+        projected = heads(rows[g // readers], weight, None)
+        if projected.dtype == torch.bfloat16:
+            projected = projected.float()
+        # Not layer_norm's own product with the gain, whose gradient depends on the number of threads.
+        normal.append((F.layer_norm(projected, gain.shape) * gain).to(input.dtype))
+    whole = normal[0] if len(normal) == 1 else torch.cat(normal, dim=-1)
+    return whole.view(*input.shape[:-1], whole.shape[-1])
 
 
 def _autocast(weights: RNNWeights) -> RNNWeights:
@@ -184,16 +189,30 @@ def _check_counts(weights: RNNWeights, c0: Tensor | None) -> None:
         raise RuntimeError(f"reverse: expected {count} flags, got {len(weights.reverse)}")
 
 
-def _check_masks(masks: RNNMasks, mode: str) -> None:
-    """The op checks sizes and dtypes."""
-    if mode != "LSTM" and masks.zoneout_c is not None:
+def _checked_masks(masks: RNNMasks, input: Tensor, batch_sizes: Tensor | None, weights: RNNWeights) -> RNNMasks:
+    """The op checks sizes and dtypes; the plain recurrence would broadcast."""
+    if weights.mode != "LSTM" and masks.zoneout_c is not None:
         raise RuntimeError("zoneout_c: expected none, which only an LSTM has")
     for name, mask in masks._asdict().items():
         if mask is not None and mask.requires_grad:
             raise RuntimeError(f"{name}: expected a mask that requires no gradient, got one that does")
+    if needs_reference(input, *weights.tensors()):
+        count, hidden_size = len(weights.weight_hh), weights.weight_hh[0].shape[1]
+        batch = input.shape[1] if batch_sizes is None else int(batch_sizes[0])
+        _check_size("dropout", masks.dropout, [count, batch, hidden_size])
+        for name in ("zoneout_h", "zoneout_c"):
+            mask, width = getattr(masks, name), count * hidden_size
+            _check_size(name, mask, [width] if mask is not None and mask.dim() == 1 else [*input.shape[:-1], width])
+    return masks
 
 
-def _check_norm(norm: RNNNorm, weights: RNNWeights) -> None:
+def _check_size(name: str, tensor: Tensor | None, expected: list[int]) -> None:
+    if tensor is not None and list(tensor.shape) != expected:
+        raise RuntimeError(f"{name}: expected size {expected}, got {list(tensor.shape)}")
+
+
+def _check_norm(norm: RNNNorm, input: Tensor, weights: RNNWeights, inputs: int) -> None:
+    """What the projection reads is checked here, what the recurrence reads by the op."""
     count = len(weights.weight_hh)
     cells = count if weights.mode == "LSTM" else 0
     for name, given, expected in (
@@ -204,12 +223,23 @@ def _check_norm(norm: RNNNorm, weights: RNNWeights) -> None:
     ):
         if len(given) not in expected:
             raise RuntimeError(f"{name}: expected {' or '.join(map(str, expected))} tensors, got {len(given)}")
-    rows, dtype = weights.weight_hh[0].shape[0], weights.weight_hh[0].dtype
-    for g, gain in enumerate(norm.gain_ih):
-        if gain.dtype != dtype:
-            raise RuntimeError(f"gain_ih[{g}]: expected dtype {dtype}, got {gain.dtype}")
-        if list(gain.shape) != [rows]:
-            raise RuntimeError(f"gain_ih[{g}]: expected size [{rows}], got {list(gain.shape)}")
+    if input.dim() not in (2, 3):
+        raise RuntimeError(f"input: expected [T, B, I] or packed [N, I], got {input.dim()}-D")
+    first, hidden = weights.weight_ih[0], weights.weight_hh[0]
+    if first.dim() != 2 or hidden.dim() != 2 or first.shape[1] == 0 or hidden.shape[1] == 0:
+        raise RuntimeError(
+            f"weight_ih and weight_hh: expected matrices with columns, got {list(first.shape)} and {list(hidden.shape)}"
+        )
+    rows = BLOCKS[weights.mode].gates * hidden.shape[1]
+    _check_size("input", input, [*input.shape[:-1], inputs * first.shape[1]])
+    for g, (weight, gain) in enumerate(zip(weights.weight_ih, norm.gain_ih)):
+        _check_size(f"weight_ih[{g}]", weight, [rows, first.shape[1]])
+        _check_size(f"gain_ih[{g}]", gain, [rows])
+        for name, tensor in ((f"weight_ih[{g}]", weight), (f"gain_ih[{g}]", gain)):
+            if not autocasts() and tensor.dtype != input.dtype:
+                raise RuntimeError(f"{name}: expected dtype {input.dtype}, got {tensor.dtype}")
+            if tensor.device != input.device:
+                raise RuntimeError(f"{name}: expected a tensor on {input.device}, got one on {tensor.device}")
 
 
 def _check_inputs(input: Tensor, weights: RNNWeights, inputs: int) -> None:
@@ -278,7 +308,7 @@ def rnn_pack(weights: RNNWeights, norm: RNNNorm | None = None) -> Tensor:
     """
     if norm is None:
         return torch.ops.pymtl.rnn_pack(*weights, [])
-    return torch.ops.pymtl.rnn_pack([], *weights[1:], [*norm.gain_hh, *norm.gain_c, *norm.bias_c])
+    return torch.ops.pymtl.rnn_pack([], *weights[1:], norm.within())
 
 
 def rnn_frozen(

@@ -39,6 +39,8 @@ class RNN(torch.autograd.Function):
 def _setup_training(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, h0, c0, *masks, norm = inputs
     hidden, _, _, gates, cells = output
+    if any(mask is not None and mask.requires_grad for mask in masks):
+        raise RuntimeError("dropout, zoneout_h, zoneout_c: expected masks that require no gradient, got one that does")
     added = [*bias_ih, *bias_hh, *norm]  # what the gradient of the biases is of
     ctx.save_for_backward(input, batch_sizes, h0, c0, *masks, hidden, gates, cells, *weight_ih, *weight_hh, *added)
     ctx.mark_non_differentiable(gates, cells)
@@ -110,18 +112,18 @@ def _parts_of_sums(sums: Tensor, mode: str, normalised: bool) -> list[Tensor]:
     """What the op gives as a recurrence's bias gradient: of b_ih and of b_hh, and of a layer-normalised one's gain_hh,
     of an LSTM's gain_c and bias_c.
 
-    None is a view: autograd takes gradients as they are, and people scale them in place. Those of the biases are one
-    tensor, which autograd copies, but for what a GRU's reset gate stands between.
+    No two share memory, since people scale gradients in place. Those of the biases are equal, but for what a GRU's
+    reset gate stands between.
     """
     gates, _, bias = BLOCKS[mode]
     if mode != "GRU" and not normalised:
-        return [sums, sums]
+        return [sums, sums.clone()]
     size = sums.shape[0] // blocks_of(mode, normalised).bias
     plain = sums[: bias * size]
     if mode == "GRU":
         parts = [torch.cat([plain[size : 3 * size], plain[:size]]), plain[size:].clone()]
     else:
-        parts = [plain.clone()] * 2
+        parts = [plain.clone(), plain.clone()]
     if normalised:
         gains = sums[(bias + gates) * size :].split([gates * size, *([size] * 2 if mode == "LSTM" else [])])
         parts += [gain.clone() for gain in gains]

@@ -28,12 +28,16 @@ def rnn(
     zoneout_h: Tensor | None = None,
     zoneout_c: Tensor | None = None,
     norm: Sequence[Tensor] = (),
+    gain_ih: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What :func:`pymtl.ops.rnn` computes; see there for the shapes.
 
-    Without ``weight_ih`` the input is what :func:`normalised_projection` gives, and ``norm`` holds the gains of the
-    products with ``weight_hh``; of an LSTM then the gains of c, and its biases or none.
+    ``norm`` holds the gains of layer-normalised cells' products with ``weight_hh``; of an LSTM then the gains of c, and
+    its biases or none. Without ``gain_ih`` and ``weight_ih`` their input is what :func:`normalised_projection` gives.
     """
+    if len(gain_ih) > 0:
+        inputs = input.shape[-1] // weight_ih[0].shape[1]
+        input, weight_ih = normalised_projection(input, weight_ih, gain_ih, inputs), ()
     dense = batch_sizes is None
     sizes = [input.shape[1]] * input.shape[0] if dense else [int(s) for s in batch_sizes]
     count = len(reverse)

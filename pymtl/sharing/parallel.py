@@ -64,7 +64,7 @@ class ParallelLSTM(nn.Module):
         encoders = [self.encoders[name] for name in (self.encoders if names is None else names)]
         if data.dim() == 3 and data.shape[1] != len(encoders):
             raise RuntimeError(f"data: expected {len(encoders)} inputs, one for each encoder, got {data.shape[1]}")
-        if any(runs_own_code(e, LSTM) or e.variants.act(training=True) or not e.kernels_take(data) for e in encoders):
+        if any(_runs_alone(encoder, data) for encoder in encoders):
             return self._one_by_one(encoders, data, batch_sizes)
         inputs = 1 if data.dim() == 2 else len(encoders)
         data = data.flatten(1)
@@ -99,6 +99,12 @@ class ParallelLSTM(nn.Module):
             tokens.append(output.data)
             last.append(h_n[-self.directions :].transpose(0, 1).flatten(1))
         return ParallelStates(torch.stack(tokens, 1), torch.stack(last, 1))
+
+
+def _runs_alone(encoder: LSTM, data: Tensor) -> bool:
+    """Whether it does more than one call of the op for all of them could."""
+    varied = encoder._pymtl_variants.act(training=True)
+    return varied or runs_own_code(encoder, LSTM) or not encoder.kernels_take(data)
 
 
 def _architecture(encoder: LSTM) -> dict[str, object]:
