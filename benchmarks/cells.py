@@ -73,7 +73,7 @@ class Plain(nn.Module):
         if self.training and variants.weight_drop > 0:
             dropped = [nn.functional.dropout(w, variants.weight_drop) for w in weights.weight_hh]
             weights = weights._replace(weight_hh=dropped)
-        gains = ((), ()) if norm is None else (norm.within(), norm.gain_ih)
+        gains = () if norm is None else (norm.within(), norm.gain_ih)
         masks = variants.masks(x, x.shape[1], len(weights.reverse), module.hidden_size, self.training)
         return reference.rnn(x, None, *weights, None, None, *masks, *gains)[:2]
 

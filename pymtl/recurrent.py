@@ -345,7 +345,7 @@ class Recurrent(nn.RNNBase):
         masks = variants.masks(input, batch, self._directions(), self.hidden_size, self.training)
         norm = self._layer_norm_of(layer)
         if not self._kernels_take(input, weights.weight_ih):
-            gains = ((), ()) if norm is None else (norm.within(), norm.gain_ih)
+            gains = () if norm is None else (norm.within(), norm.gain_ih)
             return reference.rnn(input, batch_sizes, *weights, h0, c0, *masks, *gains)
         return ops.rnn(input, batch_sizes, weights, h0, c0, packed=packed, masks=masks, norm=norm)
 

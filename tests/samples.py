@@ -268,7 +268,7 @@ def run_reference(sample):
 
 def raw_arguments(sample):
     """The arguments that the raw ops have in common; a layer-normalised layer's input comes projected."""
-    input, weights, flat = sample.input, sample.weights, []
+    input, weights, flat = sample.input, sample.weights, None
     if sample.norm is not None:
         gain_ih, *others = sample.norm
         input = reference.normalised_projection(input, weights.weight_ih, gain_ih, sample.inputs)

@@ -360,7 +360,7 @@ def test_opcheck(case):
     needs = (False, True, False, case.bias, False)
     opcheck(torch.ops.pymtl.rnn_backward.default, backward_arguments(sample, given=["output"], needs=needs))
     opcheck(torch.ops.pymtl.rnn_heads.default, (*heads_arguments(sample), None, *head, True, True))
-    opcheck(torch.ops.pymtl.rnn_pack.default, (*sample.weights, []))
+    opcheck(torch.ops.pymtl.rnn_pack.default, (*sample.weights, None))
 
 
 @pytest.mark.parametrize("case", OPCHECKED, ids=str)

@@ -225,7 +225,7 @@ def test_opcheck_of_rnn_heads(case):
 
 @pytest.mark.parametrize("case", OPCHECKED[:2], ids=str)
 def test_opcheck_of_rnn_pack(case):
-    opcheck(torch.ops.pymtl.rnn_pack.default, (*rnn_sample(case).weights, []))
+    opcheck(torch.ops.pymtl.rnn_pack.default, (*rnn_sample(case).weights, None))
 
 
 @pytest.mark.parametrize("case", [OPCHECKED[0], OPCHECKED[4], *OPCHECKED[-3:]], ids=str)

@@ -34,7 +34,7 @@ struct Layer {
   // Without weight_ih the cells are normalised; norm: g_hh of all recurrences, then an LSTM's g_c, then its b_c or
   // none.
   Layer(const Tensors& weight_ih, const Tensors& weight_hh, const Tensors& bias_ih, const Tensors& bias_hh,
-        const std::vector<bool>& reverse, const std::string& mode, const Tensors& norm, ScalarType type)
+        const std::vector<bool>& reverse, const std::string& mode, const OptionalTensors& given_norm, ScalarType type)
       : cell(cell_of(mode, weight_ih.empty() && !weight_hh.empty())), sizes(sizes_of(cell)) {
     const size_t count = sizes.normalised ? weight_hh.size() : weight_ih.size();
     check(count > 0, "weight_ih: expected at least one recurrence, got none");
@@ -49,6 +49,7 @@ struct Layer {
     recurrences = static_cast<int64_t>(count);
     hidden_size = weight_hh[0].size(1);
     input_size = sizes.normalised ? sizes.gates * hidden_size : weight_ih[0].size(1);
+    const Tensors norm = given_norm.value_or(Tensors{});
     check_norm(norm);
     check(input_size > 0 && hidden_size > 0, "weight_ih and weight_hh: expected sizes above zero, got ", input_size,
           " and ", hidden_size, " columns");
@@ -202,7 +203,7 @@ ForwardResult forward(const Tensor& given_input, const OptionalTensor& batch_siz
                       const Tensors& weight_hh, const Tensors& bias_ih, const Tensors& bias_hh,
                       const std::vector<bool>& reverse, const std::string& mode, const OptionalTensor& given_h0,
                       const OptionalTensor& given_c0, const OptionalTensor& given_packed, const OptionalTensor& dropout,
-                      const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c, const Tensors& norm,
+                      const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c, const OptionalTensors& norm,
                       Keep keep) {
   return with_layer_type(given_input, "input", [&]<typename T>() {
     const ScalarType type = given_input.scalar_type();
@@ -247,7 +248,8 @@ std::tuple<Tensor, Tensor, Tensor> rnn_inference(Tensor input, OptionalTensor ba
                                                  Tensors weight_hh, Tensors bias_ih, Tensors bias_hh,
                                                  std::vector<bool> reverse, std::string mode, OptionalTensor h0,
                                                  OptionalTensor c0, OptionalTensor dropout, OptionalTensor zoneout_h,
-                                                 OptionalTensor zoneout_c, Tensors norm, OptionalTensor packed) {
+                                                 OptionalTensor zoneout_c, OptionalTensors norm,
+                                                 OptionalTensor packed) {
   const ForwardResult result = forward(input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, h0,
                                        c0, packed, dropout, zoneout_h, zoneout_c, norm, Keep::nothing);
   return {result.output, result.h_n, result.c_n};
@@ -258,7 +260,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_training(Tensor input, Op
                                                                 Tensors bias_hh, std::vector<bool> reverse,
                                                                 std::string mode, OptionalTensor h0, OptionalTensor c0,
                                                                 OptionalTensor dropout, OptionalTensor zoneout_h,
-                                                                OptionalTensor zoneout_c, Tensors norm) {
+                                                                OptionalTensor zoneout_c, OptionalTensors norm) {
   const ForwardResult result = forward(input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, h0,
                                        c0, std::nullopt, dropout, zoneout_h, zoneout_c, norm, Keep::for_backward);
   return {result.output, result.h_n, result.c_n, result.gates, result.cells};
@@ -282,8 +284,8 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> rnn_backward(
     OptionalTensor given_grad_output, OptionalTensor given_grad_h_n, OptionalTensor given_grad_c_n, Tensor given_input,
     OptionalTensor batch_sizes, Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh,
     std::vector<bool> reverse, std::string mode, OptionalTensor given_h0, OptionalTensor given_c0,
-    OptionalTensor dropout, OptionalTensor zoneout_h, OptionalTensor zoneout_c, Tensors norm, Tensor given_output,
-    Tensor given_gates, Tensor given_cells, std::vector<bool> flags) {
+    OptionalTensor dropout, OptionalTensor zoneout_h, OptionalTensor zoneout_c, OptionalTensors norm,
+    Tensor given_output, Tensor given_gates, Tensor given_cells, std::vector<bool> flags) {
   return with_layer_type(given_input, "input", [&]<typename T>() {
     const ScalarType type = given_input.scalar_type();
     const Needs needs(flags);
@@ -363,7 +365,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_heads(Tensor given_input,
   return with_layer_type(given_input, "input", [&]<typename T>() {
     const ScalarType type = given_input.scalar_type();
     const Batch batch(given_input, batch_sizes);
-    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, {}, type);
+    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, std::nullopt, type);
     const int64_t G = layer.recurrences;
     const int64_t H = layer.hidden_size;
     const int64_t inputs = inputs_of(layer, given_input);
@@ -453,7 +455,7 @@ std::tuple<Tensor, Tensor, Tensor> rnn_frozen(Tensor given_input, OptionalTensor
 }
 
 Tensor rnn_pack(Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh, std::vector<bool> reverse,
-                std::string mode, Tensors norm) {
+                std::string mode, OptionalTensors norm) {
   check(!weight_hh.empty(), "weight_hh: expected at least one recurrence, got none");
   const Tensor& first = weight_ih.empty() ? weight_hh[0] : weight_ih[0];
   return with_layer_type(first, weight_ih.empty() ? "weight_hh" : "weight_ih", [&]<typename T>() {

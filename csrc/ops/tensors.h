@@ -23,6 +23,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
 using OptionalTensor = std::optional<Tensor>;
+using OptionalTensors = std::optional<Tensors>;
 using Sizes = std::vector<int64_t>;
 
 // Raises RuntimeError with the parts of the message, if the condition does not hold. Torch's own macro would put

@@ -133,12 +133,12 @@ def rnn(
         masks = None if masks is None else RNNMasks(*autocast(masks))
         norm = None if norm is None else RNNNorm(*map(autocast, norm))
         packed = packed if packed is not None and packed.dtype == input.dtype else None
-    within: list[Tensor] = []
+    within = None  # and no empty list, which AOTInductor does not pass on
     if norm is not None:
         input = _normalised_projection(input, weights.weight_ih, norm.gain_ih, inputs)
         weights = weights._replace(weight_ih=[])
         within = norm.within()
-    tensors = [*weights.tensors(), *within]
+    tensors = [*weights.tensors(), *(within or ())]
     arguments = (input, batch_sizes, *weights, h0, c0, *(masks or _NO_MASKS), within)
     if needs_reference(input, h0, c0, *tensors):
         return reference.rnn(*arguments)
@@ -307,7 +307,7 @@ def rnn_pack(weights: RNNWeights, norm: RNNNorm | None = None) -> Tensor:
     Of layer-normalised cells these are not ``weight_ih`` and the gains, which :func:`rnn` reads as they are.
     """
     if norm is None:
-        return torch.ops.pymtl.rnn_pack(*weights, [])
+        return torch.ops.pymtl.rnn_pack(*weights, None)
     return torch.ops.pymtl.rnn_pack([], *weights[1:], norm.within())
 
 

@@ -33,7 +33,7 @@ class RNN(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         grad_input, _, *lists, _, _, grad_h0, grad_c0, _, _, _, norm = _training_backward(ctx, *grads)
         w_ih, w_hh, b_ih, b_hh = lists
-        return None, grad_input, grad_h0, grad_c0, *w_ih, *w_hh, *b_ih, *b_hh, *norm
+        return None, grad_input, grad_h0, grad_c0, *w_ih, *w_hh, *b_ih, *b_hh, *(norm or ())
 
 
 def _setup_training(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -41,12 +41,13 @@ def _setup_training(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
     hidden, _, _, gates, cells = output
     if any(mask is not None and mask.requires_grad for mask in masks):
         raise RuntimeError("dropout, zoneout_h, zoneout_c: expected masks that require no gradient, got one that does")
-    added = [*bias_ih, *bias_hh, *norm]  # what the gradient of the biases is of
+    within = norm or ()
+    added = [*bias_ih, *bias_hh, *within]  # what the gradient of the biases is of
     ctx.save_for_backward(input, batch_sizes, h0, c0, *masks, hidden, gates, cells, *weight_ih, *weight_hh, *added)
     ctx.mark_non_differentiable(gates, cells)
     ctx.set_materialize_grads(False)
     ctx.reverse, ctx.mode = list(reverse), mode
-    ctx.counts = [len(weight_ih), len(weight_hh), len(bias_ih), len(bias_hh), len(norm)]
+    ctx.counts = [len(weight_ih), len(weight_hh), len(bias_ih), len(bias_hh), len(within)]
     ctx.needs = [
         input.requires_grad,
         any(w.requires_grad for w in weight_ih),
@@ -75,7 +76,7 @@ def _training_backward(
             h0,
             c0 if ctx.mode == "LSTM" else None,
             *masks,
-            norm,
+            norm or None,
             hidden,
             gates,
             cells,
@@ -104,7 +105,7 @@ def _training_backward(
         None,
         None,
         None,
-        of_norm,
+        of_norm or None,
     )
 
 
@@ -157,9 +158,10 @@ def _grouped(flat: Sequence[Tensor], counts: Sequence[int]) -> list[list[Tensor]
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     *grads, input, batch_sizes, w_ih, w_hh, b_ih, b_hh, reverse, mode, h0, c0 = inputs[:13]
     *masks, norm, _, _, _, needs = inputs[13:]
-    ctx.save_for_backward(*grads, input, batch_sizes, h0, c0, *masks, *w_ih, *w_hh, *b_ih, *b_hh, *norm)
+    within = norm or ()
+    ctx.save_for_backward(*grads, input, batch_sizes, h0, c0, *masks, *w_ih, *w_hh, *b_ih, *b_hh, *within)
     ctx.reverse, ctx.mode, ctx.needs = list(reverse), mode, list(needs)
-    ctx.counts = [len(w_ih), len(w_hh), len(b_ih), len(b_hh), len(norm)]
+    ctx.counts = [len(w_ih), len(w_hh), len(b_ih), len(b_hh), len(within)]
 
 
 def _double_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
@@ -181,7 +183,7 @@ def _double_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         views = [None if t is None else t.view_as(t) for t in leaves]
         seeds, (x, h, c), flat = views[:3], views[3:6], views[6:]
         *lists, norm = _grouped(flat, ctx.counts)
-        results = reference.rnn(x, batch_sizes, *lists, ctx.reverse, ctx.mode, h, c, *masks, norm)
+        results = reference.rnn(x, batch_sizes, *lists, ctx.reverse, ctx.mode, h, c, *masks, norm or None)
         outputs = [r for r, s in zip(results, seeds, strict=True) if s is not None]
         seeds_given = [s for s in seeds if s is not None]
         wanted = [t for t in (x, *flat, h, c) if t is not None]
@@ -233,7 +235,7 @@ def _double_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         None,
         None,
         None,
-        of_norm,
+        of_norm or None,
         *nothing,
     )
 

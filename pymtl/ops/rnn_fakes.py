@@ -71,7 +71,7 @@ def _rnn_inference_fake(
     dropout: Tensor | None,
     zoneout_h: Tensor | None,
     zoneout_c: Tensor | None,
-    norm: Sequence[Tensor],
+    norm: Sequence[Tensor] | None,
     packed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_one_device(
@@ -121,7 +121,7 @@ def _rnn_training_fake(
     dropout: Tensor | None,
     zoneout_h: Tensor | None,
     zoneout_c: Tensor | None,
-    norm: Sequence[Tensor],
+    norm: Sequence[Tensor] | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     weights = (weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode)
     masks = (dropout, zoneout_h, zoneout_c)
@@ -129,7 +129,7 @@ def _rnn_training_fake(
     recurrences, hidden_size = len(weight_hh), weight_hh[0].shape[1]
     tokens = input.shape[0] if batch_sizes is not None else input.shape[0] * input.shape[1]
     gates = input.new_empty(
-        recurrences, tokens, blocks_of(mode, len(norm) > 0, zoneout_h is not None).kept * hidden_size
+        recurrences, tokens, blocks_of(mode, norm is not None, zoneout_h is not None).kept * hidden_size
     )
     cells = input.new_empty(recurrences if mode == "LSTM" else 0, tokens, hidden_size, dtype=_real(input.dtype))
     return *results, gates, cells
@@ -158,7 +158,7 @@ def _rnn_backward_fake(
     dropout: Tensor | None,
     zoneout_h: Tensor | None,
     zoneout_c: Tensor | None,
-    norm: Sequence[Tensor],
+    norm: Sequence[Tensor] | None,
     output: Tensor,
     gates: Tensor,
     cells: Tensor,
@@ -168,7 +168,7 @@ def _rnn_backward_fake(
     needs_input, needs_weight_ih, needs_weight_hh, needs_bias, needs_state = needs
     batch = _fake_batch(input, batch_sizes, h0, c0, grad_h_n, grad_c_n)
     state = input.new_empty(recurrences if needs_state else 0, batch, hidden_size)
-    normalised = len(norm) > 0
+    normalised = norm is not None
     bias = blocks_of(mode, normalised).bias
     return (
         input.new_empty(input.shape if needs_input else 0),
@@ -199,7 +199,21 @@ def _rnn_heads_fake(
     max: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     output, h_n, c_n = _rnn_inference_fake(
-        input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, h0, c0, None, None, None, [], packed
+        input,
+        batch_sizes,
+        weight_ih,
+        weight_hh,
+        bias_ih,
+        bias_hh,
+        reverse,
+        mode,
+        h0,
+        c0,
+        None,
+        None,
+        None,
+        None,
+        packed,
     )
     check_one_device(input=input, head_weight=head_weight, head_bias=head_bias)
     classes = 0 if head_weight is None else head_weight.shape[0]
@@ -221,7 +235,7 @@ def _rnn_pack_fake(
     bias_hh: Sequence[Tensor],
     reverse: Sequence[bool],
     mode: str,
-    norm: Sequence[Tensor],
+    norm: Sequence[Tensor] | None,
 ) -> Tensor:
     # The size depends on the width of the vector registers in use.
     return weight_hh[0].new_empty(torch.library.get_ctx().new_dynamic_size())

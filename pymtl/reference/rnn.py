@@ -27,7 +27,7 @@ def rnn(
     dropout: Tensor | None = None,
     zoneout_h: Tensor | None = None,
     zoneout_c: Tensor | None = None,
-    norm: Sequence[Tensor] = (),
+    norm: Sequence[Tensor] | None = None,
     gain_ih: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What :func:`pymtl.ops.rnn` computes; see there for the shapes.
@@ -50,7 +50,7 @@ def rnn(
             weight_ih[g] if len(weight_ih) > 0 else None,
             weight_hh[g],
             (bias_ih[g], bias_hh[g]) if len(bias_ih) > 0 else None,
-            tuple(norm[g::count]),
+            tuple(norm[g::count]) if norm is not None else (),
         )
         hidden_size = weight_hh[g].shape[1]
         own = slice(g * hidden_size, (g + 1) * hidden_size)
@@ -148,6 +148,8 @@ def _recurrence(
     real = _real(dtype)
     h = tokens.new_zeros(batch, hidden_size) if h0 is None else h0
     c = tokens.new_zeros(batch, hidden_size, dtype=real) if c0 is None else c0.to(real)
+    # Cast once: the gradient of a cast at every step would be summed in bfloat16.
+    weight_ih = None if weights.weight_ih is None else weights.weight_ih.to(real)
     weight_hh = weights.weight_hh.to(real)
     bias_ih, bias_hh = (0, 0) if weights.biases is None else (b.to(real) for b in weights.biases)
     gain_hh, *norm_c = (n.to(real) for n in weights.norm) if weights.norm else (None,)
@@ -163,7 +165,7 @@ def _recurrence(
         operand = before
         if masks.dropout is not None:
             operand = (before * masks.dropout[:active].to(real)).to(dtype).to(real)
-        x = steps[t] if weights.weight_ih is None else steps[t] @ weights.weight_ih.to(real).t()
+        x = steps[t] if weight_ih is None else steps[t] @ weight_ih.t()
         q = operand @ weight_hh.t()
         if gain_hh is not None:
             q = _normalised(q) * gain_hh
