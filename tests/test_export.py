@@ -114,6 +114,17 @@ def test_a_program_compiled_ahead_of_time_agrees_here_and_without_pymtl(tmp_path
     assert_parity(answers_elsewhere(path, batches, tmp_path), theirs, truth)
 
 
+@needs_a_compiler
+@pytest.mark.parametrize("options", [{"bias": False}, {"layer_norm": True, "zoneout": 0.1}], ids=str)
+def test_a_package_passes_lists_on_that_are_empty(options, tmp_path):
+    module, x = pymtl.LSTM(5, 7, bidirectional=True, **options).eval(), torch.randn(4, 3, 5)
+    with torch.no_grad():
+        program = torch.export.export(module, (x,))
+        path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "compiled.pt2"))
+        # The compiler normalises a projection in its own way.
+        torch.testing.assert_close(torch._inductor.aoti_load_package(path)(x), module(x), rtol=1e-4, atol=1e-5)
+
+
 class Scores(nn.Module):
     def __init__(self, kind):
         super().__init__()

@@ -8,12 +8,15 @@
 // Without weight_ih the cells are layer-normalised, the input is [T, B, G*gates*H] (packed [N, ...]), projected and
 // normalised already, and norm, else None, holds G tensors [gates*H], gains of the products with weight_hh; of an LSTM
 // G more [H], gains of c, and G more or none [H], its biases.
+//
+// A list that may be missing is optional where a program compiled ahead of time calls the op: AOTInductor passes no
+// empty lists.
 #include "tensors.h"
 
 STABLE_TORCH_LIBRARY(pymtl, m) {
   m.def(
-      "rnn_inference(Tensor input, Tensor? batch_sizes, Tensor[] weight_ih, Tensor[] weight_hh, "
-      "Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, str mode, Tensor? h0, Tensor? c0, "
+      "rnn_inference(Tensor input, Tensor? batch_sizes, Tensor[]? weight_ih, Tensor[] weight_hh, "
+      "Tensor[]? bias_ih, Tensor[]? bias_hh, bool[] reverse, str mode, Tensor? h0, Tensor? c0, "
       "Tensor? dropout, Tensor? zoneout_h, Tensor? zoneout_c, Tensor[]? norm, Tensor? packed) "
       "-> (Tensor output, Tensor h_n, Tensor c_n)");
   m.def(
@@ -32,8 +35,8 @@ STABLE_TORCH_LIBRARY(pymtl, m) {
       "-> (Tensor grad_input, Tensor[] grad_weight_ih, Tensor[] grad_weight_hh, Tensor[] grad_bias, "
       "Tensor grad_h0, Tensor grad_c0)");
   m.def(
-      "rnn_heads(Tensor input, Tensor? batch_sizes, Tensor[] weight_ih, Tensor[] weight_hh, "
-      "Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, str mode, Tensor? h0, Tensor? c0, Tensor? packed, "
+      "rnn_heads(Tensor input, Tensor? batch_sizes, Tensor[]? weight_ih, Tensor[] weight_hh, "
+      "Tensor[]? bias_ih, Tensor[]? bias_hh, bool[] reverse, str mode, Tensor? h0, Tensor? c0, Tensor? packed, "
       "Tensor? head_weight, Tensor? head_bias, bool mean, bool max) "
       "-> (Tensor logits, Tensor mean, Tensor max, Tensor h_n, Tensor c_n)");
   // All layers at once, from their packed weights: h0, c0, h_n and c_n are [layers * G, B, H].

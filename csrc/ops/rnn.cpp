@@ -244,14 +244,17 @@ ForwardResult forward(const Tensor& given_input, const OptionalTensor& batch_siz
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> rnn_inference(Tensor input, OptionalTensor batch_sizes, Tensors weight_ih,
-                                                 Tensors weight_hh, Tensors bias_ih, Tensors bias_hh,
+Tensors or_none(const OptionalTensors& list) { return list.value_or(Tensors{}); }
+
+std::tuple<Tensor, Tensor, Tensor> rnn_inference(Tensor input, OptionalTensor batch_sizes, OptionalTensors weight_ih,
+                                                 Tensors weight_hh, OptionalTensors bias_ih, OptionalTensors bias_hh,
                                                  std::vector<bool> reverse, std::string mode, OptionalTensor h0,
                                                  OptionalTensor c0, OptionalTensor dropout, OptionalTensor zoneout_h,
                                                  OptionalTensor zoneout_c, OptionalTensors norm,
                                                  OptionalTensor packed) {
-  const ForwardResult result = forward(input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, h0,
-                                       c0, packed, dropout, zoneout_h, zoneout_c, norm, Keep::nothing);
+  const ForwardResult result =
+      forward(input, batch_sizes, or_none(weight_ih), weight_hh, or_none(bias_ih), or_none(bias_hh), reverse, mode, h0,
+              c0, packed, dropout, zoneout_h, zoneout_c, norm, Keep::nothing);
   return {result.output, result.h_n, result.c_n};
 }
 
@@ -355,17 +358,16 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> rnn_backward(
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_heads(Tensor given_input, OptionalTensor batch_sizes,
-                                                             Tensors weight_ih, Tensors weight_hh, Tensors bias_ih,
-                                                             Tensors bias_hh, std::vector<bool> reverse,
-                                                             std::string mode, OptionalTensor given_h0,
-                                                             OptionalTensor given_c0, OptionalTensor given_packed,
-                                                             OptionalTensor given_head_weight,
-                                                             OptionalTensor given_head_bias, bool mean, bool max) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_heads(
+    Tensor given_input, OptionalTensor batch_sizes, OptionalTensors weight_ih, Tensors weight_hh,
+    OptionalTensors bias_ih, OptionalTensors bias_hh, std::vector<bool> reverse, std::string mode,
+    OptionalTensor given_h0, OptionalTensor given_c0, OptionalTensor given_packed, OptionalTensor given_head_weight,
+    OptionalTensor given_head_bias, bool mean, bool max) {
   return with_layer_type(given_input, "input", [&]<typename T>() {
     const ScalarType type = given_input.scalar_type();
     const Batch batch(given_input, batch_sizes);
-    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, std::nullopt, type);
+    const Layer<T> layer(or_none(weight_ih), weight_hh, or_none(bias_ih), or_none(bias_hh), reverse, mode, std::nullopt,
+                         type);
     const int64_t G = layer.recurrences;
     const int64_t H = layer.hidden_size;
     const int64_t inputs = inputs_of(layer, given_input);

@@ -7,7 +7,7 @@ bidirectional layer). An input is dense ``[T, B, I]`` with ``batch_sizes=None``,
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -133,7 +133,7 @@ def rnn(
         masks = None if masks is None else RNNMasks(*autocast(masks))
         norm = None if norm is None else RNNNorm(*map(autocast, norm))
         packed = packed if packed is not None and packed.dtype == input.dtype else None
-    within = None  # and no empty list, which AOTInductor does not pass on
+    within = None
     if norm is not None:
         input = _normalised_projection(input, weights.weight_ih, norm.gain_ih, inputs)
         weights = weights._replace(weight_ih=[])
@@ -147,7 +147,14 @@ def rnn(
             return torch.ops.pymtl.rnn_training(*arguments)[:3]
         return RNN.apply(arguments, input, h0, c0, *tensors)[:3]
     with below_autograd():
-        return torch.ops.pymtl.rnn_inference(*arguments, packed)
+        inference = (input, batch_sizes, *_with_none(weights), h0, c0, *(masks or _NO_MASKS), within, packed)
+        return torch.ops.pymtl.rnn_inference(*inference)
+
+
+def _with_none(weights: RNNWeights) -> tuple[Any, ...]:
+    """None for empty lists, which AOTInductor does not pass on."""
+    weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode = weights
+    return weight_ih or None, weight_hh, bias_ih or None, bias_hh or None, reverse, mode
 
 
 def _normalised_projection(input: Tensor, weight_ih: list[Tensor], gain_ih: list[Tensor], inputs: int) -> Tensor:
@@ -296,9 +303,8 @@ def rnn_heads(
             "pymtl.ops.rnn_heads is for inference: call rnn, heads and pool in torch.func and for tangents"
         )
     with below_autograd():
-        return RNNHeadsResult(
-            *torch.ops.pymtl.rnn_heads(input, batch_sizes, *weights, h0, c0, packed, head_weight, head_bias, mean, max)
-        )
+        layer = (input, batch_sizes, *_with_none(weights), h0, c0, packed)
+        return RNNHeadsResult(*torch.ops.pymtl.rnn_heads(*layer, head_weight, head_bias, mean, max))
 
 
 def rnn_pack(weights: RNNWeights, norm: RNNNorm | None = None) -> Tensor:
