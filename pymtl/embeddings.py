@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pymtl import ops
+from pymtl.dropout import dropout
 from pymtl.lstm import LSTM
 
 
@@ -158,8 +157,4 @@ def _multipliers(width: int) -> Tensor:
 
 
 def _drop(embedded: Tensor, p: float, training: bool) -> Tensor:
-    if not training or p == 0:
-        return embedded
-    if ops.has_kernels(embedded):
-        return ops.dropout(embedded, p)
-    return F.dropout(embedded, p)
+    return dropout(embedded, p) if training and p > 0 else embedded

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from pymtl import ops, reference
 from pymtl.crf import CRFLoss
 from pymtl.custom import is_module_name, runs_own_code
+from pymtl.dropout import dropout
 from pymtl.heads import CRFHead, CTCHead, Head
 from pymtl.language_model import LanguageModelHead
 from pymtl.losses import CrossEntropy, Loss
@@ -322,9 +322,7 @@ class MultiTaskModel(nn.Module):
         if self.variational and of_tokens:
             mask = self._drop(tensor.new_ones(int(batch_sizes[0]), tensor.shape[1]), batch_sizes, of_tokens=False)
             return tensor * mask.index_select(0, rows(batch_sizes, tensor.shape[0]).to(tensor.device))
-        if ops.has_kernels(tensor):
-            return ops.dropout(tensor, self.dropout)
-        return F.dropout(tensor, self.dropout)
+        return dropout(tensor, self.dropout)
 
     def _check_language_model(self, task: str) -> None:
         encoder = self.encoder

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from pymtl import ops, reference
+from pymtl.dropout import dropout
 from pymtl.ops.autograd import needs_reference, wants_gradient
 from pymtl.ops.dtypes import autocasts
 from pymtl.packing import as_lengths
 from pymtl.snapshot import Snapshot, notice_fused_optimizers
-from pymtl.variants import Variants, drop
+from pymtl.variants import Variants
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -338,7 +339,7 @@ class Recurrent(nn.RNNBase):
     ) -> tuple[Tensor, Tensor, Tensor]:
         variants = self._pymtl_variants
         if self.training and variants.weight_drop > 0:
-            weights = weights._replace(weight_hh=[drop(w, variants.weight_drop) for w in weights.weight_hh])
+            weights = weights._replace(weight_hh=[dropout(w, variants.weight_drop) for w in weights.weight_hh])
             packed = None
         if batch is None:
             batch = int(batch_sizes[0]) if self.training and variants.recurrent_dropout > 0 else 0

@@ -5,10 +5,10 @@ from __future__ import annotations
 from numbers import Real
 from typing import NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from pymtl import ops
+from pymtl.dropout import dropout
 
 
 class Variants(NamedTuple):
@@ -45,11 +45,11 @@ class Variants(NamedTuple):
         width = directions * hidden_size
         if not training:
             return ops.RNNMasks(None, *(self._expected(input, width, z) for z in (self.zoneout_h, self.zoneout_c)))
-        dropout = None
+        factors = None
         if self.recurrent_dropout > 0:
-            dropout = drop(input.new_ones(directions, batch, hidden_size), self.recurrent_dropout)
+            factors = dropout(input.new_ones(directions, batch, hidden_size), self.recurrent_dropout)
         size = (*input.shape[:-1], width)
-        return ops.RNNMasks(dropout, *(self._drawn(input, size, z) for z in (self.zoneout_h, self.zoneout_c)))
+        return ops.RNNMasks(factors, *(self._drawn(input, size, z) for z in (self.zoneout_h, self.zoneout_c)))
 
     @staticmethod
     def _expected(input: Tensor, width: int, z: float) -> Tensor | None:
@@ -57,7 +57,7 @@ class Variants(NamedTuple):
 
     @staticmethod
     def _drawn(input: Tensor, size: tuple[int, ...], z: float) -> Tensor | None:
-        return (drop(input.new_ones(size), 1 - z) > 0).to(input.dtype) if z > 0 else None
+        return (dropout(input.new_ones(size), 1 - z) > 0).to(input.dtype) if z > 0 else None
 
     def describe(self, mode: str) -> str:
         """The options that are set, as they are written."""
@@ -87,8 +87,3 @@ def _zoneout_pair(mode: str, zoneout: float | tuple[float, float]) -> tuple[floa
         raise ValueError(f"zoneout: expected {expected}, got {zoneout}")
     zoneout_h, zoneout_c = zoneout
     return _probability("zoneout", zoneout_h), _probability("zoneout", zoneout_c)
-
-
-def drop(tensor: Tensor, p: float) -> Tensor:
-    """Dropout (Srivastava et al. 2014) by this library's kernel where it takes the tensor."""
-    return ops.dropout(tensor, p) if ops.has_kernels(tensor) else F.dropout(tensor, p)

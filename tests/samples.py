@@ -253,6 +253,17 @@ def run_ours(sample, **options):
     return named(sample, results)
 
 
+def function_of(sample, names):
+    """The op as a function of the tensors of these names, for gradcheck."""
+
+    def run(*tensors):
+        given = dict(zip(names, tensors))
+        return tuple(run_ours(sample.map(lambda name, tensor: given.get(name, tensor))).values())
+
+    leaves = sample.leaves(names).tensors()
+    return run, tuple(leaves[name] for name in names)
+
+
 def named(sample, results):
     """The results by name; only an LSTM has c."""
     return dict(zip(results_of(sample.weights.mode), results))

@@ -11,6 +11,7 @@ from samples import (
     B,
     F,
     RNNCase,
+    function_of,
     heads_arguments,
     named,
     random_like,
@@ -47,17 +48,6 @@ SUBSETS = [
     ["bias_hh[0]"],
     ["bias_ih[1]", "input"],
 ]
-
-
-def function_of(sample, names):
-    """The op as a function of the tensors of these names, for gradcheck."""
-
-    def run(*tensors):
-        given = dict(zip(names, tensors))
-        return tuple(run_ours(sample.map(lambda name, tensor: given.get(name, tensor))).values())
-
-    leaves = sample.leaves(names).tensors()
-    return run, tuple(leaves[name] for name in names)
 
 
 @pytest.mark.parametrize("case", TINY, ids=str)

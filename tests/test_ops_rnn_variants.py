@@ -14,6 +14,7 @@ from samples import (
     F,
     RNNCase,
     backward_arguments,
+    function_of,
     named,
     random_like,
     raw_arguments,
@@ -142,15 +143,6 @@ def test_zoneout_of_ones_keeps_the_state_and_its_gradient():
 
 
 # Derivatives.
-
-
-def function_of(sample, names):
-    def run(*tensors):
-        given = dict(zip(names, tensors))
-        return tuple(run_ours(sample.map(lambda name, tensor: given.get(name, tensor))).values())
-
-    leaves = sample.leaves(names).tensors()
-    return run, tuple(leaves[name] for name in names)
 
 
 @pytest.mark.parametrize("case", TINY, ids=str)

@@ -49,7 +49,7 @@ class RNNMasks(NamedTuple):
     (Gal & Ghahramani 2016, "A Theoretically Grounded Application of Dropout in Recurrent Neural Networks").
     ``zoneout_h`` and, of an LSTM, ``zoneout_c``, each of the output's size or [G*H]: which part of the state before
     stays, 0 or 1 in training and its expected value in evaluation (Krueger et al. 2017, "Zoneout: Regularizing RNNs by
-    Randomly Preserving Hidden Activations", equations 6 and 7).
+    Randomly Preserving Hidden Activations").
     """
 
     dropout: Tensor | None = None
