@@ -1,0 +1,246 @@
+// What the CUDA kernels need of the device beyond C++, by names of their own, so that the tests can run the same
+// kernels on a host (tests/kernels/cuda_on_host). PTX: the instructions' names stand in NVIDIA's "PTX ISA".
+//
+// A cluster is up to 16 blocks that run at the same time and read and write one another's shared memory (Hopper,
+// sm_90). On older chips these kernels exist but are never launched: their bodies are empty there.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "kernels/bfloat16.h"
+#include "kernels/cuda/float16.h"
+
+namespace pymtl::cuda {
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define PYMTL_CLUSTERS 1
+#else
+#define PYMTL_CLUSTERS 0
+#endif
+
+__device__ __forceinline__ int thread_index() { return static_cast<int>(threadIdx.x); }
+__device__ __forceinline__ int block_threads() { return static_cast<int>(blockDim.x); }
+__device__ __forceinline__ int64_t block_index() { return static_cast<int64_t>(blockIdx.x); }
+__device__ __forceinline__ int64_t block_count() { return static_cast<int64_t>(gridDim.x); }
+
+// The block's dynamic shared memory, 128-byte aligned.
+__device__ __forceinline__ unsigned char* shared_memory() {
+  extern __shared__ __align__(128) unsigned char memory[];
+  return memory;
+}
+
+__device__ __forceinline__ void sync_threads() { __syncthreads(); }
+__device__ __forceinline__ float shuffle_xor(float value, int mask) {
+  return __shfl_xor_sync(0xffffffffU, value, mask);
+}
+__device__ __forceinline__ int shuffle_xor(int value, int mask) { return __shfl_xor_sync(0xffffffffU, value, mask); }
+__device__ __forceinline__ int64_t shuffle_xor(int64_t value, int mask) {
+  return __shfl_xor_sync(0xffffffffU, static_cast<long long>(value), mask);
+}
+
+// Numbers: two of a 16-bit type share a register, the first in its lower half.
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(BFloat16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
+__device__ __forceinline__ float to_float(Float16 x) { return __half2float(__ushort_as_half(x.bits)); }
+
+template <typename T>
+__device__ __forceinline__ T from_float(float x);
+template <>
+__device__ __forceinline__ float from_float<float>(float x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ BFloat16 from_float<BFloat16>(float x) {
+  return {__bfloat16_as_ushort(__float2bfloat16_rn(x))};
+}
+template <>
+__device__ __forceinline__ Float16 from_float<Float16>(float x) {
+  return {__half_as_ushort(__float2half_rn(x))};
+}
+
+template <typename T>
+__device__ __forceinline__ uint32_t pair_of(float first, float second) {
+  return from_float<T>(first).bits | static_cast<uint32_t>(from_float<T>(second).bits) << 16;
+}
+template <typename T>
+__device__ __forceinline__ float first_of(uint32_t pair) {
+  return to_float(T{static_cast<uint16_t>(pair)});
+}
+template <typename T>
+__device__ __forceinline__ float second_of(uint32_t pair) {
+  return to_float(T{static_cast<uint16_t>(pair >> 16)});
+}
+
+// Absolute errors near 1e-7, which is what sums in float leave.
+__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0F, 1.0F + __expf(-x)); }
+__device__ __forceinline__ float hyperbolic_tangent(float x) {
+  return 1.0F - __fdividef(2.0F, 1.0F + __expf(2.0F * x));  // 1 where exp overflows
+}
+
+// acc += a b, of a warp: a [16, 16], b [16, 8], acc [16, 8] (mma.m16n8k16).
+// With lane = 4 r + j: acc[0..1] is row r, columns 2j and 2j + 1, acc[2..3] row r + 8; a[0] is row r, columns 2j and
+// 2j + 1, a[1] row r + 8, a[2] and a[3] the same 8 columns on; b[0] is rows 2j and 2j + 1 of column r, b[1] 8 rows on.
+template <typename T>
+__device__ __forceinline__ void multiply_tile(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  } else {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+}
+
+// Transposes an 8 x 8 matrix of 16-bit numbers that a warp holds: lane 4 r + j has row r, columns 2j and 2j + 1.
+__device__ __forceinline__ uint32_t transpose_tile(uint32_t pair) {
+  uint32_t result;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
+  return result;
+}
+
+// Shared memory within a cluster: addresses of 32 bits, which name a block and a place in its shared memory.
+__device__ __forceinline__ uint32_t shared_address(const void* memory) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(memory));
+}
+
+#if PYMTL_CLUSTERS
+
+__device__ __forceinline__ int cluster_rank() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return static_cast<int>(rank);
+}
+
+// The same place in the shared memory of another block of the cluster.
+__device__ __forceinline__ uint32_t address_in(uint32_t address, int rank) {
+  uint32_t result;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(result) : "r"(address), "r"(rank));
+  return result;
+}
+
+// All threads of all blocks of the cluster meet, and see what was written before.
+__device__ __forceinline__ void sync_cluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// A barrier that completes a phase when one thread has announced how many bytes are to come and they have come. Bytes
+// may come before they are announced.
+struct alignas(8) ArrivalBarrier {
+  uint64_t state;
+};
+
+// Before other blocks learn of it: sync_cluster() has to follow.
+__device__ __forceinline__ void start_barrier(ArrivalBarrier* barrier) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(barrier)) : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+__device__ __forceinline__ void announce_bytes(ArrivalBarrier* barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+}
+
+// Waits for the phase with this parity; the first is 0.
+__device__ __forceinline__ void wait_for_bytes(ArrivalBarrier* barrier, uint32_t parity) {
+  const uint32_t address = shared_address(barrier);
+  uint32_t done;
+  do {
+    asm volatile(
+        "{\n"
+        ".reg .pred complete;\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 complete, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, complete;\n"
+        "}"
+        : "=r"(done)
+        : "r"(address), "r"(parity)
+        : "memory");
+  } while (done == 0);
+}
+
+// Stores into the shared memory of a block of the cluster and counts the bytes at a barrier of that block.
+__device__ __forceinline__ void send(uint32_t address, uint32_t value, uint32_t barrier) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(address),
+               "r"(value), "r"(barrier)
+               : "memory");
+}
+
+__device__ __forceinline__ void send(uint32_t address, float first, float second, uint32_t barrier) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(address),
+               "r"(__float_as_uint(first)), "r"(__float_as_uint(second)), "r"(barrier)
+               : "memory");
+}
+
+#endif
+
+using Stream = cudaStream_t;
+
+inline void check(cudaError_t error, const char* call) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + call + ": " + cudaGetErrorString(error));
+}
+
+inline int current_device() {
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  return device;
+}
+
+struct Grid {
+  int64_t blocks;
+  int threads;
+  int cluster;  // blocks of a cluster
+  size_t shared_bytes;
+};
+
+template <typename Args>
+cudaLaunchConfig_t configured(void (*kernel)(Args), const Grid& grid, Stream stream, cudaLaunchAttribute* attribute) {
+  const int bytes = static_cast<int>(grid.shared_bytes);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "cudaFuncSetAttribute");
+  if (grid.cluster > 8) {  // what every chip with clusters has
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cudaFuncSetAttribute");
+  }
+  attribute->id = cudaLaunchAttributeClusterDimension;
+  attribute->val.clusterDim.x = static_cast<unsigned>(grid.cluster);
+  attribute->val.clusterDim.y = 1;
+  attribute->val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(grid.blocks));
+  config.blockDim = dim3(static_cast<unsigned>(grid.threads));
+  config.dynamicSmemBytes = grid.shared_bytes;
+  config.stream = stream;
+  config.attrs = attribute;
+  config.numAttrs = grid.cluster > 0 ? 1 : 0;
+  return config;
+}
+
+// Launches a kernel. A cluster of 0 is none.
+template <typename Args>
+void launch(void (*kernel)(Args), const Grid& grid, Stream stream, const Args& args) {
+  cudaLaunchAttribute attribute;
+  const cudaLaunchConfig_t config = configured(kernel, grid, stream, &attribute);
+  check(cudaLaunchKernelEx(&config, kernel, args), "cudaLaunchKernelEx");
+}
+
+// How many clusters of such a kernel the current device runs at the same time; 0 if it can run none.
+template <typename Args>
+int clusters_at_once(void (*kernel)(Args), const Grid& grid) {
+  int major = 0;
+  const cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, current_device());
+  check(error, "cudaDeviceGetAttribute");
+  if (major < 9) return 0;
+  cudaLaunchAttribute attribute;
+  const cudaLaunchConfig_t config = configured(kernel, grid, nullptr, &attribute);
+  int count = 0;
+  check(cudaOccupancyMaxActiveClusters(&count, kernel, &config), "cudaOccupancyMaxActiveClusters");
+  return count;
+}
+
+}  // namespace pymtl::cuda

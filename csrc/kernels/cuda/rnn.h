@@ -1,0 +1,82 @@
+// The LSTM recurrence on a GPU with thread-block clusters (Hopper, sm_90): W_hh stays in the registers and the shared
+// memory of a cluster of blocks for the whole sequence, each block owns some hidden units, and the blocks send one
+// another h (forward) or parts of the gradient of h (backward) at every step. One launch runs all recurrences and all
+// slices of the batch, each by a cluster of its own. The formulas, the letters and the layout are those of
+// kernels/rnn.h; the products with W_ih and the gradients of the weights are matrix products over all tokens, which
+// the caller makes.
+//
+// T is float, BFloat16 or Float16. Products of two 16-bit numbers are summed in float by tensor cores, those of float
+// in float (not TF32). c and everything between two products are float; h is rounded to T at every step.
+//
+// All pointers are to memory of the current device, all work goes to `stream`, nothing waits for it. Results are the
+// same bits in every run. Arrays are row-major and contiguous. Nothing may alias. Errors of CUDA's are
+// std::runtime_error.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/bfloat16.h"
+#include "kernels/cuda/float16.h"
+
+namespace pymtl::cuda {
+
+// Recurrences in one launch; a call with more makes several.
+inline constexpr int kRecurrences = 32;
+
+struct RnnShape {
+  int64_t recurrences;         // G
+  int64_t steps;               // T
+  int64_t batch;               // B
+  int64_t tokens;              // N: rows of everything that is of tokens; more than there are is fine
+  int64_t hidden_size;         // H
+  const int64_t* batch_sizes;  // [T], B >= batch_sizes[0] >= batch_sizes[1] >= ... >= 0; null: all B
+};
+
+template <typename T>
+struct RnnWeights {
+  const T* w_hh;  // [4H, H]
+  const T* b_ih;  // [4H] or null: zeros; only read forward
+  const T* b_hh;  // [4H] or null: zeros; only read forward
+  bool reverse;
+};
+
+template <typename T>
+struct RnnForward {
+  RnnShape shape;
+  const RnnWeights<T>* weights;  // [G], on the host
+  const float* projected;        // [N, G, 4H] W_ih x
+  const T* h0;                   // [G, B, H] or null: zeros
+  const T* c0;                   // [G, B, H] or null: zeros
+  T* output;                     // [N, G*H]
+  T* h_n;                        // [G, B, H]
+  T* c_n;                        // [G, B, H]
+  T* gates;                      // [G, N, 4H] activated, for the backward pass; or null, with cells
+  float* cells;                  // [G, N, H]
+};
+
+template <typename T>
+struct RnnBackward {
+  RnnShape shape;
+  const RnnWeights<T>* weights;  // [G], on the host
+  const T* c0;                   // as in the forward pass
+  const T* gates;                // from the forward pass
+  const float* cells;            // from the forward pass
+  const T* grad_output;          // [N, G*H] or null: zeros
+  const T* grad_h_n;             // [G, B, H] or null: zeros
+  const T* grad_c_n;             // [G, B, H] or null: zeros
+  T* grad_gates;                 // [G, N, 4H] of the gates before activation
+  T* grad_h0;                    // [G, B, H] or null: not wanted
+  T* grad_c0;                    // [G, B, H] or null: not wanted
+};
+
+// The largest hidden size that the current device takes; 0 if it has no clusters.
+template <typename T>
+int64_t rnn_hidden_size_limit();
+
+// cudaStream_t is not named here, so that callers need no header of CUDA's.
+template <typename T>
+void rnn_forward(const RnnForward<T>& args, void* stream);
+template <typename T>
+void rnn_backward(const RnnBackward<T>& args, void* stream);
+
+}  // namespace pymtl::cuda

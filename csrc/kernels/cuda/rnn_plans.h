@@ -1,0 +1,19 @@
+// What rnn.cu chooses between: the kernels of the recurrence, for a plan each.
+#pragma once
+
+#include "kernels/cuda/rnn_cluster.h"
+
+namespace pymtl::cuda {
+
+// How many clusters of a plan's kernel the current device runs at the same time.
+template <typename T>
+int forward_clusters_at_once(const Plan& plan);
+template <typename T>
+int backward_clusters_at_once(const Plan& plan);
+
+template <typename T>
+void run_forward(const RnnForward<T>& args, const Plan& plan, Stream stream);
+template <typename T>
+void run_backward(const RnnBackward<T>& args, const Plan& plan, Stream stream);
+
+}  // namespace pymtl::cuda

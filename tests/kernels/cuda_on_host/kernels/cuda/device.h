@@ -1,0 +1,171 @@
+// Stands in for csrc/kernels/cuda/device.h where the CUDA kernels are compiled for the host: the same names, each
+// thread a coroutine. It shows that a kernel's arithmetic, indices and protocol are right, whatever the order in which
+// threads run and messages arrive; it says nothing about speed, nor about the memory model of a GPU.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "emulator.h"
+#include "kernels/bfloat16.h"
+#include "kernels/cuda/float16.h"
+
+#define PYMTL_CLUSTERS 1
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __grid_constant__
+#define __launch_bounds__(...)
+#define __restrict__
+
+namespace pymtl::cuda {
+
+using emulator::announce_bytes;
+using emulator::ArrivalBarrier;
+using emulator::block_count;
+using emulator::block_index;
+using emulator::block_threads;
+using emulator::cluster_rank;
+using emulator::shared_memory;
+using emulator::start_barrier;
+using emulator::sync_cluster;
+using emulator::sync_threads;
+using emulator::thread_index;
+using emulator::wait_for_bytes;
+
+inline uint32_t bits_of(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+inline float float_of(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+inline float shuffle_xor(float value, int mask) {
+  return float_of(static_cast<uint32_t>(emulator::exchange(bits_of(value), mask)));
+}
+inline int shuffle_xor(int value, int mask) {
+  return static_cast<int>(emulator::exchange(static_cast<uint32_t>(value), mask));
+}
+inline int64_t shuffle_xor(int64_t value, int mask) {
+  return static_cast<int64_t>(emulator::exchange(static_cast<uint64_t>(value), mask));
+}
+
+inline float to_float(float x) { return x; }
+inline float to_float(BFloat16 x) { return float_of(static_cast<uint32_t>(x.bits) << 16); }
+inline float to_float(Float16 x) {
+  _Float16 half;
+  std::memcpy(&half, &x.bits, sizeof half);
+  return static_cast<float>(half);
+}
+
+template <typename T>
+T from_float(float x) {
+  if constexpr (std::is_same_v<T, float>) {
+    return x;
+  } else if constexpr (std::is_same_v<T, BFloat16>) {
+    const uint32_t bits = bits_of(x);
+    if (std::isnan(x)) return {0x7fff};
+    return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+  } else {
+    const _Float16 half = static_cast<_Float16>(x);
+    T result;
+    std::memcpy(&result.bits, &half, sizeof half);
+    return result;
+  }
+}
+
+template <typename T>
+uint32_t pair_of(float first, float second) {
+  return from_float<T>(first).bits | static_cast<uint32_t>(from_float<T>(second).bits) << 16;
+}
+template <typename T>
+float first_of(uint32_t pair) {
+  return to_float(T{static_cast<uint16_t>(pair)});
+}
+template <typename T>
+float second_of(uint32_t pair) {
+  return to_float(T{static_cast<uint16_t>(pair >> 16)});
+}
+
+inline float sigmoid(float x) { return 1.0F / (1.0F + std::exp(-x)); }
+inline float hyperbolic_tangent(float x) { return 1.0F - 2.0F / (1.0F + std::exp(2.0F * x)); }
+
+template <typename T>
+void multiply_tile(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const uint32_t words[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  float sums[4];
+  emulator::collect(words, 6, [&](const emulator::Words* lanes, int lane) {
+    const int r = lane / 4;
+    for (int element = 0; element < 4; ++element) {
+      const int row = r + 8 * (element / 2);
+      const int column = 2 * (lane % 4) + element % 2;
+      float sum = 0.0F;
+      for (int k = 0; k < 16; ++k) {
+        const int pair = k % 8 / 2;
+        const uint32_t of_a = lanes[4 * (row % 8) + pair].word[row / 8 + 2 * (k / 8)];
+        const uint32_t of_b = lanes[4 * column + pair].word[4 + k / 8];
+        sum += k % 2 == 0 ? first_of<T>(of_a) * first_of<T>(of_b) : second_of<T>(of_a) * second_of<T>(of_b);
+      }
+      sums[element] = sum;
+    }
+  });
+  for (int element = 0; element < 4; ++element) acc[element] += sums[element];
+}
+
+inline uint32_t transpose_tile(uint32_t pair) {
+  uint32_t result = 0;
+  emulator::collect(&pair, 1, [&](const emulator::Words* lanes, int lane) {
+    const int row = lane / 4;
+    for (int i = 0; i < 2; ++i) {
+      const int column = 2 * (lane % 4) + i;
+      const uint32_t source = lanes[4 * column + row / 2].word[0];
+      result |= (row % 2 == 0 ? source & 0xffff : source >> 16) << (16 * i);
+    }
+  });
+  return result;
+}
+
+inline uint32_t shared_address(const void* memory) { return emulator::address_of(memory); }
+inline uint32_t address_in(uint32_t address, int rank) { return emulator::address_in(address, rank); }
+
+inline void send(uint32_t address, uint32_t value, uint32_t barrier) {
+  emulator::send(address, &value, sizeof value, barrier);
+}
+inline void send(uint32_t address, float first, float second, uint32_t barrier) {
+  const float values[2] = {first, second};
+  emulator::send(address, values, sizeof values, barrier);
+}
+
+using Stream = void*;
+
+struct uint4 {
+  uint32_t x, y, z, w;
+};
+
+inline int current_device() { return 0; }
+
+struct Grid {
+  int64_t blocks;
+  int threads;
+  int cluster;
+  size_t shared_bytes;
+};
+
+template <typename Args>
+void launch(void (*kernel)(Args), const Grid& grid, Stream, const Args& args) {
+  emulator::run(grid.blocks, grid.threads, grid.cluster, grid.shared_bytes, [&] { kernel(args); });
+}
+
+template <typename Args>
+int clusters_at_once(void (*)(Args), const Grid& grid) {
+  return grid.shared_bytes <= emulator::kSharedBytes && grid.cluster <= 16 ? emulator::clusters_at_once : 0;
+}
+
+}  // namespace pymtl::cuda

@@ -1,0 +1,316 @@
+// The CUDA kernels of the recurrence, run on the host, against the formulas in double.
+//
+// Each number is compared with what the formulas make of the kernel's own rounded operands: h of the step before
+// forward, gates, cells and gradients of gates backward. So what is left is one rounding to T, and sums in float.
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "../check.h"
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/rnn.h"
+
+namespace pymtl::test {
+namespace {
+
+using cuda::from_float;
+using cuda::RnnBackward;
+using cuda::RnnForward;
+using cuda::RnnWeights;
+
+template <typename T>
+Buffer<T> numbers(int64_t count, Random& random, double size) {
+  Buffer<T> buffer(count, 64);
+  for (T& value : buffer) value = from_float<T>(static_cast<float>(random.uniform(-size, size)));
+  return buffer;
+}
+
+double value(float x) { return x; }
+double value(BFloat16 x) { return cuda::to_float(x); }
+double value(Float16 x) { return cuda::to_float(x); }
+
+// Half the distance between neighbours near 1.
+template <typename T>
+constexpr double kRounding = std::is_same_v<T, float>     ? 0x1p-24
+                             : std::is_same_v<T, Float16> ? 0x1p-11
+                                                          : 0x1p-8;
+
+double largest_part_of_bound = 0.0;
+
+template <typename T>
+void check_near(const char* name, T actual, double expected, int64_t at, double sums = 1.0) {
+  // Below 2^-14 the numbers of float16 stand 2^-24 apart.
+  const double bound = kRounding<T> * std::abs(expected) + 0x1p-20 * sums + 0x1p-25;
+  const double error = std::abs(value(actual) - expected);
+  if (error == error) largest_part_of_bound = std::max(largest_part_of_bound, error / bound);
+  CHECK(error <= bound, name, at, value(actual), expected);
+}
+
+struct Case {
+  int64_t G, B, T, H;
+  bool ragged, states, biases;
+};
+
+template <typename T>
+struct Problem {
+  Case shape;
+  std::vector<int64_t> lengths;
+  std::vector<int64_t> starts;  // [T + 1]
+  Buffer<int64_t> batch_sizes;
+  std::vector<Buffer<T>> w_hh, b_ih, b_hh;
+  std::vector<char> reverse;
+  Buffer<float> projected;
+  Buffer<T> h0, c0, grad_output, grad_h_n, grad_c_n;
+
+  Problem(const Case& given, Random& random) : shape(given) {
+    const auto [G, B, steps, H, ragged, states, biases] = shape;
+    lengths.assign(static_cast<size_t>(B), steps);
+    if (ragged) {
+      for (int64_t& length : lengths) length = 1 + random.below(steps);
+      std::sort(lengths.begin(), lengths.end(), std::greater<>());
+    }
+    starts = {0};
+    for (int64_t t = 0; t < steps; ++t) {
+      const auto has = [t](int64_t length) { return length > t; };
+      starts.push_back(starts.back() + std::count_if(lengths.begin(), lengths.end(), has));
+    }
+    if (ragged) {
+      batch_sizes = Buffer<int64_t>(steps);
+      for (int64_t t = 0; t < steps; ++t) batch_sizes[t] = starts[t + 1] - starts[t];
+    }
+    const double size = 2 / std::sqrt(static_cast<double>(H));
+    const bool first_reverse = random.flip();
+    for (int64_t g = 0; g < G; ++g) {
+      w_hh.push_back(numbers<T>(4 * H * H, random, size));
+      b_ih.push_back(biases ? numbers<T>(4 * H, random, 1) : Buffer<T>());
+      b_hh.push_back(biases ? numbers<T>(4 * H, random, 1) : Buffer<T>());
+      reverse.push_back((g % 2 == 0) == first_reverse);
+    }
+    projected = uniform<float>(tokens() * G * 4 * H, random, -2, 2);
+    grad_output = numbers<T>(tokens() * G * H, random, 1);
+    if (!states) return;
+    h0 = numbers<T>(G * B * H, random, 1);
+    c0 = numbers<T>(G * B * H, random, 2);
+    grad_h_n = numbers<T>(G * B * H, random, 1);
+    grad_c_n = numbers<T>(G * B * H, random, 1);
+  }
+
+  int64_t tokens() const { return starts.back(); }
+  int64_t token(int64_t b, int64_t t) const { return starts[static_cast<size_t>(t)] + b; }
+
+  std::vector<RnnWeights<T>> weights() const {
+    std::vector<RnnWeights<T>> all;
+    for (size_t g = 0; g < w_hh.size(); ++g) {
+      all.push_back({w_hh[g].data(), b_ih[g].data(), b_hh[g].data(), reverse[g] != 0});
+    }
+    return all;
+  }
+  cuda::RnnShape rnn_shape() const { return {shape.G, shape.T, shape.B, tokens(), shape.H, batch_sizes.data()}; }
+};
+
+template <typename T>
+struct Forward {
+  Buffer<T> output, h_n, c_n, gates;
+  Buffer<float> cells;
+
+  Forward(const Problem<T>& problem, bool train) {
+    const auto [G, B, steps, H, ragged, states, biases] = problem.shape;
+    const int64_t N = problem.tokens();
+    output = Buffer<T>(N * G * H, 64);
+    h_n = Buffer<T>(G * B * H, 64);
+    c_n = Buffer<T>(G * B * H, 64);
+    if (train) {
+      gates = Buffer<T>(G * N * 4 * H, 64);
+      cells = Buffer<float>(G * N * H, 64);
+    }
+    const std::vector<RnnWeights<T>> weights = problem.weights();
+    cuda::rnn_forward(
+        RnnForward<T>{problem.rnn_shape(), weights.data(), problem.projected.data(), problem.h0.data(),
+                      problem.c0.data(), output.data(), h_n.data(), c_n.data(), gates.data(), cells.data()},
+        nullptr);
+  }
+};
+
+template <typename T>
+struct Backward {
+  Buffer<T> gates, h0, c0;
+
+  Backward(const Problem<T>& problem, const Forward<T>& forward) {
+    const auto [G, B, steps, H, ragged, states, biases] = problem.shape;
+    gates = Buffer<T>(G * problem.tokens() * 4 * H, 64);
+    h0 = Buffer<T>(G * B * H, 64);
+    c0 = Buffer<T>(G * B * H, 64);
+    const std::vector<RnnWeights<T>> weights = problem.weights();
+    cuda::rnn_backward(RnnBackward<T>{problem.rnn_shape(), weights.data(), problem.c0.data(), forward.gates.data(),
+                                      forward.cells.data(), problem.grad_output.data(), problem.grad_h_n.data(),
+                                      problem.grad_c_n.data(), gates.data(), h0.data(), c0.data()},
+                       nullptr);
+  }
+};
+
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
+template <typename T>
+void check_forward(const Problem<T>& problem, const Forward<T>& ours) {
+  const auto [G, B, steps, H, ragged, states, biases] = problem.shape;
+  for (int64_t g = 0; g < G; ++g) {
+    const Context context("recurrence ", g, problem.reverse[g] ? " in reverse" : "");
+    for (int64_t b = 0; b < B; ++b) {
+      std::vector<double> h(H, 0.0);
+      std::vector<double> c(H, 0.0);
+      for (int64_t u = 0; states && u < H; ++u) {
+        h[u] = value(problem.h0[(g * B + b) * H + u]);
+        c[u] = value(problem.c0[(g * B + b) * H + u]);
+      }
+      const int64_t length = problem.lengths[b];
+      for (int64_t s = 0; s < length; ++s) {
+        const int64_t token = problem.token(b, problem.reverse[g] ? length - 1 - s : s);
+        std::vector<double> a(4 * H);
+        for (int64_t row = 0; row < 4 * H; ++row) {
+          a[row] = problem.projected[(token * G + g) * 4 * H + row];
+          if (biases) a[row] += value(problem.b_ih[g][row]) + value(problem.b_hh[g][row]);
+          for (int64_t k = 0; k < H; ++k) a[row] += value(problem.w_hh[g][row * H + k]) * h[k];
+        }
+        for (int64_t u = 0; u < H; ++u) {
+          const double gates[4] = {sigmoid(a[u]), sigmoid(a[H + u]), std::tanh(a[2 * H + u]), sigmoid(a[3 * H + u])};
+          c[u] = gates[1] * c[u] + gates[0] * gates[2];
+          const int64_t at = (g * problem.tokens() + token) * H + u;
+          if (ours.gates) {
+            for (int64_t q = 0; q < 4; ++q) {
+              const int64_t place = ((g * problem.tokens() + token) * 4 + q) * H + u;
+              check_near("gates", ours.gates[place], gates[q], place);
+            }
+            check_near("cells", ours.cells[at], c[u], at);
+          }
+          const int64_t place = (token * G + g) * H + u;
+          check_near("output", ours.output[place], gates[3] * std::tanh(c[u]), place);
+          h[u] = value(ours.output[place]);
+        }
+      }
+      for (int64_t u = 0; u < H; ++u) {
+        const int64_t at = (g * B + b) * H + u;
+        CHECK(value(ours.h_n[at]) == h[u], at, value(ours.h_n[at]), h[u]);
+        check_near("c_n", ours.c_n[at], c[u], at);
+      }
+    }
+  }
+}
+
+template <typename T>
+void check_backward(const Problem<T>& problem, const Forward<T>& forward, const Backward<T>& ours) {
+  const auto [G, B, steps, H, ragged, states, biases] = problem.shape;
+  for (int64_t g = 0; g < G; ++g) {
+    const Context context("recurrence ", g, problem.reverse[g] ? " in reverse" : "");
+    for (int64_t b = 0; b < B; ++b) {
+      std::vector<double> grad_h(H, 0.0);
+      std::vector<double> grad_c(H, 0.0);
+      for (int64_t u = 0; states && u < H; ++u) {
+        grad_h[u] = value(problem.grad_h_n[(g * B + b) * H + u]);
+        grad_c[u] = value(problem.grad_c_n[(g * B + b) * H + u]);
+      }
+      const int64_t length = problem.lengths[b];
+      for (int64_t s = length; s-- > 0;) {
+        const int64_t t = problem.reverse[g] ? length - 1 - s : s;
+        const int64_t token = problem.token(b, t);
+        const int64_t row = g * problem.tokens() + token;
+        std::vector<double> grads(4 * H);
+        for (int64_t u = 0; u < H; ++u) {
+          const auto gate = [&](int64_t q) { return value(forward.gates[(row * 4 + q) * H + u]); };
+          double before = states ? value(problem.c0[(g * B + b) * H + u]) : 0.0;
+          if (s > 0) {
+            const int64_t earlier = problem.token(b, problem.reverse[g] ? t + 1 : t - 1);
+            before = forward.cells[(g * problem.tokens() + earlier) * H + u];
+          }
+          const double i = gate(0), f = gate(1), g_ = gate(2), o = gate(3);
+          const double tanh_c = std::tanh(static_cast<double>(forward.cells[row * H + u]));
+          const double of_h = grad_h[u] + value(problem.grad_output[(token * G + g) * H + u]);
+          const double of_c = grad_c[u] + of_h * o * (1 - tanh_c * tanh_c);
+          const double expected[4] = {of_c * g_ * i * (1 - i), of_c * before * f * (1 - f), of_c * i * (1 - g_ * g_),
+                                      of_h * tanh_c * o * (1 - o)};
+          for (int64_t q = 0; q < 4; ++q) {
+            const int64_t at = (row * 4 + q) * H + u;
+            check_near("grad_gates", ours.gates[at], expected[q], at, 16.0);
+            grads[q * H + u] = value(ours.gates[at]);
+          }
+          grad_c[u] = of_c * f;
+        }
+        for (int64_t u = 0; u < H; ++u) {
+          grad_h[u] = 0.0;
+          for (int64_t k = 0; k < 4 * H; ++k) grad_h[u] += value(problem.w_hh[g][k * H + u]) * grads[k];
+        }
+      }
+      for (int64_t u = 0; u < H; ++u) {
+        const int64_t at = (g * B + b) * H + u;
+        check_near("grad_h0", ours.h0[at], grad_h[u], at, 16.0);
+        check_near("grad_c0", ours.c0[at], grad_c[u], at, 16.0);
+      }
+    }
+  }
+}
+
+template <typename T>
+void check_case(const Case& shape, Random& random) {
+  const Context context("G=", shape.G, " B=", shape.B, " T=", shape.T, " H=", shape.H, shape.ragged ? " ragged" : "",
+                        shape.states ? " states" : "", shape.biases ? " biases" : "");
+  const Problem<T> problem(shape, random);
+  cuda::emulator::seed = random.bits();
+  const Forward<T> trained(problem, true);
+  check_forward(problem, trained);
+  const Backward<T> gradients(problem, trained);
+  check_backward(problem, trained, gradients);
+  // Another order of the threads and messages gives the same bits, and so does inference.
+  cuda::emulator::seed = random.bits();
+  const Forward<T> inferred(problem, false);
+  CHECK(same_bits(inferred.output.data(), trained.output.data(), trained.output.size()));
+  CHECK(same_bits(inferred.c_n.data(), trained.c_n.data(), trained.c_n.size()));
+  const Backward<T> again(problem, trained);
+  CHECK(same_bits(again.gates.data(), gradients.gates.data(), gradients.gates.size()));
+  CHECK(same_bits(again.h0.data(), gradients.h0.data(), gradients.h0.size()));
+}
+
+// Every size of cluster, with sizes that fill it and sizes that do not.
+template <typename T>
+void all_cases() {
+  Random random(7);
+  largest_part_of_bound = 0.0;
+  for (const int64_t H : {1, 2, 7, 33, 64, 65, 128, 190, 192, 200, 321}) {
+    for (const int64_t B : {1, 8, 11}) {
+      if (H > 128 && B == 8) continue;
+      const int64_t steps = H > 128 ? 3 : 1 + random.below(6);
+      check_case<T>({1 + random.below(2), B, steps, H, random.flip(), random.flip(), random.flip()}, random);
+    }
+  }
+  check_case<T>({2, 3, 4, 20, true, true, true}, random);
+  check_case<T>({33, 2, 2, 3, true, true, true}, random);  // more recurrences than a launch takes
+  check_case<T>({1, 2, 1, 5, true, false, true}, random);
+  check_case<T>({1, 2, 40, 9, true, true, true}, random);
+  // Two columns of 8 rows to a cluster, because few clusters run at the same time.
+  cuda::emulator::clusters_at_once = 1;
+  for (const int64_t H : {5, 70, 200}) check_case<T>({1, 21, 4, H, true, true, true}, random);
+  cuda::emulator::clusters_at_once = 16;
+  std::printf("         largest error: %.2f of its bound\n", largest_part_of_bound);
+}
+
+// The largest sizes, where much of the weights overflows into shared memory.
+template <typename T>
+void large_cases() {
+  Random random(8);
+  const int64_t limit = cuda::rnn_hidden_size_limit<T>();
+  CHECK(limit >= 512, limit);
+  check_case<T>({1, 3, 2, 512, true, true, true}, random);
+  check_case<T>({1, 3, 2, limit - 1, true, true, true}, random);
+}
+
+}  // namespace
+}  // namespace pymtl::test
+
+int main() {
+  using namespace pymtl::test;
+  return run_tests({
+      {"bfloat16", all_cases<pymtl::BFloat16>},
+      {"float16", all_cases<pymtl::Float16>},
+      {"large, bfloat16", large_cases<pymtl::BFloat16>},
+      {"large, float16", large_cases<pymtl::Float16>},
+  });
+}
