@@ -83,6 +83,10 @@ __device__ __forceinline__ float hyperbolic_tangent(float x) {
   return 1.0F - __fdividef(2.0F, 1.0F + __expf(2.0F * x));  // 1 where exp overflows
 }
 
+// As exact as float gets.
+__device__ __forceinline__ float exact_sigmoid(float x) { return 1.0F / (1.0F + expf(-x)); }
+__device__ __forceinline__ float exact_hyperbolic_tangent(float x) { return tanhf(x); }
+
 // acc += a b, of a warp: a [16, 16], b [16, 8], acc [16, 8] (mma.m16n8k16).
 // With lane = 4 r + j: acc[0..1] is row r, columns 2j and 2j + 1, acc[2..3] row r + 8; a[0] is row r, columns 2j and
 // 2j + 1, a[1] row r + 8, a[2] and a[3] the same 8 columns on; b[0] is rows 2j and 2j + 1 of column r, b[1] 8 rows on.
@@ -171,6 +175,10 @@ __device__ __forceinline__ void send(uint32_t address, uint32_t value, uint32_t 
   asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(address),
                "r"(value), "r"(barrier)
                : "memory");
+}
+
+__device__ __forceinline__ void send(uint32_t address, float value, uint32_t barrier) {
+  send(address, __float_as_uint(value), barrier);
 }
 
 __device__ __forceinline__ void send(uint32_t address, float first, float second, uint32_t barrier) {

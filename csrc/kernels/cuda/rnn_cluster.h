@@ -18,7 +18,7 @@ struct Plan {
 
   __host__ __device__ int units_of_block() const { return warps * units_of_warp; }
   __host__ __device__ int units() const { return blocks * units_of_block(); }
-  int threads() const { return warps * kWarp; }
+  __host__ __device__ int threads() const { return warps * kWarp; }
 };
 
 // What stands in a kernel's parameters: the arguments of a launch without pointers to the host.

@@ -16,4 +16,13 @@ void run_forward(const RnnForward<T>& args, const Plan& plan, Stream stream);
 template <typename T>
 void run_backward(const RnnBackward<T>& args, const Plan& plan, Stream stream);
 
+template <>
+int forward_clusters_at_once<float>(const Plan& plan);
+template <>
+int backward_clusters_at_once<float>(const Plan& plan);
+template <>
+void run_forward(const RnnForward<float>& args, const Plan& plan, Stream stream);
+template <>
+void run_backward(const RnnBackward<float>& args, const Plan& plan, Stream stream);
+
 }  // namespace pymtl::cuda

@@ -285,9 +285,11 @@ void all_cases() {
   check_case<T>({33, 2, 2, 3, true, true, true}, random);  // more recurrences than a launch takes
   check_case<T>({1, 2, 1, 5, true, false, true}, random);
   check_case<T>({1, 2, 40, 9, true, true, true}, random);
-  // Two columns of 8 rows to a cluster, because few clusters run at the same time.
+  // More rows to a cluster, because few clusters run at the same time.
   cuda::emulator::clusters_at_once = 1;
   for (const int64_t H : {5, 70, 200}) check_case<T>({1, 21, 4, H, true, true, true}, random);
+  cuda::emulator::clusters_at_once = 3;
+  for (const int64_t B : {2, 5, 11}) check_case<T>({2, B, 4, 34, true, true, true}, random);
   cuda::emulator::clusters_at_once = 16;
   std::printf("         largest error: %.2f of its bound\n", largest_part_of_bound);
 }
@@ -308,8 +310,10 @@ void large_cases() {
 int main() {
   using namespace pymtl::test;
   return run_tests({
+      {"float", all_cases<float>},
       {"bfloat16", all_cases<pymtl::BFloat16>},
       {"float16", all_cases<pymtl::Float16>},
+      {"large, float", large_cases<float>},
       {"large, bfloat16", large_cases<pymtl::BFloat16>},
       {"large, float16", large_cases<pymtl::Float16>},
   });

@@ -97,6 +97,9 @@ float second_of(uint32_t pair) {
 inline float sigmoid(float x) { return 1.0F / (1.0F + std::exp(-x)); }
 inline float hyperbolic_tangent(float x) { return 1.0F - 2.0F / (1.0F + std::exp(2.0F * x)); }
 
+inline float exact_sigmoid(float x) { return sigmoid(x); }
+inline float exact_hyperbolic_tangent(float x) { return std::tanh(x); }
+
 template <typename T>
 void multiply_tile(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   const uint32_t words[6] = {a[0], a[1], a[2], a[3], b0, b1};
@@ -138,6 +141,7 @@ inline uint32_t address_in(uint32_t address, int rank) { return emulator::addres
 inline void send(uint32_t address, uint32_t value, uint32_t barrier) {
   emulator::send(address, &value, sizeof value, barrier);
 }
+inline void send(uint32_t address, float value, uint32_t barrier) { send(address, bits_of(value), barrier); }
 inline void send(uint32_t address, float first, float second, uint32_t barrier) {
   const float values[2] = {first, second};
   emulator::send(address, values, sizeof values, barrier);
@@ -148,6 +152,14 @@ using Stream = void*;
 struct uint4 {
   uint32_t x, y, z, w;
 };
+
+struct float2 {
+  float x, y;
+};
+struct float4 {
+  float x, y, z, w;
+};
+using std::fmaf;
 
 inline int current_device() { return 0; }
 
