@@ -48,6 +48,8 @@ STABLE_TORCH_LIBRARY(pymtl, m) {
       "rnn_pack(Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, str mode, "
       "Tensor[]? norm) "
       "-> Tensor");
+  // Of a GPU: the largest H that there are kernels for, of the dtype and on the device of `like`.
+  m.def("rnn_hidden_size_limit(Tensor like) -> int");
 
   m.def("heads(Tensor input, Tensor weight, Tensor? bias, int parts) -> Tensor");
   // needs: gradients wanted of [input, weight, bias].

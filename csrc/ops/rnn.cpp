@@ -5,98 +5,12 @@
 #include <utility>
 
 #include "batch.h"
+#include "rnn_layer.h"
 #include "scratch.h"
 #include "tensors.h"
 
 namespace pymtl::ops {
 namespace {
-
-// torch.nn.RNNBase's modes.
-Cell cell_of(const std::string& mode, bool normalised = false) {
-  if (mode == "LSTM") return normalised ? Cell::normalised_lstm : Cell::lstm;
-  if (mode == "GRU") return normalised ? Cell::normalised_gru : Cell::gru;
-  if (mode == "RNN_TANH") return normalised ? Cell::normalised_rnn_tanh : Cell::rnn_tanh;
-  check(mode == "RNN_RELU", "mode: expected LSTM, GRU, RNN_TANH or RNN_RELU, got ", mode);
-  return normalised ? Cell::normalised_rnn_relu : Cell::rnn_relu;
-}
-
-// A layer's weights, checked and contiguous; the list keeps copies alive that a kernel points into.
-template <typename T>
-struct Layer {
-  Cell cell;
-  CellSizes sizes;
-  int64_t recurrences;
-  int64_t input_size;
-  int64_t hidden_size;
-  Tensors kept;
-  std::vector<RnnWeights<T>> weights;
-
-  // Without weight_ih the cells are normalised; norm: g_hh of all recurrences, then an LSTM's g_c, then its b_c or
-  // none.
-  Layer(const Tensors& weight_ih, const Tensors& weight_hh, const Tensors& bias_ih, const Tensors& bias_hh,
-        const std::vector<bool>& reverse, const std::string& mode, const OptionalTensors& given_norm, ScalarType type)
-      : cell(cell_of(mode, weight_ih.empty() && !weight_hh.empty())), sizes(sizes_of(cell)) {
-    const size_t count = sizes.normalised ? weight_hh.size() : weight_ih.size();
-    check(count > 0, "weight_ih: expected at least one recurrence, got none");
-    check(weight_hh.size() == count, "weight_hh: expected ", count, " tensors, got ", weight_hh.size());
-    check(bias_ih.empty() || bias_ih.size() == count, "bias_ih: expected ", count, " tensors or none, got ",
-          bias_ih.size());
-    check(bias_hh.size() == bias_ih.size(), "bias_hh: expected ", bias_ih.size(), " tensors, got ", bias_hh.size());
-    check(reverse.size() == count, "reverse: expected ", count, " flags, got ", reverse.size());
-    const int64_t input_rank = sizes.normalised ? 2 : weight_ih[0].dim();
-    check(input_rank == 2 && weight_hh[0].dim() == 2, "weight_ih and weight_hh: expected matrices, got ", input_rank,
-          "-D and ", weight_hh[0].dim(), "-D tensors");
-    recurrences = static_cast<int64_t>(count);
-    hidden_size = weight_hh[0].size(1);
-    input_size = sizes.normalised ? sizes.gates * hidden_size : weight_ih[0].size(1);
-    const Tensors norm = given_norm.value_or(Tensors{});
-    check_norm(norm);
-    check(input_size > 0 && hidden_size > 0, "weight_ih and weight_hh: expected sizes above zero, got ", input_size,
-          " and ", hidden_size, " columns");
-    const int64_t rows = sizes.gates * hidden_size;
-    for (size_t g = 0; g < count; ++g) {
-      weights.push_back(
-          {sizes.normalised ? nullptr : keep(weight_ih[g], Name("weight_ih", g), type, {rows, input_size}),
-           keep(weight_hh[g], Name("weight_hh", g), type, {rows, hidden_size}),
-           bias_ih.empty() ? nullptr : keep(bias_ih[g], Name("bias_ih", g), type, {rows}),
-           bias_hh.empty() ? nullptr : keep(bias_hh[g], Name("bias_hh", g), type, {rows}), reverse[g]});
-      if (norm.empty()) continue;
-      const auto part = [&](size_t group, const char* name, int64_t size) {
-        const size_t at = group * count + g;
-        return at < norm.size() ? keep(norm[at], Name(name, g), type, {size}) : nullptr;
-      };
-      weights.back().norm = {part(0, "gain_hh", rows), part(1, "gain_c", hidden_size), part(2, "bias_c", hidden_size)};
-    }
-  }
-
- private:
-  void check_norm(const Tensors& norm) const {
-    const size_t count = static_cast<size_t>(recurrences);
-    if (!sizes.normalised) return check(norm.empty(), "norm: expected none with weight_ih, got ", norm.size());
-    if (sizes.has_cell) {
-      check(norm.size() == 2 * count || norm.size() == 3 * count, "norm: expected ", 2 * count, " or ", 3 * count,
-            " tensors, got ", norm.size());
-    } else {
-      check(norm.size() == count, "norm: expected ", count, " tensors, got ", norm.size());
-    }
-  }
-
-  const T* keep(const Tensor& tensor, const Name& name, ScalarType type, const Sizes& sizes) {
-    kept.push_back(checked(tensor, name, type, sizes));
-    return read<T>(kept.back());
-  }
-};
-
-// P: how many inputs of the layer's size stand side by side in a row of `input`, and are shared out evenly.
-// Every normalised recurrence reads what was projected for it.
-template <typename T>
-int64_t inputs_of(const Layer<T>& layer, const Tensor& input) {
-  if (layer.sizes.normalised) return layer.recurrences;
-  const int64_t width = input.size(input.dim() - 1);
-  const bool side_by_side = width > 0 && width % layer.input_size == 0;
-  const int64_t inputs = side_by_side ? width / layer.input_size : 1;
-  return layer.recurrences % inputs == 0 ? inputs : 1;
-}
 
 template <typename T>
 RnnShape shape_of(const Layer<T>& layer, const Batch& batch, int64_t inputs) {
@@ -150,19 +64,6 @@ const T* panels_of(const OptionalTensor& packed) {
   return packed.has_value() ? read<T>(*packed) + kHeader<T> : nullptr;
 }
 
-// A cell's state c [count, B, H]; other cells than the LSTM's have none.
-template <typename T>
-OptionalTensor checked_cell(const OptionalTensor& given, const Name& name, Cell cell, const Sizes& sizes,
-                            ScalarType type) {
-  check(sizes_of(cell).has_cell || !given.has_value(), name, ": expected none, which only an LSTM has");
-  return checked(given, name, type, sizes);
-}
-
-Tensor make_cell(const Tensor& like, Cell cell, Sizes sizes) {
-  if (!sizes_of(cell).has_cell) sizes[0] = 0;
-  return make(like, sizes);
-}
-
 // Recurrent dropout and zoneout, checked and contiguous.
 template <typename T>
 struct Masks {
@@ -208,13 +109,13 @@ ForwardResult forward(const Tensor& given_input, const OptionalTensor& batch_siz
   return with_layer_type(given_input, "input", [&]<typename T>() {
     const ScalarType type = given_input.scalar_type();
     const Batch batch(given_input, batch_sizes);
-    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, norm, type);
+    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, norm, given_input);
     const int64_t G = layer.recurrences;
     const int64_t H = layer.hidden_size;
     const int64_t inputs = inputs_of(layer, given_input);
     const Tensor input = checked(given_input, "input", type, batch.with(inputs * layer.input_size));
     const OptionalTensor h0 = checked(given_h0, "h0", type, {G, batch.batch, H});
-    const OptionalTensor c0 = checked_cell<T>(given_c0, "c0", layer.cell, {G, batch.batch, H}, type);
+    const OptionalTensor c0 = checked_cell(given_c0, "c0", layer.cell, {G, batch.batch, H}, input);
     const Masks<T> masks(dropout, zoneout_h, zoneout_c, layer, batch, type);
     const OptionalTensor packed = checked_packed(given_packed, layer, type);
     const bool train = keep == Keep::for_backward;
@@ -244,8 +145,6 @@ ForwardResult forward(const Tensor& given_input, const OptionalTensor& batch_siz
   });
 }
 
-Tensors or_none(const OptionalTensors& list) { return list.value_or(Tensors{}); }
-
 std::tuple<Tensor, Tensor, Tensor> rnn_inference(Tensor input, OptionalTensor batch_sizes, OptionalTensors weight_ih,
                                                  Tensors weight_hh, OptionalTensors bias_ih, OptionalTensors bias_hh,
                                                  std::vector<bool> reverse, std::string mode, OptionalTensor h0,
@@ -269,20 +168,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_training(Tensor input, Op
   return {result.output, result.h_n, result.c_n, result.gates, result.cells};
 }
 
-// The gradients one may ask for, in the order of the op's argument `needs`.
-struct Needs {
-  bool input, weight_ih, weight_hh, bias, state;
-
-  explicit Needs(const std::vector<bool>& flags) {
-    check(flags.size() == 5, "needs: expected 5 flags, got ", flags.size());
-    input = flags[0];
-    weight_ih = flags[1];
-    weight_hh = flags[2];
-    bias = flags[3];
-    state = flags[4];
-  }
-};
-
 std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> rnn_backward(
     OptionalTensor given_grad_output, OptionalTensor given_grad_h_n, OptionalTensor given_grad_c_n, Tensor given_input,
     OptionalTensor batch_sizes, Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh,
@@ -293,7 +178,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> rnn_backward(
     const ScalarType type = given_input.scalar_type();
     const Needs needs(flags);
     const Batch batch(given_input, batch_sizes);
-    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, norm, type);
+    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, norm, given_input);
     const int64_t G = layer.recurrences;
     const int64_t I = layer.input_size;
     const int64_t H = layer.hidden_size;
@@ -307,10 +192,10 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> rnn_backward(
     const Tensor gates = checked(given_gates, "gates", type, {G, N, kept * H});
     const Tensor cells = checked(given_cells, "cells", real_type(type), {layer.sizes.has_cell ? G : 0, N, H});
     const OptionalTensor h0 = checked(given_h0, "h0", type, state);
-    const OptionalTensor c0 = checked_cell<T>(given_c0, "c0", layer.cell, state, type);
+    const OptionalTensor c0 = checked_cell(given_c0, "c0", layer.cell, state, input);
     const OptionalTensor grad_output = checked(given_grad_output, "grad_output", type, batch.with(G * H));
     const OptionalTensor grad_h_n = checked(given_grad_h_n, "grad_h_n", type, state);
-    const OptionalTensor grad_c_n = checked_cell<T>(given_grad_c_n, "grad_c_n", layer.cell, state, type);
+    const OptionalTensor grad_c_n = checked_cell(given_grad_c_n, "grad_c_n", layer.cell, state, input);
 
     const Sizes no_state = {0, batch.batch, H};
     const Tensor grad_h0 = make(input, needs.state ? state : no_state);
@@ -367,13 +252,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_heads(
     const ScalarType type = given_input.scalar_type();
     const Batch batch(given_input, batch_sizes);
     const Layer<T> layer(or_none(weight_ih), weight_hh, or_none(bias_ih), or_none(bias_hh), reverse, mode, std::nullopt,
-                         type);
+                         given_input);
     const int64_t G = layer.recurrences;
     const int64_t H = layer.hidden_size;
     const int64_t inputs = inputs_of(layer, given_input);
     const Tensor input = checked(given_input, "input", type, batch.with(inputs * layer.input_size));
     const OptionalTensor h0 = checked(given_h0, "h0", type, {G, batch.batch, H});
-    const OptionalTensor c0 = checked_cell<T>(given_c0, "c0", layer.cell, {G, batch.batch, H}, type);
+    const OptionalTensor c0 = checked_cell(given_c0, "c0", layer.cell, {G, batch.batch, H}, input);
     const OptionalTensor packed = checked_packed(given_packed, layer, type);
     if (given_head_weight.has_value()) {
       check(given_head_weight->dim() == 2, "head_weight: expected a matrix, got ", given_head_weight->dim(), "-D");
@@ -422,7 +307,7 @@ std::tuple<Tensor, Tensor, Tensor> rnn_frozen(Tensor given_input, OptionalTensor
     check(input_size > 0, "input: expected features, got none");
     const Sizes states = {layers * G, batch.batch, hidden_size};
     const OptionalTensor h0 = checked(given_h0, "h0", type, states);
-    const OptionalTensor c0 = checked_cell<T>(given_c0, "c0", cell, states, type);
+    const OptionalTensor c0 = checked_cell(given_c0, "c0", cell, states, given_input);
     const Tensor h_n = make(given_input, states);
     const Tensor c_n = make_cell(given_input, cell, states);
     std::vector<RnnWeights<T>> weights;
@@ -461,7 +346,7 @@ Tensor rnn_pack(Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors b
   check(!weight_hh.empty(), "weight_hh: expected at least one recurrence, got none");
   const Tensor& first = weight_ih.empty() ? weight_hh[0] : weight_ih[0];
   return with_layer_type(first, weight_ih.empty() ? "weight_hh" : "weight_ih", [&]<typename T>() {
-    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, norm, first.scalar_type());
+    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, norm, first);
     const size_t size = rnn_packed_size<T>(layer.cell, layer.recurrences, layer.input_size, layer.hidden_size);
     const Tensor packed = make(first, {kHeader<T> + static_cast<int64_t>(size)});
     T* const memory = write<T>(packed);

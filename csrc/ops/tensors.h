@@ -80,12 +80,38 @@ inline void check_type(const Tensor& tensor, const Name& name, ScalarType expect
         torch::headeronly::toString(tensor.scalar_type()));
 }
 
-// A contiguous tensor on the CPU with this type and these sizes, copied if need be.
-inline Tensor checked(const Tensor& tensor, const Name& name, ScalarType type, const Sizes& sizes) {
-  check_cpu(tensor, name);
+inline std::string device_of(const Tensor& tensor) {
+  return tensor.is_cpu() ? "the CPU" : "device " + std::to_string(tensor.get_device());
+}
+
+// Where `like` is.
+inline void check_device(const Tensor& tensor, const Name& name, const Tensor& like) {
+  if (like.is_cpu()) return check_cpu(tensor, name);
+  check(tensor.is_cpu() == like.is_cpu() && tensor.get_device() == like.get_device(), name, ": expected a tensor on ",
+        device_of(like), ", got one on ", device_of(tensor));
+}
+
+// A contiguous tensor on the device of `like` with this type and these sizes, copied if need be. A GPU's kernels read
+// two 16-bit numbers at once.
+inline Tensor checked(const Tensor& tensor, const Name& name, ScalarType type, const Sizes& sizes, const Tensor& like) {
+  check_device(tensor, name, like);
   check_type(tensor, name, type);
   check_sizes(tensor, name, sizes);
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+  if (!tensor.is_contiguous()) return torch::stable::contiguous(tensor);
+  const bool aligned = like.is_cpu() || reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 4 == 0;
+  return aligned ? tensor : torch::stable::clone(tensor);
+}
+
+inline OptionalTensor checked(const OptionalTensor& tensor, const Name& name, ScalarType type, const Sizes& sizes,
+                              const Tensor& like) {
+  if (!tensor.has_value()) return std::nullopt;
+  return checked(*tensor, name, type, sizes, like);
+}
+
+// The same on the CPU.
+inline Tensor checked(const Tensor& tensor, const Name& name, ScalarType type, const Sizes& sizes) {
+  check_cpu(tensor, name);
+  return checked(tensor, name, type, sizes, tensor);
 }
 
 inline OptionalTensor checked(const OptionalTensor& tensor, const Name& name, ScalarType type, const Sizes& sizes) {
@@ -155,6 +181,8 @@ auto with_layer_type(const Tensor& tensor, const Name& name, Function&& function
 }
 
 // The dtype of Real<T>.
-inline ScalarType real_type(ScalarType type) { return type == ScalarType::BFloat16 ? ScalarType::Float : type; }
+inline ScalarType real_type(ScalarType type) {
+  return type == ScalarType::BFloat16 || type == ScalarType::Half ? ScalarType::Float : type;
+}
 
 }  // namespace pymtl::ops

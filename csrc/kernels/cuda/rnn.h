@@ -8,8 +8,8 @@
 // T is float, BFloat16 or Float16. Products of two 16-bit numbers are summed in float by tensor cores, those of float
 // in float (not TF32). c and everything between two products are float; h is rounded to T at every step.
 //
-// All pointers are to memory of the current device, all work goes to `stream`, nothing waits for it. Results are the
-// same bits in every run. Arrays are row-major and contiguous. Nothing may alias. Errors of CUDA's are
+// All pointers are to memory of the current device, 4-byte aligned, all work goes to `stream`, nothing waits for it.
+// Results are the same bits in every run. Arrays are row-major and contiguous. Nothing may alias. Errors of CUDA's are
 // std::runtime_error.
 #pragma once
 
@@ -64,7 +64,7 @@ struct RnnBackward {
   const T* grad_output;          // [N, G*H] or null: zeros
   const T* grad_h_n;             // [G, B, H] or null: zeros
   const T* grad_c_n;             // [G, B, H] or null: zeros
-  T* grad_gates;                 // [G, N, 4H] of the gates before activation
+  T* grad_gates;                 // [N, G, 4H] of the gates before activation
   T* grad_h0;                    // [G, B, H] or null: not wanted
   T* grad_c0;                    // [G, B, H] or null: not wanted
 };

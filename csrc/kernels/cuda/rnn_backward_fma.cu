@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
       grads[2] = of_c * i * (1.0F - g_ * g_);
       grads[3] = of_h * tanh_c * o * (1.0F - o);
       grad_c = of_c * f;
-      float* const at = args.grad_gates + (g * shape.tokens + token) * 4 * H + unit;
+      float* const at = args.grad_gates + (token * G + g) * 4 * H + unit;
 #pragma unroll
       for (int q = 0; q < 4; ++q) at[q * H] = grads[q];
     }

@@ -224,7 +224,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
       for (int q = 0; q < 4; ++q) {
         const uint32_t pair = pair_of<T>(grads[q][0], grads[q][1]);
         gradients[((2 * (2 * warp + q / 2) + q % 2) * kColumns + column) * kWarp] = pair;
-        store_pair(args.grad_gates + ((g * shape.tokens + token) * 4 + q) * H + unit, pair, at.valid, aligned);
+        store_pair(args.grad_gates + ((token * G + g) * 4 + q) * H + unit, pair, at.valid, aligned);
       }
     }
     sync_threads();

@@ -229,7 +229,7 @@ void check_backward(const Problem<T>& problem, const Forward<T>& forward, const 
           const double expected[4] = {of_c * g_ * i * (1 - i), of_c * before * f * (1 - f), of_c * i * (1 - g_ * g_),
                                       of_h * tanh_c * o * (1 - o)};
           for (int64_t q = 0; q < 4; ++q) {
-            const int64_t at = (row * 4 + q) * H + u;
+            const int64_t at = ((token * G + g) * 4 + q) * H + u;
             check_near("grad_gates", ours.gates[at], expected[q], at, 16.0);
             grads[q * H + u] = value(ours.gates[at]);
           }

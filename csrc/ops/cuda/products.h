@@ -1,0 +1,42 @@
+// Torch's own operations that the ops are made of besides kernels.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <array>
+#include <utility>
+
+#include "ops/tensors.h"
+
+namespace pymtl::ops::cuda {
+
+// Calls an overload of torch's with these arguments; the one result.
+template <typename... Args>
+Tensor call(const char* name, const char* overload, const Args&... args) {
+  std::array<StableIValue, sizeof...(Args)> stack{torch::stable::detail::from(args)...};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+inline Tensor concatenated(const Tensors& tensors, int64_t dim) {
+  return tensors.size() == 1 ? tensors[0] : call("aten::cat", "", tensors, dim);
+}
+
+inline Tensor columns(const Tensor& matrix, int64_t first, int64_t count) {
+  return call("aten::narrow", "", matrix, int64_t{1}, first, count);
+}
+
+inline Tensor transposed(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
+
+// a b; of 16-bit numbers, which are summed in float, the result may be float.
+inline Tensor product(const Tensor& a, const Tensor& b, ScalarType type) {
+  return type == a.scalar_type() ? call("aten::mm", "", a, b) : call("aten::mm", "dtype", a, b, type);
+}
+
+inline Tensor sum_of_rows(const Tensor& matrix) {
+  return call("aten::sum", "dim_IntList", matrix, std::optional<std::vector<int64_t>>(std::vector<int64_t>{0}), false,
+              std::optional<ScalarType>());
+}
+
+}  // namespace pymtl::ops::cuda

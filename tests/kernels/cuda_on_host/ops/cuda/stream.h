@@ -1,0 +1,21 @@
+// Stands in for csrc/ops/cuda/stream.h where the ops of a GPU are compiled for the host: tensors on the CPU pass for
+// tensors on a GPU.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include "ops/tensors.h"
+
+#define PYMTL_DISPATCH_KEY CPU
+
+namespace pymtl::ops::cuda {
+
+inline bool is_on_device(const Tensor&) { return false; }
+
+class Stream {
+ public:
+  explicit Stream(const Tensor&) {}
+  void* get() const { return nullptr; }
+};
+
+}  // namespace pymtl::ops::cuda
