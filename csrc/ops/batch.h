@@ -5,6 +5,10 @@
 
 namespace pymtl::ops {
 
+inline void check_one_dimension(const Tensor& batch_sizes) {
+  check(batch_sizes.dim() == 1, "batch_sizes: expected one dimension, got ", batch_sizes.dim());
+}
+
 // batch_sizes [T], contiguous and never increasing, and their sum.
 struct BatchSizes {
   Tensor sizes;
@@ -12,7 +16,7 @@ struct BatchSizes {
   int64_t tokens = 0;
 
   explicit BatchSizes(const Tensor& given) : sizes(given) {
-    check(given.dim() == 1, "batch_sizes: expected one dimension, got ", given.dim());
+    check_one_dimension(given);
     steps = given.size(0);
     sizes = checked(given, "batch_sizes", ScalarType::Long, {steps});
     const int64_t* const values = read<int64_t>(sizes);
@@ -25,6 +29,19 @@ struct BatchSizes {
 
   int64_t batch() const { return steps > 0 ? *read<int64_t>(sizes) : 0; }
 };
+
+// sorted_indices [B] on the CPU, contiguous, each index once.
+inline Tensor checked_order(const Tensor& given, int64_t batch) {
+  const Tensor order = checked(given, "sorted_indices", ScalarType::Long, {batch});
+  const int64_t* const indices = read<int64_t>(order);
+  std::vector<bool> seen(static_cast<size_t>(batch), false);
+  for (int64_t row = 0; row < batch; ++row) {
+    check(indices[row] >= 0 && indices[row] < batch && !seen[indices[row]],
+          "sorted_indices: expected each index below ", batch, " once, got ", indices[row], " at position ", row);
+    seen[indices[row]] = true;
+  }
+  return order;
+}
 
 struct Batch {
   int64_t steps;

@@ -31,14 +31,7 @@ struct Order {
 
   Order(const Tensor& given_sizes, const OptionalTensor& given_indices)
       : batch_sizes(given_sizes), batch(batch_sizes.batch()) {
-    sorted_indices = checked(given_indices, "sorted_indices", ScalarType::Long, {batch});
-    const int64_t* const indices = read<int64_t>(sorted_indices);
-    std::vector<bool> seen(static_cast<size_t>(batch), false);
-    for (int64_t row = 0; indices != nullptr && row < batch; ++row) {
-      check(indices[row] >= 0 && indices[row] < batch && !seen[indices[row]],
-            "sorted_indices: expected each index below ", batch, " once, got ", indices[row], " at position ", row);
-      seen[indices[row]] = true;
-    }
+    if (given_indices.has_value()) sorted_indices = checked_order(*given_indices, batch);
   }
 
   Packing packing(int64_t row_bytes, bool batch_first) const {

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 #include "kernels/bfloat16.h"
 #include "kernels/cuda/float16.h"
@@ -24,9 +25,12 @@ namespace pymtl::cuda {
 #define PYMTL_CLUSTERS 0
 #endif
 
+inline constexpr int kWarp = 32;  // threads
+
 __device__ __forceinline__ int thread_index() { return static_cast<int>(threadIdx.x); }
 __device__ __forceinline__ int block_threads() { return static_cast<int>(blockDim.x); }
 __device__ __forceinline__ int64_t block_index() { return static_cast<int64_t>(blockIdx.x); }
+__device__ __forceinline__ int64_t block_row() { return static_cast<int64_t>(blockIdx.y); }
 __device__ __forceinline__ int64_t block_count() { return static_cast<int64_t>(gridDim.x); }
 
 // The block's dynamic shared memory, 128-byte aligned.
@@ -37,6 +41,9 @@ __device__ __forceinline__ unsigned char* shared_memory() {
 
 __device__ __forceinline__ void sync_threads() { __syncthreads(); }
 __device__ __forceinline__ float shuffle_xor(float value, int mask) {
+  return __shfl_xor_sync(0xffffffffU, value, mask);
+}
+__device__ __forceinline__ double shuffle_xor(double value, int mask) {
   return __shfl_xor_sync(0xffffffffU, value, mask);
 }
 __device__ __forceinline__ int shuffle_xor(int value, int mask) { return __shfl_xor_sync(0xffffffffU, value, mask); }
@@ -64,6 +71,24 @@ __device__ __forceinline__ Float16 from_float<Float16>(float x) {
   return {__half_as_ushort(__float2half_rn(x))};
 }
 
+// The same with what a T is computed in, which of double is double.
+template <typename T>
+__device__ __forceinline__ Real<T> to_real(T x) {
+  if constexpr (std::is_same_v<T, double>) {
+    return x;
+  } else {
+    return to_float(x);
+  }
+}
+template <typename T>
+__device__ __forceinline__ T from_real(Real<T> x) {
+  if constexpr (std::is_same_v<T, double>) {
+    return x;
+  } else {
+    return from_float<T>(x);
+  }
+}
+
 template <typename T>
 __device__ __forceinline__ uint32_t pair_of(float first, float second) {
   return from_float<T>(first).bits | static_cast<uint32_t>(from_float<T>(second).bits) << 16;
@@ -85,6 +110,8 @@ __device__ __forceinline__ float hyperbolic_tangent(float x) {
 
 // As exact as float gets.
 __device__ __forceinline__ float exact_sigmoid(float x) { return 1.0F / (1.0F + expf(-x)); }
+__device__ __forceinline__ float exponential(float x) { return expf(x); }
+__device__ __forceinline__ double exponential(double x) { return exp(x); }
 __device__ __forceinline__ float exact_hyperbolic_tangent(float x) { return tanhf(x); }
 
 // acc += a b, of a warp: a [16, 16], b [16, 8], acc [16, 8] (mma.m16n8k16).
@@ -212,6 +239,7 @@ struct Grid {
   int threads;
   int cluster;  // blocks of a cluster
   size_t shared_bytes;
+  int64_t rows = 1;  // of blocks
 };
 
 template <typename Args>
@@ -226,7 +254,7 @@ cudaLaunchConfig_t configured(void (*kernel)(Args), const Grid& grid, Stream str
   attribute->val.clusterDim.y = 1;
   attribute->val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(grid.blocks));
+  config.gridDim = dim3(static_cast<unsigned>(grid.blocks), static_cast<unsigned>(grid.rows));
   config.blockDim = dim3(static_cast<unsigned>(grid.threads));
   config.dynamicSmemBytes = grid.shared_bytes;
   config.stream = stream;

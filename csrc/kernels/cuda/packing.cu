@@ -1,49 +1,23 @@
-#include "kernels/cuda/device.h"
 #include "kernels/cuda/packing.h"
+#include "kernels/cuda/tokens.h"
 
 namespace pymtl::cuda {
 namespace {
-
-constexpr int kWarp = 32;
-constexpr int kThreads = 256;
-constexpr int64_t kBlocks = 4096;  // at most: a warp does several rows if there are more
-
-// A token's step and sequence; step T behind the last token.
-struct TokenPlace {
-  int64_t step;
-  int64_t sequence;
-
-  __device__ TokenPlace(int64_t token, int64_t steps, const int64_t* batch_sizes, const int64_t* ends) {
-    int64_t low = 0;
-    int64_t high = steps;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (ends[middle] > token) {
-        high = middle;
-      } else {
-        low = middle + 1;
-      }
-    }
-    step = low;
-    sequence = low < steps ? token - (ends[low] - batch_sizes[low]) : 0;
-  }
-};
 
 // A warp copies a row of words, or writes zeros.
 template <typename Word>
 __device__ void copy_row(const unsigned char* from, unsigned char* to, int64_t bytes) {
   auto* const target = reinterpret_cast<Word*>(to);
-  for (int64_t i = thread_index() % kWarp; i < bytes / static_cast<int64_t>(sizeof(Word)); i += kWarp) {
+  for (int64_t i = lane_index(); i < bytes / static_cast<int64_t>(sizeof(Word)); i += kWarp) {
     target[i] = from != nullptr ? reinterpret_cast<const Word*>(from)[i] : Word{};
   }
 }
 
-// The rows that this warp does: first, first + stride, ...
-__device__ int64_t first_row() { return (block_index() * block_threads() + thread_index()) / kWarp; }
-__device__ int64_t row_stride() { return block_count() * block_threads() / kWarp; }
+Tokens tokens_of(const Packing& p) { return {p.steps, p.batch, p.tokens, p.batch_sizes, p.ends}; }
 
 struct Copy {
   Packing packing;
+  Tokens tokens;
   const unsigned char* from;
   unsigned char* to;
 };
@@ -52,12 +26,13 @@ template <typename Word>
 __global__ void pack_rows(const __grid_constant__ Copy copy) {
   const Packing& p = copy.packing;
   for (int64_t row = first_row(); row < p.tokens; row += row_stride()) {
-    const TokenPlace place(row, p.steps, p.batch_sizes, p.ends);
+    const int64_t step = copy.tokens.step_of(row);
     const unsigned char* from = nullptr;
-    if (place.step < p.steps) {
-      const int64_t sequence = p.sorted_indices != nullptr ? p.sorted_indices[place.sequence] : place.sequence;
+    if (step < p.steps) {
+      const int64_t place = row - copy.tokens.start(step);
+      const int64_t sequence = p.sorted_indices != nullptr ? p.sorted_indices[place] : place;
       const bool there = sequence >= 0 && sequence < p.batch;
-      from = there ? copy.from + sequence * p.sequence_stride + place.step * p.step_stride : nullptr;
+      from = there ? copy.from + sequence * p.sequence_stride + step * p.step_stride : nullptr;
     }
     copy_row<Word>(from, copy.to + row * p.row_bytes, p.row_bytes);
   }
@@ -71,8 +46,8 @@ __global__ void unpack_rows(const __grid_constant__ Copy copy) {
     const int64_t place = row % p.batch;
     const int64_t sequence = p.sorted_indices != nullptr ? p.sorted_indices[place] : place;
     if (sequence < 0 || sequence >= p.batch) continue;
-    const int64_t token = p.ends[step] - p.batch_sizes[step] + place;
-    const bool there = place < p.batch_sizes[step] && token < p.tokens;
+    const int64_t token = copy.tokens.start(step) + place;
+    const bool there = place < copy.tokens.size(step) && token < p.tokens;
     unsigned char* const to = copy.to + sequence * p.sequence_stride + step * p.step_stride;
     copy_row<Word>(there ? copy.from + token * p.row_bytes : nullptr, to, p.row_bytes);
   }
@@ -80,6 +55,7 @@ __global__ void unpack_rows(const __grid_constant__ Copy copy) {
 
 struct Before {
   StatesBefore args;
+  Tokens tokens;
   int64_t first;  // of the recurrences that `reverse` tells of
   int64_t count;
   uint32_t reverse;  // a bit for each
@@ -88,29 +64,18 @@ struct Before {
 template <typename Word>
 __global__ void states_before(const __grid_constant__ Before launch) {
   const StatesBefore& args = launch.args;
+  const Tokens& tokens = launch.tokens;
   const auto* const output = static_cast<const unsigned char*>(args.output);
   const auto* const h0 = static_cast<const unsigned char*>(args.h0);
   for (int64_t row = first_row(); row < args.tokens * launch.count; row += row_stride()) {
     const int64_t token = row / launch.count;
     const int64_t g = launch.first + row % launch.count;
     const bool reverse = (launch.reverse >> (row % launch.count) & 1U) != 0;
-    int64_t before = -1;  // the token before, or none
-    int64_t sequence = -1;
-    if (args.batch_sizes == nullptr) {
-      sequence = token % args.batch;
-      before = reverse ? token + args.batch : token - args.batch;
-      if (before >= args.tokens) before = -1;
-    } else {
-      const TokenPlace place(token, args.steps, args.batch_sizes, args.ends);
-      if (place.step < args.steps) {
-        sequence = place.sequence;
-        if (reverse && place.step + 1 < args.steps && sequence < args.batch_sizes[place.step + 1]) {
-          before = args.ends[place.step] + sequence;
-        } else if (!reverse && place.step > 0) {
-          before = args.ends[place.step - 1] - args.batch_sizes[place.step - 1] + sequence;
-        }
-      }
-    }
+    const int64_t step = tokens.step_of(token);
+    const int64_t sequence = step < tokens.steps ? token - tokens.start(step) : -1;
+    const int64_t earlier = reverse ? step + 1 : step - 1;  // in the order of the recurrence
+    const bool has_earlier = step < tokens.steps && earlier >= 0 && earlier < tokens.steps;
+    const int64_t before = has_earlier && sequence < tokens.size(earlier) ? tokens.start(earlier) + sequence : -1;
     const unsigned char* from = nullptr;
     if (before >= 0) {
       from = output + (before * args.recurrences + g) * args.row_bytes;
@@ -140,25 +105,20 @@ void with_word(const Run& run, Numbers... numbers) {
   run.template operator()<uint8_t>();
 }
 
-Grid grid_of(int64_t rows) {
-  const int64_t blocks = (rows * kWarp + kThreads - 1) / kThreads;
-  return {blocks < kBlocks ? blocks : kBlocks, kThreads, 0, 0};
-}
-
 }  // namespace
 
 void pack(const Packing& p, const void* padded, void* packed, void* stream) {
-  const Copy copy{p, static_cast<const unsigned char*>(padded), static_cast<unsigned char*>(packed)};
+  const Copy copy{p, tokens_of(p), static_cast<const unsigned char*>(padded), static_cast<unsigned char*>(packed)};
   const auto run = [&]<typename Word>() {
-    launch(pack_rows<Word>, grid_of(p.tokens), static_cast<Stream>(stream), copy);
+    launch(pack_rows<Word>, grid_of_rows(p.tokens), static_cast<Stream>(stream), copy);
   };
   with_word(run, p.row_bytes, p.sequence_stride, p.step_stride, address(padded), address(packed));
 }
 
 void unpack(const Packing& p, const void* packed, void* padded, void* stream) {
-  const Copy copy{p, static_cast<const unsigned char*>(packed), static_cast<unsigned char*>(padded)};
+  const Copy copy{p, tokens_of(p), static_cast<const unsigned char*>(packed), static_cast<unsigned char*>(padded)};
   const auto run = [&]<typename Word>() {
-    launch(unpack_rows<Word>, grid_of(p.steps * p.batch), static_cast<Stream>(stream), copy);
+    launch(unpack_rows<Word>, grid_of_rows(p.steps * p.batch), static_cast<Stream>(stream), copy);
   };
   with_word(run, p.row_bytes, p.sequence_stride, p.step_stride, address(padded), address(packed));
 }
@@ -166,10 +126,11 @@ void unpack(const Packing& p, const void* packed, void* padded, void* stream) {
 void rnn_states_before(const StatesBefore& args, void* stream) {
   for (int64_t first = 0; first < args.recurrences; first += 32) {
     const int64_t left = args.recurrences - first;
-    Before before{args, first, left < 32 ? left : 32, 0};
+    const Tokens tokens{args.steps, args.batch, args.tokens, args.batch_sizes, args.ends};
+    Before before{args, tokens, first, left < 32 ? left : 32, 0};
     for (int64_t i = 0; i < before.count; ++i) before.reverse |= (args.reverse[first + i] != 0 ? 1U : 0U) << i;
     const auto run = [&]<typename Word>() {
-      launch(states_before<Word>, grid_of(args.tokens * before.count), static_cast<Stream>(stream), before);
+      launch(states_before<Word>, grid_of_rows(args.tokens * before.count), static_cast<Stream>(stream), before);
     };
     with_word(run, args.row_bytes, address(args.output), address(args.h0), address(args.before));
   }

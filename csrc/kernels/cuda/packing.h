@@ -16,7 +16,7 @@ struct Packing {
   const int64_t* sorted_indices;  // [B] the padded row of each packed sequence, or null: its own number
   int64_t row_bytes;
   int64_t sequence_stride;  // bytes from a padded sequence to the next
-  int64_t step_stride;  // bytes from a padded token to the next of its sequence
+  int64_t step_stride;      // bytes from a padded token to the next of its sequence
 };
 
 // packed [N, row]; rows behind the last token become zeros.

@@ -6,8 +6,6 @@
 
 namespace pymtl::cuda {
 
-inline constexpr int kWarp = 32;
-
 // How a cluster shares a recurrence: each warp owns units_of_warp hidden units, each block warps * units_of_warp, and
 // H is rounded up to what `blocks` of them own.
 struct Plan {

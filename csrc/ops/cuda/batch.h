@@ -40,7 +40,7 @@ struct DeviceBatchSizes {
       ends = torch::stable::select(there, 0, 1);
       return;
     }
-    check(given.dim() == 1, "batch_sizes: expected one dimension, got ", given.dim());
+    check_one_dimension(given);
     sizes = checked(given, "batch_sizes", ScalarType::Long, {given.size(0)}, like);
     ends = call("aten::cumsum", "", sizes, int64_t{0}, std::optional<ScalarType>());
   }
@@ -65,9 +65,9 @@ struct Batch {
       return;
     }
     check(input.dim() == 2, "input: expected [tokens, features] with batch_sizes, got ", input.dim(), "-D");
-    check(given->dim() == 1 && given->size(0) > 0, "batch_sizes: expected at least one step, got none");
     packing.emplace(*given, input, stream);
     steps = given->size(0);
+    check(steps > 0, "batch_sizes: expected at least one step, got none");
     batch = packing->batch;
     tokens = input.size(0);
     leading = {tokens};
@@ -76,7 +76,7 @@ struct Batch {
             packing->tokens);
     } else {
       check(state.has_value() && state->dim() == 3,
-            "h0: expected the initial states [recurrences, batch, features] with batch_sizes on the GPU");
+            "batch_sizes: expected them on the CPU, or h0, which tells how many sequences there are");
       batch = state->size(1);
     }
   }

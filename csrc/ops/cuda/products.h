@@ -34,6 +34,11 @@ inline Tensor product(const Tensor& a, const Tensor& b, ScalarType type) {
   return type == a.scalar_type() ? call("aten::mm", "", a, b) : call("aten::mm", "dtype", a, b, type);
 }
 
+// input [N, F], weight [C, F], bias [C] or none.
+inline Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
+  return call("aten::linear", "", input, weight, bias);
+}
+
 inline Tensor sum_of_rows(const Tensor& matrix) {
   return call("aten::sum", "dim_IntList", matrix, std::optional<std::vector<int64_t>>(std::vector<int64_t>{0}), false,
               std::optional<ScalarType>());

@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/packing.h"
 #include "ops/cuda/batch.h"
+#include "ops/cuda/dtypes.h"
 #include "ops/cuda/products.h"
 #include "ops/cuda/stream.h"
 #include "ops/rnn_layer.h"
@@ -13,17 +14,6 @@ namespace {
 using pymtl::cuda::RnnBackward;
 using pymtl::cuda::RnnForward;
 using pymtl::cuda::RnnShape;
-
-// Calls function.operator()<float, BFloat16 or Float16>().
-template <typename Function>
-auto with_device_type(const Tensor& tensor, const Name& name, Function&& function) {
-  const ScalarType type = tensor.scalar_type();
-  if (type == ScalarType::BFloat16) return function.template operator()<BFloat16>();
-  if (type == ScalarType::Half) return function.template operator()<Float16>();
-  check(type == ScalarType::Float, name, ": expected dtype Float, BFloat16 or Half, got ",
-        torch::headeronly::toString(type));
-  return function.template operator()<float>();
-}
 
 void check_plain(const std::string& mode, const OptionalTensor& dropout, const OptionalTensor& zoneout_h,
                  const OptionalTensor& zoneout_c, const OptionalTensors& norm) {
@@ -70,7 +60,7 @@ ForwardResult forward(const Tensor& given_input, const OptionalTensor& batch_siz
                       const Tensors& weight_hh, const Tensors& bias_ih, const Tensors& bias_hh,
                       const std::vector<bool>& reverse, const std::string& mode, const OptionalTensor& given_h0,
                       const OptionalTensor& given_c0, Keep keep) {
-  return with_device_type(given_input, "input", [&]<typename T>() {
+  return with_rnn_type(given_input, "input", [&]<typename T>() {
     const Stream stream(given_input);
     const ScalarType type = given_input.scalar_type();
     const Batch batch(given_input, batch_sizes, given_h0, stream);
@@ -136,7 +126,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> rnn_backward(
     OptionalTensor dropout, OptionalTensor zoneout_h, OptionalTensor zoneout_c, OptionalTensors norm,
     Tensor given_output, Tensor given_gates, Tensor given_cells, std::vector<bool> flags) {
   check_plain(mode, dropout, zoneout_h, zoneout_c, norm);
-  return with_device_type(given_input, "input", [&]<typename T>() {
+  return with_rnn_type(given_input, "input", [&]<typename T>() {
     const Stream stream(given_input);
     const ScalarType type = given_input.scalar_type();
     const Needs needs(flags);
@@ -216,7 +206,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> rnn_backward(
 
 // The largest hidden size that the device of `like` has a cluster for, in the dtype of `like`.
 int64_t rnn_hidden_size_limit(Tensor like) {
-  return with_device_type(like, "like", [&]<typename T>() {
+  return with_rnn_type(like, "like", [&]<typename T>() {
     const Stream stream(like);
     return pymtl::cuda::rnn_hidden_size_limit<T>();
   });

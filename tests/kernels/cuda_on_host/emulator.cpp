@@ -13,6 +13,7 @@
 namespace pymtl::cuda::emulator {
 
 uint64_t seed = 1;
+int64_t block_row_of_grid = 0;
 int clusters_at_once = 16;
 
 namespace {

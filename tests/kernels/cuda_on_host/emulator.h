@@ -13,6 +13,7 @@ inline constexpr size_t kSharedBytes = 232448;  // of a block, on Hopper
 inline constexpr int kWarp = 32;
 
 extern uint64_t seed;
+extern int64_t block_row_of_grid;
 extern int clusters_at_once;  // what kernels are told; a test may make it small
 
 // Runs a kernel's body for every thread of every block. A cluster of 0 is none.

@@ -3,6 +3,7 @@
 // threads run and messages arrive; it says nothing about speed, nor about the memory model of a GPU.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -29,6 +30,8 @@ using emulator::block_count;
 using emulator::block_index;
 using emulator::block_threads;
 using emulator::cluster_rank;
+using emulator::kWarp;
+inline int64_t block_row() { return emulator::block_row_of_grid; }
 using emulator::shared_memory;
 using emulator::start_barrier;
 using emulator::sync_cluster;
@@ -36,19 +39,14 @@ using emulator::sync_threads;
 using emulator::thread_index;
 using emulator::wait_for_bytes;
 
-inline uint32_t bits_of(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, sizeof bits);
-  return bits;
-}
-inline float float_of(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
-}
+inline uint32_t bits_of(float x) { return std::bit_cast<uint32_t>(x); }
+inline float float_of(uint32_t bits) { return std::bit_cast<float>(bits); }
 
 inline float shuffle_xor(float value, int mask) {
   return float_of(static_cast<uint32_t>(emulator::exchange(bits_of(value), mask)));
+}
+inline double shuffle_xor(double value, int mask) {
+  return std::bit_cast<double>(emulator::exchange(std::bit_cast<uint64_t>(value), mask));
 }
 inline int shuffle_xor(int value, int mask) {
   return static_cast<int>(emulator::exchange(static_cast<uint32_t>(value), mask));
@@ -82,6 +80,23 @@ T from_float(float x) {
 }
 
 template <typename T>
+Real<T> to_real(T x) {
+  if constexpr (std::is_same_v<T, double>) {
+    return x;
+  } else {
+    return to_float(x);
+  }
+}
+template <typename T>
+T from_real(Real<T> x) {
+  if constexpr (std::is_same_v<T, double>) {
+    return x;
+  } else {
+    return from_float<T>(x);
+  }
+}
+
+template <typename T>
 uint32_t pair_of(float first, float second) {
   return from_float<T>(first).bits | static_cast<uint32_t>(from_float<T>(second).bits) << 16;
 }
@@ -98,6 +113,8 @@ inline float sigmoid(float x) { return 1.0F / (1.0F + std::exp(-x)); }
 inline float hyperbolic_tangent(float x) { return 1.0F - 2.0F / (1.0F + std::exp(2.0F * x)); }
 
 inline float exact_sigmoid(float x) { return sigmoid(x); }
+inline float exponential(float x) { return std::exp(x); }
+inline double exponential(double x) { return std::exp(x); }
 inline float exact_hyperbolic_tangent(float x) { return std::tanh(x); }
 
 template <typename T>
@@ -169,11 +186,14 @@ struct Grid {
   int threads;
   int cluster;
   size_t shared_bytes;
+  int64_t rows = 1;
 };
 
 template <typename Args>
 void launch(void (*kernel)(Args), const Grid& grid, Stream, const Args& args) {
-  emulator::run(grid.blocks, grid.threads, grid.cluster, grid.shared_bytes, [&] { kernel(args); });
+  for (emulator::block_row_of_grid = 0; emulator::block_row_of_grid < grid.rows; ++emulator::block_row_of_grid) {
+    emulator::run(grid.blocks, grid.threads, grid.cluster, grid.shared_bytes, [&] { kernel(args); });
+  }
 }
 
 template <typename Args>
