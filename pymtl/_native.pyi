@@ -2,6 +2,7 @@
 
 version: str
 compiler: str
+cuda_compiler: str  # its version, or empty without a CUDA library
 build_type: str
 
 def compiled_isas() -> list[str]: ...

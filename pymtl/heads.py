@@ -181,7 +181,7 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[N, F] to [N, C]. A :class:`pymtl.MultiTaskModel` projects all heads at once instead, where it can."""
-        if ops.has_kernels(features, bfloat16=True):
+        if ops.has_kernels(features, bfloat16=True, cuda=True):
             return ops.heads(features, *self.projection())
         return reference.heads(features, *self.projection())
 

@@ -11,8 +11,11 @@ from torch.nn.utils.rnn import PackedSequence
 from pymtl import ops
 
 
-def as_lengths(lengths: Tensor | Sequence[int], batch: int) -> Tensor:
+def as_lengths(lengths: Tensor | Sequence[int], batch: int, device: torch.device | None = None) -> Tensor:
     """``lengths`` as the int64 tensor [B] the ops take.
+
+    Args:
+        device: of the batch, if ``lengths`` may be there as well as on the CPU.
 
     Raises:
         RuntimeError: it is not one-dimensional int64 on the CPU, or has another count than ``batch``. Whether
@@ -20,7 +23,8 @@ def as_lengths(lengths: Tensor | Sequence[int], batch: int) -> Tensor:
     """
     if not isinstance(lengths, Tensor):
         lengths = torch.as_tensor(lengths, dtype=torch.int64, device="cpu")
-    if lengths.dim() != 1 or lengths.device.type != "cpu" or lengths.dtype != torch.int64:
+    placed = lengths.device.type == "cpu" or lengths.device == device
+    if lengths.dim() != 1 or not placed or lengths.dtype != torch.int64:
         raise RuntimeError(
             f"lengths: expected a 1D CPU int64 tensor, got a {lengths.dim()}D {lengths.device} {lengths.dtype} tensor"
         )

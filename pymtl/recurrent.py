@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from pymtl import ops, reference
 from pymtl.dropout import dropout
 from pymtl.ops.autograd import needs_reference, wants_gradient
-from pymtl.ops.dtypes import autocasts
+from pymtl.ops.dtypes import autocast_dtype, lstm_fits_gpu
 from pymtl.packing import as_lengths
 from pymtl.snapshot import Snapshot, notice_fused_optimizers
 from pymtl.variants import Variants
@@ -98,7 +98,8 @@ class Recurrent(nn.RNNBase):
             input: see the class.
             hx: the initial states, as the class has them.
             lengths: of the sequences of a padded batch, in any order: int64 [B] on the CPU or integers, each
-                from 1 to T. Padding is neither read nor computed on; the output is zero there.
+                from 1 to T. Padding is neither read nor computed on; the output is zero there. For an input on a GPU
+                they may be there too, which spares waiting for them: then they are not checked, but cut to 0 and T.
 
         Returns:
             The output and the last states.
@@ -158,9 +159,9 @@ class Recurrent(nn.RNNBase):
         weights = self._weights()
         self._check_input(input, weights, 3)
         batch, steps = input.shape[:2] if self.batch_first else (input.shape[1], input.shape[0])
-        lengths = as_lengths(lengths, batch)
+        lengths = as_lengths(lengths, batch, input.device)
         if not self._kernels_take(input, weights):
-            packed = pack_padded_sequence(input, lengths, self.batch_first, enforce_sorted=False)
+            packed = pack_padded_sequence(input, lengths.cpu(), self.batch_first, enforce_sorted=False)
             result, state = self._forward_packed(packed, hx)
             return pad_packed_sequence(result, self.batch_first, total_length=steps)[0], state
         h0, c0 = self._initial_state(hx, batch, batched=True)
@@ -184,7 +185,7 @@ class Recurrent(nn.RNNBase):
 
     def _check_input(self, input: Tensor, weights: Sequence[Tensor], dims: int) -> None:
         # nn.RNNBase's check_input with the weights of this call, where that one has the parameters of some time ago.
-        if input.dtype != weights[0].dtype and not torch.is_autocast_enabled("cpu"):
+        if input.dtype != weights[0].dtype and not torch.is_autocast_enabled(input.device.type):
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({weights[0].dtype}). "
                 f"Convert input: input.to({weights[0].dtype}), or convert model: model.to({input.dtype})"
@@ -201,11 +202,16 @@ class Recurrent(nn.RNNBase):
         return self._kernels_take(input, self._weights())
 
     def _kernels_take(self, input: Tensor, weights: Sequence[Tensor]) -> bool:
+        if self.proj_size != 0:
+            return False
+        if input.is_cuda:
+            dtype = autocast_dtype(input) or weights[0].dtype
+            plain = self.mode == "LSTM" and not self._pymtl_variants.act(self.training)
+            return plain and weights[0].is_cuda and lstm_fits_gpu(input, dtype, self.hidden_size)
         return (
-            self.proj_size == 0
-            and input.is_cpu
+            input.is_cpu
             and ops.has_kernels(weights[0], bfloat16=True)
-            and (not torch.is_autocast_enabled("cpu") or autocasts())
+            and (not torch.is_autocast_enabled("cpu") or autocast_dtype(input) is not None)
         )
 
     def _torch_takes(self, input: Tensor, weights: Sequence[Tensor]) -> bool:
@@ -272,7 +278,12 @@ class Recurrent(nn.RNNBase):
 
     def _packed(self, weights: Sequence[Tensor]) -> list[Tensor] | None:
         snapshot = self._snapshot
-        if snapshot is None or torch.compiler.is_compiling() or autocasts() or not snapshot.is_of(weights):
+        if (
+            snapshot is None
+            or torch.compiler.is_compiling()
+            or autocast_dtype(weights[0])
+            or not snapshot.is_of(weights)
+        ):
             return None
         return snapshot.packed
 
@@ -305,6 +316,9 @@ class Recurrent(nn.RNNBase):
             return ops.rnn_frozen(
                 input, batch_sizes, packed, self.hidden_size, [False, True][:directions], self.mode, h0, c0
             )
+        if batch_sizes is not None and batch_sizes.is_cuda and h0 is None:
+            # Sizes on a GPU are not looked at, and something has to tell B.
+            h0 = input.new_zeros(self._state_size(batch))
         h_last, c_last = [], []
         for layer in range(self.num_layers if layers is None else layers):
             if layer > 0:
@@ -381,7 +395,7 @@ class Recurrent(nn.RNNBase):
         """
         weights = self._weights()
         self._check_input(input, weights, 3 if batch_sizes is None else 2)
-        if self._pymtl_variants.act(self.training):
+        if self._pymtl_variants.act(self.training) or not input.is_cpu:
             return self._unfused_heads(input, batch_sizes, weights, head_weight, head_bias, mean, max)
         last = self.num_layers - 1
         packed = self._packed(weights)
@@ -434,8 +448,8 @@ class Recurrent(nn.RNNBase):
         if self.training:
             raise RuntimeError("freeze: expected a module in eval mode, got one in training mode: call eval() first")
         weights = self._weights()
-        if not self._kernels_take(weights[0], weights):
-            return
+        if not weights[0].is_cpu or not self._kernels_take(weights[0], weights):
+            return  # a GPU's kernels read the weights as they are
         if any(w.is_inference() for w in weights):
             raise RuntimeError("freeze: expected ordinary weights, got inference tensors, whose changes go unnoticed")
         notice_fused_optimizers()

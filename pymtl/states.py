@@ -44,7 +44,7 @@ class States:
         tokens: Tensor, batch_sizes: Tensor, directions: int, last: Tensor | None = None, batch: int | None = None
     ) -> States:
         """States whose pooling runs through the kernels where those take such a tensor."""
-        fused = ops.has_kernels(tokens, bfloat16=True)
+        fused = ops.has_kernels(tokens, bfloat16=True, cuda=True)
         return States(tokens, batch_sizes, directions, last, fused, batch)
 
     @property

@@ -49,5 +49,6 @@ PYBIND11_MODULE(_native, m) {
         "GB/s at which the calling thread reads so many bytes again and again: the best of runs of some milliseconds.");
   m.attr("version") = PYMTL_VERSION;
   m.attr("compiler") = PYMTL_COMPILER;
+  m.attr("cuda_compiler") = PYMTL_CUDA_COMPILER;
   m.attr("build_type") = PYMTL_BUILD_TYPE;
 }

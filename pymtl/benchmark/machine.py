@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-import pymtl.ops.library  # noqa: F401  (shows that the op library loads)
 from pymtl import _native
+from pymtl.ops.library import why_no_cuda  # also shows that the op library loads
 
 
 def cpu_name() -> str:
@@ -57,5 +57,5 @@ def facts() -> dict[str, Any]:
         "instruction sets available": _native.available_isas(),
         "instruction set in use": _native.active_isa(),
         "build": f"{_native.build_type}, {_native.compiler}",
-        "cuda kernels": "none in this build",
+        "cuda kernels": why_no_cuda or f"CUDA {_native.cuda_compiler}, loaded",
     }

@@ -59,10 +59,12 @@ def check_one_device(**arguments: Tensor | Iterable[Tensor] | None) -> None:
     """
     device = None
     for name, value in arguments.items():
+        # PackedSequence has its sizes on the CPU wherever its data is.
+        indices = name in ("batch_sizes", "sorted_indices")
         single = isinstance(value, Tensor)
         for position, tensor in enumerate([value] if single else value or ()):
             device = device or tensor.device
-            if tensor.device != device:
+            if tensor.device != device and not (indices and device.type == "cuda" and tensor.is_cpu):
                 where = "the CPU" if device.type == "cpu" else str(device)
                 label = name if single else f"{name}[{position}]"
                 raise RuntimeError(f"{label}: expected a tensor on {where}, got one on {tensor.device}")

@@ -1,23 +1,54 @@
-"""The dtypes that the kernels take, and autocast."""
+"""The devices and dtypes that the kernels take, and autocast."""
 
 from __future__ import annotations
+
+import functools
 
 import torch
 from torch import Tensor
 
+from pymtl.ops.library import why_no_cuda
 
-def has_kernels(tensor: Tensor, *, bfloat16: bool = False) -> bool:
-    """Whether there are kernels for such a tensor: on the CPU float32 and float64, for the LSTM, the heads and
-    pooling ``bfloat16`` too."""
-    dtype = tensor.dtype
-    return tensor.is_cpu and (dtype in (torch.float32, torch.float64) or (bfloat16 and dtype == torch.bfloat16))
+_OF_THE_CPU = (torch.float32, torch.float64)
+_OF_A_GPU = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
-def autocasts() -> bool:
-    """Whether autocast asks for bfloat16 on the CPU. (For float16 there are no kernels.)"""
-    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+def has_kernels(tensor: Tensor, *, bfloat16: bool = False, cuda: bool = False) -> bool:
+    """Whether there are kernels for such a tensor.
+
+    On the CPU for float32 and float64; for the recurrent layers, the heads and pooling for ``bfloat16`` too. On a GPU
+    only where there are kernels for ``cuda``: for the heads, pooling, packing and the joint loss, any floating dtype.
+    """
+    if tensor.is_cpu:
+        return tensor.dtype in _OF_THE_CPU or (bfloat16 and tensor.dtype == torch.bfloat16)
+    return cuda and has_cuda(tensor) and tensor.dtype in _OF_A_GPU
 
 
-def autocast(tensors: list[Tensor | None]) -> list[Tensor | None]:
-    """The tensors as autocast gives them to an op that it runs in bfloat16: all but float64."""
-    return [t.to(torch.bfloat16) if t is not None and t.dtype in (torch.float32, torch.float16) else t for t in tensors]
+def has_cuda(tensor: Tensor) -> bool:
+    """Whether a tensor is on a GPU and the CUDA library is loaded."""
+    return tensor.is_cuda and not why_no_cuda
+
+
+def lstm_fits_gpu(tensor: Tensor, dtype: torch.dtype, hidden_size: int) -> bool:
+    """Whether the GPU that ``tensor`` is on has a kernel for an LSTM of that dtype and size."""
+    return has_cuda(tensor) and hidden_size <= _hidden_size_limit(dtype, tensor.device)
+
+
+@functools.cache
+def _hidden_size_limit(dtype: torch.dtype, device: torch.device) -> int:
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return 0
+    return torch.ops.pymtl.rnn_hidden_size_limit(torch.empty(0, dtype=dtype, device=device))
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """The dtype that autocast asks for on the tensor's device, if there are kernels for it: on the CPU bfloat16."""
+    if tensor.is_cuda:
+        return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+    asked = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return torch.bfloat16 if asked else None
+
+
+def autocast(tensors: list[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+    """The tensors as autocast gives them to an op that it runs in that dtype: all but float64."""
+    return [t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors]

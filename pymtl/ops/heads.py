@@ -17,14 +17,15 @@ from pymtl.ops.autograd import (
     needs_reference,
     wants_gradient,
 )
-from pymtl.ops.dtypes import autocast, autocasts
+from pymtl.ops.dtypes import autocast, autocast_dtype
 
 
 def heads(input: Tensor, weight: Tensor, bias: Tensor | None, *, parts: int = 1) -> Tensor:
     """``input @ weight.T + bias`` with a row's bits independent of every other row.
 
     Args:
-        input: [N, F], float32, float64 or bfloat16 (summed in float32) on the CPU.
+        input: [N, F], float32, float64 or bfloat16 (summed in float32) on the CPU, any floating dtype on a GPU, where
+            this is torch's matrix product and a row's bits may depend on the number of rows.
         weight: [C, F], the weights of all heads stacked.
         bias: [C] or None.
         parts: the number of recurrences that wrote ``input`` side by side. The sum runs over each part and
@@ -37,8 +38,9 @@ def heads(input: Tensor, weight: Tensor, bias: Tensor | None, *, parts: int = 1)
         RuntimeError: a size, dtype or device does not fit, or ``parts`` does not divide F.
 
     """
-    if autocasts():
-        input, weight, bias = autocast([input, weight, bias])
+    dtype = autocast_dtype(input)
+    if dtype is not None:
+        input, weight, bias = autocast([input, weight, bias], dtype)
     if needs_reference(input, weight, bias):
         return reference.heads(input, weight, bias, parts)
     if wants_gradient(input, weight, bias):

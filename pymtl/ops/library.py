@@ -1,4 +1,4 @@
-"""Loads the op library, so that ``torch.ops.pymtl`` exists."""
+"""Loads the op libraries, so that ``torch.ops.pymtl`` exists."""
 
 from __future__ import annotations
 
@@ -8,5 +8,24 @@ import torch
 
 from pymtl import _native
 
-# The op library stands beside the Python bindings, in an installed wheel and in an editable install alike.
-torch.ops.load_library(Path(_native.__file__).with_name("libpymtl_ops.so"))
+# The op libraries stand beside the Python bindings, in an installed wheel and in an editable install alike.
+_FOLDER = Path(_native.__file__).parent
+
+torch.ops.load_library(_FOLDER / "libpymtl_ops.so")
+
+
+def _why_no_cuda(compiler: str, runtime: str | None) -> str:
+    """Why the CUDA library made by ``compiler`` is of no use to a torch made for ``runtime``; empty if it is."""
+    if not compiler:
+        return "none in this build"
+    if runtime is None:
+        return f"CUDA {compiler}, not loaded: this torch has no CUDA"
+    if int(compiler.split(".")[0]) > int(runtime.split(".")[0]):
+        # A driver may be as old as the CUDA that torch was made for.
+        return f"CUDA {compiler}, not loaded: this torch is made for CUDA {runtime}"
+    return ""
+
+
+why_no_cuda = _why_no_cuda(_native.cuda_compiler, torch.version.cuda)
+if not why_no_cuda:
+    torch.ops.load_library(_FOLDER / "libpymtl_ops_cuda.so")

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import pymtl.ops.library  # noqa: F401  (defines torch.ops.pymtl)
 from pymtl import reference
 from pymtl.ops.autograd import below_autograd, check_one_device, needs_reference, wants_gradient
+from pymtl.ops.library import why_no_cuda
 
 
 class PackingOrder(NamedTuple):
@@ -29,7 +29,8 @@ def packing_order(lengths: Tensor, steps: int) -> PackingOrder:
     """Sorts sequences by length, longest first, equal ones in order.
 
     Args:
-        lengths: int64 [B] on the CPU, each from 1 to ``steps``.
+        lengths: int64 [B] on the CPU, each from 1 to ``steps``; or on a GPU, where nothing waits to check them, and
+            they are cut to 0 and ``steps``.
         steps: T of the padded batch.
 
     Raises:
@@ -42,10 +43,11 @@ def packing_order(lengths: Tensor, steps: int) -> PackingOrder:
 def pack(padded: Tensor, order: PackingOrder, *, batch_first: bool = False) -> Tensor:
     """The tokens of a padded batch [T, B, ...] ([B, T, ...] if ``batch_first``), packed: [N, ...].
 
-    Any dtype; padding is not read. Differentiable.
+    Any dtype; padding is not read. Differentiable. With an order on a GPU, where nobody looks at N, there are T*B
+    rows, and zeros behind the last token.
     """
     args = (padded, order.batch_sizes, order.sorted_indices, batch_first)
-    if needs_reference(padded):
+    if needs_reference(padded) or (padded.is_cuda and why_no_cuda):
         return reference.pack(*args)
     if wants_gradient(padded):
         return torch.ops.pymtl.pack(*args)
@@ -59,12 +61,29 @@ def unpack(packed: Tensor, order: PackingOrder, *, batch_first: bool = False) ->
     Any dtype. Differentiable.
     """
     args = (packed, order.batch_sizes, order.sorted_indices, batch_first)
-    if needs_reference(packed):
+    if needs_reference(packed) or (packed.is_cuda and why_no_cuda):
         return reference.unpack(*args)
     if wants_gradient(packed):
         return torch.ops.pymtl.unpack(*args)
     with below_autograd():
         return torch.ops.pymtl.unpack(*args)
+
+
+@torch.library.impl("pymtl::packing_order", "CUDA")
+def _packing_order_of_gpu(lengths: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """By torch's own kernels: nothing waits for the lengths."""
+    if steps < 0:
+        raise RuntimeError(f"steps: expected a number of at least 0, got {steps}")
+    if lengths.dim() != 1 or lengths.dtype != torch.int64:
+        raise RuntimeError(f"lengths: expected one dimension of int64, got {lengths.dim()} of {lengths.dtype}")
+    rising, indices = lengths.clamp(0, steps).sort(stable=True, descending=True)
+    each_step = torch.arange(steps, device=lengths.device)
+    shorter = torch.searchsorted(rising.flip(0), each_step, right=True)  # sequences without a token at the step
+    return lengths.shape[0] - shorter, indices, torch.empty_like(indices).scatter_(0, indices, _positions(indices))
+
+
+def _positions(tensor: Tensor) -> Tensor:
+    return torch.arange(tensor.shape[0], device=tensor.device)
 
 
 @torch.library.register_fake("pymtl::packing_order")

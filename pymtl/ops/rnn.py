@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pymtl import reference
 from pymtl.ops.autograd import below_autograd, needs_reference, wants_gradient
-from pymtl.ops.dtypes import autocast, autocasts
+from pymtl.ops.dtypes import autocast, autocast_dtype
 from pymtl.ops.heads import heads
 from pymtl.ops.rnn_derivatives import RNN
 from pymtl.ops.rnn_fakes import BLOCKS
@@ -104,9 +104,11 @@ def rnn(
     :class:`torch.nn.GRU` (Cho et al. 2014) or :class:`torch.nn.RNN` (Elman 1990) defines it.
 
     Args:
-        input: [T, B, P*I], or packed [N, P*I] with ``batch_sizes``; float32, float64 or bfloat16 on the CPU. Sums
-            and c of bfloat16 are float32 within the call, h is rounded at every step.
-        batch_sizes: int64 [T], never increasing, on the CPU; or None.
+        input: [T, B, P*I], or packed [N, P*I] with ``batch_sizes``; float32, float64 or bfloat16 on the CPU, float32,
+            bfloat16 or float16 on a GPU with thread-block clusters (there LSTMs only, without masks and norm). Sums
+            and c of 16-bit numbers are float32 within the call, h is rounded at every step.
+        batch_sizes: int64 [T], never increasing, on the CPU; or None. With a GPU they may be on that, unchecked, and
+            then N may be more than their sum, and h0 has to be given.
         weights: of the G recurrences, of the input's dtype.
         h0, c0: [G, B, H] initial states; zeros if None. Only an LSTM has c.
         inputs: P, how many inputs stand side by side: the first G/P recurrences read the first, and so on.
@@ -128,10 +130,11 @@ def rnn(
         masks = _checked_masks(RNNMasks(*masks), input, batch_sizes, weights)
     if norm is not None:
         _check_norm(norm, input, weights, inputs)
-    if autocasts():
-        (input, h0, c0), weights = autocast([input, h0, c0]), _autocast(weights)
-        masks = None if masks is None else RNNMasks(*autocast(masks))
-        norm = None if norm is None else RNNNorm(*map(autocast, norm))
+    dtype = autocast_dtype(input)
+    if dtype is not None:
+        (input, h0, c0), weights = autocast([input, h0, c0], dtype), _autocast(weights, dtype)
+        masks = None if masks is None else RNNMasks(*autocast(masks, dtype))
+        norm = None if norm is None else RNNNorm(*(autocast(gains, dtype) for gains in norm))
         packed = packed if packed is not None and packed.dtype == input.dtype else None
     within = None
     if norm is not None:
@@ -173,8 +176,8 @@ def _normalised_projection(input: Tensor, weight_ih: list[Tensor], gain_ih: list
     return whole.view(*input.shape[:-1], whole.shape[-1])
 
 
-def _autocast(weights: RNNWeights) -> RNNWeights:
-    return RNNWeights(*(autocast(group) for group in weights[:4]), weights.reverse, weights.mode)
+def _autocast(weights: RNNWeights, dtype: torch.dtype) -> RNNWeights:
+    return RNNWeights(*(autocast(group, dtype) for group in weights[:4]), weights.reverse, weights.mode)
 
 
 def _check_counts(weights: RNNWeights, c0: Tensor | None) -> None:
@@ -243,7 +246,7 @@ def _check_norm(norm: RNNNorm, input: Tensor, weights: RNNWeights, inputs: int) 
         _check_size(f"weight_ih[{g}]", weight, [rows, first.shape[1]])
         _check_size(f"gain_ih[{g}]", gain, [rows])
         for name, tensor in ((f"weight_ih[{g}]", weight), (f"gain_ih[{g}]", gain)):
-            if not autocasts() and tensor.dtype != input.dtype:
+            if autocast_dtype(input) is None and tensor.dtype != input.dtype:
                 raise RuntimeError(f"{name}: expected dtype {input.dtype}, got {tensor.dtype}")
             if tensor.device != input.device:
                 raise RuntimeError(f"{name}: expected a tensor on {input.device}, got one on {tensor.device}")
@@ -294,9 +297,10 @@ def rnn_heads(
     """
     _check_counts(weights, c0)
     _check_inputs(input, weights, 1)
-    if autocasts():
-        (input, head_weight, head_bias, h0, c0) = autocast([input, head_weight, head_bias, h0, c0])
-        weights = _autocast(weights)
+    dtype = autocast_dtype(input)
+    if dtype is not None:
+        (input, head_weight, head_bias, h0, c0) = autocast([input, head_weight, head_bias, h0, c0], dtype)
+        weights = _autocast(weights, dtype)
         packed = packed if packed is not None and packed.dtype == input.dtype else None
     if needs_reference(input, h0, c0, head_weight, head_bias, *weights.tensors()):
         raise NotImplementedError(

@@ -137,7 +137,7 @@ def _rnn_training_fake(
 
 def _real(dtype: torch.dtype) -> torch.dtype:
     """What numbers of a dtype are computed with."""
-    return torch.float32 if dtype == torch.bfloat16 else dtype
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 @torch.library.register_fake("pymtl::rnn_backward")

@@ -2,7 +2,7 @@
 // kernels on a host (tests/kernels/cuda_on_host). PTX: the instructions' names stand in NVIDIA's "PTX ISA".
 //
 // A cluster is up to 16 blocks that run at the same time and read and write one another's shared memory (Hopper,
-// sm_90). On older chips these kernels exist but are never launched: their bodies are empty there.
+// sm_90). Files that use what stands under "Clusters" are compiled for such chips only.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -18,12 +18,6 @@
 #include "kernels/cuda/float16.h"
 
 namespace pymtl::cuda {
-
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-#define PYMTL_CLUSTERS 1
-#else
-#define PYMTL_CLUSTERS 0
-#endif
 
 inline constexpr int kWarp = 32;  // threads
 
@@ -142,8 +136,7 @@ __device__ __forceinline__ uint32_t shared_address(const void* memory) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(memory));
 }
 
-#if PYMTL_CLUSTERS
-
+// Clusters.
 __device__ __forceinline__ int cluster_rank() {
   uint32_t rank;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -213,8 +206,6 @@ __device__ __forceinline__ void send(uint32_t address, float first, float second
                "r"(__float_as_uint(first)), "r"(__float_as_uint(second)), "r"(barrier)
                : "memory");
 }
-
-#endif
 
 using Stream = cudaStream_t;
 

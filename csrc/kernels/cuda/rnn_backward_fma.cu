@@ -52,7 +52,6 @@ struct Kept {
 
 template <int kResident, int kRows>
 __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_constant__ Backward launch) {
-#if PYMTL_CLUSTERS
   const RnnBackward<float>& args = launch.args;
   const RnnShape& shape = args.shape;
   const Plan& plan = launch.plan;
@@ -217,7 +216,6 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
   if (there && args.grad_h0 != nullptr) args.grad_h0[state] = grad_h;
   if (there && args.grad_c0 != nullptr) args.grad_c0[state] = grad_c;
   sync_cluster();  // no block leaves while another sends to it
-#endif
 }
 
 struct Kernel {

@@ -65,7 +65,6 @@ struct Kept {
 
 template <typename T, int kResident, int kSteps, int kColumns>
 __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_constant__ Backward<T> launch) {
-#if PYMTL_CLUSTERS
   constexpr int kUnits = 8 * kSteps / 2;  // of a block
   constexpr int kRows = 8 * kColumns;
   const RnnBackward<T>& args = launch.args;
@@ -303,7 +302,6 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
     }
   }
   sync_cluster();  // no block leaves while another sends to it
-#endif
 }
 
 template <typename T>

@@ -29,7 +29,6 @@ using Forward = Launch<RnnForward<float>, float>;
 
 template <int kResident, int kRows>
 __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forward launch) {
-#if PYMTL_CLUSTERS
   const RnnForward<float>& args = launch.args;
   const RnnShape& shape = args.shape;
   const Plan& plan = launch.plan;
@@ -169,7 +168,6 @@ __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forwar
     args.c_n[state] = c;
   }
   sync_cluster();  // no block leaves while another sends to it
-#endif
 }
 
 struct Kernel {

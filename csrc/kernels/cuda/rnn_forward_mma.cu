@@ -48,7 +48,6 @@ __device__ void load_fragment(uint32_t (&a)[4], const T* w_hh, int64_t H, int ga
 
 template <typename T, int kResident, int kColumns>
 __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forward<T> launch) {
-#if PYMTL_CLUSTERS
   const RnnForward<T>& args = launch.args;
   const RnnShape& shape = args.shape;
   const Plan& plan = launch.plan;
@@ -243,7 +242,6 @@ __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forwar
     }
   }
   sync_cluster();  // no block leaves while another sends to it
-#endif
 }
 
 template <typename T>

@@ -13,7 +13,6 @@
 #include "kernels/bfloat16.h"
 #include "kernels/cuda/float16.h"
 
-#define PYMTL_CLUSTERS 1
 #define __global__
 #define __device__
 #define __host__
