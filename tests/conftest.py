@@ -5,11 +5,14 @@ import os
 # Idle OpenMP threads sleep instead of spinning: on a busy machine the tests' many small calls are ten times faster.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import sys
+
 import pytest
 import torch
 from samples import DTYPES
 
 from pymtl import _native
+from pymtl.ops.library import why_no_cuda
 
 
 @pytest.fixture(params=DTYPES, ids=str)
@@ -48,6 +51,16 @@ def filled_memory():
     yield fill
     torch.use_deterministic_algorithms(before[0])
     torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+@pytest.fixture
+def gpu():
+    """The device for tests of the CUDA kernels: a GPU, or the CPU where these run on it (see cuda_on_host)."""
+    if "cuda_on_host" in sys.modules:
+        return torch.device("cpu")
+    if why_no_cuda or not torch.cuda.is_available():
+        pytest.skip(f"needs an NVIDIA GPU and the CUDA kernels: {why_no_cuda or 'no GPU'}")
+    return torch.device("cuda")
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,5 @@
 // What the CUDA kernels need of the device beyond C++, by names of their own, so that the tests can run the same
-// kernels on a host (tests/kernels/cuda_on_host). PTX: the instructions' names stand in NVIDIA's "PTX ISA".
+// kernels on a host (tests/kernels/cuda/on_host). PTX: the instructions' names stand in NVIDIA's "PTX ISA".
 //
 // A cluster is up to 16 blocks that run at the same time and read and write one another's shared memory (Hopper,
 // sm_90). Files that use what stands under "Clusters" are compiled for such chips only.

@@ -1,5 +1,6 @@
 #include "emulator.h"
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -22,7 +23,9 @@ constexpr size_t kStack = 96 << 10;
 constexpr uint32_t kWindow = 1 << 18;  // bytes of an address that name a place within a block
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t context;  // to start with; from then on by jumps, which spare a system call each
+  jmp_buf place;
+  bool started;
   std::unique_ptr<unsigned char[]> stack;
   int thread;
   int rank;
@@ -57,8 +60,9 @@ struct Message {
   uint32_t barrier;
 };
 
-ucontext_t scheduler;
-std::vector<std::unique_ptr<Fiber>> fibers;
+jmp_buf scheduler;
+std::vector<std::unique_ptr<Fiber>> fibers;  // kept for the next launch
+int threads_of_cluster;
 std::vector<Block> cluster;
 std::vector<Message> messages;
 Meeting whole_cluster;
@@ -76,11 +80,23 @@ Block& block() { return cluster[static_cast<size_t>(current->rank)]; }
 Warp& warp() { return block().warps[static_cast<size_t>(current->thread / kWarp)]; }
 int lane() { return current->thread % kWarp; }
 
+void resume(Fiber* fiber) {
+  current = fiber;
+  if (_setjmp(scheduler) != 0) return;
+  if (fiber->started) _longjmp(fiber->place, 1);
+  fiber->started = true;
+  setcontext(&fiber->context);
+}
+
+void leave() {
+  if (_setjmp(current->place) == 0) _longjmp(scheduler, 1);
+}
+
 template <typename Condition>
 void wait_until(const Condition& condition) {
   if (condition()) return;
   current->ready = condition;
-  swapcontext(&current->context, &scheduler);
+  leave();
 }
 
 void meet(Meeting& meeting, int count) {
@@ -120,20 +136,24 @@ void deliver(const Message& message) {
 void enter() {
   (*body)();
   current->done = true;
-  swapcontext(&current->context, &scheduler);
+  leave();
 }
 
 void run_cluster(std::mt19937_64& random) {
   std::vector<Fiber*> alive;
-  for (const auto& fiber : fibers) {
+  for (int i = 0; i < threads_of_cluster; ++i) {
+    Fiber* const fiber = fibers[static_cast<size_t>(i)].get();
+    fiber->rank = i / threads_of_block;
+    fiber->thread = i % threads_of_block;
     fiber->done = false;
+    fiber->started = false;
     fiber->ready = nullptr;
     getcontext(&fiber->context);
     fiber->context.uc_stack.ss_sp = fiber->stack.get();
     fiber->context.uc_stack.ss_size = kStack;
-    fiber->context.uc_link = &scheduler;
+    fiber->context.uc_link = nullptr;
     makecontext(&fiber->context, enter, 0);
-    alive.push_back(fiber.get());
+    alive.push_back(fiber);
   }
   int idle = 0;  // rounds in which nothing moved
   while (!alive.empty()) {
@@ -147,8 +167,7 @@ void run_cluster(std::mt19937_64& random) {
       const bool late = random() % 4 == 0;
       if (late || (fiber->ready && !fiber->ready())) continue;
       fiber->ready = nullptr;
-      current = fiber;
-      swapcontext(&scheduler, &fiber->context);
+      resume(fiber);
       moved = true;
     }
     std::erase_if(alive, [](const Fiber* fiber) { return fiber->done; });
@@ -169,14 +188,10 @@ void run(int64_t blocks, int threads, int cluster_size, size_t shared_bytes, con
   body = &function;
   threads_of_block = threads;
   blocks_of_grid = blocks;
-  while (fibers.size() < static_cast<size_t>(size * threads)) {
+  threads_of_cluster = size * threads;
+  while (fibers.size() < static_cast<size_t>(threads_of_cluster)) {
     fibers.push_back(std::make_unique<Fiber>());
-    fibers.back()->stack = std::make_unique<unsigned char[]>(kStack);
-  }
-  fibers.resize(static_cast<size_t>(size * threads));
-  for (size_t i = 0; i < fibers.size(); ++i) {
-    fibers[i]->rank = static_cast<int>(i) / threads;
-    fibers[i]->thread = static_cast<int>(i) % threads;
+    fibers.back()->stack = std::make_unique_for_overwrite<unsigned char[]>(kStack);
   }
   for (int64_t first = 0; first < blocks; first += size) {
     cluster.clear();
@@ -202,7 +217,7 @@ int cluster_rank() { return current->rank; }
 unsigned char* shared_memory() { return block().shared; }
 
 void sync_threads() { meet(block().meeting, threads_of_block); }
-void sync_cluster() { meet(whole_cluster, static_cast<int>(fibers.size())); }
+void sync_cluster() { meet(whole_cluster, threads_of_cluster); }
 
 void collect(const uint32_t* words, int count, const Reader& read) {
   Warp& own = warp();

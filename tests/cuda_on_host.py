@@ -1,0 +1,17 @@
+"""A plugin for pytest, ``-p cuda_on_host``: the ops' CUDA kernels run on the CPU, in place of the CPU's.
+
+PYMTL_CUDA_ON_HOST names the library, which ``make test-kernels`` builds. The tests of a GPU then run on tensors of the
+CPU. The kernels take no float64 for the recurrence, as on a GPU.
+"""
+
+import os
+
+import torch
+
+import pymtl.ops.library  # noqa: F401  (the CPU's kernels first, which this replaces)
+
+# Products of 16-bit numbers with results in float32: torch has them on a GPU only.
+_aten = torch.library.Library("aten", "IMPL", "CPU")
+_aten.impl("mm.dtype", lambda a, b, dtype: a.to(dtype) @ b.to(dtype))
+
+torch.ops.load_library(os.environ["PYMTL_CUDA_ON_HOST"])
