@@ -50,6 +50,8 @@ STABLE_TORCH_LIBRARY(pymtl, m) {
       "-> Tensor");
   // Of a GPU: the largest H that there are kernels for, of the dtype and on the device of `like`.
   m.def("rnn_hidden_size_limit(Tensor like) -> int");
+  // For benchmarks: a cluster of thread blocks that only exchanges, on the device of `like`.
+  m.def("cluster_rounds(Tensor like, int blocks, int rounds, bool messages) -> ()");
 
   m.def("heads(Tensor input, Tensor weight, Tensor? bias, int parts) -> Tensor");
   // needs: gradients wanted of [input, weight, bias].

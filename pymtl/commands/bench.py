@@ -13,10 +13,14 @@ EXAMPLES = """examples:
   pymtl bench --shape 1,40,64,128 --shape 8,40,64,128
   pymtl bench --threads 1 --json result.json --plot result.png
   pymtl bench --dtype bfloat16
+  pymtl bench --device cuda --dtype float16 --shape 16,256,512,512
 
 columns: p50 and p90 are milliseconds; 'x' is how many times as fast pymtl is (median of interleaved ratios);
 GFLOP/s count the matrix products (a training step thrice the forward pass), '% peak' is their share of this
 machine's measured register-only multiply-adds; error is the largest difference from nn.LSTM over the largest value.
+
+On a GPU times are CUDA events', each contender is called and replayed from a CUDA graph, and us/step is our time
+divided by T.
 """
 
 
@@ -34,10 +38,11 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--dtype",
-        choices=("float32", "float64", "bfloat16"),
+        choices=("float32", "float64", "bfloat16", "float16"),
         default="float32",
-        help="of all numbers (default: float32)",
+        help="of all numbers (default: float32); float16 only on a GPU",
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (default: cpu)")
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's)")
     parser.add_argument("--seconds", type=seconds, default=1.0, metavar="S", help="time for each row (default: 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results with machine, versions and date")
@@ -62,6 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--shape: {error}") from None
     console = wide_console()
     dtype = getattr(torch, arguments.dtype)
+    if arguments.device == "cuda":
+        return _on_gpu(arguments, shapes if arguments.shape else [], dtype, console)
+    if dtype == torch.float16:
+        raise ConfigError("--dtype: float16 is for --device cuda only")
     result = results.stamped(dtype=arguments.dtype, rows=[], recurrence=[])
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         modes = sum(2 if shape.batch == 1 else 4 for shape in shapes)
@@ -89,6 +98,35 @@ def run(arguments: argparse.Namespace) -> int:
 
         arguments.plot.parent.mkdir(parents=True, exist_ok=True)
         speed_ratios(result).savefig(arguments.plot, dpi=120)
+    return 0
+
+
+def _on_gpu(arguments: argparse.Namespace, shapes: list[Any], dtype: Any, console: Any) -> int:
+    import torch
+    from rich.progress import Progress
+
+    from pymtl.benchmark import results
+    from pymtl.training.errors import ConfigError
+
+    if not torch.cuda.is_available():
+        raise ConfigError("--device: there is no GPU, or this torch has no CUDA")
+    if arguments.plot:
+        raise ConfigError("--plot: expected none with --device cuda")
+    from pymtl.benchmark.gpu import DEFAULT_SHAPES, Case, device_facts, measure, table_of
+
+    sizes = [(s.batch, s.steps, s.input_size, s.hidden_size) for s in shapes] or DEFAULT_SHAPES
+    cases = [Case(*size, dtype, fill=fill) for size in sizes for fill in ((1.0,) if size[0] == 1 else (1.0, 0.55))]
+    rows = []
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("layers", total=len(cases))
+        for case in cases:
+            rows += measure(case, arguments.seconds)
+            progress.advance(task)
+    facts = device_facts()
+    console.print(f"{facts['device']}, torch {torch.__version__}, cuDNN {facts['cudnn']}, {arguments.dtype}")
+    console.print(table_of(rows))
+    if arguments.json:
+        results.write(results.stamped(**facts, dtype=arguments.dtype, rows=rows), arguments.json)
     return 0
 
 

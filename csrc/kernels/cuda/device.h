@@ -173,11 +173,19 @@ __device__ __forceinline__ void announce_bytes(ArrivalBarrier* barrier, uint32_t
                : "memory");
 }
 
-// Waits for the phase with this parity; the first is 0.
+__device__ __forceinline__ uint64_t nanoseconds() {
+  uint64_t now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  return now;
+}
+
+// Waits for the phase with this parity; the first is 0. What does not come within a minute never will: an error is
+// better than a device that hangs.
 __device__ __forceinline__ void wait_for_bytes(ArrivalBarrier* barrier, uint32_t parity) {
+  constexpr uint64_t kPatience = 60'000'000'000;
   const uint32_t address = shared_address(barrier);
-  uint32_t done;
-  do {
+  const auto complete = [&] {
+    uint32_t done;
     asm volatile(
         "{\n"
         ".reg .pred complete;\n"
@@ -187,7 +195,15 @@ __device__ __forceinline__ void wait_for_bytes(ArrivalBarrier* barrier, uint32_t
         : "=r"(done)
         : "r"(address), "r"(parity)
         : "memory");
-  } while (done == 0);
+    return done != 0;
+  };
+  for (int i = 0; i < 64; ++i) {
+    if (complete()) return;
+  }
+  const uint64_t start = nanoseconds();
+  while (!complete()) {
+    if (nanoseconds() - start > kPatience) __trap();
+  }
 }
 
 // Stores into the shared memory of a block of the cluster and counts the bytes at a barrier of that block.

@@ -1,0 +1,132 @@
+"""The LSTM beside nn.LSTM (cuDNN) on a GPU, over the shapes that the project aims at.
+
+    python benchmarks/gpu.py [--seconds S] [--grid NAME]... [--json FILE]
+
+Times are CUDA events', contenders take turns, a ratio is the median over the rounds of nn.LSTM's time over ours. Beside
+them stand the device's limits, measured first: a large matrix product, a copy, and what an exchange between the blocks
+of a cluster takes, which no step of a recurrence over several blocks can undercut.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from pymtl.benchmark import results
+from pymtl.benchmark.gpu import Case, device_facts, limits, measure, table_of
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Cases, and how many times as fast as nn.LSTM ours should be: forward, and forward and backward."""
+
+    cases: tuple[Case, ...]
+    forward: float
+    training: float
+
+
+DENSE = tuple(
+    Case(batch, steps, size, size, dtype)
+    for dtype in HALF
+    for size in (256, 512)
+    for steps in (64, 512)
+    for batch in (1, 8, 32, 64)
+)
+FLOAT = tuple(
+    Case(batch, steps, size, size, torch.float32, tf32=tf32)
+    for tf32 in (False, True)
+    for size in (256, 512)
+    for steps in (64, 512)
+    for batch in (1, 8, 32)
+)
+GRIDS = {
+    "16 bits": Grid(DENSE, 3.0, 2.0),
+    "16 bits, lengths": Grid(
+        tuple(replace(case, fill=fill) for case in DENSE if case.batch > 1 for fill in (0.55, 0.7)), 4.0, 3.0
+    ),
+    "float32": Grid(FLOAT, 2.0, 1.5),
+    "H 1024": Grid(tuple(Case(batch, 256, 1024, 1024) for batch in (1, 8, 32, 64)), 1.5, 1.2),
+    "cuDNN's best": Grid((Case(16, 1024, 768, 768, torch.float16, directions=1),), 1.0, 1.0),
+    "others": Grid(
+        tuple(
+            Case(batch, 100, 300, size, dtype, directions)
+            for dtype in (torch.bfloat16, torch.float32)
+            for directions in (1, 2)
+            for size in (64, 128, 300, 768)
+            for batch in (1, 16, 128, 512)
+        ),
+        1.0,
+        1.0,
+    ),
+}
+
+
+def run(names: list[str], seconds: float, progress: Progress) -> Iterator[dict[str, Any]]:
+    for name in names:
+        cases = GRIDS[name].cases
+        task = progress.add_task(name, total=len(cases))
+        for case in cases:
+            for row in measure(case, seconds):
+                yield {"grid": name, **row}
+            progress.advance(task)
+
+
+def summary(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Of each grid and mode: the geometric mean and the worst ratio, and the aim."""
+    for name, grid in GRIDS.items():
+        for mode, aim in (("forward", grid.forward), ("forward+backward", grid.training)):
+            ratios = {row["case"]: row["ratio"] for row in rows if row["grid"] == name and row["mode"] == mode}
+            if ratios:
+                worst = min(ratios, key=ratios.__getitem__)
+                mean = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
+                yield {"grid": name, "mode": mode, "mean": mean, "worst": ratios[worst], "at": worst, "aim": aim}
+
+
+def tables(result: dict[str, Any]) -> Iterator[Table]:
+    yield table_of(result["rows"])
+    table = Table(title="Times as fast as nn.LSTM")
+    for heading in ("grid", "mode", "mean", "worst", "aim", "at"):
+        table.add_column(heading, no_wrap=True)
+    for row in result["summary"]:
+        numbers = (f"{row[key]:.2f}" for key in ("mean", "worst", "aim"))
+        table.add_row(row["grid"], row["mode"], *numbers, row["at"])
+    yield table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--grid", action="append", choices=list(GRIDS), help="may be repeated (default: all)")
+    parser.add_argument("--seconds", type=float, default=0.3, help="for each row (default: 0.3)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results with machine, versions and date")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("benchmarks/gpu.py: there is no GPU, or this torch has no CUDA")
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    found = dataclasses.asdict(limits())
+    console.print(found)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        rows = list(run(arguments.grid or list(GRIDS), arguments.seconds, progress))
+    result = results.stamped(**device_facts(), limits=found, rows=rows, summary=list(summary(rows)))
+    for table in tables(result):
+        console.print(table)
+    if arguments.json:
+        results.write(result, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
