@@ -203,7 +203,7 @@ class MultiTaskModel(nn.Module):
             raise RuntimeError("tokens: expected sequence length to be larger than 0")
         if lengths is None:
             lengths = torch.full((batch,), steps, dtype=torch.int64, device="cpu")
-        return ops.packing_order(as_lengths(lengths, batch), steps)
+        return ops.packing_order(as_lengths(lengths, batch), steps, first.device)
 
     def _pack(self, padded: Tensor, order: ops.PackingOrder) -> Tensor:
         return ops.pack(padded, order, batch_first=self.encoder.batch_first)

@@ -165,7 +165,7 @@ class Recurrent(nn.RNNBase):
             result, state = self._forward_packed(packed, hx)
             return pad_packed_sequence(result, self.batch_first, total_length=steps)[0], state
         h0, c0 = self._initial_state(hx, batch, batched=True)
-        order = ops.packing_order(lengths, steps)
+        order = ops.packing_order(lengths, steps, input.device)
         data = ops.pack(input, order, batch_first=self.batch_first)
         h0, c0 = _permute(h0, order.sorted_indices), _permute(c0, order.sorted_indices)
         output, h_n, c_n = self._layers(data, order.batch_sizes, weights, h0, c0, batch)

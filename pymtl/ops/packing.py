@@ -25,19 +25,23 @@ class PackingOrder(NamedTuple):
     unsorted_indices: Tensor
 
 
-def packing_order(lengths: Tensor, steps: int) -> PackingOrder:
+def packing_order(lengths: Tensor, steps: int, device: torch.device | None = None) -> PackingOrder:
     """Sorts sequences by length, longest first, equal ones in order.
 
     Args:
         lengths: int64 [B] on the CPU, each from 1 to ``steps``; or on a GPU, where nothing waits to check them, and
             they are cut to 0 and ``steps``.
         steps: T of the padded batch.
+        device: of the batch, where the indices go; by default that of ``lengths``, where the sizes stay.
 
     Raises:
         RuntimeError: a length is out of range, or ``lengths`` has another shape, dtype or device.
 
     """
-    return PackingOrder(*torch.ops.pymtl.packing_order(lengths, steps))
+    batch_sizes, *indices = torch.ops.pymtl.packing_order(lengths, steps)
+    if device is not None and device.type == "cuda":
+        indices = [each.to(device, non_blocking=True) for each in indices]
+    return PackingOrder(batch_sizes, *indices)
 
 
 def pack(padded: Tensor, order: PackingOrder, *, batch_first: bool = False) -> Tensor:
