@@ -176,7 +176,7 @@ class CRF(nn.Module):
             raise RuntimeError(f"emissions: expected {self.num_tags} scores a token, got {list(emissions.shape)}")
         if not emissions.is_floating_point():
             raise RuntimeError(f"emissions: expected floating-point scores, got {emissions.dtype}")
-        return ops if ops.has_kernels(emissions) else reference
+        return ops if ops.has_kernels(emissions, cuda=True) else reference
 
     def extra_repr(self) -> str:
         return f"{self.num_tags}, batch_first={self.batch_first}" + (", BIO" if self.labels is not None else "")

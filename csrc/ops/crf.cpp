@@ -1,71 +1,35 @@
 #include "kernels/crf.h"
 
-#include "batch.h"
+#include "crf_chain.h"
 #include "scratch.h"
-#include "tensors.h"
 
 namespace pymtl::ops {
 namespace {
 
-// The checked arguments of a chain; the tensors stay alive as long as this object.
+// Tags, each a class.
 template <typename T>
-struct Chain {
-  BatchSizes packing;
-  int64_t tokens;
-  int64_t classes;
-  Tensor emissions, start, end, transitions;
-
-  Chain(const Tensor& given_emissions, const Tensor& batch_sizes, const Tensor& given_start, const Tensor& given_end,
-        const Tensor& given_transitions)
-      : packing(batch_sizes),
-        tokens(packing.tokens),
-        classes(of(given_emissions)),
-        emissions(checked(given_emissions, "emissions", given_emissions.scalar_type(), {tokens, classes})),
-        start(checked(given_start, "start", emissions.scalar_type(), {classes})),
-        end(checked(given_end, "end", emissions.scalar_type(), {classes})),
-        transitions(checked(given_transitions, "transitions", emissions.scalar_type(), {classes, classes})) {}
-
-  CrfChain<T> chain() const {
-    return {packing.steps,
-            packing.batch(),
-            tokens,
-            classes,
-            read<int64_t>(packing.sizes),
-            read<T>(emissions),
-            read<T>(start),
-            read<T>(end),
-            read<T>(transitions)};
+OptionalTensor checked_tags(const Chain<T>& chain, const OptionalTensor& given) {
+  const OptionalTensor result = chain.tags(given);
+  const int64_t* const values = read<int64_t>(result);
+  for (int64_t n = 0; values != nullptr && n < chain.tokens; ++n) {
+    check(values[n] >= 0 && values[n] < chain.classes, "tags: expected classes from 0 to ", chain.classes - 1, ", got ",
+          values[n], " at token ", n, ", out of bounds");
   }
-
-  OptionalTensor tags(const OptionalTensor& given) const {
-    const OptionalTensor result = checked(given, "tags", ScalarType::Long, {tokens});
-    const int64_t* const values = read<int64_t>(result);
-    for (int64_t n = 0; values != nullptr && n < tokens; ++n) {
-      check(values[n] >= 0 && values[n] < classes, "tags: expected classes from 0 to ", classes - 1, ", got ",
-            values[n], " at token ", n, ", out of bounds");
-    }
-    return result;
-  }
-
- private:
-  static int64_t of(const Tensor& emissions) {
-    check(emissions.dim() == 2, "emissions: expected [tokens, classes], got ", emissions.dim(), "-D");
-    check(emissions.size(1) > 0, "emissions: expected at least one class, got none");
-    return emissions.size(1);
-  }
-};
+  return result;
+}
 
 std::tuple<Tensor, Tensor, Tensor> crf(Tensor emissions, Tensor batch_sizes, OptionalTensor given_tags, Tensor start,
                                        Tensor end, Tensor transitions) {
+  check_cpu(emissions, "emissions");
   return with_real_type(emissions, "emissions", [&]<typename T>() {
     const Chain<T> chain(emissions, batch_sizes, start, end, transitions);
-    const OptionalTensor tags = chain.tags(given_tags);
+    const OptionalTensor tags = checked_tags(chain, given_tags);
     const Tensor result = make(chain.emissions, {chain.packing.batch()});
     const Tensor alphas = make(chain.emissions, {chain.tokens, chain.classes}, ScalarType::Double);
     const Tensor scales = make(chain.emissions, {chain.tokens}, ScalarType::Double);
     if (chain.tokens > 0) {
-      const CrfForward<T> args{chain.chain(), read<int64_t>(tags), write<T>(result), write<double>(alphas),
-                               write<double>(scales)};
+      const CrfForward<T> args{chain.chain(read<int64_t>(chain.packing.sizes)), read<int64_t>(tags), write<T>(result),
+                               write<double>(alphas), write<double>(scales)};
       const Executor executor = torch_executor();
       const Scratch workspace(crf_forward_workspace(args, executor));
       crf_forward(args, workspace.memory(), executor);
@@ -77,11 +41,12 @@ std::tuple<Tensor, Tensor, Tensor> crf(Tensor emissions, Tensor batch_sizes, Opt
 std::tuple<Tensor, Tensor, Tensor, Tensor> crf_backward(Tensor given_grad, Tensor emissions, Tensor batch_sizes,
                                                         OptionalTensor given_tags, Tensor start, Tensor end,
                                                         Tensor transitions, Tensor given_alphas, Tensor given_scales) {
+  check_cpu(emissions, "emissions");
   return with_real_type(emissions, "emissions", [&]<typename T>() {
     const Chain<T> chain(emissions, batch_sizes, start, end, transitions);
     const int64_t N = chain.tokens;
     const int64_t C = chain.classes;
-    const OptionalTensor tags = chain.tags(given_tags);
+    const OptionalTensor tags = checked_tags(chain, given_tags);
     const Tensor grad = checked(given_grad, "grad", emissions.scalar_type(), {chain.packing.batch()});
     const Tensor alphas = checked(given_alphas, "alphas", ScalarType::Double, {N, C});
     const Tensor scales = checked(given_scales, "scales", ScalarType::Double, {N});
@@ -93,9 +58,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> crf_backward(Tensor given_grad, Tenso
     const Tensor grad_end = result({C});
     const Tensor grad_transitions = result({C, C});
     if (N > 0) {
-      const CrfBackward<T> args{chain.chain(),        read<int64_t>(tags), read<double>(alphas),
-                                read<double>(scales), read<T>(grad),       write<T>(grad_emissions),
-                                write<T>(grad_start), write<T>(grad_end),  write<T>(grad_transitions)};
+      const CrfBackward<T> args{chain.chain(read<int64_t>(chain.packing.sizes)),
+                                read<int64_t>(tags),
+                                read<double>(alphas),
+                                read<double>(scales),
+                                read<T>(grad),
+                                write<T>(grad_emissions),
+                                write<T>(grad_start),
+                                write<T>(grad_end),
+                                write<T>(grad_transitions)};
       const Executor executor = torch_executor();
       const Scratch workspace(crf_backward_workspace(args, executor));
       pymtl::crf_backward(args, workspace.memory(), executor);
@@ -106,12 +77,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> crf_backward(Tensor given_grad, Tenso
 
 std::tuple<Tensor, Tensor> crf_decode(Tensor emissions, Tensor batch_sizes, Tensor start, Tensor end,
                                       Tensor transitions) {
+  check_cpu(emissions, "emissions");
   return with_real_type(emissions, "emissions", [&]<typename T>() {
     const Chain<T> chain(emissions, batch_sizes, start, end, transitions);
     const Tensor tags = make(chain.emissions, {chain.tokens}, ScalarType::Long);
     const Tensor scores = make(chain.emissions, {chain.packing.batch()});
     if (chain.tokens > 0) {
-      const CrfDecode<T> args{chain.chain(), write<int64_t>(tags), write<T>(scores)};
+      const CrfDecode<T> args{chain.chain(read<int64_t>(chain.packing.sizes)), write<int64_t>(tags), write<T>(scores)};
       const Executor executor = torch_executor();
       const Scratch workspace(crf_decode_workspace(args, executor));
       pymtl::crf_decode(args, workspace.memory(), executor);
