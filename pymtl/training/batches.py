@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -42,9 +42,15 @@ class Batch:
             return self.tokens
         return {"words": self.tokens, **self.fields} if self.words else self.fields
 
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device; the lengths stay on the CPU, where nobody has to wait for them."""
+        fields = {name: each.to(device) for name, each in self.fields.items()}
+        targets = {name: each.to(device) for name, each in self.targets.items()}
+        return replace(self, tokens=self.tokens.to(device), fields=fields, targets=targets)
+
     def packed(self) -> tuple[Any, dict[str, Tensor | PackedSequence]]:
         """Inputs and targets without padding; the targets of whole sentences stay as they are."""
-        order = ops.packing_order(self.lengths, self.tokens.shape[1])
+        order = ops.packing_order(self.lengths, self.tokens.shape[1], self.tokens.device)
 
         def pack(padded: Tensor) -> PackedSequence:
             return PackedSequence(ops.pack(padded, order, batch_first=True), *order)
