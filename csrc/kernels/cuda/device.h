@@ -33,6 +33,9 @@ __device__ __forceinline__ unsigned char* shared_memory() {
   return memory;
 }
 
+// The compiler moves no load across it.
+__device__ __forceinline__ void order_loads() { asm volatile("" ::: "memory"); }
+
 __device__ __forceinline__ void sync_threads() { __syncthreads(); }
 __device__ __forceinline__ float shuffle_xor(float value, int mask) {
   return __shfl_xor_sync(0xffffffffU, value, mask);
@@ -136,6 +139,42 @@ __device__ __forceinline__ uint32_t shared_address(const void* memory) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(memory));
 }
 
+__device__ __forceinline__ uint64_t nanoseconds() {
+  uint64_t now;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+  return now;
+}
+
+// Calls complete() until it is true. What does not come within a minute never will: an error is better than a device
+// that hangs.
+template <typename Complete>
+__device__ __forceinline__ void wait_until(const Complete& complete) {
+  constexpr uint64_t kPatience = 60'000'000'000;
+  for (int i = 0; i < 64; ++i) {
+    if (complete()) return;
+  }
+  const uint64_t start = nanoseconds();
+  while (!complete()) {
+    if (nanoseconds() - start > kPatience) __trap();
+  }
+}
+
+// Between blocks that run at the same time: counts one more arrival, after what the block wrote before its last
+// barrier; and waits for so many, to see what those wrote.
+__device__ __forceinline__ void count_arrival(uint32_t* counter) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
+__device__ __forceinline__ void wait_for_arrivals(const uint32_t* counter, uint32_t count) {
+  wait_until([&] {
+    uint32_t arrived;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(counter) : "memory");
+    return static_cast<int32_t>(arrived - count) >= 0;
+  });
+}
+
+// Memory that another block wrote during this launch: not from this multiprocessor's own cache.
+__device__ __forceinline__ uint4 load_fresh(const uint4* at) { return __ldcg(at); }
+
 // Clusters.
 __device__ __forceinline__ int cluster_rank() {
   uint32_t rank;
@@ -173,18 +212,10 @@ __device__ __forceinline__ void announce_bytes(ArrivalBarrier* barrier, uint32_t
                : "memory");
 }
 
-__device__ __forceinline__ uint64_t nanoseconds() {
-  uint64_t now;
-  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-  return now;
-}
-
-// Waits for the phase with this parity; the first is 0. What does not come within a minute never will: an error is
-// better than a device that hangs.
+// Waits for the phase with this parity; the first is 0.
 __device__ __forceinline__ void wait_for_bytes(ArrivalBarrier* barrier, uint32_t parity) {
-  constexpr uint64_t kPatience = 60'000'000'000;
   const uint32_t address = shared_address(barrier);
-  const auto complete = [&] {
+  wait_until([&] {
     uint32_t done;
     asm volatile(
         "{\n"
@@ -196,14 +227,7 @@ __device__ __forceinline__ void wait_for_bytes(ArrivalBarrier* barrier, uint32_t
         : "r"(address), "r"(parity)
         : "memory");
     return done != 0;
-  };
-  for (int i = 0; i < 64; ++i) {
-    if (complete()) return;
-  }
-  const uint64_t start = nanoseconds();
-  while (!complete()) {
-    if (nanoseconds() - start > kPatience) __trap();
-  }
+  });
 }
 
 // Stores into the shared memory of a block of the cluster and counts the bytes at a barrier of that block.
@@ -290,6 +314,35 @@ int clusters_at_once(void (*kernel)(Args), const Grid& grid) {
   int count = 0;
   check(cudaOccupancyMaxActiveClusters(&count, kernel, &config), "cudaOccupancyMaxActiveClusters");
   return count;
+}
+
+// Launches a kernel whose blocks wait for each other: all at the same time, or not at all.
+template <typename Args>
+void launch_together(void (*kernel)(Args), const Grid& grid, Stream stream, const Args& args) {
+  cudaLaunchAttribute attribute;
+  cudaLaunchConfig_t config = configured(kernel, grid, stream, &attribute);
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
+  config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, kernel, args), "cudaLaunchKernelEx");
+}
+
+// How many blocks of such a kernel the current device runs at the same time.
+template <typename Args>
+int blocks_at_once(void (*kernel)(Args), const Grid& grid) {
+  cudaLaunchAttribute attribute;
+  configured(kernel, grid, nullptr, &attribute);
+  int of_each = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&of_each, kernel, grid.threads, grid.shared_bytes),
+        "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+  int multiprocessors = 0;
+  const cudaError_t error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, current_device());
+  check(error, "cudaDeviceGetAttribute");
+  return of_each * multiprocessors;
+}
+
+inline void clear(void* memory, size_t bytes, Stream stream) {
+  check(cudaMemsetAsync(memory, 0, bytes, stream), "cudaMemsetAsync");
 }
 
 }  // namespace pymtl::cuda

@@ -1,4 +1,4 @@
-// How the recurrence is shared out among clusters.
+// How the recurrence is shared out among blocks.
 #include <map>
 #include <mutex>
 #include <string>
@@ -11,40 +11,57 @@
 namespace pymtl::cuda {
 namespace {
 
-constexpr int kBlocks = 16;  // of the largest cluster
-
-int rounded_up(int64_t size, int64_t step) { return static_cast<int>((size + step - 1) / step); }
-
-// The cluster for a hidden size, with so many rows of the batch; 0 blocks if no cluster is large enough.
-template <typename T>
-Plan plan_for(int64_t hidden_size, int rows) {
-  if constexpr (std::is_same_v<T, float>) {
-    // A block's registers hold 32 units' rows of W_hh for H up to 256, its shared memory as much again.
-    const int blocks = rounded_up(hidden_size, 32);
-    return {blocks <= kBlocks ? blocks : 0, 8, 4, rows};
-  }
-  // 16-bit weights: a block's registers hold 64 units' rows of W_hh for H up to 256, its shared memory as much again.
-  // Above 512 less fits, and 48 units have to do.
-  const Plan wide{rounded_up(hidden_size, 64), 8, 8, rows};
-  if (wide.blocks <= 8) return wide;
-  const Plan narrow{rounded_up(hidden_size, 48), 6, 8, rows};
-  return {narrow.blocks <= kBlocks ? narrow.blocks : 0, narrow.warps, narrow.units_of_warp, narrow.rows};
-}
+constexpr int kClusterBlocks = 16;  // of the largest cluster
 
 enum class Pass { forward, backward };
 
+int rounded_up(int64_t size, int64_t step) { return static_cast<int>((size + step - 1) / step); }
+
 // Asking the driver takes microseconds, so each answer is kept. A process has few of them.
-template <typename T>
-int clusters_at_once(Pass pass, const Plan& plan) {
-  using Key = std::tuple<int, Pass, int, int, int>;
+template <typename Ask>
+int answer(Pass pass, int blocks, int warps, int rows, int dtype, const Ask& ask) {
+  using Key = std::tuple<int, Pass, int, int, int, int>;
   static std::mutex mutex;
   static std::map<Key, int> known;
   const std::lock_guard lock(mutex);
-  const Key key{current_device(), pass, plan.blocks, plan.warps, plan.rows};
+  const Key key{current_device(), pass, blocks, warps, rows, dtype};
   const auto found = known.find(key);
-  if (found != known.end()) return found->second;
-  const int count = pass == Pass::forward ? forward_clusters_at_once<T>(plan) : backward_clusters_at_once<T>(plan);
-  return known[key] = count;
+  return found != known.end() ? found->second : known[key] = ask();
+}
+
+template <typename T>
+constexpr int kType = std::is_same_v<T, float>      ? 0
+                      : std::is_same_v<T, BFloat16> ? 1
+                                                    : 2;
+
+template <typename T>
+int clusters_at_once(Pass pass, const Plan& plan) {
+  return answer(pass, plan.blocks, plan.warps, plan.rows, kType<T>, [&] {
+    return pass == Pass::forward ? forward_clusters_at_once<T>(plan) : backward_clusters_at_once<T>(plan);
+  });
+}
+
+template <typename T>
+int blocks_at_once(Pass pass, int rows) {
+  return answer(pass, 0, 0, rows, kType<T>, [&] {
+    return pass == Pass::forward ? forward_blocks_at_once<T>(rows) : backward_blocks_at_once<T>(rows);
+  });
+}
+
+// The cluster for a hidden size, with so many rows of the batch; 0 blocks if no cluster is large enough.
+template <typename T>
+Plan cluster_for(int64_t hidden_size, int rows) {
+  if constexpr (std::is_same_v<T, float>) {
+    // A block's registers hold 32 units' rows of W_hh for H up to 256, its shared memory as much again.
+    const int blocks = rounded_up(hidden_size, 32);
+    return {blocks <= kClusterBlocks ? blocks : 0, 8, 4, rows};
+  }
+  // Of 16-bit weights a block's registers hold 64 units' rows for H up to 256, its shared memory as much again. Above
+  // 512 less fits, and 48 units have to do.
+  const Plan wide{rounded_up(hidden_size, 64), 8, 8, rows};
+  if (wide.blocks <= 8) return wide;
+  const Plan narrow{rounded_up(hidden_size, 48), 6, 8, rows};
+  return {narrow.blocks <= kClusterBlocks && rows == 8 ? narrow.blocks : 0, narrow.warps, narrow.units_of_warp, rows};
 }
 
 // About how long a step takes, in microseconds: meeting the other blocks, and multiplying. Only ratios matter.
@@ -53,60 +70,108 @@ double step_time(const Plan& plan) {
   if constexpr (std::is_same_v<T, float>) return 0.5 + plan.rows * plan.units() / 1700.0;
   return plan.rows == 8 ? 0.6 : 0.8;
 }
+double step_time(Pass pass, const TeamPlan& plan) {
+  return 1.5 + plan.rows * plan.blocks * (pass == Pass::forward ? 0.0007 : 0.0027);
+}
 
-// Rows of the batch for a cluster: as few as there are, unless the clusters then have to queue and are done earlier
-// with more rows each.
+// What takes the least time, if there is anything: clusters or teams, with as few rows of the batch each as there are,
+// unless they then have to queue and are done earlier with more rows.
+struct Choice {
+  Plan cluster{};
+  TeamPlan team{};
+  double time = 0.0;
+
+  bool found() const { return cluster.blocks > 0 || team.blocks > 0; }
+
+  void consider(const Plan& plan, double of_plan) {
+    if (!found() || of_plan < time) *this = {plan, {}, of_plan};
+  }
+  void consider(const TeamPlan& plan, double of_plan) {
+    if (!found() || of_plan < time) *this = {{}, plan, of_plan};
+  }
+};
+
 template <typename T>
-Plan choose(Pass pass, const RnnShape& shape) {
-  const bool wide = std::is_same_v<T, float>;
-  Plan best{};
-  double least = 0.0;
+Choice choose(Pass pass, const RnnShape& shape) {
+  constexpr bool kWide = std::is_same_v<T, float>;
+  Choice best;
+  const auto waves = [](int64_t all, int64_t at_once) { return static_cast<double>((all + at_once - 1) / at_once); };
   for (const int rows : {1, 2, 4, 8, 16}) {
-    if (wide ? rows > 8 : rows < 8) continue;
-    const Plan plan = plan_for<T>(shape.hidden_size, rows);
-    if (plan.blocks == 0 || (rows == 16 && plan.warps == 6)) continue;
-    const int at_once = clusters_at_once<T>(pass, plan);
+    if (kWide ? rows > 8 : rows < 8) continue;
+    const Plan plan = cluster_for<T>(shape.hidden_size, rows);
+    const int at_once = plan.blocks > 0 ? clusters_at_once<T>(pass, plan) : 0;
     if (at_once == 0) continue;
-    const int64_t clusters = shape.recurrences * rounded_up(shape.batch, rows);
-    const double time = static_cast<double>((clusters + at_once - 1) / at_once) * step_time<T>(plan);
-    if (best.blocks == 0 || time < least) {
-      best = plan;
-      least = time;
+    const int64_t all = shape.recurrences * rounded_up(shape.batch, rows);
+    best.consider(plan, waves(all, at_once) * step_time<T>(plan));
+  }
+  if constexpr (!kWide) {
+    const int blocks = rounded_up(shape.hidden_size, kTeamUnits);
+    for (const int rows : {8, 16, 32, 64}) {
+      if (best.cluster.blocks > 0 || blocks > kTeamBlocks) break;  // a cluster, where there is one, meets sooner
+      const int at_once = blocks_at_once<T>(pass, rows) / blocks;
+      if (at_once == 0) continue;
+      const int64_t all = shape.recurrences * rounded_up(shape.batch, rows);
+      const TeamPlan plan{blocks, rows, static_cast<int>(all < at_once ? all : at_once)};
+      best.consider(plan, waves(all, at_once) * step_time(pass, plan));
     }
   }
-  if (best.blocks == 0) {
-    throw std::runtime_error("hidden_size: this device has no cluster for " + std::to_string(shape.hidden_size));
-  }
   return best;
+}
+
+template <typename T>
+Choice chosen(Pass pass, const RnnShape& shape) {
+  const Choice choice = choose<T>(pass, shape);
+  if (!choice.found()) {
+    throw std::runtime_error("hidden_size: this device has no kernel for " + std::to_string(shape.hidden_size));
+  }
+  return choice;
 }
 
 }  // namespace
 
 template <typename T>
 int64_t rnn_hidden_size_limit() {
+  RnnShape shape{1, 1, 1, 1, 0, nullptr};
   int64_t limit = 0;
-  for (int64_t size = 64; plan_for<T>(size, 8).blocks > 0; size += 16) {
-    const Plan plan = plan_for<T>(size, 8);
-    if (clusters_at_once<T>(Pass::forward, plan) == 0 || clusters_at_once<T>(Pass::backward, plan) == 0) break;
-    limit = size;
+  for (shape.hidden_size = 16; shape.hidden_size <= kTeamBlocks * kTeamUnits; shape.hidden_size += 16) {
+    if (!choose<T>(Pass::forward, shape).found() || !choose<T>(Pass::backward, shape).found()) break;
+    limit = shape.hidden_size;
   }
   return limit;
 }
 
 template <typename T>
-void rnn_forward(const RnnForward<T>& args, void* stream) {
-  run_forward(args, choose<T>(Pass::forward, args.shape), static_cast<Stream>(stream));
+size_t rnn_forward_workspace(const RnnShape& shape) {
+  const TeamPlan team = chosen<T>(Pass::forward, shape).team;
+  return team.blocks > 0 ? team_workspace(team, team.forward_words()) : 0;
 }
 
 template <typename T>
-void rnn_backward(const RnnBackward<T>& args, void* stream) {
-  run_backward(args, choose<T>(Pass::backward, args.shape), static_cast<Stream>(stream));
+size_t rnn_backward_workspace(const RnnShape& shape) {
+  const TeamPlan team = chosen<T>(Pass::backward, shape).team;
+  return team.blocks > 0 ? team_workspace(team, team.backward_words()) : 0;
 }
 
-#define PYMTL_INSTANTIATE(T)                              \
-  template int64_t rnn_hidden_size_limit<T>();            \
-  template void rnn_forward(const RnnForward<T>&, void*); \
-  template void rnn_backward(const RnnBackward<T>&, void*);
+template <typename T>
+void rnn_forward(const RnnForward<T>& args, [[maybe_unused]] void* workspace, void* stream) {
+  const Choice choice = chosen<T>(Pass::forward, args.shape);
+  if (choice.cluster.blocks > 0) return run_forward(args, choice.cluster, static_cast<Stream>(stream));
+  if constexpr (!std::is_same_v<T, float>) run_forward(args, choice.team, workspace, static_cast<Stream>(stream));
+}
+
+template <typename T>
+void rnn_backward(const RnnBackward<T>& args, [[maybe_unused]] void* workspace, void* stream) {
+  const Choice choice = chosen<T>(Pass::backward, args.shape);
+  if (choice.cluster.blocks > 0) return run_backward(args, choice.cluster, static_cast<Stream>(stream));
+  if constexpr (!std::is_same_v<T, float>) run_backward(args, choice.team, workspace, static_cast<Stream>(stream));
+}
+
+#define PYMTL_INSTANTIATE(T)                                     \
+  template int64_t rnn_hidden_size_limit<T>();                   \
+  template size_t rnn_forward_workspace<T>(const RnnShape&);     \
+  template size_t rnn_backward_workspace<T>(const RnnShape&);    \
+  template void rnn_forward(const RnnForward<T>&, void*, void*); \
+  template void rnn_backward(const RnnBackward<T>&, void*, void*);
 PYMTL_INSTANTIATE(float)
 PYMTL_INSTANTIATE(BFloat16)
 PYMTL_INSTANTIATE(Float16)

@@ -1,9 +1,10 @@
-// The LSTM recurrence on a GPU with thread-block clusters (Hopper, sm_90): W_hh stays in the registers and the shared
-// memory of a cluster of blocks for the whole sequence, each block owns some hidden units, and the blocks send one
-// another h (forward) or parts of the gradient of h (backward) at every step. One launch runs all recurrences and all
-// slices of the batch, each by a cluster of its own. The formulas, the letters and the layout are those of
-// kernels/rnn.h; the products with W_ih and the gradients of the weights are matrix products over all tokens, which
-// the caller makes.
+// The LSTM recurrence on a GPU: W_hh stays in the registers and the shared memory of some blocks for the whole
+// sequence, and each block owns some hidden units. With thread-block clusters (Hopper, sm_90) the blocks of a cluster
+// send one another h (forward) or parts of the gradient of h (backward) at every step; one launch runs all recurrences
+// and all slices of the batch, each by a cluster of its own. 16-bit weights that no cluster holds, or a device without
+// clusters, take teams of blocks all over the device, which meet in its memory. The formulas, the letters and the
+// layout are those of kernels/rnn.h; the products with W_ih and the gradients of the weights are matrix products over
+// all tokens, which the caller makes.
 //
 // T is float, BFloat16 or Float16. Products of two 16-bit numbers are summed in float by tensor cores, those of float
 // in float (not TF32). c and everything between two products are float; h is rounded to T at every step.
@@ -13,6 +14,7 @@
 // std::runtime_error.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/bfloat16.h"
@@ -69,14 +71,20 @@ struct RnnBackward {
   T* grad_c0;                    // [G, B, H] or null: not wanted
 };
 
-// The largest hidden size that the current device takes; 0 if it has no clusters.
+// The largest hidden size that the current device takes; 0 if none.
 template <typename T>
 int64_t rnn_hidden_size_limit();
 
+// Bytes of scratch memory, 16-byte aligned, that the call for this shape needs; weights and pointers are not read.
+template <typename T>
+size_t rnn_forward_workspace(const RnnShape& shape);
+template <typename T>
+size_t rnn_backward_workspace(const RnnShape& shape);
+
 // cudaStream_t is not named here, so that callers need no header of CUDA's.
 template <typename T>
-void rnn_forward(const RnnForward<T>& args, void* stream);
+void rnn_forward(const RnnForward<T>& args, void* workspace, void* stream);
 template <typename T>
-void rnn_backward(const RnnBackward<T>& args, void* stream);
+void rnn_backward(const RnnBackward<T>& args, void* workspace, void* stream);
 
 }  // namespace pymtl::cuda

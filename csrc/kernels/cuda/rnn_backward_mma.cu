@@ -5,7 +5,7 @@
 // blocks. A warp's tiles of W_hh^T are 16 units of h by all gates of the block; the first kResident are in registers,
 // the others in shared memory. All kWarps warps multiply; those that own units of the plan also compute gradients of
 // gates, each thread (lane 4 r + j of a warp) of row r of the batch and the units 2j and 2j + 1 of its warp's 8.
-#include "kernels/cuda/rnn_cluster.h"
+#include "kernels/cuda/rnn_mma.h"
 #include "kernels/cuda/rnn_plans.h"
 
 namespace pymtl::cuda {
@@ -42,27 +42,6 @@ struct Memory {
 template <typename T>
 using Backward = Launch<RnnBackward<T>, T>;
 
-// A fragment of W_hh^T: units `row` and row + 8 of h by the gates 2 p (pairs from own unit `unit`) and 2 p + 1.
-template <typename T>
-__device__ void load_fragment(uint32_t (&a)[4], const T* w_hh, int64_t H, int64_t row, int p, int64_t unit) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int64_t column = row + i % 2 * 8;
-    const T* const at = w_hh + ((2 * p + i / 2) * H + unit) * H + column;
-    const uint32_t first = column < H && unit < H ? at[0].bits : 0;
-    const uint32_t second = column < H && unit + 1 < H ? at[H].bits : 0;
-    a[i] = first | second << 16;
-  }
-}
-
-// What the forward pass left at a step, and what comes from above.
-struct Kept {
-  uint32_t gates[4];
-  uint32_t grad_output;
-  float cells[2];
-  int valid;  // how many of the thread's two units have a token here
-};
-
 template <typename T, int kResident, int kSteps, int kColumns>
 __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_constant__ Backward<T> launch) {
   constexpr int kUnits = 8 * kSteps / 2;  // of a block
@@ -98,7 +77,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
   const T* const w_hh = place.weights->w_hh;
   const auto load_tile = [&](uint32_t (&a)[4], int i, int k) {
     const int64_t row = 16 * (warp + i * kWarps) + r;
-    load_fragment(a, w_hh, H, row, k % 2, static_cast<int64_t>(rank) * kUnits + k / 2 * 8 + 2 * j);
+    load_weights_across(a, w_hh, H, row, k % 2, static_cast<int64_t>(rank) * kUnits + k / 2 * 8 + 2 * j);
   };
   uint32_t w[kResident][kSteps][4];
 #pragma unroll
@@ -137,23 +116,12 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
   if (thread_index() == 0) Arrivals::start(barriers, steps, bytes);
   sync_cluster();
 
-  const auto load_kept = [&](Kept(&kept)[kColumns]) {
+  const auto load_all = [&](Kept(&kept)[kColumns]) {
 #pragma unroll
     for (int column = 0; column < kColumns; ++column) {
-      Kept& at = kept[column];
       const int row = place.first_row + column * 8 + r;
-      at.valid = row < walk.sequences() ? units_there : 0;
-      const int64_t token = walk.token() + row;
-#pragma unroll
-      for (int q = 0; q < 4; ++q) {
-        at.gates[q] = load_pair(args.gates + ((g * shape.tokens + token) * 4 + q) * H + unit, at.valid, aligned);
-      }
-      const int valid = args.grad_output != nullptr ? at.valid : 0;
-      at.grad_output = load_pair(args.grad_output + token * G * H + g * H + unit, valid, aligned);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        at.cells[i] = i < at.valid ? args.cells[(g * shape.tokens + token) * H + unit + i] : 0.0F;
-      }
+      const int valid = row < walk.sequences() ? units_there : 0;
+      load_kept(kept[column], args, g, walk.token() + row, unit, valid, aligned);
     }
   };
   // What was sent during step s, added to nothing else: the gradient of h before that step.
@@ -175,7 +143,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
   };
 
   Kept next[kColumns];
-  if (steps > 0) load_kept(next);
+  if (steps > 0) load_all(next);
 
   for (int s = 0; s < steps; ++s) {
     const int64_t first_token = walk.token();
@@ -187,7 +155,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
     }
     if (s + 1 < steps) {
       walk.advance();
-      load_kept(next);  // while this step computes
+      load_all(next);  // while this step computes
     }
     if (s > 0 && owner) receive(s - 1);
 
@@ -196,34 +164,15 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
     uint32_t* const gradients = all_gradients + s % 2 * memory.gradient_words;
 #pragma unroll
     for (int column = 0; column < kColumns && owner; ++column) {
-      const Kept& at = kept[column];
-      float grads[4][2] = {};
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        if (e >= at.valid) continue;
-        const auto gate = [&](int q) { return e == 0 ? first_of<T>(at.gates[q]) : second_of<T>(at.gates[q]); };
-        const float i = gate(0);
-        const float f = gate(1);
-        const float g_ = gate(2);
-        const float o = gate(3);
-        const float before = e < next[column].valid ? next[column].cells[e] : c0[column][e];
-        const float tanh_c = hyperbolic_tangent(at.cells[e]);
-        const float above = e == 0 ? first_of<T>(at.grad_output) : second_of<T>(at.grad_output);
-        const float of_h = grad_h[column][e] + above;
-        const float of_c = grad_c[column][e] + of_h * o * (1.0F - tanh_c * tanh_c);
-        grads[0][e] = of_c * g_ * i * (1.0F - i);
-        grads[1][e] = of_c * before * f * (1.0F - f);
-        grads[2][e] = of_c * i * (1.0F - g_ * g_);
-        grads[3][e] = of_h * tanh_c * o * (1.0F - o);
-        grad_c[column][e] = of_c * f;
-      }
-      active[column] = at.valid > 0;
+      uint32_t pairs[4];
+      gate_gradients<T>(pairs, kept[column], next[column], c0[column], grad_h[column], grad_c[column]);
+      active[column] = kept[column].valid > 0;
       const int64_t token = first_token + place.first_row + column * 8 + r;
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
-        const uint32_t pair = pair_of<T>(grads[q][0], grads[q][1]);
-        gradients[((2 * (2 * warp + q / 2) + q % 2) * kColumns + column) * kWarp] = pair;
-        store_pair(args.grad_gates + ((token * G + g) * 4 + q) * H + unit, pair, at.valid, aligned);
+        gradients[((2 * (2 * warp + q / 2) + q % 2) * kColumns + column) * kWarp] = pairs[q];
+        T* const to = args.grad_gates + ((token * G + g) * 4 + q) * H + unit;
+        store_pair(to, pairs[q], kept[column].valid, aligned);
       }
     }
     sync_threads();

@@ -5,7 +5,7 @@
 // kResident of the tiles along k are in registers for the whole sequence, the others in shared memory. h stands in
 // shared memory as the instruction takes it: [units / 8][rows / 8][lane] pairs of units, so that what a warp sends is
 // one piece of 128 bytes.
-#include "kernels/cuda/rnn_cluster.h"
+#include "kernels/cuda/rnn_mma.h"
 #include "kernels/cuda/rnn_plans.h"
 
 namespace pymtl::cuda {
@@ -33,18 +33,6 @@ struct Memory {
 
 template <typename T>
 using Forward = Launch<RnnForward<T>, T>;
-
-// A fragment of W_hh: of the rows of two gates for one unit, 4 pairs along k from `k` on. Zeros outside.
-template <typename T>
-__device__ void load_fragment(uint32_t (&a)[4], const T* w_hh, int64_t H, int gate, int64_t unit, int64_t k) {
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int64_t column = k + i / 2 * 8;
-    const int64_t left = unit < H ? H - column : 0;
-    const T* const at = w_hh + ((gate + i % 2) * H + unit) * H + column;
-    a[i] = load_pair(at, left < 0 ? 0 : static_cast<int>(left < 2 ? left : 2), H % 2 == 0);
-  }
-}
 
 template <typename T, int kResident, int kColumns>
 __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forward<T> launch) {
@@ -78,12 +66,12 @@ __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forwar
 #pragma unroll
   for (int k = 0; k < kResident; ++k) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) load_fragment(w[half][k], w_hh, H, 2 * half, unit, 16 * k + 2 * j);
+    for (int half = 0; half < 2; ++half) load_weights(w[half][k], w_hh, H, 2 * half, unit, 16 * k + 2 * j);
   }
   for (int k = kResident; k < k_tiles; ++k) {
     for (int half = 0; half < 2; ++half) {
       uint32_t a[4];
-      load_fragment(a, w_hh, H, 2 * half, unit, 16 * k + 2 * j);
+      load_weights(a, w_hh, H, 2 * half, unit, 16 * k + 2 * j);
       overflow[(k - kResident) * overflow_stride + half * kWarp] = uint4{a[0], a[1], a[2], a[3]};
     }
   }

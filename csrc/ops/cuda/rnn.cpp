@@ -1,4 +1,4 @@
-// The recurrent ops on a GPU: LSTMs that fit a cluster. Matrix products over all tokens are torch's.
+// The recurrent ops on a GPU: LSTMs whose weights it holds at once. Matrix products over all tokens are torch's.
 #include "kernels/cuda/rnn.h"
 
 #include "kernels/cuda/packing.h"
@@ -50,6 +50,8 @@ Tensor by_input(const Tensors& weights, int64_t inputs, const Of& of) {
   return concatenated(parts, 1);
 }
 
+Tensor scratch(const Tensor& like, size_t bytes) { return make(like, {static_cast<int64_t>(bytes)}, ScalarType::Byte); }
+
 struct ForwardResult {
   Tensor output, h_n, c_n, gates, cells;
 };
@@ -86,10 +88,12 @@ ForwardResult forward(const Tensor& given_input, const OptionalTensor& batch_siz
       return product(part, transposed(weight), ScalarType::Float);
     });
     const auto weights = weights_of(layer);
-    pymtl::cuda::rnn_forward(RnnForward<T>{shape_of(layer, batch), weights.data(), read<float>(projected), read<T>(h0),
-                                           read<T>(c0), write<T>(result.output), write<T>(result.h_n),
-                                           write<T>(result.c_n), write<T>(result.gates), write<float>(result.cells)},
-                             stream.get());
+    const RnnShape shape = shape_of(layer, batch);
+    const Tensor workspace = scratch(input, pymtl::cuda::rnn_forward_workspace<T>(shape));
+    pymtl::cuda::rnn_forward(
+        RnnForward<T>{shape, weights.data(), read<float>(projected), read<T>(h0), read<T>(c0), write<T>(result.output),
+                      write<T>(result.h_n), write<T>(result.c_n), write<T>(result.gates), write<float>(result.cells)},
+        write<char>(workspace), stream.get());
     return result;
   });
 }
@@ -165,11 +169,12 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> rnn_backward(
     const Sizes gate_sizes = {N, G * 4 * H};
     const Tensor grad_gates = batch.exact() ? make(input, gate_sizes) : torch::stable::new_zeros(input, gate_sizes);
     const auto weights = weights_of(layer);
-    pymtl::cuda::rnn_backward(
-        RnnBackward<T>{shape_of(layer, batch), weights.data(), read<T>(c0), read<T>(gates), read<float>(cells),
-                       read<T>(grad_output), read<T>(grad_h_n), read<T>(grad_c_n), write<T>(grad_gates),
-                       write<T>(grad_h0), write<T>(grad_c0)},
-        stream.get());
+    const RnnShape shape = shape_of(layer, batch);
+    const Tensor workspace = scratch(input, pymtl::cuda::rnn_backward_workspace<T>(shape));
+    pymtl::cuda::rnn_backward(RnnBackward<T>{shape, weights.data(), read<T>(c0), read<T>(gates), read<float>(cells),
+                                             read<T>(grad_output), read<T>(grad_h_n), read<T>(grad_c_n),
+                                             write<T>(grad_gates), write<T>(grad_h0), write<T>(grad_c0)},
+                              write<char>(workspace), stream.get());
 
     const int64_t readers = G / inputs;
     const Tensor rows = torch::stable::view(input, {N, inputs * I});
@@ -204,7 +209,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> rnn_backward(
   });
 }
 
-// The largest hidden size that the device of `like` has a cluster for, in the dtype of `like`.
+// The largest hidden size that the device of `like` has a kernel for, in the dtype of `like`.
 int64_t rnn_hidden_size_limit(Tensor like) {
   return with_rnn_type(like, "like", [&]<typename T>() {
     const Stream stream(like);

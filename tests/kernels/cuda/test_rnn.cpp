@@ -125,10 +125,11 @@ struct Forward {
       cells = Buffer<float>(G * N * H, 64);
     }
     const std::vector<RnnWeights<T>> weights = problem.weights();
+    Workspace workspace = workspace_of(cuda::rnn_forward_workspace<T>(problem.rnn_shape()));
     cuda::rnn_forward(
         RnnForward<T>{problem.rnn_shape(), weights.data(), problem.projected.data(), problem.h0.data(),
                       problem.c0.data(), output.data(), h_n.data(), c_n.data(), gates.data(), cells.data()},
-        nullptr);
+        workspace.data(), nullptr);
   }
 };
 
@@ -142,10 +143,11 @@ struct Backward {
     h0 = Buffer<T>(G * B * H, 64);
     c0 = Buffer<T>(G * B * H, 64);
     const std::vector<RnnWeights<T>> weights = problem.weights();
+    Workspace workspace = workspace_of(cuda::rnn_backward_workspace<T>(problem.rnn_shape()));
     cuda::rnn_backward(RnnBackward<T>{problem.rnn_shape(), weights.data(), problem.c0.data(), forward.gates.data(),
                                       forward.cells.data(), problem.grad_output.data(), problem.grad_h_n.data(),
                                       problem.grad_c_n.data(), gates.data(), h0.data(), c0.data()},
-                       nullptr);
+                       workspace.data(), nullptr);
   }
 };
 
@@ -294,6 +296,30 @@ void all_cases() {
   std::printf("         largest error: %.2f of its bound\n", largest_part_of_bound);
 }
 
+// Teams of blocks all over the device, as where there are no clusters.
+template <typename T>
+void teams() {
+  Random random(9);
+  largest_part_of_bound = 0.0;
+  cuda::emulator::clusters_at_once = 0;
+  for (const int64_t H : {1, 5, 16, 17, 33, 64, 130}) {
+    for (const int64_t B : {1, 11}) {
+      check_case<T>({1 + random.below(2), B, 1 + random.below(5), H, random.flip(), random.flip(), random.flip()},
+                    random);
+    }
+  }
+  check_case<T>({2, 3, 4, 20, true, true, true}, random);
+  check_case<T>({33, 2, 2, 3, true, true, true}, random);
+  // More rows to a team, or several launches, because few blocks run at the same time.
+  for (const int blocks : {2, 4}) {
+    cuda::emulator::blocks_at_once = blocks;
+    for (const int64_t B : {9, 17, 33, 70}) check_case<T>({2, B, 3, 20, true, true, true}, random);
+  }
+  cuda::emulator::blocks_at_once = 132;
+  cuda::emulator::clusters_at_once = 16;
+  std::printf("         largest error: %.2f of its bound\n", largest_part_of_bound);
+}
+
 // The largest sizes, where much of the weights overflows into shared memory.
 template <typename T>
 void large_cases() {
@@ -301,6 +327,7 @@ void large_cases() {
   const int64_t limit = cuda::rnn_hidden_size_limit<T>();
   CHECK(limit >= 512, limit);
   check_case<T>({1, 3, 2, 512, true, true, true}, random);
+  if (limit > 512) check_case<T>({1, 3, 2, 767, true, true, true}, random);  // the largest cluster
   check_case<T>({1, 3, 2, limit - 1, true, true, true}, random);
 }
 
@@ -313,6 +340,8 @@ int main() {
       {"float", all_cases<float>},
       {"bfloat16", all_cases<pymtl::BFloat16>},
       {"float16", all_cases<pymtl::Float16>},
+      {"teams, bfloat16", teams<pymtl::BFloat16>},
+      {"teams, float16", teams<pymtl::Float16>},
       {"large, float", large_cases<float>},
       {"large, bfloat16", large_cases<pymtl::BFloat16>},
       {"large, float16", large_cases<pymtl::Float16>},

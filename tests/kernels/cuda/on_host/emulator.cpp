@@ -16,6 +16,7 @@ namespace pymtl::cuda::emulator {
 uint64_t seed = 1;
 int64_t block_row_of_grid = 0;
 int clusters_at_once = 16;
+int blocks_at_once = 132;
 
 namespace {
 
@@ -183,7 +184,7 @@ void run(int64_t blocks, int threads, int cluster_size, size_t shared_bytes, con
   if (shared_bytes > kSharedBytes) fail("more shared memory than a block can have");
   if (threads % kWarp != 0 || threads > 1024) fail("a number of threads that is no number of warps");
   const int size = std::max(cluster_size, 1);
-  if (blocks % size != 0 || size > 16) fail("blocks that make no whole clusters");
+  if (blocks % size != 0) fail("blocks that make no whole clusters");
   std::mt19937_64 random(seed);
   body = &function;
   threads_of_block = threads;
@@ -248,6 +249,10 @@ void announce_bytes(ArrivalBarrier* barrier, uint32_t bytes) {
 
 void wait_for_bytes(ArrivalBarrier* barrier, uint32_t parity) {
   wait_until([barrier, parity] { return (barrier->phase & 1U) != parity; });
+}
+
+void wait_for_arrivals(const uint32_t* counter, uint32_t count) {
+  wait_until([counter, count] { return *counter >= count; });
 }
 
 uint32_t address_of(const void* memory) {

@@ -14,9 +14,11 @@ inline constexpr int kWarp = 32;
 
 extern uint64_t seed;
 extern int64_t block_row_of_grid;
-extern int clusters_at_once;  // what kernels are told; a test may make it small
+extern int clusters_at_once;  // what kernels are told; a test may make them small
+extern int blocks_at_once;
 
-// Runs a kernel's body for every thread of every block. A cluster of 0 is none.
+// Runs a kernel's body for every thread of every block. A cluster of 0 is none; blocks that wait for each other without
+// being a cluster run like one.
 void run(int64_t blocks, int threads, int cluster, size_t shared_bytes, const std::function<void()>& body);
 
 // What a thread asks.
@@ -46,6 +48,8 @@ struct alignas(8) ArrivalBarrier {
 void start_barrier(ArrivalBarrier* barrier);
 void announce_bytes(ArrivalBarrier* barrier, uint32_t bytes);
 void wait_for_bytes(ArrivalBarrier* barrier, uint32_t parity);
+
+void wait_for_arrivals(const uint32_t* counter, uint32_t count);
 
 uint32_t address_of(const void* memory);
 uint32_t address_in(uint32_t address, int rank);

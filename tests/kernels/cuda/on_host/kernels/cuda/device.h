@@ -38,6 +38,8 @@ using emulator::sync_threads;
 using emulator::thread_index;
 using emulator::wait_for_bytes;
 
+inline void order_loads() {}
+
 inline uint32_t bits_of(float x) { return std::bit_cast<uint32_t>(x); }
 inline float float_of(uint32_t bits) { return std::bit_cast<float>(bits); }
 
@@ -151,6 +153,14 @@ inline uint32_t transpose_tile(uint32_t pair) {
   return result;
 }
 
+struct uint4 {
+  uint32_t x, y, z, w;
+};
+
+inline void count_arrival(uint32_t* counter) { ++*counter; }
+inline void wait_for_arrivals(const uint32_t* counter, uint32_t count) { emulator::wait_for_arrivals(counter, count); }
+inline uint4 load_fresh(const uint4* at) { return *at; }
+
 inline uint32_t shared_address(const void* memory) { return emulator::address_of(memory); }
 inline uint32_t address_in(uint32_t address, int rank) { return emulator::address_in(address, rank); }
 
@@ -164,10 +174,6 @@ inline void send(uint32_t address, float first, float second, uint32_t barrier) 
 }
 
 using Stream = void*;
-
-struct uint4 {
-  uint32_t x, y, z, w;
-};
 
 struct float2 {
   float x, y;
@@ -199,5 +205,17 @@ template <typename Args>
 int clusters_at_once(void (*)(Args), const Grid& grid) {
   return grid.shared_bytes <= emulator::kSharedBytes && grid.cluster <= 16 ? emulator::clusters_at_once : 0;
 }
+
+template <typename Args>
+void launch_together(void (*kernel)(Args), const Grid& grid, Stream, const Args& args) {
+  emulator::run(grid.blocks, grid.threads, static_cast<int>(grid.blocks), grid.shared_bytes, [&] { kernel(args); });
+}
+
+template <typename Args>
+int blocks_at_once(void (*)(Args), const Grid&) {
+  return emulator::blocks_at_once;
+}
+
+inline void clear(void* memory, size_t bytes, Stream) { std::memset(memory, 0, bytes); }
 
 }  // namespace pymtl::cuda

@@ -1,0 +1,212 @@
+// The backward recurrence in 16-bit types, by teams of blocks: grad_h [H, rows] = W_hh^T [H, 4H] grad_gates [4H, rows].
+//
+// A block sums over the gates of all units for its own 16 units of h: one tile of rows, along k for each block of the
+// team 4 steps of 16, its two unit tiles by gates i and f, then g and o. The warps share the sum over k, an eighth of
+// the blocks each, in registers, and add up their parts through shared memory. The cells are a thread's (lane 4 r + j)
+// of row r of the batch and the units 2j and 2j + 1 of a tile of 8.
+#include "kernels/cuda/rnn_grid.h"
+#include "kernels/cuda/rnn_mma.h"
+#include "kernels/cuda/rnn_plans.h"
+
+namespace pymtl::cuda {
+namespace {
+
+constexpr int kBlocksOfWarp = kTeamBlocks / kTeamWarps;
+
+template <typename T>
+using Backward = TeamLaunch<RnnBackward<T>, T>;
+
+template <typename T, int kColumns>
+__global__ void __launch_bounds__(kTeamWarps* kWarp, 1) backward(const __grid_constant__ Backward<T> launch) {
+  const RnnBackward<T>& args = launch.args;
+  const RnnShape& shape = args.shape;
+  const TeamPlan& plan = launch.plan;
+  const int64_t buffer_words = plan.backward_words();
+  const TeamPlace place(launch, buffer_words);
+  const int64_t G = shape.recurrences;
+  const int64_t B = shape.batch;
+  const int64_t H = shape.hidden_size;
+  const int64_t g = place.g;
+  const int warp = thread_index() / kWarp;
+  const int lane = thread_index() % kWarp;
+  const int r = lane / 4;
+  const int j = lane % 4;
+  const bool aligned = H % 2 == 0;
+  auto* const parts = reinterpret_cast<float*>(shared_memory());  // [warps][columns][lane][4]
+
+  uint32_t w[kBlocksOfWarp][4][4];
+#pragma unroll
+  for (int block = 0; block < kBlocksOfWarp; ++block) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const int64_t from = (static_cast<int64_t>(kBlocksOfWarp) * warp + block) * kTeamUnits + k / 2 * 8 + 2 * j;
+      load_weights_across(w[block][k], place.weights->w_hh, H, place.rank * kTeamUnits + r, k % 2, from);
+    }
+  }
+
+  constexpr int kOwn = kItems<kColumns>;
+  const auto item_of = [&](int i) { return warp + i * kTeamWarps; };
+  const auto unit_of = [&](int i) {
+    return static_cast<int64_t>(place.rank) * kTeamUnits + item_of(i) % 2 * 8 + 2 * j;
+  };
+  const auto units_there = [&](int i) {
+    if (item_of(i) >= 2 * kColumns || unit_of(i) >= H) return 0;
+    return unit_of(i) + 1 < H ? 2 : 1;
+  };
+  const auto row_of = [&](int i) { return place.first_row + item_of(i) / 2 * 8 + r; };
+  float grad_h[kOwn][2];
+  float grad_c[kOwn][2];
+  float c0[kOwn][2];
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    const int64_t at = (g * B + row_of(i)) * H + unit_of(i);
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const bool there = row_of(i) < B && e < units_there(i);
+      grad_h[i][e] = there && args.grad_h_n != nullptr ? to_float(args.grad_h_n[at + e]) : 0.0F;
+      grad_c[i][e] = there && args.grad_c_n != nullptr ? to_float(args.grad_c_n[at + e]) : 0.0F;
+      c0[i][e] = there && args.c0 != nullptr ? to_float(args.c0[at + e]) : 0.0F;
+    }
+  }
+
+  Walk walk(shape, place.first_row, !place.weights->reverse);
+  const int steps = walk.steps();
+  const auto load_all = [&](Kept(&kept)[kOwn]) {
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int valid = row_of(i) < walk.sequences() ? units_there(i) : 0;
+      load_kept(kept[i], args, g, walk.token() + row_of(i), unit_of(i), valid, aligned);
+    }
+  };
+
+  // The gradient of h before step s: what the gates of all units at that step give.
+  bool active[kOwn] = {};
+  const auto receive = [&](int s) {
+    wait_for_team(place.arrived, static_cast<uint32_t>(plan.blocks) * static_cast<uint32_t>(s + 1));
+    const auto* const words = reinterpret_cast<const uint4*>(place.words + s % 2 * buffer_words) + 2 * lane;
+#pragma unroll 1
+    for (int column = 0; column < kColumns; ++column) {
+      float acc[2][4] = {};
+#pragma unroll
+      for (int block = 0; block < kBlocksOfWarp; ++block) {
+        const int from = kBlocksOfWarp * warp + block;
+        if (from >= plan.blocks) continue;
+        const uint4 low = load_fresh(words + (column * plan.blocks + from) * kWarp * 2);
+        const uint4 high = load_fresh(words + (column * plan.blocks + from) * kWarp * 2 + 1);
+        multiply_tile<T>(acc[0], w[block][0], low.x, low.y);
+        multiply_tile<T>(acc[1], w[block][1], low.z, low.w);
+        multiply_tile<T>(acc[0], w[block][2], high.x, high.y);
+        multiply_tile<T>(acc[1], w[block][3], high.z, high.w);
+        if (block % 4 == 3) order_loads();  // all of them in flight would take the weights' registers
+      }
+      reinterpret_cast<float4*>(parts)[(warp * kColumns + column) * kWarp + lane] =
+          float4{acc[0][0] + acc[1][0], acc[0][1] + acc[1][1], acc[0][2] + acc[1][2], acc[0][3] + acc[1][3]};
+    }
+    sync_threads();
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int item = item_of(i);
+      if (item >= 2 * kColumns) continue;
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        // Unit u of the 16 and row n of the 8 are lane 4 (u % 8) + n / 2, number 2 (u / 8) + n % 2.
+        const int place_of = ((2 * j + e) * 4 + r / 2) * 4 + item % 2 * 2 + r % 2;
+        float sum = 0.0F;
+#pragma unroll
+        for (int part = 0; part < kTeamWarps; ++part) {
+          sum += parts[(part * kColumns + item / 2) * kWarp * 4 + place_of];
+        }
+        if (active[i]) grad_h[i][e] = sum;
+      }
+    }
+  };
+
+  Kept next[kOwn];
+  if (steps > 0) load_all(next);
+
+  for (int s = 0; s < steps; ++s) {
+    const int64_t first_token = walk.token();
+    Kept kept[kOwn];
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      kept[i] = next[i];
+      next[i].valid = 0;
+    }
+    if (s + 1 < steps) {
+      walk.advance();
+      load_all(next);  // while this step computes
+    }
+    if (s > 0) receive(s - 1);
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int item = item_of(i);
+      if (item >= 2 * kColumns) continue;
+      uint32_t pairs[4];
+      gate_gradients<T>(pairs, kept[i], next[i], c0[i], grad_h[i], grad_c[i]);
+      active[i] = kept[i].valid > 0;
+      const int64_t at = (static_cast<int64_t>(item / 2) * plan.blocks + place.rank) * kWarp + lane;
+      reinterpret_cast<uint4*>(place.words + s % 2 * buffer_words)[2 * at + item % 2] =
+          uint4{pairs[0], pairs[1], pairs[2], pairs[3]};
+      const int64_t token = first_token + row_of(i);
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        T* const to = args.grad_gates + ((token * G + g) * 4 + q) * H + unit_of(i);
+        store_pair(to, pairs[q], kept[i].valid, aligned);
+      }
+    }
+    publish(place.arrived);
+  }
+  if (steps > 0) receive(steps - 1);
+
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    const int64_t at = (g * B + row_of(i)) * H + unit_of(i);
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      if (row_of(i) >= B || e >= units_there(i)) continue;
+      if (args.grad_h0 != nullptr) args.grad_h0[at + e] = from_float<T>(grad_h[i][e]);
+      if (args.grad_c0 != nullptr) args.grad_c0[at + e] = from_float<T>(grad_c[i][e]);
+    }
+  }
+}
+
+template <typename T>
+auto kernel_for(int rows) -> void (*)(Backward<T>) {
+  switch (rows) {
+    case 8:
+      return backward<T, 1>;
+    case 16:
+      return backward<T, 2>;
+    case 32:
+      return backward<T, 4>;
+    default:
+      return backward<T, 8>;
+  }
+}
+
+Grid grid_of(const TeamPlan& plan) {
+  const size_t bytes = static_cast<size_t>(kTeamWarps) * (plan.rows / 8) * kWarp * sizeof(float4);
+  return {plan.teams * plan.blocks, kTeamWarps * kWarp, 0, bytes};
+}
+
+}  // namespace
+
+template <typename T>
+int backward_blocks_at_once(int rows) {
+  return blocks_at_once(kernel_for<T>(rows), grid_of({1, rows, 1}));
+}
+
+template <typename T>
+void run_backward(const RnnBackward<T>& args, const TeamPlan& plan, void* workspace, Stream stream) {
+  for_each_team_launch<RnnBackward<T>, T>(args, plan, plan.backward_words(), workspace, stream,
+                                          [&](const Backward<T>& backward, const TeamPlan& own) {
+                                            launch_together(kernel_for<T>(plan.rows), grid_of(own), stream, backward);
+                                          });
+}
+
+template int backward_blocks_at_once<BFloat16>(int);
+template int backward_blocks_at_once<Float16>(int);
+template void run_backward(const RnnBackward<BFloat16>&, const TeamPlan&, void*, Stream);
+template void run_backward(const RnnBackward<Float16>&, const TeamPlan&, void*, Stream);
+
+}  // namespace pymtl::cuda
