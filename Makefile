@@ -2,6 +2,7 @@
 #   make demo    train the joint intent and slot model on SNIPS and compare its speed with plain PyTorch
 #   make test    all tests          make test-asan  the kernels' tests under the sanitizers
 #   make bench   the benchmarks     make wheel      a wheel, tried in a fresh environment
+#   make test-cuda, make bench-cuda    the tests that need a GPU, and the benchmarks on one
 #   make bench-avx2  the grids as on a CPU without AVX-512
 #   make lint    style checks       make format     mend what can be mended
 #   make clean   remove what was made here
@@ -13,22 +14,24 @@ NATIVE := CMakeLists.txt pyproject.toml $(wildcard packaging/* csrc/*/*.* csrc/*
 CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*/*.h csrc/*/*/*.cpp tests/kernels/*.h tests/kernels/*.cpp)
 TOOLS := cmake ninja
 
-.PHONY: demo test test-kernels test-asan bench bench-avx2 wheel lint format clean install
+.PHONY: demo test test-kernels test-asan test-cuda bench bench-avx2 bench-cuda wheel lint format clean install
 
 demo: install
 	$(BIN)/pymtl train examples/snips/snips.toml --run runs/snips --overwrite
 	$(BIN)/pymtl report runs/snips
 
 test: install test-kernels
-	$(BIN)/pytest
+	PYMTL_CUDA_ON_HOST=$(CURDIR)/build/kernels/tests/kernels/libpymtl_ops_cuda_on_host.so $(BIN)/pytest
 
-test-kernels: $(VENV)/.tools
-	$(BIN)/cmake -S . -B build/kernels -G Ninja -DPYMTL_PYTHON=OFF -DPYMTL_TESTS=ON
+# With torch, so that the ops that call the CUDA kernels can be tried on the CPU.
+test-kernels: $(VENV)/.tools $(VENV)/.torch
+	$(BIN)/cmake -S . -B build/kernels -G Ninja -DPYMTL_PYTHON=OFF -DPYMTL_TESTS=ON -DPYMTL_CUDA=OFF \
+	  -DPYMTL_TORCH="$$($(BIN)/python -c 'import torch; print(torch.__path__[0])')"
 	$(BIN)/cmake --build build/kernels
 	$(BIN)/ctest --test-dir build/kernels --output-on-failure
 
 test-asan: $(VENV)/.tools
-	$(BIN)/cmake -S . -B build/asan -G Ninja -DPYMTL_PYTHON=OFF -DPYMTL_TESTS=ON -DPYMTL_SANITIZE=ON
+	$(BIN)/cmake -S . -B build/asan -G Ninja -DPYMTL_PYTHON=OFF -DPYMTL_TESTS=ON -DPYMTL_CUDA=OFF -DPYMTL_SANITIZE=ON
 	$(BIN)/cmake --build build/asan
 	$(BIN)/ctest --test-dir build/asan --output-on-failure
 
@@ -52,6 +55,16 @@ bench-avx2: $(VENV)/.bench
 	  --grid "dense, training" --grid "dense, inference" \
 	  --json benchmarks/results/grids_avx2.json
 	$(BIN)/python benchmarks/tables.py
+
+# TORCH has to be one with CUDA: TORCH=torch
+test-cuda: install
+	$(BIN)/pytest -m cuda
+
+bench-cuda: $(VENV)/.bench
+	$(BIN)/python benchmarks/gpu.py --json benchmarks/results/gpu.json
+	$(BIN)/python benchmarks/training_step.py --device cuda --json benchmarks/results/gpu_snips.json
+	$(BIN)/python benchmarks/training_step.py --device cuda --config examples/ewt/ewt.toml \
+	  --json benchmarks/results/gpu_ewt.json
 
 wheel: $(VENV)/.torch
 	sh packaging/make_wheel.sh $(BIN)/python "$(TORCH)"

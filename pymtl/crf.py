@@ -219,7 +219,7 @@ class CRFLoss(SequenceLoss):
         missing = flat == self.ignore_index
         if bool(missing.any()):
             # Sentences without any tag go, whatever they hold; the order of the others stays.
-            of_token = rows(batch_sizes, len(flat)).to(flat.device)
+            of_token = rows(batch_sizes, len(flat)).to(flat.device, non_blocking=True)
             batch = int(batch_sizes[0])
             counts = torch.zeros(batch, dtype=torch.int64, device=flat.device).index_add(0, of_token, (~missing).long())
             kept = (counts > 0)[of_token]

@@ -321,7 +321,9 @@ class MultiTaskModel(nn.Module):
             return tensor
         if self.variational and of_tokens:
             mask = self._drop(tensor.new_ones(int(batch_sizes[0]), tensor.shape[1]), batch_sizes, of_tokens=False)
-            return tensor * mask.index_select(0, rows(batch_sizes, tensor.shape[0]).to(tensor.device))
+            return tensor * mask.index_select(
+                0, rows(batch_sizes, tensor.shape[0]).to(tensor.device, non_blocking=True)
+            )
         return dropout(tensor, self.dropout)
 
     def _check_language_model(self, task: str) -> None:

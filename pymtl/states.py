@@ -83,10 +83,12 @@ class States:
 
     def rows(self) -> Tensor:
         """The sequence of each token, int64 [N]."""
-        return rows(self.batch_sizes, self.tokens.shape[0]).to(self.tokens.device)
+        return rows(self.batch_sizes, self.tokens.shape[0]).to(self.tokens.device, non_blocking=True)
 
     def _last(self) -> Tensor:
-        finals = self.tokens.index_select(0, last_tokens(self.batch_sizes, self.batch).to(self.tokens.device))
+        finals = self.tokens.index_select(
+            0, last_tokens(self.batch_sizes, self.batch).to(self.tokens.device, non_blocking=True)
+        )
         if self.directions == 1:
             return finals
         half = self.tokens.shape[1] // 2

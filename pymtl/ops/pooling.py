@@ -18,7 +18,7 @@ def pool(input: Tensor, batch_sizes: Tensor | None, kind: str, *, reverse: Seque
 
     Args:
         input: [T, B, F], or packed [N, F] with ``batch_sizes`` [T]; float32, float64 or bfloat16 (pooled in float32)
-            on the CPU.
+            on the CPU, any floating dtype on a GPU.
         kind: ``"mean"`` or ``"max"``.
         reverse: one flag for each recurrence that wrote a part of the features; a backward recurrence's part
             is summed from the last token on, as in :func:`pymtl.ops.rnn_heads`, so that both give the same bits.
@@ -30,7 +30,7 @@ def pool(input: Tensor, batch_sizes: Tensor | None, kind: str, *, reverse: Seque
         RuntimeError: a size, dtype, device or ``kind`` does not fit.
 
     """
-    if input.dtype == torch.bfloat16:
+    if input.dtype == torch.bfloat16 and input.is_cpu:
         return pool(input.float(), batch_sizes, kind, reverse=reverse).to(input.dtype)
     if needs_reference(input):
         return reference.pool(input, batch_sizes, kind, reverse=reverse)

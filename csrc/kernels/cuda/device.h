@@ -117,11 +117,13 @@ __device__ __forceinline__ float exact_hyperbolic_tangent(float x) { return tanh
 template <typename T>
 __device__ __forceinline__ void multiply_tile(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   if constexpr (std::is_same_v<T, BFloat16>) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   } else {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
@@ -130,7 +132,7 @@ __device__ __forceinline__ void multiply_tile(float (&acc)[4], const uint32_t (&
 // Transposes an 8 x 8 matrix of 16-bit numbers that a warp holds: lane 4 r + j has row r, columns 2j and 2j + 1.
 __device__ __forceinline__ uint32_t transpose_tile(uint32_t pair) {
   uint32_t result;
-  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
   return result;
 }
 
@@ -150,6 +152,7 @@ __device__ __forceinline__ uint64_t nanoseconds() {
 template <typename Complete>
 __device__ __forceinline__ void wait_until(const Complete& complete) {
   constexpr uint64_t kPatience = 60'000'000'000;
+#pragma unroll 1
   for (int i = 0; i < 64; ++i) {
     if (complete()) return;
   }
@@ -247,6 +250,14 @@ __device__ __forceinline__ void send(uint32_t address, float first, float second
                : "memory");
 }
 
+__device__ __forceinline__ void send(uint32_t address, const float (&values)[4], uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address),
+      "r"(__float_as_uint(values[0])), "r"(__float_as_uint(values[1])), "r"(__float_as_uint(values[2])),
+      "r"(__float_as_uint(values[3])), "r"(barrier)
+      : "memory");
+}
+
 using Stream = cudaStream_t;
 
 inline void check(cudaError_t error, const char* call) {
@@ -273,72 +284,92 @@ struct Grid {
   int64_t rows = 1;  // of blocks
 };
 
+// What a launch needs of the device. The attributes of a kernel are its own, not a launch's, so they are set to the
+// same most that the device has at every launch, whatever another thread launches meanwhile.
 template <typename Args>
-cudaLaunchConfig_t configured(void (*kernel)(Args), const Grid& grid, Stream stream, cudaLaunchAttribute* attribute) {
-  const int bytes = static_cast<int>(grid.shared_bytes);
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "cudaFuncSetAttribute");
-  if (grid.cluster > 8) {  // what every chip with clusters has
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cudaFuncSetAttribute");
-  }
-  attribute->id = cudaLaunchAttributeClusterDimension;
-  attribute->val.clusterDim.x = static_cast<unsigned>(grid.cluster);
-  attribute->val.clusterDim.y = 1;
-  attribute->val.clusterDim.z = 1;
+struct Configuration {
+  cudaLaunchAttribute attribute{};
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(grid.blocks), static_cast<unsigned>(grid.rows));
-  config.blockDim = dim3(static_cast<unsigned>(grid.threads));
-  config.dynamicSmemBytes = grid.shared_bytes;
-  config.stream = stream;
-  config.attrs = attribute;
-  config.numAttrs = grid.cluster > 0 ? 1 : 0;
-  return config;
-}
+  cudaError_t error = cudaSuccess;  // what the device has none of
+
+  Configuration(void (*kernel)(Args), const Grid& grid, Stream stream) {
+    int most = 0;
+    error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, current_device());
+    if (error == cudaSuccess && grid.shared_bytes > static_cast<size_t>(most)) error = cudaErrorInvalidValue;
+    if (error == cudaSuccess && grid.shared_bytes > kSharedByDefault) {
+      error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+    }
+    if (error == cudaSuccess && grid.cluster > kPortableCluster) {
+      error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    }
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim.x = static_cast<unsigned>(grid.cluster);
+    attribute.val.clusterDim.y = 1;
+    attribute.val.clusterDim.z = 1;
+    config.gridDim = dim3(static_cast<unsigned>(grid.blocks), static_cast<unsigned>(grid.rows));
+    config.blockDim = dim3(static_cast<unsigned>(grid.threads));
+    config.dynamicSmemBytes = grid.shared_bytes;
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = grid.cluster > 0 ? 1 : 0;
+  }
+  Configuration(const Configuration&) = delete;
+
+ private:
+  static constexpr size_t kSharedByDefault = 48 << 10;
+  static constexpr int kPortableCluster = 8;  // blocks that every chip with clusters takes
+};
 
 // Launches a kernel. A cluster of 0 is none.
 template <typename Args>
 void launch(void (*kernel)(Args), const Grid& grid, Stream stream, const Args& args) {
-  cudaLaunchAttribute attribute;
-  const cudaLaunchConfig_t config = configured(kernel, grid, stream, &attribute);
-  check(cudaLaunchKernelEx(&config, kernel, args), "cudaLaunchKernelEx");
+  const Configuration<Args> configuration(kernel, grid, stream);
+  check(configuration.error, "attributes of a kernel");
+  check(cudaLaunchKernelEx(&configuration.config, kernel, args), "cudaLaunchKernelEx");
+}
+
+// Launches a kernel whose blocks wait for each other: all at the same time, or not at all.
+template <typename Args>
+void launch_together(void (*kernel)(Args), const Grid& grid, Stream stream, const Args& args) {
+  Configuration<Args> configuration(kernel, grid, stream);
+  check(configuration.error, "attributes of a kernel");
+  configuration.attribute.id = cudaLaunchAttributeCooperative;
+  configuration.attribute.val.cooperative = 1;
+  configuration.config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&configuration.config, kernel, args), "cudaLaunchKernelEx");
+}
+
+// The count, or 0 where the device cannot do what was asked about, which is an answer and no error.
+inline int count_or_none(cudaError_t error, int count) {
+  if (error == cudaSuccess) return count;
+  cudaGetLastError();
+  return 0;
 }
 
 // How many clusters of such a kernel the current device runs at the same time; 0 if it can run none.
 template <typename Args>
 int clusters_at_once(void (*kernel)(Args), const Grid& grid) {
   int major = 0;
-  const cudaError_t error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, current_device());
-  check(error, "cudaDeviceGetAttribute");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, current_device()), "cudaDeviceGetAttribute");
   if (major < 9) return 0;
-  cudaLaunchAttribute attribute;
-  const cudaLaunchConfig_t config = configured(kernel, grid, nullptr, &attribute);
+  const Configuration<Args> configuration(kernel, grid, nullptr);
+  if (configuration.error != cudaSuccess) return count_or_none(configuration.error, 0);
   int count = 0;
-  check(cudaOccupancyMaxActiveClusters(&count, kernel, &config), "cudaOccupancyMaxActiveClusters");
-  return count;
+  return count_or_none(cudaOccupancyMaxActiveClusters(&count, kernel, &configuration.config), count);
 }
 
-// Launches a kernel whose blocks wait for each other: all at the same time, or not at all.
-template <typename Args>
-void launch_together(void (*kernel)(Args), const Grid& grid, Stream stream, const Args& args) {
-  cudaLaunchAttribute attribute;
-  cudaLaunchConfig_t config = configured(kernel, grid, stream, &attribute);
-  attribute.id = cudaLaunchAttributeCooperative;
-  attribute.val.cooperative = 1;
-  config.numAttrs = 1;
-  check(cudaLaunchKernelEx(&config, kernel, args), "cudaLaunchKernelEx");
-}
-
-// How many blocks of such a kernel the current device runs at the same time.
+// How many blocks of such a kernel the current device runs at the same time; 0 if it can run none.
 template <typename Args>
 int blocks_at_once(void (*kernel)(Args), const Grid& grid) {
-  cudaLaunchAttribute attribute;
-  configured(kernel, grid, nullptr, &attribute);
-  int of_each = 0;
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&of_each, kernel, grid.threads, grid.shared_bytes),
-        "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
   int multiprocessors = 0;
   const cudaError_t error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, current_device());
   check(error, "cudaDeviceGetAttribute");
-  return of_each * multiprocessors;
+  const Configuration<Args> configuration(kernel, grid, nullptr);
+  if (configuration.error != cudaSuccess) return count_or_none(configuration.error, 0);
+  int of_each = 0;
+  const cudaError_t asked =
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&of_each, kernel, grid.threads, grid.shared_bytes);
+  return count_or_none(asked, of_each) * multiprocessors;
 }
 
 inline void clear(void* memory, size_t bytes, Stream stream) {

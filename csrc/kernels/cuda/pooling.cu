@@ -40,7 +40,7 @@ __global__ void pool(const __grid_constant__ Pool<T> args) {
         value = h;
       }
     }
-    args.output[i] = from_real<T>(mean ? value / static_cast<Real<T>>(length) : value);
+    args.output[i] = from_real<T>(mean && length > 0 ? value / static_cast<Real<T>>(length) : value);
     if (!mean) args.argmax[i] = best;
   }
 }

@@ -17,6 +17,12 @@ enum class Pass { forward, backward };
 
 int rounded_up(int64_t size, int64_t step) { return static_cast<int>((size + step - 1) / step); }
 
+int rounded_to_power(int number) {
+  int power = 1;
+  while (power < number) power *= 2;
+  return power;
+}
+
 // Asking the driver takes microseconds, so each answer is kept. A process has few of them.
 template <typename Ask>
 int answer(Pass pass, int blocks, int warps, int rows, int dtype, const Ask& ask) {
@@ -64,6 +70,16 @@ Plan cluster_for(int64_t hidden_size, int rows) {
   return {narrow.blocks <= kClusterBlocks && rows == 8 ? narrow.blocks : 0, narrow.warps, narrow.units_of_warp, rows};
 }
 
+// The plan, or one with more blocks if the device has no cluster of just as many; units too many do nothing.
+template <typename T>
+Plan runnable(Pass pass, Plan plan) {
+  for (int blocks = plan.blocks; blocks > 0 && blocks <= kClusterBlocks; blocks = rounded_to_power(blocks + 1)) {
+    plan.blocks = blocks;
+    if (clusters_at_once<T>(pass, plan) > 0) return plan;
+  }
+  return {0, plan.warps, plan.units_of_warp, plan.rows};
+}
+
 // About how long a step takes, in microseconds: meeting the other blocks, and multiplying. Only ratios matter.
 template <typename T>
 double step_time(const Plan& plan) {
@@ -98,9 +114,9 @@ Choice choose(Pass pass, const RnnShape& shape) {
   const auto waves = [](int64_t all, int64_t at_once) { return static_cast<double>((all + at_once - 1) / at_once); };
   for (const int rows : {1, 2, 4, 8, 16}) {
     if (kWide ? rows > 8 : rows < 8) continue;
-    const Plan plan = cluster_for<T>(shape.hidden_size, rows);
-    const int at_once = plan.blocks > 0 ? clusters_at_once<T>(pass, plan) : 0;
-    if (at_once == 0) continue;
+    const Plan plan = runnable<T>(pass, cluster_for<T>(shape.hidden_size, rows));
+    if (plan.blocks == 0) continue;
+    const int at_once = clusters_at_once<T>(pass, plan);
     const int64_t all = shape.recurrences * rounded_up(shape.batch, rows);
     best.consider(plan, waves(all, at_once) * step_time<T>(plan));
   }

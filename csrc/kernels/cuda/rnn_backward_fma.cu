@@ -184,8 +184,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
       if (!owner) return;
       const uint32_t target = address_in(shared_address(at + first_unit(i) % kUnits), to);
       const uint32_t arrival = address_in(barrier, to);
-      send(target, sums[0], sums[1], arrival);
-      send(target + 8, sums[2], sums[3], arrival);
+      send(target, sums, arrival);
     };
 #pragma unroll
     for (int i = 0; i < kResident; ++i) {

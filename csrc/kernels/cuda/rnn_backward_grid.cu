@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kTeamWarps* kWarp, 1) backward(const __grid_co
   const int r = lane / 4;
   const int j = lane % 4;
   const bool aligned = H % 2 == 0;
-  auto* const parts = reinterpret_cast<float*>(shared_memory());  // [warps][columns][lane][4]
+  auto* const parts = reinterpret_cast<float*>(shared_memory());  // [warps], see part_index
 
   uint32_t w[kBlocksOfWarp][4][4];
 #pragma unroll
@@ -99,8 +99,12 @@ __global__ void __launch_bounds__(kTeamWarps* kWarp, 1) backward(const __grid_co
         multiply_tile<T>(acc[1], w[block][3], high.z, high.w);
         if (block % 4 == 3) order_loads();  // all of them in flight would take the weights' registers
       }
-      reinterpret_cast<float4*>(parts)[(warp * kColumns + column) * kWarp + lane] =
-          float4{acc[0][0] + acc[1][0], acc[0][1] + acc[1][1], acc[0][2] + acc[1][2], acc[0][3] + acc[1][3]};
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int at = part_index<kColumns>(half * 8 + r, column, 2 * j);
+        reinterpret_cast<float2*>(parts + warp * kTeamUnits * 8 * kColumns + at)[0] =
+            float2{acc[0][2 * half] + acc[1][2 * half], acc[0][2 * half + 1] + acc[1][2 * half + 1]};
+      }
     }
     sync_threads();
 #pragma unroll
@@ -109,12 +113,11 @@ __global__ void __launch_bounds__(kTeamWarps* kWarp, 1) backward(const __grid_co
       if (item >= 2 * kColumns) continue;
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        // Unit u of the 16 and row n of the 8 are lane 4 (u % 8) + n / 2, number 2 (u / 8) + n % 2.
-        const int place_of = ((2 * j + e) * 4 + r / 2) * 4 + item % 2 * 2 + r % 2;
+        const int at = part_index<kColumns>(item % 2 * 8 + 2 * j + e, item / 2, r);
         float sum = 0.0F;
 #pragma unroll
         for (int part = 0; part < kTeamWarps; ++part) {
-          sum += parts[(part * kColumns + item / 2) * kWarp * 4 + place_of];
+          sum += parts[part * kTeamUnits * 8 * kColumns + at];
         }
         if (active[i]) grad_h[i][e] = sum;
       }

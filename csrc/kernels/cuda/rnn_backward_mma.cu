@@ -20,7 +20,7 @@ struct Memory {
   int weights;         // [tiles_of_warp - kResident][k tiles][kWarps][lane] fragments of 16 bytes
   int gradients;       // [2][k tiles][2][rows / 8][lane] pairs of 4 bytes
   int gradient_words;  // of one of the two
-  int parts;           // [2][blocks][units of a block][rows] floats
+  int parts;           // [2][blocks] floats, see part_index
   int part_bytes;      // of one of the two
   int barriers;        // two
   int bytes;
@@ -128,14 +128,14 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
   bool active[kColumns] = {};
   const auto receive = [&](int s) {
     Arrivals::wait(barriers, s, steps, bytes);
-    const float* const part = parts + s % 2 * part_size + own_unit * kRows + r;
+    const float* const part = parts + s % 2 * part_size;
 #pragma unroll
     for (int column = 0; column < kColumns; ++column) {
       float sums[2] = {};
       for (int from = 0; from < plan.blocks; ++from) {
-        const float* const at = part + from * kUnits * kRows + column * 8;
-        sums[0] += at[0];
-        sums[1] += at[kRows];
+        const float* const of_block = part + from * kUnits * kRows;
+        sums[0] += of_block[part_index<kColumns>(own_unit, column, r)];
+        sums[1] += of_block[part_index<kColumns>(own_unit + 1, column, r)];
       }
 #pragma unroll
       for (int i = 0; i < 2; ++i) grad_h[column][i] = active[column] ? sums[i] : grad_h[column][i];
@@ -181,11 +181,12 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
     const auto send_tile = [&](int i, const float (&acc)[4], int column) {
       const int row = 16 * (warp + i * kWarps) + r;  // and row + 8, of the same block
       const int to = row / kUnits;
-      const float* const at = parts + s % 2 * part_size + (rank * kUnits + row % kUnits) * kRows;
-      const uint32_t target = address_in(shared_address(at + column * 8 + 2 * j), to);
+      const float* const of_block = parts + s % 2 * part_size + rank * kUnits * kRows;
+      const int at = part_index<kColumns>(row % kUnits, column, 2 * j);
+      const uint32_t target = address_in(shared_address(of_block + at), to);
       const uint32_t arrival = address_in(barrier, to);
       send(target, acc[0], acc[1], arrival);
-      send(target + 8 * kRows * 4, acc[2], acc[3], arrival);
+      send(target + kColumns * 64 * 4, acc[2], acc[3], arrival);  // 8 units on
     };
     // [chain]: of sums that depend on nothing of each other four hide each other's latency.
     {

@@ -35,6 +35,13 @@ __device__ __forceinline__ void load_weights_across(uint32_t (&a)[4], const T* w
   }
 }
 
+// Parts of sums [units, rows] in shared memory, where threads write pairs of rows of unit r, and read of row r the
+// units 2j and 2j + 1, each all lanes in banks of their own: where unit and a row of a column of 8 stand.
+template <int kColumns>
+__device__ __forceinline__ int part_index(int unit, int column, int row) {
+  return ((unit / 8 * kColumns + column) * 8 + unit % 2 * 4 + unit % 8 / 2) * 8 + row;
+}
+
 // What the forward pass left of two neighbouring units at a token, and what comes from above.
 struct Kept {
   uint32_t gates[4];

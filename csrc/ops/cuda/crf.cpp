@@ -17,7 +17,10 @@ struct DeviceChain {
               const Tensor& transitions)
       : stream(emissions),
         chain(emissions, given_sizes, start, end, transitions),
-        batch_sizes(given_sizes, emissions, stream) {}
+        batch_sizes(given_sizes, emissions, stream) {
+    constexpr int64_t kMost = 14000;  // that the blocks' shared memory holds numbers for
+    check(chain.classes <= kMost, "emissions: expected at most ", kMost, " classes on a GPU, got ", chain.classes);
+  }
 
   CrfChain<T> arguments() const { return chain.chain(read<int64_t>(batch_sizes.sizes)); }
   const int64_t* ends() const { return read<int64_t>(batch_sizes.ends); }

@@ -29,9 +29,12 @@ inline Tensor columns(const Tensor& matrix, int64_t first, int64_t count) {
 
 inline Tensor transposed(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
 
-// a b; of 16-bit numbers, which are summed in float, the result may be float.
+// a b; of 16-bit numbers, which are summed in float, the result may be float. Not plain mm, which autocast would make
+// one of other numbers.
 inline Tensor product(const Tensor& a, const Tensor& b, ScalarType type) {
-  return type == a.scalar_type() ? call("aten::mm", "", a, b) : call("aten::mm", "dtype", a, b, type);
+  const Tensor result = call("aten::mm", "dtype", a, b, type);
+  check_type(result, "product", type);
+  return result;
 }
 
 // input [N, F], weight [C, F], bias [C] or none.

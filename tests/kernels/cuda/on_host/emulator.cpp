@@ -56,7 +56,7 @@ struct Block {
 
 struct Message {
   uint32_t address;
-  unsigned char bytes[8];
+  unsigned char bytes[16];
   int count;
   uint32_t barrier;
 };

@@ -173,6 +173,10 @@ inline void send(uint32_t address, float first, float second, uint32_t barrier) 
   emulator::send(address, values, sizeof values, barrier);
 }
 
+inline void send(uint32_t address, const float (&values)[4], uint32_t barrier) {
+  emulator::send(address, values, sizeof values, barrier);
+}
+
 using Stream = void*;
 
 struct float2 {
