@@ -293,6 +293,12 @@ void all_cases() {
   cuda::emulator::clusters_at_once = 3;
   for (const int64_t B : {2, 5, 11}) check_case<T>({2, B, 4, 34, true, true, true}, random);
   cuda::emulator::clusters_at_once = 16;
+  // Where a device has no cluster of just as many blocks, a larger one does.
+  for (const int refused : {3, 5}) {
+    cuda::emulator::refused_cluster = refused;
+    check_case<T>({2, 3, 3, (std::is_same_v<T, float> ? 32 : 64) * refused - 7, true, true, true}, random);
+  }
+  cuda::emulator::refused_cluster = 0;
   std::printf("         largest error: %.2f of its bound\n", largest_part_of_bound);
 }
 

@@ -17,6 +17,7 @@ uint64_t seed = 1;
 int64_t block_row_of_grid = 0;
 int clusters_at_once = 16;
 int blocks_at_once = 132;
+int refused_cluster = 0;
 
 namespace {
 

@@ -16,6 +16,7 @@ extern uint64_t seed;
 extern int64_t block_row_of_grid;
 extern int clusters_at_once;  // what kernels are told; a test may make them small
 extern int blocks_at_once;
+extern int refused_cluster;  // a size of clusters that there are none of; 0: none is refused
 
 // Runs a kernel's body for every thread of every block. A cluster of 0 is none; blocks that wait for each other without
 // being a cluster run like one.

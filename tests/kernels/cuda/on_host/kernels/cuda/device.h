@@ -207,7 +207,8 @@ void launch(void (*kernel)(Args), const Grid& grid, Stream, const Args& args) {
 
 template <typename Args>
 int clusters_at_once(void (*)(Args), const Grid& grid) {
-  return grid.shared_bytes <= emulator::kSharedBytes && grid.cluster <= 16 ? emulator::clusters_at_once : 0;
+  const bool refused = grid.cluster > 16 || grid.cluster == emulator::refused_cluster;
+  return grid.shared_bytes <= emulator::kSharedBytes && !refused ? emulator::clusters_at_once : 0;
 }
 
 template <typename Args>
