@@ -34,12 +34,17 @@ def rnn(
 
     ``norm`` holds the gains of layer-normalised cells' products with ``weight_hh``; of an LSTM then the gains of c, and
     its biases or none. Without ``gain_ih`` and ``weight_ih`` their input is what :func:`normalised_projection` gives.
+    Rows of the input behind the last token, and sequences without one, are left alone.
     """
     if len(gain_ih) > 0:
         inputs = input.shape[-1] // weight_ih[0].shape[1]
         input, weight_ih = normalised_projection(input, weight_ih, gain_ih, inputs), ()
     dense = batch_sizes is None
-    sizes = [input.shape[1]] * input.shape[0] if dense else [int(s) for s in batch_sizes]
+    sizes = [input.shape[1]] * input.shape[0] if dense else batch_sizes.tolist()
+    beyond = 0 if dense else input.shape[0] - sum(sizes)
+    if beyond > 0:
+        input = input[:-beyond]
+    idle = slice(sizes[0], None) if sizes else slice(0)  # of the sequences, in the states
     count = len(reverse)
     inputs = input.shape[-1] // weight_ih[0].shape[1] if len(weight_ih) > 0 else count
     tokens = input.reshape(-1, input.shape[-1]).chunk(inputs, dim=-1)
@@ -62,16 +67,18 @@ def rnn(
             weights,
             backwards,
             STEPS[mode],
-            None if h0 is None else h0[g],
-            None if c0 is None else c0[g],
+            None if h0 is None else h0[g, : idle.start],
+            None if c0 is None else c0[g, : idle.start],
             masks,
         )
         outputs.append(output)
-        h_last.append(h)
-        c_last.append(c)
+        h_last.append(h if h0 is None else torch.cat([h, h0[g, idle]]))
+        c_last.append(c if c0 is None else torch.cat([c, c0[g, idle]]))
     output = torch.cat(outputs, dim=-1)
     if dense:
         output = output.reshape(*input.shape[:2], output.shape[-1])
+    elif beyond > 0:
+        output = F.pad(output, (0, 0, 0, beyond))
     h_n, c_n = torch.stack(h_last), torch.stack(c_last)
     return output, h_n, c_n if mode == "LSTM" else c_n[:0]
 
