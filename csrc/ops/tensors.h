@@ -36,6 +36,11 @@ void check(bool holds, const Parts&... message) {
   throw std::runtime_error(out.str());
 }
 
+// Torch's functions in C tell whether they succeeded; its own macro for that has another name in every other version.
+inline void check_call(AOTITorchError error, const char* function) {
+  check(error == TORCH_SUCCESS, "torch: ", function, " failed");
+}
+
 inline std::string text(const Sizes& sizes) {
   std::ostringstream out;
   out << '[';
@@ -141,7 +146,7 @@ inline Tensor make(const Tensor& like, const Sizes& sizes, ScalarType type) {
   Sizes strides(sizes.size(), 1);
   for (size_t i = sizes.size(); i-- > 1;) strides[i - 1] = strides[i] * std::max<int64_t>(sizes[i], 1);
   int32_t device = 0;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+  check_call(aoti_torch_get_device_type(like.get(), &device), "aoti_torch_get_device_type");
   AtenTensorHandle made = nullptr;
   const int32_t number = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   const AOTITorchError error = aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),

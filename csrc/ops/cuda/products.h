@@ -15,7 +15,7 @@ namespace pymtl::ops::cuda {
 template <typename... Args>
 Tensor call(const char* name, const char* overload, const Args&... args) {
   std::array<StableIValue, sizeof...(Args)> stack{torch::stable::detail::from(args)...};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
+  check_call(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION), name);
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 

@@ -16,7 +16,7 @@ inline bool is_on_device(const Tensor& tensor) { return tensor.is_cuda(); }
 class Stream {
  public:
   explicit Stream(const Tensor& like) : guard_(like.get_device()) {
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device(), &stream_));
+    check_call(aoti_torch_get_current_cuda_stream(like.get_device(), &stream_), "aoti_torch_get_current_cuda_stream");
   }
 
   void* get() const { return stream_; }
