@@ -98,7 +98,10 @@ def _packing_order_fake(lengths: Tensor, steps: int) -> tuple[Tensor, Tensor, Te
 @torch.library.register_fake("pymtl::pack")
 def _pack_fake(padded: Tensor, batch_sizes: Tensor, sorted_indices: Tensor | None, batch_first: bool) -> Tensor:
     check_one_device(padded=padded, batch_sizes=batch_sizes, sorted_indices=sorted_indices)
-    return padded.new_empty(torch.library.get_ctx().new_dynamic_size(), *padded.shape[2:])
+    # Sizes on a GPU are not looked at.
+    known = batch_sizes.is_cuda
+    tokens = padded.shape[0] * padded.shape[1] if known else torch.library.get_ctx().new_dynamic_size()
+    return padded.new_empty(tokens, *padded.shape[2:])
 
 
 @torch.library.register_fake("pymtl::unpack")
