@@ -1,6 +1,6 @@
-"""Shows that a wheel's op library needs nothing of torch but the C functions of torch 2.10's stable interface.
+"""Shows that a wheel's op libraries need nothing of torch but the C functions of torch 2.10's stable interface.
 
-Usage: needed_symbols.py WHEEL. Compares the library's undefined symbols with the functions that the installed
+Usage: needed_symbols.py WHEEL. Compares the libraries' undefined symbols with the functions that the installed
 torch's shim headers declare outside every block guarded by a feature version above 2.10; exit status 1 if one
 is missing there.
 """
@@ -43,12 +43,14 @@ def declared(include: Path) -> set[str]:
 
 
 def needed(wheel: Path) -> set[str]:
-    """Undefined symbols of the op library that look like torch's."""
+    """Undefined symbols of the op libraries, the CPU's and if there is one the GPU's, that look like torch's."""
     with tempfile.TemporaryDirectory() as folder:
         with zipfile.ZipFile(wheel) as archive:
-            library = archive.extract("pymtl/libpymtl_ops.so", folder)
-        listing = subprocess.run(["nm", "-D", "--undefined-only", library], check=True, capture_output=True, text=True)
-    names = {line.split()[-1].split("@")[0] for line in listing.stdout.splitlines()}
+            names = [name for name in archive.namelist() if re.fullmatch(r"pymtl/libpymtl_ops\w*\.so", name)]
+            libraries = [archive.extract(name, folder) for name in names]
+        command = ["nm", "-D", "--undefined-only", *libraries]
+        listing = subprocess.run(command, check=True, capture_output=True, text=True)
+    names = {line.split()[-1].split("@")[0] for line in listing.stdout.splitlines() if line.strip()}
     return {name for name in names if re.search(r"torch|aoti|c10|at[0-9]", name) and "pymtl" not in name}
 
 
@@ -56,7 +58,7 @@ def main() -> int:
     include = Path(importlib.util.find_spec("torch").submodule_search_locations[0], "include")
     symbols = needed(Path(sys.argv[1]))
     missing = symbols - declared(include)
-    print(f"the op library needs {len(symbols)} functions of torch: {', '.join(sorted(symbols))}")
+    print(f"the op libraries need {len(symbols)} functions of torch: {', '.join(sorted(symbols))}")
     if missing:
         print(f"not in torch 2.10's stable interface: {', '.join(sorted(missing))}", file=sys.stderr)
         return 1
