@@ -1,7 +1,7 @@
 """Where the time of a training step of the demo goes, ours beside the same model in plain PyTorch.
 
     python benchmarks/training_step.py [--batches N] [--json FILE]
-    python benchmarks/training_step.py --device cuda --config examples/ewt/ewt.toml
+    python benchmarks/training_step.py --device cuda --config examples/ewt/ewt.toml --data path/to/ud_ewt
 
 The model is that of benchmarks/snips.toml with new weights: SNIPS, words alone, an intent and a slot head on one
 bidirectional LSTM (E = H = 128, B = 16, dropout, clipping and Adam included); or that of another configuration.
@@ -93,9 +93,12 @@ def main() -> None:
     parser.add_argument("--batches", type=positive, default=200, metavar="N", help="of each kind (default: 200)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results with machine, versions and date")
     parser.add_argument("--config", type=Path, default=SNIPS, metavar="TOML", help="of a model with plain heads")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR", help="folder of its data (default: the configuration's own)"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (default: cpu)")
     arguments = parser.parse_args()
-    config = load(arguments.config)
+    config = load(arguments.config, folder=arguments.data)
     device = torch.device(arguments.device)
     records = labelled(read_records(config.path(config.data.train), config), config.data.train)
     vocabulary = Vocabulary.of(records, config)

@@ -564,3 +564,16 @@ def test_bench_refuses_arguments_before_it_measures(argument, capsys):
         main(["bench", argument])
     assert stop.value.code == 2
     assert "expected a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dtype", "float16"], "--dtype: float16 is for --device cuda only"),
+        (["--device", "cuda"], "--device: there is no GPU"),
+    ],
+)
+def test_bench_says_what_only_a_gpu_can_measure(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["bench", *arguments]) == 1
+    assert message in capsys.readouterr().err

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pymtl import _native, ops
+from pymtl.ops.library import _why_no_cuda
 
 # The bindings alone: they need neither torch nor the rest of the package.
 BINDINGS = f"""
@@ -17,6 +18,7 @@ spec.loader.exec_module(_native)
 OPS = """
 import torch
 from pymtl import _native, ops
+from pymtl.ops.library import _why_no_cuda
 weights = ops.RNNWeights([torch.ones(4, 1)], [torch.ones(4, 1)], [], [], [False])
 """
 
@@ -138,3 +140,18 @@ def test_imports_stay_light(imported):
 def test_the_bindings_alone_do_not_import_torch():
     result = python(BINDINGS + "_native.active_isa(); print('torch' in sys.modules)")
     assert result.stdout.split() == ["False"], result.stderr
+
+
+@pytest.mark.parametrize(
+    ("compiler", "runtime", "reason"),
+    [
+        ("", "13.0", "none in this build"),
+        ("", None, "none in this build"),
+        ("13.0.88", None, "CUDA 13.0.88, not loaded: this torch has no CUDA"),
+        ("13.0.88", "12.6", "CUDA 13.0.88, not loaded: this torch is made for CUDA 12.6"),
+        ("13.0.88", "13.0", ""),
+        ("12.9.1", "13.0", ""),
+    ],
+)
+def test_the_cuda_library_is_loaded_where_torch_and_its_driver_can_use_it(compiler, runtime, reason):
+    assert _why_no_cuda(compiler, runtime) == reason
