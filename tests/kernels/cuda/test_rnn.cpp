@@ -347,9 +347,7 @@ int main() {
       {"bfloat16", all_cases<pymtl::BFloat16>},
       {"float16", all_cases<pymtl::Float16>},
       {"teams, bfloat16", teams<pymtl::BFloat16>},
-      {"teams, float16", teams<pymtl::Float16>},
       {"large, float", large_cases<float>},
       {"large, bfloat16", large_cases<pymtl::BFloat16>},
-      {"large, float16", large_cases<pymtl::Float16>},
   });
 }
