@@ -11,7 +11,8 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml $(wildcard packaging/* csrc/*/*.* csrc/*/*/*.*)
-CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp csrc/*/*/*.h csrc/*/*/*.cpp tests/kernels/*.h tests/kernels/*.cpp)
+CXX_FILES := $(wildcard $(foreach folder,csrc/* csrc/*/* tests/kernels tests/kernels/* tests/kernels/*/* \
+  tests/kernels/*/*/*/*,$(folder)/*.h $(folder)/*.cpp $(folder)/*.cu))
 TOOLS := cmake ninja
 
 .PHONY: demo test test-kernels test-asan test-cuda bench bench-avx2 bench-cuda wheel lint format clean install

@@ -6,8 +6,8 @@
 // layout are those of kernels/rnn.h; the products with W_ih and the gradients of the weights are matrix products over
 // all tokens, which the caller makes.
 //
-// None of it has run on a GPU yet: the tests run it on the host (tests/kernels/cuda), and how it shares out work rests on
-// estimates of time, not on measurements.
+// None of it has run on a GPU yet: the tests run it on the host (tests/kernels/cuda), and how it shares out work rests
+// on estimates of time, not on measurements.
 //
 // T is float, BFloat16 or Float16. Products of two 16-bit numbers are summed in float by tensor cores, those of float
 // in float (not TF32). c and everything between two products are float; h is rounded to T at every step.
