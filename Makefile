@@ -57,8 +57,9 @@ bench-avx2: $(VENV)/.bench
 	  --json benchmarks/results/grids_avx2.json
 	$(BIN)/python benchmarks/tables.py
 
-# TORCH has to be one with CUDA: TORCH=torch
+# Without a GPU the tests would all be skipped. TORCH has to be one with CUDA: TORCH=torch
 test-cuda: install
+	$(BIN)/python -c "import torch; assert torch.cuda.is_available(), 'no GPU, or a torch without CUDA: TORCH=torch'"
 	$(BIN)/pytest -m cuda
 
 # EWT, the folder of the English Web Treebank's data (see examples/README.md), adds its training step.

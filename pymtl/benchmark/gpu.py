@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import pymtl
 from pymtl.benchmark.timing import percentile
+from pymtl.ops.dtypes import has_cuda
 
 Call = Callable[[], Any]
 DEFAULT_SHAPES = (  # batch, steps, input size, hidden size
@@ -158,11 +159,13 @@ def limits(seconds: float = 0.2) -> Limits:
     copied = torch.empty_like(memory)
     taken = timed_in_turns({"pymtl": lambda: copied.copy_(memory)}, seconds)["pymtl"]["p50"]
     rounds = 10000
+    # A block of the float32 kernels has 32 units: so many blocks has the device's largest cluster.
+    largest = torch.ops.pymtl.rnn_hidden_size_limit(memory[:0]) // 32 if has_cuda(memory) else 0
     found: dict[bool, dict[int, float]] = {True: {}, False: {}}
     for messages, by_blocks in found.items():
         for blocks in (2, 4, 8, 16):
-            if blocks > 8 and torch.ops.pymtl.rnn_hidden_size_limit(memory[:0]) <= 256:
-                continue  # the device has no clusters this large
+            if blocks > largest:
+                continue
             calls = {"pymtl": lambda b=blocks, m=messages: torch.ops.pymtl.cluster_rounds(memory, b, rounds, m)}
             by_blocks[blocks] = 1e3 * timed_in_turns(calls, seconds)["pymtl"]["p50"] / rounds
     return Limits(tflops, 2e-6 * memory.nbytes / taken, found[True], found[False])

@@ -17,7 +17,7 @@ def has_kernels(tensor: Tensor, *, bfloat16: bool = False, cuda: bool = False) -
     """Whether there are kernels for such a tensor.
 
     On the CPU for float32 and float64; for the recurrent layers, the heads and pooling for ``bfloat16`` too. On a GPU
-    only where there are kernels for ``cuda``: for the heads, pooling, packing and the joint loss, any floating dtype.
+    only where there are kernels for ``cuda``: for the heads, pooling and the CRF (16-bit scores come as float32).
     """
     if tensor.is_cpu:
         return tensor.dtype in _OF_THE_CPU or (bfloat16 and tensor.dtype == torch.bfloat16)

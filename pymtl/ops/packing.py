@@ -80,14 +80,10 @@ def _packing_order_of_gpu(lengths: Tensor, steps: int) -> tuple[Tensor, Tensor, 
         raise RuntimeError(f"steps: expected a number of at least 0, got {steps}")
     if lengths.dim() != 1 or lengths.dtype != torch.int64:
         raise RuntimeError(f"lengths: expected one dimension of int64, got {lengths.dim()} of {lengths.dtype}")
-    rising, indices = lengths.clamp(0, steps).sort(stable=True, descending=True)
+    falling, indices = lengths.clamp(0, steps).sort(stable=True, descending=True)
     each_step = torch.arange(steps, device=lengths.device)
-    shorter = torch.searchsorted(rising.flip(0), each_step, right=True)  # sequences without a token at the step
-    return lengths.shape[0] - shorter, indices, torch.empty_like(indices).scatter_(0, indices, _positions(indices))
-
-
-def _positions(tensor: Tensor) -> Tensor:
-    return torch.arange(tensor.shape[0], device=tensor.device)
+    shorter = torch.searchsorted(falling.flip(0), each_step, right=True)  # sequences without a token at the step
+    return lengths.shape[0] - shorter, indices, indices.argsort()
 
 
 @torch.library.register_fake("pymtl::packing_order")
