@@ -274,22 +274,23 @@ def results_of(mode):
 
 
 def run_reference(sample):
-    return named(sample, reference.rnn(*raw_arguments(sample)))
+    return named(sample, reference.rnn(*raw_arguments(sample)[:-1]))
 
 
 def raw_arguments(sample):
-    """The arguments that the raw ops have in common; a layer-normalised layer's input comes projected."""
+    """The arguments that the raw ops have in common, the last is allow_tf32; a layer-normalised layer's input comes
+    projected."""
     input, weights, flat = sample.input, sample.weights, None
     if sample.norm is not None:
         gain_ih, *others = sample.norm
         input = reference.normalised_projection(input, weights.weight_ih, gain_ih, sample.inputs)
         weights, flat = weights._replace(weight_ih=[]), [tensor for group in others for tensor in group]
-    return (input, sample.batch_sizes, *weights, sample.h0, sample.c0, *sample.masks, flat)
+    return (input, sample.batch_sizes, *weights, sample.h0, sample.c0, *sample.masks, flat, False)
 
 
 def heads_arguments(sample):
-    """Of the raw rnn_heads: it knows no masks and no layer normalisation."""
-    return raw_arguments(sample)[: -len(ops.RNNMasks._fields) - 1]
+    """Of the raw rnn_heads: it knows no masks, no layer normalisation and no TF32."""
+    return raw_arguments(sample)[: -len(ops.RNNMasks._fields) - 2]
 
 
 def backward_arguments(sample, given=RESULTS, needs=(True,) * 5):

@@ -10,6 +10,7 @@ import torch
 from modules import by_packing, data_of, in_double, lstm_pair, named, pair, seeds_for, with_data
 from parity import assert_parity, assert_same_bits
 from samples import shifted, transposed
+from tf32 import Tf32Products
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -155,6 +156,41 @@ def test_random_configurations_are_as_accurate_as_nn_lstm(part, gpu):
         print(seed, dtype, case)  # the last one is that of a failure
         torch.manual_seed(seed)
         compare(case, gpu, dtype)
+
+
+TF32_CASES = [  # of as many sequences as make TF32 the faster one on the host, and on a GPU where H is 512
+    Case(hidden_size=20, batch=37, options=BOTH, states=True),
+    Case(5, 33, 6, 37, DEEP, "padded", [*range(1, 7)] * 6 + [6]),
+    Case(5, 100, 4, 37, BOTH, "there", [*range(1, 5)] * 9 + [4]),
+    *(Case(64, size, 30, 64, BOTH, states=True) for size in (() if ON_HOST else (128, 256, 512))),
+]
+
+
+@pytest.mark.parametrize("case", TF32_CASES, ids=lambda case: f"{case.hidden_size} {case.form}")
+def test_tf32_where_torch_allows_it_is_as_accurate_as_nn_lstm_in_tf32(case, gpu, monkeypatch):
+    ours, theirs, given = case.draw(gpu)
+    exact = results(ours, *given)
+    truth = results(in_double(theirs).cpu(), *converted(("cpu", torch.float64), *given))
+    if gpu.type == "cpu":
+        monkeypatch.setattr(sys.modules["pymtl.ops.rnn"], "allows_tf32", lambda tensor: True)
+        with Tf32Products(), torch.backends.mkldnn.flags(enabled=False):
+            expected = results(theirs, *given)
+    else:
+        monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32")
+        expected = results(theirs, *given)
+    found = results(ours, *given)
+    assert_parity(found, expected, truth)
+    assert_same_bits(results(ours, *given), found)
+    if ON_HOST or case.hidden_size == 512:
+        assert not any(torch.equal(found[name], exact[name]) for name in ("output", "gradient of input"))
+
+
+@pytest.mark.parametrize("precision", ["ieee", "none"])
+def test_no_tf32_where_torch_does_not_allow_it(precision, real_gpu, monkeypatch):
+    ours, _, given = TF32_CASES[0].draw(real_gpu)
+    exact = results(ours, *given)
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", precision)
+    assert_same_bits(results(ours, *given), exact)
 
 
 inferred = torch.no_grad()(call)

@@ -317,10 +317,10 @@ def test_raw_rnn_backward_refuses_bad_arguments():
         (14, torch.ones(11), r"zoneout_h: expected size \[10\], got \[11\]"),
         (15, torch.ones(5, 10), r"zoneout_c: expected size \[6, 10\], got \[5, 10\]"),
         (16, [torch.ones(20)], r"norm: expected none with weight_ih, got 1"),
-        (17, torch.ones(6, 5), r"output: expected size \[6, 10\], got \[6, 5\]"),
-        (18, torch.ones(2, 6, 19), r"gates: expected size \[2, 6, 20\], got \[2, 6, 19\]"),
-        (19, torch.ones(2, 5, 5), r"cells: expected size \[2, 6, 5\], got \[2, 5, 5\]"),
-        (20, [True] * 4, r"needs: expected 5 flags, got 4"),
+        (18, torch.ones(6, 5), r"output: expected size \[6, 10\], got \[6, 5\]"),
+        (19, torch.ones(2, 6, 19), r"gates: expected size \[2, 6, 20\], got \[2, 6, 19\]"),
+        (20, torch.ones(2, 5, 5), r"cells: expected size \[2, 6, 5\], got \[2, 5, 5\]"),
+        (21, [True] * 4, r"needs: expected 5 flags, got 4"),
     ]:
         with pytest.raises(RuntimeError, match=message):
             torch.ops.pymtl.rnn_backward(*arguments[:place], value, *arguments[place + 1 :])

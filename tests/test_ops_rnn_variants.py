@@ -204,7 +204,7 @@ def test_opcheck(case):
     opcheck(torch.ops.pymtl.rnn_training.default, raw_arguments(sample.leaves()))
     opcheck(torch.ops.pymtl.rnn_backward.default, backward_arguments(sample))
     _, weight_hh, bias_ih, bias_hh, reverse, mode = sample.weights
-    weight_ih, norm = raw_arguments(sample)[2], raw_arguments(sample)[-1]
+    weight_ih, norm = raw_arguments(sample)[2], raw_arguments(sample)[-2]
     opcheck(torch.ops.pymtl.rnn_pack.default, (weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, norm))
 
 

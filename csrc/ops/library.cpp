@@ -9,6 +9,8 @@
 // normalised already, and norm, else None, holds G tensors [gates*H], gains of the products with weight_hh; of an LSTM
 // G more [H], gains of c, and G more or none [H], its biases.
 //
+// allow_tf32: of float32 on a GPU, whether products with weight_hh may round their operands to TF32.
+//
 // A list that may be missing is optional where a program compiled ahead of time calls the op: AOTInductor passes no
 // empty lists.
 #include "tensors.h"
@@ -17,12 +19,12 @@ STABLE_TORCH_LIBRARY(pymtl, m) {
   m.def(
       "rnn_inference(Tensor input, Tensor? batch_sizes, Tensor[]? weight_ih, Tensor[] weight_hh, "
       "Tensor[]? bias_ih, Tensor[]? bias_hh, bool[] reverse, str mode, Tensor? h0, Tensor? c0, "
-      "Tensor? dropout, Tensor? zoneout_h, Tensor? zoneout_c, Tensor[]? norm, Tensor? packed) "
-      "-> (Tensor output, Tensor h_n, Tensor c_n)");
+      "Tensor? dropout, Tensor? zoneout_h, Tensor? zoneout_c, Tensor[]? norm, bool allow_tf32, "
+      "Tensor? packed) -> (Tensor output, Tensor h_n, Tensor c_n)");
   m.def(
       "rnn_training(Tensor input, Tensor? batch_sizes, Tensor[] weight_ih, Tensor[] weight_hh, "
       "Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, str mode, Tensor? h0, Tensor? c0, "
-      "Tensor? dropout, Tensor? zoneout_h, Tensor? zoneout_c, Tensor[]? norm) "
+      "Tensor? dropout, Tensor? zoneout_h, Tensor? zoneout_c, Tensor[]? norm, bool allow_tf32) "
       "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)");
   // needs: gradients wanted of [input, weight_ih, weight_hh, biases, h0 and c0]. The gradients of b_ih and
   // b_hh are equal, grad_bias is either; but of a GRU it is [4H], of b_in, b_ir, b_iz and b_hn. Of normalised cells
@@ -31,7 +33,7 @@ STABLE_TORCH_LIBRARY(pymtl, m) {
       "rnn_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, "
       "Tensor? batch_sizes, Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_ih, Tensor[] bias_hh, "
       "bool[] reverse, str mode, Tensor? h0, Tensor? c0, Tensor? dropout, Tensor? zoneout_h, Tensor? zoneout_c, "
-      "Tensor[]? norm, Tensor output, Tensor gates, Tensor cells, bool[] needs) "
+      "Tensor[]? norm, bool allow_tf32, Tensor output, Tensor gates, Tensor cells, bool[] needs) "
       "-> (Tensor grad_input, Tensor[] grad_weight_ih, Tensor[] grad_weight_hh, Tensor[] grad_bias, "
       "Tensor grad_h0, Tensor grad_c0)");
   m.def(

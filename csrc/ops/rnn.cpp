@@ -149,7 +149,7 @@ std::tuple<Tensor, Tensor, Tensor> rnn_inference(Tensor input, OptionalTensor ba
                                                  Tensors weight_hh, OptionalTensors bias_ih, OptionalTensors bias_hh,
                                                  std::vector<bool> reverse, std::string mode, OptionalTensor h0,
                                                  OptionalTensor c0, OptionalTensor dropout, OptionalTensor zoneout_h,
-                                                 OptionalTensor zoneout_c, OptionalTensors norm,
+                                                 OptionalTensor zoneout_c, OptionalTensors norm, bool /*allow_tf32*/,
                                                  OptionalTensor packed) {
   const ForwardResult result =
       forward(input, batch_sizes, or_none(weight_ih), weight_hh, or_none(bias_ih), or_none(bias_hh), reverse, mode, h0,
@@ -157,12 +157,10 @@ std::tuple<Tensor, Tensor, Tensor> rnn_inference(Tensor input, OptionalTensor ba
   return {result.output, result.h_n, result.c_n};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_training(Tensor input, OptionalTensor batch_sizes,
-                                                                Tensors weight_ih, Tensors weight_hh, Tensors bias_ih,
-                                                                Tensors bias_hh, std::vector<bool> reverse,
-                                                                std::string mode, OptionalTensor h0, OptionalTensor c0,
-                                                                OptionalTensor dropout, OptionalTensor zoneout_h,
-                                                                OptionalTensor zoneout_c, OptionalTensors norm) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_training(
+    Tensor input, OptionalTensor batch_sizes, Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh,
+    std::vector<bool> reverse, std::string mode, OptionalTensor h0, OptionalTensor c0, OptionalTensor dropout,
+    OptionalTensor zoneout_h, OptionalTensor zoneout_c, OptionalTensors norm, bool /*allow_tf32*/) {
   const ForwardResult result = forward(input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, h0,
                                        c0, std::nullopt, dropout, zoneout_h, zoneout_c, norm, Keep::for_backward);
   return {result.output, result.h_n, result.c_n, result.gates, result.cells};
@@ -173,7 +171,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> rnn_backward(
     OptionalTensor batch_sizes, Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh,
     std::vector<bool> reverse, std::string mode, OptionalTensor given_h0, OptionalTensor given_c0,
     OptionalTensor dropout, OptionalTensor zoneout_h, OptionalTensor zoneout_c, OptionalTensors norm,
-    Tensor given_output, Tensor given_gates, Tensor given_cells, std::vector<bool> flags) {
+    bool /*allow_tf32*/, Tensor given_output, Tensor given_gates, Tensor given_cells, std::vector<bool> flags) {
   return with_layer_type(given_input, "input", [&]<typename T>() {
     const ScalarType type = given_input.scalar_type();
     const Needs needs(flags);

@@ -31,7 +31,8 @@ DEFAULT_SHAPES = (  # batch, steps, input size, hidden size
 
 @dataclass(frozen=True)
 class Case:
-    """One layer on a GPU. ``fill``: the mean length over the longest; ``tf32``: whether torch's cuDNN may use it."""
+    """One layer on a GPU. ``fill``: the mean length over the longest; ``tf32``: whether recurrent layers may use it, of
+    float32; products around ours follow torch.backends.cuda.matmul, which is left as it is."""
 
     batch: int
     steps: int

@@ -59,6 +59,11 @@ def _asked_hidden_size_limit(dtype: torch.dtype, device: torch.device) -> int:
     return torch.ops.pymtl.rnn_hidden_size_limit(torch.empty(0, dtype=dtype, device=device))
 
 
+def allows_tf32(tensor: Tensor) -> bool:
+    """Whether torch allows recurrent layers TF32 for such a tensor, as for cuDNN's; by default it does."""
+    return tensor.is_cuda and tensor.dtype == torch.float32 and torch.backends.cudnn.rnn.fp32_precision == "tf32"
+
+
 def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
     """The dtype that autocast asks for on the tensor's device, if there are kernels for it: on the CPU bfloat16."""
     if tensor.is_cuda:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pymtl import reference
 from pymtl.ops.autograd import below_autograd, needs_reference, wants_gradient
-from pymtl.ops.dtypes import autocast, autocast_dtype
+from pymtl.ops.dtypes import allows_tf32, autocast, autocast_dtype
 from pymtl.ops.heads import heads
 from pymtl.ops.rnn_derivatives import RNN
 from pymtl.ops.rnn_fakes import BLOCKS
@@ -106,7 +106,9 @@ def rnn(
     Args:
         input: [T, B, P*I], or packed [N, P*I] with ``batch_sizes``; float32, float64 or bfloat16 on the CPU, float32,
             bfloat16 or float16 on a GPU with thread-block clusters (there LSTMs only, without masks and norm). Sums
-            and c of 16-bit numbers are float32 within the call, h is rounded at every step.
+            and c of 16-bit numbers are float32 within the call, h is rounded at every step. On a GPU products of
+            float32 may be in TF32: those with ``weight_hh`` as ``torch.backends.cudnn.rnn.fp32_precision`` allows it,
+            those with ``weight_ih`` and the gradients of weights as ``torch.backends.cuda.matmul`` does.
         batch_sizes: int64 [T], never increasing, on the CPU; or None. With a GPU they may be on that, unchecked, and
             then N may be more than their sum, and h0 has to be given.
         weights: of the G recurrences, of the input's dtype.
@@ -145,13 +147,13 @@ def rnn(
     arguments = (input, batch_sizes, *weights, h0, c0, *(masks or _NO_MASKS), within)
     if needs_reference(input, h0, c0, *tensors):
         return reference.rnn(*arguments)
+    arguments = (*arguments, allows_tf32(input))
     if wants_gradient(input, h0, c0, *tensors):
         if torch.compiler.is_compiling():
             return torch.ops.pymtl.rnn_training(*arguments)[:3]
         return RNN.apply(arguments, input, h0, c0, *tensors)[:3]
     with below_autograd():
-        inference = (input, batch_sizes, *_with_none(weights), h0, c0, *(masks or _NO_MASKS), within, packed)
-        return torch.ops.pymtl.rnn_inference(*inference)
+        return torch.ops.pymtl.rnn_inference(input, batch_sizes, *_with_none(weights), *arguments[8:], packed)
 
 
 def _with_none(weights: RNNWeights) -> tuple[Any, ...]:

@@ -31,13 +31,14 @@ class RNN(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        grad_input, _, *lists, _, _, grad_h0, grad_c0, _, _, _, norm = _training_backward(ctx, *grads)
+        grad_input, _, *lists, _, _, grad_h0, grad_c0, _, _, _, norm, _ = _training_backward(ctx, *grads)
         w_ih, w_hh, b_ih, b_hh = lists
         return None, grad_input, grad_h0, grad_c0, *w_ih, *w_hh, *b_ih, *b_hh, *(norm or ())
 
 
 def _setup_training(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, h0, c0, *masks, norm = inputs
+    input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, h0, c0 = inputs[:10]
+    *masks, norm, allow_tf32 = inputs[10:]
     hidden, _, _, gates, cells = output
     if any(mask is not None and mask.requires_grad for mask in masks):
         raise RuntimeError("dropout, zoneout_h, zoneout_c: expected masks that require no gradient, got one that does")
@@ -46,7 +47,7 @@ def _setup_training(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
     ctx.save_for_backward(input, batch_sizes, h0, c0, *masks, hidden, gates, cells, *weight_ih, *weight_hh, *added)
     ctx.mark_non_differentiable(gates, cells)
     ctx.set_materialize_grads(False)
-    ctx.reverse, ctx.mode = list(reverse), mode
+    ctx.reverse, ctx.mode, ctx.allow_tf32 = list(reverse), mode, allow_tf32
     ctx.counts = [len(weight_ih), len(weight_hh), len(bias_ih), len(bias_hh), len(within)]
     ctx.needs = [
         input.requires_grad,
@@ -77,6 +78,7 @@ def _training_backward(
             c0 if ctx.mode == "LSTM" else None,
             *masks,
             norm or None,
+            ctx.allow_tf32,
             hidden,
             gates,
             cells,
@@ -106,6 +108,7 @@ def _training_backward(
         None,
         None,
         of_norm or None,
+        None,
     )
 
 
@@ -157,7 +160,7 @@ def _grouped(flat: Sequence[Tensor], counts: Sequence[int]) -> list[list[Tensor]
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     *grads, input, batch_sizes, w_ih, w_hh, b_ih, b_hh, reverse, mode, h0, c0 = inputs[:13]
-    *masks, norm, _, _, _, needs = inputs[13:]
+    *masks, norm, _, _, _, _, needs = inputs[13:]
     within = norm or ()
     ctx.save_for_backward(*grads, input, batch_sizes, h0, c0, *masks, *w_ih, *w_hh, *b_ih, *b_hh, *within)
     ctx.reverse, ctx.mode, ctx.needs = list(reverse), mode, list(needs)
@@ -224,7 +227,7 @@ def _double_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         )
     result = [None if v is None else next(second) for v in views]
     *of_lists, of_norm = _grouped(result[6:], ctx.counts)
-    nothing = [None] * 4
+    nothing = [None] * 5
     return (
         *result[:4],
         None,

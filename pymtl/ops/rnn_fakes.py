@@ -72,6 +72,7 @@ def _rnn_inference_fake(
     zoneout_h: Tensor | None,
     zoneout_c: Tensor | None,
     norm: Sequence[Tensor] | None,
+    allow_tf32: bool,
     packed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_one_device(
@@ -122,10 +123,11 @@ def _rnn_training_fake(
     zoneout_h: Tensor | None,
     zoneout_c: Tensor | None,
     norm: Sequence[Tensor] | None,
+    allow_tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     weights = (weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode)
     masks = (dropout, zoneout_h, zoneout_c)
-    results = _rnn_inference_fake(input, batch_sizes, *weights, h0, c0, *masks, norm, None)
+    results = _rnn_inference_fake(input, batch_sizes, *weights, h0, c0, *masks, norm, allow_tf32, None)
     recurrences, hidden_size = len(weight_hh), weight_hh[0].shape[1]
     tokens = input.shape[0] if batch_sizes is not None else input.shape[0] * input.shape[1]
     gates = input.new_empty(
@@ -159,6 +161,7 @@ def _rnn_backward_fake(
     zoneout_h: Tensor | None,
     zoneout_c: Tensor | None,
     norm: Sequence[Tensor] | None,
+    allow_tf32: bool,
     output: Tensor,
     gates: Tensor,
     cells: Tensor,
@@ -213,6 +216,7 @@ def _rnn_heads_fake(
         None,
         None,
         None,
+        False,
         packed,
     )
     check_one_device(input=input, head_weight=head_weight, head_bias=head_bias)

@@ -129,6 +129,22 @@ __device__ __forceinline__ void multiply_tile(float (&acc)[4], const uint32_t (&
   }
 }
 
+// A number of 10 bits behind the point, as the instruction below takes it.
+__device__ __forceinline__ uint32_t rounded_to_tf32(float x) {
+  uint32_t result;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(result) : "f"(x));
+  return result;
+}
+
+// The same of numbers in TF32: a [16, 8], b [8, 8], acc [16, 8] (mma.m16n8k8). acc as above; a[0] is row r, column j,
+// a[1] row r + 8, a[2] and a[3] the same 4 columns on; b0 is row j of column r, b1 4 rows on.
+__device__ __forceinline__ void multiply_tile_tf32(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(acc[0]), "+f"(acc[1]), "+f"(acc[2]), "+f"(acc[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 // Transposes an 8 x 8 matrix of 16-bit numbers that a warp holds: lane 4 r + j has row r, columns 2j and 2j + 1.
 __device__ __forceinline__ uint32_t transpose_tile(uint32_t pair) {
   uint32_t result;

@@ -25,12 +25,12 @@ int rounded_to_power(int number) {
 
 // Asking the driver takes microseconds, so each answer is kept. A process has few of them.
 template <typename Ask>
-int answer(Pass pass, int blocks, int warps, int rows, int dtype, const Ask& ask) {
+int answer(Pass pass, int blocks, int warps, int rows, int type, const Ask& ask) {
   using Key = std::tuple<int, Pass, int, int, int, int>;
   static std::mutex mutex;
   static std::map<Key, int> known;
   const std::lock_guard lock(mutex);
-  const Key key{current_device(), pass, blocks, warps, rows, dtype};
+  const Key key{current_device(), pass, blocks, warps, rows, type};
   const auto found = known.find(key);
   return found != known.end() ? found->second : known[key] = ask();
 }
@@ -39,9 +39,15 @@ template <typename T>
 constexpr int kType = std::is_same_v<T, float>      ? 0
                       : std::is_same_v<T, BFloat16> ? 1
                                                     : 2;
+constexpr int kTypeTf32 = 3;
 
 template <typename T>
 int clusters_at_once(Pass pass, const Plan& plan) {
+  if (plan.tf32) {
+    return answer(pass, plan.blocks, plan.warps, plan.rows, kTypeTf32, [&] {
+      return pass == Pass::forward ? forward_clusters_at_once_tf32(plan) : backward_clusters_at_once_tf32(plan);
+    });
+  }
   return answer(pass, plan.blocks, plan.warps, plan.rows, kType<T>, [&] {
     return pass == Pass::forward ? forward_clusters_at_once<T>(plan) : backward_clusters_at_once<T>(plan);
   });
@@ -56,11 +62,11 @@ int blocks_at_once(Pass pass, int rows) {
 
 // The cluster for a hidden size, with so many rows of the batch; 0 blocks if no cluster is large enough.
 template <typename T>
-Plan cluster_for(int64_t hidden_size, int rows) {
+Plan cluster_for(int64_t hidden_size, int rows, bool tf32) {
   if constexpr (std::is_same_v<T, float>) {
     // A block's registers hold 32 units' rows of W_hh for H up to 256, its shared memory as much again.
     const int blocks = rounded_up(hidden_size, 32);
-    return {blocks <= kClusterBlocks ? blocks : 0, 8, 4, rows};
+    return {blocks <= kClusterBlocks ? blocks : 0, 8, 4, rows, tf32};
   }
   // Of 16-bit weights a block's registers hold 64 units' rows for H up to 256, its shared memory as much again. Above
   // 512 less fits, and 48 units have to do.
@@ -77,12 +83,17 @@ Plan runnable(Pass pass, Plan plan) {
     plan.blocks = blocks;
     if (clusters_at_once<T>(pass, plan) > 0) return plan;
   }
-  return {0, plan.warps, plan.units_of_warp, plan.rows};
+  plan.blocks = 0;
+  return plan;
 }
 
 // About how long a step takes, in microseconds: meeting the other blocks, and multiplying. Only ratios matter.
 template <typename T>
 double step_time(const Plan& plan) {
+  if (plan.tf32) {  // every warp reads all of h from shared memory, and weights that registers do not hold
+    const int overflow = plan.units() > 256 ? plan.units() - 256 : 0;
+    return 0.6 + (32.0 * plan.rows * plan.units() + 512.0 * overflow) / 2.2e5;
+  }
   if constexpr (std::is_same_v<T, float>) return 0.5 + plan.rows * plan.units() / 1700.0;
   return plan.rows == 8 ? 0.6 : 0.8;
 }
@@ -112,13 +123,18 @@ Choice choose(Pass pass, const RnnShape& shape) {
   constexpr bool kWide = std::is_same_v<T, float>;
   Choice best;
   const auto waves = [](int64_t all, int64_t at_once) { return static_cast<double>((all + at_once - 1) / at_once); };
-  for (const int rows : {1, 2, 4, 8, 16}) {
-    if (kWide ? rows > 8 : rows < 8) continue;
-    const Plan plan = runnable<T>(pass, cluster_for<T>(shape.hidden_size, rows));
-    if (plan.blocks == 0) continue;
+  const auto consider_clusters = [&](int rows, bool tf32) {
+    const Plan plan = runnable<T>(pass, cluster_for<T>(shape.hidden_size, rows, tf32));
+    if (plan.blocks == 0) return;
     const int at_once = clusters_at_once<T>(pass, plan);
     const int64_t all = shape.recurrences * rounded_up(shape.batch, rows);
     best.consider(plan, waves(all, at_once) * step_time<T>(plan));
+  };
+  for (const int rows : {1, 2, 4, 8, 16}) {
+    if (kWide ? rows <= 8 : rows >= 8) consider_clusters(rows, false);
+  }
+  if (kWide && shape.tf32) {
+    for (const int rows : {8, 16, 32}) consider_clusters(rows, true);
   }
   if constexpr (!kWide) {
     const int blocks = rounded_up(shape.hidden_size, kTeamUnits);
@@ -171,6 +187,9 @@ size_t rnn_backward_workspace(const RnnShape& shape) {
 template <typename T>
 void rnn_forward(const RnnForward<T>& args, [[maybe_unused]] void* workspace, void* stream) {
   const Choice choice = chosen<T>(Pass::forward, args.shape);
+  if constexpr (std::is_same_v<T, float>) {
+    if (choice.cluster.tf32) return run_forward_tf32(args, choice.cluster, static_cast<Stream>(stream));
+  }
   if (choice.cluster.blocks > 0) return run_forward(args, choice.cluster, static_cast<Stream>(stream));
   if constexpr (!std::is_same_v<T, float>) run_forward(args, choice.team, workspace, static_cast<Stream>(stream));
 }
@@ -178,6 +197,9 @@ void rnn_forward(const RnnForward<T>& args, [[maybe_unused]] void* workspace, vo
 template <typename T>
 void rnn_backward(const RnnBackward<T>& args, [[maybe_unused]] void* workspace, void* stream) {
   const Choice choice = chosen<T>(Pass::backward, args.shape);
+  if constexpr (std::is_same_v<T, float>) {
+    if (choice.cluster.tf32) return run_backward_tf32(args, choice.cluster, static_cast<Stream>(stream));
+  }
   if (choice.cluster.blocks > 0) return run_backward(args, choice.cluster, static_cast<Stream>(stream));
   if constexpr (!std::is_same_v<T, float>) run_backward(args, choice.team, workspace, static_cast<Stream>(stream));
 }

@@ -10,7 +10,8 @@
 // on estimates of time, not on measurements.
 //
 // T is float, BFloat16 or Float16. Products of two 16-bit numbers are summed in float by tensor cores, those of float
-// in float (not TF32). c and everything between two products are float; h is rounded to T at every step.
+// in float, where TF32 is allowed and faster by tensor cores too. c and everything between two products are float; h is
+// rounded to T at every step.
 //
 // All pointers are to memory of the current device, 4-byte aligned, all work goes to `stream`, nothing waits for it.
 // Results are the same bits in every run. Arrays are row-major and contiguous. Nothing may alias. Errors of CUDA's are
@@ -35,6 +36,7 @@ struct RnnShape {
   int64_t tokens;              // N: rows of everything that is of tokens; more than there are is fine
   int64_t hidden_size;         // H
   const int64_t* batch_sizes;  // [T], B >= batch_sizes[0] >= batch_sizes[1] >= ... >= 0; null: all B
+  bool tf32 = false;           // of float: products may round their operands to TF32
 };
 
 template <typename T>

@@ -4,6 +4,7 @@
 // part of the gradient of every unit's h, which it sends to the unit's owner, who adds the parts up in the order of the
 // blocks. A warp's tiles of W_hh^T are 16 units of h, four to a thread, by all gates of the block; the first kResident
 // are in registers, the others in shared memory.
+#include "kernels/cuda/rnn_float.h"
 #include "kernels/cuda/rnn_fma.h"
 #include "kernels/cuda/rnn_plans.h"
 
@@ -41,14 +42,6 @@ struct Memory {
 };
 
 using Backward = Launch<RnnBackward<float>, float>;
-
-// What the forward pass left at a step, and what comes from above.
-struct Kept {
-  float gates[4];
-  float grad_output;
-  float cell;
-  bool active;
-};
 
 template <int kResident, int kRows>
 __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_constant__ Backward launch) {
@@ -114,15 +107,8 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
   if (thread_index() == 0) Arrivals::start(barriers, steps, bytes);
   sync_cluster();
 
-  const auto load_kept = [&](Kept& kept) {
-    kept.active = there && row < walk.sequences();
-    if (!kept.active) return;
-    const int64_t token = walk.token() + row;
-    const float* const gates = args.gates + (g * shape.tokens + token) * 4 * H + unit;
-#pragma unroll
-    for (int q = 0; q < 4; ++q) kept.gates[q] = gates[q * H];
-    kept.grad_output = args.grad_output != nullptr ? args.grad_output[token * G * H + g * H + unit] : 0.0F;
-    kept.cell = args.cells[(g * shape.tokens + token) * H + unit];
+  const auto load_next = [&](Kept& kept) {
+    load_kept(kept, args, g, walk.token() + row, unit, there && row < walk.sequences());
   };
   // What was sent during step s is the gradient of h before that step.
   bool active = false;
@@ -135,7 +121,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
   };
 
   Kept next{};
-  if (steps > 0) load_kept(next);
+  if (steps > 0) load_next(next);
 
   for (int s = 0; s < steps; ++s) {
     const int64_t token = walk.token() + row;
@@ -143,7 +129,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
     next.active = false;
     if (s + 1 < steps) {
       walk.advance();
-      load_kept(next);  // while this step computes
+      load_next(next);  // while this step computes
     }
     if (s > 0) receive(s - 1);
 
@@ -153,16 +139,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
     active = kept.active;
     float grads[4] = {};
     if (active) {
-      const auto [i, f, g_, o] = kept.gates;
-      const float before = next.active ? next.cell : c0;
-      const float tanh_c = exact_hyperbolic_tangent(kept.cell);
-      const float of_h = grad_h + kept.grad_output;
-      const float of_c = grad_c + of_h * o * (1.0F - tanh_c * tanh_c);
-      grads[0] = of_c * g_ * i * (1.0F - i);
-      grads[1] = of_c * before * f * (1.0F - f);
-      grads[2] = of_c * i * (1.0F - g_ * g_);
-      grads[3] = of_h * tanh_c * o * (1.0F - o);
-      grad_c = of_c * f;
+      gate_gradients(grads, kept, next.active ? next.cell : c0, grad_h, grad_c);
       float* const at = args.grad_gates + (token * G + g) * 4 * H + unit;
 #pragma unroll
       for (int q = 0; q < 4; ++q) at[q * H] = grads[q];

@@ -13,6 +13,7 @@ struct Plan {
   int warps;   // of a block
   int units_of_warp;
   int rows;  // of the batch that a cluster works on
+  bool tf32 = false;
 
   __host__ __device__ int units_of_block() const { return warps * units_of_warp; }
   __host__ __device__ int units() const { return blocks * units_of_block(); }

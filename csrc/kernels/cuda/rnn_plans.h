@@ -37,4 +37,10 @@ void run_forward(const RnnForward<float>& args, const Plan& plan, Stream stream)
 template <>
 void run_backward(const RnnBackward<float>& args, const Plan& plan, Stream stream);
 
+// The same for plans in TF32.
+int forward_clusters_at_once_tf32(const Plan& plan);
+int backward_clusters_at_once_tf32(const Plan& plan);
+void run_forward_tf32(const RnnForward<float>& args, const Plan& plan, Stream stream);
+void run_backward_tf32(const RnnBackward<float>& args, const Plan& plan, Stream stream);
+
 }  // namespace pymtl::cuda

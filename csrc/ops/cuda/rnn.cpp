@@ -31,11 +31,11 @@ std::vector<pymtl::cuda::RnnWeights<T>> weights_of(const Layer<T>& layer) {
 }
 
 template <typename T>
-RnnShape shape_of(const Layer<T>& layer, const Batch& batch) {
+RnnShape shape_of(const Layer<T>& layer, const Batch& batch, bool allow_tf32) {
   constexpr int64_t kMost = INT32_MAX - 16;
   check(batch.steps <= kMost && batch.batch <= kMost, "input: expected fewer than 2^31 steps and sequences, got ",
         batch.steps, " and ", batch.batch);
-  return {layer.recurrences, batch.steps, batch.batch, batch.tokens, layer.hidden_size, batch.sizes()};
+  return {layer.recurrences, batch.steps, batch.batch, batch.tokens, layer.hidden_size, batch.sizes(), allow_tf32};
 }
 
 // Splits the recurrences by the input they read, and puts what `of` makes of each part side by side.
@@ -61,7 +61,7 @@ enum class Keep { nothing, for_backward };
 ForwardResult forward(const Tensor& given_input, const OptionalTensor& batch_sizes, const Tensors& weight_ih,
                       const Tensors& weight_hh, const Tensors& bias_ih, const Tensors& bias_hh,
                       const std::vector<bool>& reverse, const std::string& mode, const OptionalTensor& given_h0,
-                      const OptionalTensor& given_c0, Keep keep) {
+                      const OptionalTensor& given_c0, bool allow_tf32, Keep keep) {
   return with_rnn_type(given_input, "input", [&]<typename T>() {
     const Stream stream(given_input);
     const ScalarType type = given_input.scalar_type();
@@ -88,7 +88,7 @@ ForwardResult forward(const Tensor& given_input, const OptionalTensor& batch_siz
       return product(part, transposed(weight), ScalarType::Float);
     });
     const auto weights = weights_of(layer);
-    const RnnShape shape = shape_of(layer, batch);
+    const RnnShape shape = shape_of(layer, batch, allow_tf32);
     const Tensor workspace = scratch(input, pymtl::cuda::rnn_forward_workspace<T>(shape));
     pymtl::cuda::rnn_forward(
         RnnForward<T>{shape, weights.data(), read<float>(projected), read<T>(h0), read<T>(c0), write<T>(result.output),
@@ -102,24 +102,22 @@ std::tuple<Tensor, Tensor, Tensor> rnn_inference(Tensor input, OptionalTensor ba
                                                  Tensors weight_hh, OptionalTensors bias_ih, OptionalTensors bias_hh,
                                                  std::vector<bool> reverse, std::string mode, OptionalTensor h0,
                                                  OptionalTensor c0, OptionalTensor dropout, OptionalTensor zoneout_h,
-                                                 OptionalTensor zoneout_c, OptionalTensors norm,
+                                                 OptionalTensor zoneout_c, OptionalTensors norm, bool allow_tf32,
                                                  OptionalTensor packed) {
   check_plain(mode, dropout, zoneout_h, zoneout_c, norm);
   check(!packed.has_value(), "packed: expected none, which the GPU has no use for");
   const ForwardResult result = forward(input, batch_sizes, or_none(weight_ih), weight_hh, or_none(bias_ih),
-                                       or_none(bias_hh), reverse, mode, h0, c0, Keep::nothing);
+                                       or_none(bias_hh), reverse, mode, h0, c0, allow_tf32, Keep::nothing);
   return {result.output, result.h_n, result.c_n};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_training(Tensor input, OptionalTensor batch_sizes,
-                                                                Tensors weight_ih, Tensors weight_hh, Tensors bias_ih,
-                                                                Tensors bias_hh, std::vector<bool> reverse,
-                                                                std::string mode, OptionalTensor h0, OptionalTensor c0,
-                                                                OptionalTensor dropout, OptionalTensor zoneout_h,
-                                                                OptionalTensor zoneout_c, OptionalTensors norm) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_training(
+    Tensor input, OptionalTensor batch_sizes, Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh,
+    std::vector<bool> reverse, std::string mode, OptionalTensor h0, OptionalTensor c0, OptionalTensor dropout,
+    OptionalTensor zoneout_h, OptionalTensor zoneout_c, OptionalTensors norm, bool allow_tf32) {
   check_plain(mode, dropout, zoneout_h, zoneout_c, norm);
-  const ForwardResult result =
-      forward(input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, h0, c0, Keep::for_backward);
+  const ForwardResult result = forward(input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, h0,
+                                       c0, allow_tf32, Keep::for_backward);
   return {result.output, result.h_n, result.c_n, result.gates, result.cells};
 }
 
@@ -127,7 +125,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> rnn_backward(
     OptionalTensor given_grad_output, OptionalTensor given_grad_h_n, OptionalTensor given_grad_c_n, Tensor given_input,
     OptionalTensor batch_sizes, Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh,
     std::vector<bool> reverse, std::string mode, OptionalTensor given_h0, OptionalTensor given_c0,
-    OptionalTensor dropout, OptionalTensor zoneout_h, OptionalTensor zoneout_c, OptionalTensors norm,
+    OptionalTensor dropout, OptionalTensor zoneout_h, OptionalTensor zoneout_c, OptionalTensors norm, bool allow_tf32,
     Tensor given_output, Tensor given_gates, Tensor given_cells, std::vector<bool> flags) {
   check_plain(mode, dropout, zoneout_h, zoneout_c, norm);
   return with_rnn_type(given_input, "input", [&]<typename T>() {
@@ -169,7 +167,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> rnn_backward(
     const Sizes gate_sizes = {N, G * 4 * H};
     const Tensor grad_gates = batch.exact() ? make(input, gate_sizes) : torch::stable::new_zeros(input, gate_sizes);
     const auto weights = weights_of(layer);
-    const RnnShape shape = shape_of(layer, batch);
+    const RnnShape shape = shape_of(layer, batch, allow_tf32);
     const Tensor workspace = scratch(input, pymtl::cuda::rnn_backward_workspace<T>(shape));
     pymtl::cuda::rnn_backward(RnnBackward<T>{shape, weights.data(), read<T>(c0), read<T>(gates), read<float>(cells),
                                              read<T>(grad_output), read<T>(grad_h_n), read<T>(grad_c_n),

@@ -1,8 +1,10 @@
 // The CUDA kernels of the recurrence, run on the host, against the formulas in double.
 //
 // Each number is compared with what the formulas make of the kernel's own rounded operands: h of the step before
-// forward, gates, cells and gradients of gates backward. So what is left is one rounding to T, and sums in float.
+// forward, gates, cells and gradients of gates backward. So what is left is one rounding to T, and sums in float. With
+// TF32 both operands of a product are rounded here as there.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <string>
 #include <vector>
@@ -10,6 +12,7 @@
 #include "../check.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/rnn.h"
+#include "kernels/cuda/rnn_plans.h"
 
 namespace pymtl::test {
 namespace {
@@ -62,6 +65,8 @@ struct Problem {
   std::vector<char> reverse;
   Buffer<float> projected;
   Buffer<T> h0, c0, grad_output, grad_h_n, grad_c_n;
+  bool allow_tf32 = false;
+  cuda::Plan tf32{};  // not the kernels' choice, but a cluster with products in TF32; 0 blocks: none
 
   Problem(const Case& given, Random& random) : shape(given) {
     const auto [G, B, steps, H, ragged, states, biases] = shape;
@@ -106,7 +111,14 @@ struct Problem {
     }
     return all;
   }
-  cuda::RnnShape rnn_shape() const { return {shape.G, shape.T, shape.B, tokens(), shape.H, batch_sizes.data()}; }
+  double operand(T x) const {
+    if (tf32.blocks > 0) return std::bit_cast<float>(cuda::rounded_to_tf32(static_cast<float>(value(x))));
+    return value(x);
+  }
+
+  cuda::RnnShape rnn_shape() const {
+    return {shape.G, shape.T, shape.B, tokens(), shape.H, batch_sizes.data(), allow_tf32};
+  }
 };
 
 template <typename T>
@@ -126,10 +138,17 @@ struct Forward {
     }
     const std::vector<RnnWeights<T>> weights = problem.weights();
     Workspace workspace = workspace_of(cuda::rnn_forward_workspace<T>(problem.rnn_shape()));
-    cuda::rnn_forward(
-        RnnForward<T>{problem.rnn_shape(), weights.data(), problem.projected.data(), problem.h0.data(),
-                      problem.c0.data(), output.data(), h_n.data(), c_n.data(), gates.data(), cells.data()},
-        workspace.data(), nullptr);
+    const RnnForward<T> args{problem.rnn_shape(), weights.data(),    problem.projected.data(),
+                             problem.h0.data(),   problem.c0.data(), output.data(),
+                             h_n.data(),          c_n.data(),        gates.data(),
+                             cells.data()};
+    if constexpr (std::is_same_v<T, float>) {
+      if (problem.tf32.blocks > 0) {
+        run_forward_tf32(args, problem.tf32, nullptr);
+        return;
+      }
+    }
+    cuda::rnn_forward(args, workspace.data(), nullptr);
   }
 };
 
@@ -144,10 +163,24 @@ struct Backward {
     c0 = Buffer<T>(G * B * H, 64);
     const std::vector<RnnWeights<T>> weights = problem.weights();
     Workspace workspace = workspace_of(cuda::rnn_backward_workspace<T>(problem.rnn_shape()));
-    cuda::rnn_backward(RnnBackward<T>{problem.rnn_shape(), weights.data(), problem.c0.data(), forward.gates.data(),
-                                      forward.cells.data(), problem.grad_output.data(), problem.grad_h_n.data(),
-                                      problem.grad_c_n.data(), gates.data(), h0.data(), c0.data()},
-                       workspace.data(), nullptr);
+    const RnnBackward<T> args{problem.rnn_shape(),
+                              weights.data(),
+                              problem.c0.data(),
+                              forward.gates.data(),
+                              forward.cells.data(),
+                              problem.grad_output.data(),
+                              problem.grad_h_n.data(),
+                              problem.grad_c_n.data(),
+                              gates.data(),
+                              h0.data(),
+                              c0.data()};
+    if constexpr (std::is_same_v<T, float>) {
+      if (problem.tf32.blocks > 0) {
+        run_backward_tf32(args, problem.tf32, nullptr);
+        return;
+      }
+    }
+    cuda::rnn_backward(args, workspace.data(), nullptr);
   }
 };
 
@@ -159,10 +192,11 @@ void check_forward(const Problem<T>& problem, const Forward<T>& ours) {
   for (int64_t g = 0; g < G; ++g) {
     const Context context("recurrence ", g, problem.reverse[g] ? " in reverse" : "");
     for (int64_t b = 0; b < B; ++b) {
-      std::vector<double> h(H, 0.0);
+      std::vector<double> h(H, 0.0);  // as an operand
+      std::vector<double> last(H, 0.0);
       std::vector<double> c(H, 0.0);
       for (int64_t u = 0; states && u < H; ++u) {
-        h[u] = value(problem.h0[(g * B + b) * H + u]);
+        h[u] = problem.operand(problem.h0[(g * B + b) * H + u]);
         c[u] = value(problem.c0[(g * B + b) * H + u]);
       }
       const int64_t length = problem.lengths[b];
@@ -172,7 +206,7 @@ void check_forward(const Problem<T>& problem, const Forward<T>& ours) {
         for (int64_t row = 0; row < 4 * H; ++row) {
           a[row] = problem.projected[(token * G + g) * 4 * H + row];
           if (biases) a[row] += value(problem.b_ih[g][row]) + value(problem.b_hh[g][row]);
-          for (int64_t k = 0; k < H; ++k) a[row] += value(problem.w_hh[g][row * H + k]) * h[k];
+          for (int64_t k = 0; k < H; ++k) a[row] += problem.operand(problem.w_hh[g][row * H + k]) * h[k];
         }
         for (int64_t u = 0; u < H; ++u) {
           const double gates[4] = {sigmoid(a[u]), sigmoid(a[H + u]), std::tanh(a[2 * H + u]), sigmoid(a[3 * H + u])};
@@ -187,12 +221,13 @@ void check_forward(const Problem<T>& problem, const Forward<T>& ours) {
           }
           const int64_t place = (token * G + g) * H + u;
           check_near("output", ours.output[place], gates[3] * std::tanh(c[u]), place);
-          h[u] = value(ours.output[place]);
+          h[u] = problem.operand(ours.output[place]);
+          last[u] = value(ours.output[place]);
         }
       }
       for (int64_t u = 0; u < H; ++u) {
         const int64_t at = (g * B + b) * H + u;
-        CHECK(value(ours.h_n[at]) == h[u], at, value(ours.h_n[at]), h[u]);
+        CHECK(value(ours.h_n[at]) == last[u], at, value(ours.h_n[at]), last[u]);
         check_near("c_n", ours.c_n[at], c[u], at);
       }
     }
@@ -233,13 +268,13 @@ void check_backward(const Problem<T>& problem, const Forward<T>& forward, const 
           for (int64_t q = 0; q < 4; ++q) {
             const int64_t at = ((token * G + g) * 4 + q) * H + u;
             check_near("grad_gates", ours.gates[at], expected[q], at, 16.0);
-            grads[q * H + u] = value(ours.gates[at]);
+            grads[q * H + u] = problem.operand(ours.gates[at]);
           }
           grad_c[u] = of_c * f;
         }
         for (int64_t u = 0; u < H; ++u) {
           grad_h[u] = 0.0;
-          for (int64_t k = 0; k < 4 * H; ++k) grad_h[u] += value(problem.w_hh[g][k * H + u]) * grads[k];
+          for (int64_t k = 0; k < 4 * H; ++k) grad_h[u] += problem.operand(problem.w_hh[g][k * H + u]) * grads[k];
         }
       }
       for (int64_t u = 0; u < H; ++u) {
@@ -252,10 +287,11 @@ void check_backward(const Problem<T>& problem, const Forward<T>& forward, const 
 }
 
 template <typename T>
-void check_case(const Case& shape, Random& random) {
+void check_case(const Case& shape, Random& random, const cuda::Plan& tf32 = {}) {
   const Context context("G=", shape.G, " B=", shape.B, " T=", shape.T, " H=", shape.H, shape.ragged ? " ragged" : "",
                         shape.states ? " states" : "", shape.biases ? " biases" : "");
-  const Problem<T> problem(shape, random);
+  Problem<T> problem(shape, random);
+  problem.tf32 = tf32;
   cuda::emulator::seed = random.bits();
   const Forward<T> trained(problem, true);
   check_forward(problem, trained);
@@ -326,6 +362,51 @@ void teams() {
   std::printf("         largest error: %.2f of its bound\n", largest_part_of_bound);
 }
 
+// Every size of cluster with products in TF32, and every number of rows of the batch.
+void tf32() {
+  Random random(10);
+  largest_part_of_bound = 0.0;
+  const auto cluster = [](int64_t H, int rows) {
+    return cuda::Plan{static_cast<int>((H + 31) / 32), 8, 4, rows, true};
+  };
+  for (const int rows : {8, 16, 32}) {
+    const Context context("rows=", rows);
+    for (const int64_t H : {1, 7, 32, 33, 100, 190, 256}) {
+      const int64_t B = 1 + random.below(2 * rows);
+      const int64_t steps = H > 64 ? 2 : 1 + random.below(5);
+      check_case<float>({1 + random.below(2), B, steps, H, random.flip(), random.flip(), random.flip()}, random,
+                        cluster(H, rows));
+    }
+    check_case<float>({2, rows + 3, 5, 20, true, true, true}, random, cluster(20, rows));
+    check_case<float>({33, 2, 2, 3, true, true, true}, random, cluster(3, rows));
+  }
+  check_case<float>({2, 5, 3, 40, true, true, true}, random, {4, 8, 4, 8, true});  // blocks without units
+  check_case<float>({1, 19, 2, 333, true, true, true}, random, cluster(333, 16));  // weights in shared memory
+  check_case<float>({1, 3, 2, 512, true, true, true}, random, cluster(512, 8));
+  std::printf("         largest error: %.2f of its bound\n", largest_part_of_bound);
+}
+
+// With TF32 allowed, many sequences are walked in TF32, and one is not.
+void tf32_where_faster() {
+  Random random(11);
+  for (const int64_t B : {1, 40}) {
+    const Context context("B=", B);
+    Problem<float> problem({2, B, 3, 250, false, true, true}, random);
+    const Forward<float> exact(problem, true);
+    const Backward<float> exact_gradients(problem, exact);
+    problem.allow_tf32 = true;
+    const Forward<float> allowed(problem, true);
+    const Backward<float> gradients(problem, exact);
+    const bool same = same_bits(allowed.output.data(), exact.output.data(), exact.output.size());
+    const bool same_gradients = same_bits(gradients.gates.data(), exact_gradients.gates.data(), gradients.gates.size());
+    CHECK(same == (B == 1), same);
+    CHECK(same_gradients == (B == 1), same_gradients);
+    for (int64_t i = 0; i < exact.output.size(); ++i) {
+      CHECK(std::abs(allowed.output[i] - exact.output[i]) < 0x1p-8, i, allowed.output[i], exact.output[i]);
+    }
+  }
+}
+
 // The largest sizes, where much of the weights overflows into shared memory.
 template <typename T>
 void large_cases() {
@@ -347,6 +428,8 @@ int main() {
       {"bfloat16", all_cases<pymtl::BFloat16>},
       {"float16", all_cases<pymtl::Float16>},
       {"teams, bfloat16", teams<pymtl::BFloat16>},
+      {"float in TF32", tf32},
+      {"float in TF32 where faster", tf32_where_faster},
       {"large, float", large_cases<float>},
       {"large, bfloat16", large_cases<pymtl::BFloat16>},
   });

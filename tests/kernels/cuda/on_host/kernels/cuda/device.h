@@ -140,6 +140,32 @@ void multiply_tile(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
   for (int element = 0; element < 4; ++element) acc[element] += sums[element];
 }
 
+inline uint32_t rounded_to_tf32(float x) {
+  const uint32_t bits = bits_of(x);
+  return std::isfinite(x) ? (bits + 0x1000) & ~uint32_t{0x1fff} : bits;
+}
+
+inline void multiply_tile_tf32(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const uint32_t words[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  float sums[4];
+  emulator::collect(words, 6, [&](const emulator::Words* lanes, int lane) {
+    const int r = lane / 4;
+    for (int element = 0; element < 4; ++element) {
+      const int row = r + 8 * (element / 2);
+      const int column = 2 * (lane % 4) + element % 2;
+      float sum = 0.0F;
+      for (int k = 0; k < 8; ++k) {
+        const uint32_t of_a = lanes[4 * (row % 8) + k % 4].word[row / 8 + 2 * (k / 4)];
+        const uint32_t of_b = lanes[4 * column + k % 4].word[4 + k / 4];
+        constexpr uint32_t kRead = ~uint32_t{0x1fff};  // the other bits do not count
+        sum += float_of(of_a & kRead) * float_of(of_b & kRead);
+      }
+      sums[element] = sum;
+    }
+  });
+  for (int element = 0; element < 4; ++element) acc[element] += sums[element];
+}
+
 inline uint32_t transpose_tile(uint32_t pair) {
   uint32_t result = 0;
   emulator::collect(&pair, 1, [&](const emulator::Words* lanes, int lane) {
