@@ -86,7 +86,8 @@ class JointLoss(nn.Module):
         Raises:
             KeyError: a task is unknown, or has targets but no logits.
             ValueError: targets and logits of a task differ in shape, or no task has targets.
-            IndexError: a class is out of range.
+            IndexError: a class is out of range. On a GPU the task's loss is NaN instead, and a later call raises
+                this, or :func:`pymtl.ops.raise_late_errors`.
             RuntimeError: a dtype or device does not fit.
         """
         _check_known("logits", logits, self.losses)
@@ -172,6 +173,7 @@ class JointLoss(nn.Module):
                 # An ordinal loss has put NaN where there is no label, and 0 and 1 elsewhere.
                 ignore_index=[-100 if isinstance(loss, OrdinalLoss) else loss.ignore_index for loss in losses],
                 label_smoothing=[loss.label_smoothing for loss in losses],
+                names=tasks,
             )
         except (IndexError, RuntimeError) as error:
             if type(error) not in (IndexError, RuntimeError):

@@ -249,15 +249,47 @@ def test_a_class_out_of_range_gives_nan_to_its_task_alone(target, gradients, dty
     s = sample_of(MIXED, dtype)
     clean = on_cpu(of_losses(ours, on(gpu, s)))
     s.targets[0][3] = target
+    there = on(gpu, s)
     if not gradients:
-        there = on(gpu, s)
         losses = ops.joint_loss(there.logits, there.targets, there.kinds, **there.others())
         assert losses.isnan().tolist() == [True, *[False] * 4]
+    else:
+        found = on_cpu(of_losses(ours, there))
+    if gpu.type == "cuda":
+        with pytest.raises(IndexError, match=r"targets\[0\]: expected classes from 0 to 6 .* row 3 of an earlier call"):
+            ops.raise_late_errors()
+        ops.raise_late_errors()
+    if not gradients:
         return
-    found = on_cpu(of_losses(ours, on(gpu, s)))
     assert found["loss 0"].isnan()
     assert found["gradient 0"].isnan().all()
     assert_same_bits({n: t for n, t in found.items() if "0" not in n}, {n: t for n, t in clean.items() if "0" not in n})
+
+
+def bad_rows(s):
+    weights = [z.new_empty(0) if w is None else w for z, w in zip(s.logits, s.weights)]
+    arguments = (s.logits, s.targets, s.kinds, weights, s.ignore_index, s.label_smoothing)
+    return torch.ops.pymtl.joint_loss(*arguments, False)[2].tolist()
+
+
+def test_the_first_row_out_of_range_of_each_task_is_found(gpu):
+    tasks = [Task(CE, rows, 7, ignored=0.1) for rows in (0, 1, 31, 700, 40)] + [Task(BCE, 40, 5), Task(MSE, 9, 2)]
+    s = sample_of(tasks * 3)  # more tasks than one launch takes
+    assert bad_rows(on(gpu, s)) == [-1] * 21
+    for task, rows in {1: [0], 2: [30], 3: [699, 511, 690], 18: [39, 3]}.items():
+        s.targets[task][rows] = 7
+    expected = {1: 0, 2: 30, 3: 511, 18: 3}
+    assert bad_rows(on(gpu, s)) == [expected.get(task, -1) for task in range(21)]
+
+
+def test_a_later_loss_raises_the_error_of_an_earlier_one_by_its_tasks_name(real_gpu):
+    joint, logits = pymtl.JointLoss({"topic": 1.0, "slots": 1.0}), torch.zeros(3, 4, device=real_gpu)
+    good, bad = torch.tensor([0, 3, -100], device=real_gpu), torch.tensor([0, 3, 4], device=real_gpu)
+    assert joint({"slots": logits}, {"slots": bad}).total.isnan()  # which waits for the GPU
+    with pytest.raises(IndexError, match=r"targets\['slots'\]: expected classes from 0 to 3 .* at row 2"):
+        joint({"topic": logits}, {"topic": good})
+    assert joint({"topic": logits}, {"topic": good}).total.isfinite()
+    ops.raise_late_errors()
 
 
 # Torch's contract for an op.

@@ -1,14 +1,16 @@
 #include "kernels/joint_loss.h"
 
+#include <algorithm>
+
 #include "loss_tasks.h"
 #include "scratch.h"
 
 namespace pymtl::ops {
 namespace {
 
-std::tuple<Tensor, Tensors> joint_loss(Tensors logits, Tensors targets, std::vector<std::string> kinds, Tensors weights,
-                                       std::vector<int64_t> ignore_index, std::vector<double> label_smoothing,
-                                       bool gradients) {
+std::tuple<Tensor, Tensors, Tensor> joint_loss(Tensors logits, Tensors targets, std::vector<std::string> kinds,
+                                               Tensors weights, std::vector<int64_t> ignore_index,
+                                               std::vector<double> label_smoothing, bool gradients) {
   check(!logits.empty(), "logits: expected at least one task, got none");
   check_cpu(logits[0], Name("logits", 0));
   return with_real_type(logits[0], "logits[0]", [&]<typename T>() {
@@ -21,7 +23,9 @@ std::tuple<Tensor, Tensors> joint_loss(Tensors logits, Tensors targets, std::vec
     }
     const Scratch workspace(joint_loss_workspace(all.tasks.data(), all.count()));
     pymtl::joint_loss(all.tasks.data(), all.count(), workspace.memory(), torch_executor());
-    return std::make_tuple(all.losses, all.grads);
+    const Tensor bad_rows = make(logits[0], {all.count()}, ScalarType::Long);
+    std::fill_n(write<int64_t>(bad_rows), all.count(), -1);
+    return std::make_tuple(all.losses, all.grads, bad_rows);
   });
 }
 

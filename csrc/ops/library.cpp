@@ -79,9 +79,10 @@ STABLE_TORCH_LIBRARY(pymtl, m) {
   m.def("pool(Tensor input, Tensor? batch_sizes, bool[] reverse, str kind) -> (Tensor output, Tensor argmax)");
   m.def("pool_backward(Tensor grad_output, Tensor? batch_sizes, Tensor argmax, SymInt[] size, str kind) -> Tensor");
 
+  // bad_rows [K]: each task's first row whose class is out of range, or -1; on the CPU that is an error instead.
   m.def(
       "joint_loss(Tensor[] logits, Tensor[] targets, str[] kinds, Tensor[] weights, int[] ignore_index, "
-      "float[] label_smoothing, bool gradients) -> (Tensor losses, Tensor[] grad_logits)");
+      "float[] label_smoothing, bool gradients) -> (Tensor losses, Tensor[] grad_logits, Tensor bad_rows)");
 
   m.def(
       "packing_order(Tensor lengths, SymInt steps) "

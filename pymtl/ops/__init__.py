@@ -8,6 +8,7 @@ from pymtl.ops.dropout import dropout
 from pymtl.ops.dtypes import has_kernels
 from pymtl.ops.heads import heads
 from pymtl.ops.joint_loss import joint_loss
+from pymtl.ops.late_errors import raise_late_errors
 from pymtl.ops.packing import PackingOrder, pack, packing_order, unpack
 from pymtl.ops.pooling import pool
 from pymtl.ops.rnn import RNNHeadsResult, RNNMasks, RNNNorm, RNNWeights, rnn, rnn_frozen, rnn_heads, rnn_pack
@@ -27,6 +28,7 @@ __all__ = [
     "pack",
     "packing_order",
     "pool",
+    "raise_late_errors",
     "rnn",
     "rnn_frozen",
     "rnn_heads",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from pymtl import reference
 from pymtl.ops.autograd import below_autograd, check_one_device, needs_reference, wants_gradient
 from pymtl.ops.dtypes import has_cuda
+from pymtl.ops.late_errors import raise_late_errors, report
 
 
 def joint_loss(
@@ -21,11 +23,13 @@ def joint_loss(
     weights: Sequence[Tensor | None] | None = None,
     ignore_index: Sequence[int] | None = None,
     label_smoothing: Sequence[float] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Tensor:
     """The mean loss of each of K tasks.
 
     Args:
-        logits: K tensors [M_k, C_k], float32 or float64 on the CPU; columns of a stacked tensor are read in place.
+        logits: K tensors [M_k, C_k], float32 or float64 on the CPU, any floating dtype on a GPU; columns of a stacked
+            tensor are read in place.
         targets: for ``"cross_entropy"`` int64 [M_k] classes, for the others [M_k, C_k] of the logits' dtype,
             NaN where there is no label.
         kinds: ``"cross_entropy"`` (as :func:`torch.nn.functional.cross_entropy`), ``"mean_squared_error"`` or
@@ -33,12 +37,14 @@ def joint_loss(
         weights: class weights, for binary cross-entropy weights of the positives; [C_k] each, None for ones.
         ignore_index: the class that means no label, -100 by default.
         label_smoothing: of the cross-entropies, 0 by default.
+        names: of the tasks, for late errors; their numbers by default.
 
     Returns:
         [K]; a task without any label gives 0 and no gradient.
 
     Raises:
-        IndexError: a class is neither in range nor ``ignore_index``.
+        IndexError: a class is neither in range nor ``ignore_index``. On a GPU, which nobody waits for, the task's loss
+            and gradients are NaN, and a later call raises the error, or :func:`raise_late_errors`.
         RuntimeError: a size, dtype or device does not fit.
 
     """
@@ -57,20 +63,35 @@ def joint_loss(
     )
     if any(t.requires_grad for t in (*arguments[1], *arguments[3])):
         raise RuntimeError("targets and weights: expected tensors without gradients, which joint_loss does not have")
+    late = logits[0].is_cuda and not torch.compiler.is_compiling()
+    if late:
+        raise_late_errors(wait=False)
     try:
         if needs_reference(*logits) or (logits[0].is_cuda and not has_cuda(logits[0])):
             return reference.joint_loss(*arguments)
         if wants_gradient(*logits):
             if torch.compiler.is_compiling():
                 return torch.ops.pymtl.joint_loss(*arguments, True)[0]
-            return _JointLoss.apply(arguments[1:], *logits)[0]
-        with below_autograd():
-            return torch.ops.pymtl.joint_loss(*arguments, False)[0]
+            losses, bad_rows, *_ = _JointLoss.apply(arguments[1:], *logits)
+        else:
+            with below_autograd():
+                losses, _, bad_rows = torch.ops.pymtl.joint_loss(*arguments, False)
     except RuntimeError as error:
         # The stable C++ interface knows one type of error only; torch's own loss raises IndexError here.
         if "out of bounds" in str(error):
             raise IndexError(str(error).splitlines()[0]) from None
         raise
+    if late and type(bad_rows) is Tensor:  # a fake one knows nothing
+        classes = [z.shape[1] for z in logits]
+        report(bad_rows, functools.partial(_out_of_bounds, names or range(count), classes, arguments[4]))
+    return losses
+
+
+def _out_of_bounds(names: Sequence[Any], classes: Sequence[int], ignore_index: Sequence[int], k: int, row: int) -> str:
+    return (
+        f"targets[{names[k]!r}]: expected classes from 0 to {classes[k] - 1} or ignore_index {ignore_index[k]}, got "
+        f"another at row {row} of an earlier call on the GPU, out of bounds"
+    )
 
 
 @torch.library.register_fake("pymtl::joint_loss")
@@ -82,24 +103,24 @@ def _joint_loss_fake(
     ignore_index: Sequence[int],
     label_smoothing: Sequence[float],
     gradients: bool,
-) -> tuple[Tensor, list[Tensor]]:
+) -> tuple[Tensor, list[Tensor], Tensor]:
     check_one_device(logits=logits, targets=targets, weights=weights)
     grads = [l.new_empty(l.shape) for l in logits] if gradients else []
-    return logits[0].new_empty(len(logits)), grads
+    return logits[0].new_empty(len(logits)), grads, logits[0].new_empty(len(logits), dtype=torch.int64)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor]]) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, list[Tensor], Tensor]) -> None:
     logits, targets, kinds, weights, ignore_index, label_smoothing, gradients = inputs
     if any(t.requires_grad for t in (*targets, *weights)):
         raise RuntimeError("targets and weights: expected tensors without gradients, which joint_loss does not have")
-    grads = output[1]
-    ctx.mark_non_differentiable(*grads)
+    _, grads, bad_rows = output
+    ctx.mark_non_differentiable(*grads, bad_rows)
     ctx.save_for_backward(*logits, *targets, *weights, *grads)
     ctx.settings = (list(kinds), list(ignore_index), list(label_smoothing))
     ctx.gradients = gradients
 
 
-def _backward(ctx: Any, grad_losses: Tensor, _: Any) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad_losses: Tensor, *_: Any) -> tuple[Any, ...]:
     if not ctx.gradients:
         raise RuntimeError("joint_loss kept no gradients: call it with gradients=True")
     count = len(ctx.settings[0])
@@ -128,13 +149,14 @@ class _JointLoss(torch.autograd.Function):
     def forward(ctx: Any, others: tuple[Any, ...], *logits: Tensor) -> tuple[Tensor, ...]:
         inputs = (list(logits), *others, True)
         with below_autograd():
-            losses, grads = torch.ops.pymtl.joint_loss(*inputs)
-        _setup(ctx, inputs, (losses, grads))
-        return losses, *grads
+            output = torch.ops.pymtl.joint_loss(*inputs)
+        _setup(ctx, inputs, output)
+        losses, grads, bad_rows = output
+        return losses, bad_rows, *grads
 
     @staticmethod
     def backward(ctx: Any, grad_losses: Tensor, *_: Any) -> tuple[Any, ...]:
-        return None, *_backward(ctx, grad_losses, None)[0]
+        return None, *_backward(ctx, grad_losses)[0]
 
 
 torch.library.register_autograd("pymtl::joint_loss", _backward, setup_context=_setup)

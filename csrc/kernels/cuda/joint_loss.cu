@@ -15,6 +15,7 @@ int64_t block_count_of(int64_t rows) { return (rows + kBlock - 1) / kBlock; }
 template <typename T>
 struct Launch {
   LossTask<T> tasks[kTasks];
+  int64_t* bad_rows;     // [kTasks] the first row whose class is out of range, or -1
   double* totals;        // [kTasks] what each task's summed loss is divided by
   double* sums[kTasks];  // [blocks of rows]
 };
@@ -44,17 +45,34 @@ __device__ bool is_missing(const LossTask<T>& task, double target) {
   return target != target || ignored;
 }
 
-// A block for each task adds up what its loss is divided by: the targets' class weights, or the number of targets.
+// The smallest of a block's threads' numbers; all threads get it.
+__device__ int64_t block_least(int64_t value) {
+  auto* const least = reinterpret_cast<int64_t*>(shared_memory());
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) {
+    const int64_t other = shuffle_xor(value, mask);
+    value = other < value ? other : value;
+  }
+  sync_threads();
+  if (lane_index() == 0) least[thread_index() / kWarp] = value;
+  sync_threads();
+  for (int warp = 0; warp < kWarps; ++warp) value = least[warp] < value ? least[warp] : value;
+  return value;
+}
+
+// A block for each task adds up what its loss is divided by: the targets' class weights, or the number of targets. It
+// also looks for a class out of range.
 template <typename T>
 __global__ void add_totals(const __grid_constant__ Launch<T> launch) {
   const LossTask<T>& task = launch.tasks[block_index()];
   double total = 0.0;
+  int64_t bad_row = task.rows;
   if (task.kind == Loss::cross_entropy) {
     for (int64_t row = thread_index(); row < task.rows; row += block_threads()) {
       const int64_t target = task.class_targets[row];
       if (target == task.ignore_index) continue;
       if (target < 0 || target >= task.classes) {
         total = not_a_number();
+        bad_row = row < bad_row ? row : bad_row;
       } else {
         total += task.weight != nullptr ? static_cast<double>(to_real(task.weight[target])) : 1.0;
       }
@@ -65,7 +83,10 @@ __global__ void add_totals(const __grid_constant__ Launch<T> launch) {
     }
   }
   total = block_sum(total);
-  if (thread_index() == 0) launch.totals[block_index()] = total;
+  bad_row = block_least(bad_row);
+  if (thread_index() != 0) return;
+  launch.totals[block_index()] = total;
+  launch.bad_rows[block_index()] = bad_row < task.rows ? bad_row : -1;
 }
 
 // A warp's row: every lane gets the row's loss.
@@ -202,12 +223,13 @@ int64_t joint_loss_workspace(const LossTask<T>* tasks, int64_t count) {
 }
 
 template <typename T>
-void joint_loss(const LossTask<T>* tasks, int64_t count, double* workspace, void* given) {
+void joint_loss(const LossTask<T>* tasks, int64_t count, int64_t* bad_rows, double* workspace, void* given) {
   const auto stream = static_cast<Stream>(given);
   double* sums = workspace + count;
   for (int64_t first = 0; first < count; first += kTasks) {
     const int64_t here = std::min<int64_t>(count - first, kTasks);
     Launch<T> args{};
+    args.bad_rows = bad_rows + first;
     args.totals = workspace + first;
     int64_t blocks = 1;
     for (int64_t k = 0; k < here; ++k) {
@@ -226,7 +248,7 @@ void joint_loss(const LossTask<T>* tasks, int64_t count, double* workspace, void
 
 #define PYMTL_INSTANTIATE(T)                                          \
   template int64_t joint_loss_workspace(const LossTask<T>*, int64_t); \
-  template void joint_loss(const LossTask<T>*, int64_t, double*, void*);
+  template void joint_loss(const LossTask<T>*, int64_t, int64_t*, double*, void*);
 PYMTL_INSTANTIATE(float)
 PYMTL_INSTANTIATE(double)
 PYMTL_INSTANTIATE(BFloat16)
