@@ -167,7 +167,7 @@ class CRF(nn.Module):
         batch, steps = emissions.shape[:2] if self.batch_first else (emissions.shape[1], emissions.shape[0])
         if lengths is None:
             lengths = torch.full((batch,), steps, dtype=torch.int64)
-        order = ops.packing_order(as_lengths(lengths, batch), steps, emissions.device)
+        order = ops.packing_order(as_lengths(lengths, batch, emissions.device).cpu(), steps, emissions.device)
         return _single(ops.pack(emissions, order, batch_first=self.batch_first)), order
 
     def functions(self, emissions: Tensor) -> object:

@@ -136,8 +136,8 @@ class MultiTaskModel(nn.Module):
             inputs: token ids [B, T] ([T, B] without ``batch_first``), or features [B, T, E] if there is no
                 embedding; or a PackedSequence of either; or a dictionary of such fields, all packed or all padded
                 alike, for an embedding of several.
-            lengths: of the sequences, in any order: int64 [B] on the CPU or integers from 1 to T; None if
-                all are T long.
+            lengths: of the sequences, in any order: int64 [B] or integers from 1 to T; None if all are T long. Those on
+                a GPU are waited for.
             tasks: those wanted; all by default.
 
         Returns:
@@ -203,7 +203,7 @@ class MultiTaskModel(nn.Module):
             raise RuntimeError("tokens: expected sequence length to be larger than 0")
         if lengths is None:
             lengths = torch.full((batch,), steps, dtype=torch.int64, device="cpu")
-        return ops.packing_order(as_lengths(lengths, batch), steps, first.device)
+        return ops.packing_order(as_lengths(lengths, batch, first.device).cpu(), steps, first.device)
 
     def _pack(self, padded: Tensor, order: ops.PackingOrder) -> Tensor:
         return ops.pack(padded, order, batch_first=self.encoder.batch_first)

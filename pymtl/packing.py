@@ -38,10 +38,10 @@ def pack(padded: Tensor, lengths: Tensor | Sequence[int], *, batch_first: bool =
 
     Args:
         padded: [T, B, ...], or [B, T, ...] if ``batch_first``.
-        lengths: int64 [B] on the CPU or integers, each from 1 to T.
+        lengths: int64 [B] or integers, each from 1 to T; those on a GPU are waited for.
     """
     batch, steps = padded.shape[:2] if batch_first else (padded.shape[1], padded.shape[0])
-    order = ops.packing_order(as_lengths(lengths, batch), steps, padded.device)
+    order = ops.packing_order(as_lengths(lengths, batch, padded.device).cpu(), steps, padded.device)
     data = ops.pack(padded, order, batch_first=batch_first)
     longest = int((order.batch_sizes > 0).sum())
     return PackedSequence(data, order.batch_sizes[:longest], order.sorted_indices, order.unsorted_indices)

@@ -566,6 +566,12 @@ def test_bench_refuses_arguments_before_it_measures(argument, capsys):
     assert "expected a" in capsys.readouterr().err
 
 
+def test_train_says_that_there_is_no_gpu(toml, tmp_path, fails, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "--device: there is no GPU" in fails("train", toml, "--run", tmp_path / "run", "--device", "cuda")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -201,7 +201,7 @@ def test_a_score_that_validation_never_has_is_named(config, tmp_path):
 @pytest.mark.parametrize("method", ["gradnorm", "gradient_aggregation"])
 def test_balancing_by_gradients_of_states_is_refused_in_several_processes(folder, tmp_path, monkeypatch, method):
     pytest.importorskip("torchjd")
-    monkeypatch.setattr("pymtl.training.trainer._accelerator", lambda _: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr("pymtl.training.trainer._accelerator", lambda *_: SimpleNamespace(num_processes=2))
     with pytest.raises(ConfigError, match=f"balancing: expected another method than {method} with several processes"):
         toy.trainer(toy.load(folder, f"balancing={method}"), tmp_path)
 

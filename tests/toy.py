@@ -111,7 +111,7 @@ class Watcher:
         self.records.append(record)
 
 
-def trainer(config, folder, backend="pymtl", stop_in=None, resume=False):
+def trainer(config, folder, backend="pymtl", stop_in=None, resume=False, device="cpu"):
     """What ``pymtl train`` makes, ready to fit."""
     train, valid = read_sets(config)
     vocabulary = Vocabulary.of([record for records in train.values() for record in records], config)
@@ -119,14 +119,15 @@ def trainer(config, folder, backend="pymtl", stop_in=None, resume=False):
     if not resume:
         run.create(config, vocabulary, backend)
     torch.manual_seed(config.seed)
-    result = Trainer(run, config, vocabulary, Backend(backend, config, vocabulary), train, valid, Watcher(stop_in))
+    model = Backend(backend, config, vocabulary)
+    result = Trainer(run, config, vocabulary, model, train, valid, Watcher(stop_in), device)
     if resume:
         result.resume()
     return result
 
 
-def fitted(config, folder, backend="pymtl"):
-    result = trainer(config, folder, backend)
+def fitted(config, folder, backend="pymtl", device="cpu"):
+    result = trainer(config, folder, backend, device=device)
     result.fit()
     return result
 

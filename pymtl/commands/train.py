@@ -19,6 +19,7 @@ EXAMPLES = """examples:
   pymtl train examples/snips/snips.toml --set training.epochs=5 --set model.hidden_size=256
   pymtl train examples/snips/snips.toml --resume           go on after Ctrl-C
   pymtl train examples/snips/snips.toml --backend reference --run runs/plain
+  pymtl train examples/snips/snips.toml --device cuda
 """
 
 
@@ -56,6 +57,7 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
         default="pymtl",
         help="reference: the identical model in plain PyTorch (default: pymtl)",
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: cpu)")
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's)")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
@@ -69,11 +71,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     from pymtl.training import config as configuration
     from pymtl.training.data import read_sets, read_test_sets
-    from pymtl.training.errors import RunError
+    from pymtl.training.errors import ConfigError, RunError
     from pymtl.training.metrics import check_scorable
     from pymtl.training.run import Run
     from pymtl.training.vocabulary import Vocabulary
 
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device: there is no GPU, or this torch has no CUDA")
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     console = Console()
@@ -91,7 +95,8 @@ def run(arguments: argparse.Namespace) -> int:
         if run.holds_other_files():
             raise RunError(f"{run.path('config.json')}: is not of a run: pass another --run")
         vocabulary = Vocabulary.of([record for records in train.values() for record in records], config)
-    scores = train_run(run, config, vocabulary, (train, valid, test), arguments.backend, arguments.resume, console)
+    sets = (train, valid, test)
+    scores = train_run(run, config, vocabulary, sets, arguments.backend, arguments.resume, console, arguments.device)
     if scores is not None:
         console.print(scores_table(scores, sum(map(len, test.values()))))
     console.print(f"run folder: {run.folder}", markup=False, soft_wrap=True)
@@ -106,6 +111,7 @@ def train_run(
     backend_name: str,
     resume: bool,
     console: Any,
+    device: str = "cpu",
 ) -> dict[str, float] | None:
     """Trains (or resumes) a run to its end and returns its scores on the test sets, if there are some.
 
@@ -116,6 +122,7 @@ def train_run(
         backend_name: as ``--backend``.
         resume: go on from the run's last state.
         console: where to show it.
+        device: ``"cpu"`` or ``"cuda"``.
     """
     import torch
 
@@ -145,7 +152,7 @@ def train_run(
         state = "frozen" if config.warm_start.freeze else "to be trained on"
         lines.append(f"{len(taken)} parameters taken from {config.warm_start.run}, {state}")
     screen = _Screen(console, config)
-    trainer = Trainer(run, config, vocabulary, backend, train, valid, screen)
+    trainer = Trainer(run, config, vocabulary, backend, train, valid, screen, device)
     main = trainer.accelerator.is_main_process
     if resume:
         trainer.resume()
@@ -156,9 +163,10 @@ def train_run(
         parameters = sum(p.numel() for p in backend.model.parameters())
         counts = [sum(map(len, records.values())) for records in (train, valid)]
         processes = trainer.accelerator.num_processes
+        where = f"{torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name()
         console.print(
             f"{run.folder.name}: {counts[0]:,} sentences to train on, {counts[1]:,} to validate, "
-            f"{len(vocabulary.tokens):,} tokens, {parameters:,} parameters, {torch.get_num_threads()} threads"
+            f"{len(vocabulary.tokens):,} tokens, {parameters:,} parameters, {where}"
             f"{f', {processes} processes' if processes > 1 else ''}, backend {backend_name}",
             *lines,
             sep="\n",
@@ -185,7 +193,7 @@ def train_run(
     if not test:
         return None
     best, _, _ = run.load_backend()
-    scores = test_scores(best, test, config, vocabulary)
+    scores = test_scores(best.to(trainer.accelerator.device), test, config, vocabulary)
     run.write_json("test.json", scores)
     return scores
 

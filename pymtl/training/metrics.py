@@ -305,13 +305,15 @@ def evaluate(
     config: Config,
     vocabulary: Vocabulary,
 ) -> dict[str, float]:
-    """The scores of a model over batches that together hold all ``records`` of each data set."""
+    """The scores of a model, where it is, over batches that together hold all ``records`` of each data set."""
+    device = next(backend.parameters()).device
     everything: list[Record] = []
     predictions: list[dict[str, Any]] = []
     for dataset, own in batches.items():
         found: list[dict[str, Any]] = [{} for _ in records[dataset]]
         for batch in own:
-            decoded = decode(backend.logits(batch, dataset), batch, config, vocabulary, backend.crfs)
+            there = batch.to(device)
+            decoded = decode(backend.logits(there, dataset), there, config, vocabulary, backend.crfs)
             for index, prediction in zip(batch.indices, decoded):
                 found[index] = prediction
         everything += records[dataset]

@@ -111,7 +111,7 @@ class Run:
         if not path.exists():
             raise RunError(f"{path}: there is no such file, nothing to resume")
         try:
-            return torch.load(path, weights_only=True)
+            return torch.load(path, weights_only=True, map_location="cpu")
         except Exception as error:
             # torch.load raises whatever its unpickler stumbles over.
             raise RunError(f"{path}: damaged, cannot resume from it: {error}") from None

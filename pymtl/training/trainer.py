@@ -15,6 +15,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor
 
+from pymtl import ops
 from pymtl.joint_loss import JointLossResult
 from pymtl.training.backends import Backend
 from pymtl.training.batches import NO_LABEL, Batch, Encoder, buckets, schedule
@@ -56,7 +57,7 @@ class Trainer:
     """Trains one model on one configuration; :meth:`fit` may be interrupted at any moment and resumed.
 
     Started by ``accelerate launch`` it is one of several processes, which share each batch and do together what one
-    would do alone.
+    would do alone. ``device`` is ``"cpu"``, or ``"cuda"`` for a GPU (one for each process).
     """
 
     run: Run
@@ -66,17 +67,19 @@ class Trainer:
     train: Mapping[str, list[Record]]  # of each data set
     valid: Mapping[str, list[Record]]
     progress: Progress
+    device: str = "cpu"
     epochs: list[dict[str, Any]] = field(default_factory=list)
     steps_done: int = 0
 
     def __post_init__(self) -> None:
         settings = self.config.training
         self.encoder = Encoder(self.vocabulary, self.config)
-        self.accelerator = _accelerator(settings.precision)
+        self.accelerator = _accelerator(settings.precision, self.device)
         several = self.accelerator.num_processes > 1
         method = self.config.balancing.kind
         if several and method in OF_SHARED_STATES:
             raise ConfigError(f"balancing: expected another method than {method} with several processes")
+        self.backend.to(self.accelerator.device)
         module = self.accelerator.prepare(self.backend) if several else self._autocast
         self.step = Step(
             self.backend,
@@ -101,7 +104,8 @@ class Trainer:
 
         After each epoch the run folder holds the best weights so far and a state to resume from; within an epoch
         too, where ``checkpoint_steps`` says so. Epochs are seeded one by one, and a state holds the random numbers'
-        state, so a resumed run continues bit for bit as the uninterrupted one would have.
+        state, so a resumed run continues bit for bit as the uninterrupted one would have; on a GPU as far as torch's
+        own operations repeat their results.
         """
         settings = self.config.training
         while len(self.epochs) < settings.epochs and self._epochs_without_improvement() < settings.patience:
@@ -173,9 +177,13 @@ class Trainer:
 
     def _save(self, position: _Position | None) -> None:
         """Writes what :meth:`resume` reads."""
-        of_all = [torch.get_rng_state()]
+        device = self.accelerator.device
+        of_all, of_gpus = [torch.get_rng_state()], [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
         if self.accelerator.num_processes > 1:
-            of_all = list(self.accelerator.gather(of_all[0].unsqueeze(0)).unbind())
+            of_all, of_gpus = (
+                [row.cpu() for own in states for row in self.accelerator.gather(own.to(device).unsqueeze(0))]
+                for states in (of_all, of_gpus)
+            )
         if not self.accelerator.is_main_process:
             return
         state = {
@@ -188,17 +196,24 @@ class Trainer:
             "position": None,
         }
         if position is not None:
-            state["position"] = {**vars(position), "generator": position.generator.get_state(), "random": of_all}
+            state["position"] = {
+                **vars(position),
+                "generator": position.generator.get_state(),
+                "random": of_all,
+                "random_of_gpus": of_gpus,
+            }
         self.run.save_state(state)
 
     def _position_of(self, state: dict[str, Any]) -> _Position:
         values = dict(state)
-        random = values.pop("random")
+        random, of_gpus = values.pop("random"), values.pop("random_of_gpus", [])
         generator = torch.Generator()
         generator.set_state(values.pop("generator"))
         if len(random) != self.accelerator.num_processes:
             raise ValueError(f"it is of {len(random)} processes, not of {self.accelerator.num_processes}")
         torch.set_rng_state(random[self.accelerator.process_index])
+        if of_gpus and self.accelerator.device.type == "cuda":
+            torch.cuda.set_rng_state(of_gpus[self.accelerator.process_index], self.accelerator.device)
         return _Position(generator=generator, **values)
 
     def _begin(self, epoch: int) -> _Position:
@@ -226,7 +241,8 @@ class Trainer:
         self.backend.train()
         for number in self.progress.steps(position.epoch, len(groups), position.step):
             parts = [self._part(dataset, indices, position.generator) for dataset, indices in groups[number]]
-            results = self.step([batch for batch, _ in parts], [scales for _, scales in parts])
+            batches_there = [batch.to(self.accelerator.device) for batch, _ in parts]
+            results = self.step(batches_there, [scales for _, scales in parts])
             self._add(position, results, [scales for _, scales in parts])
             position.step += 1
             self.steps_done += 1
@@ -279,10 +295,11 @@ class Trainer:
             if own is not None:
                 losses = {name: value * own.get(name, 1.0) for name, value in losses.items()}
                 names = ["total", *own]
-                values = torch.stack([losses.get(name, torch.zeros(())) for name in names])
+                values = torch.stack([losses.get(name, result.total.new_zeros(())) for name in names])
                 losses = dict(zip(names, self.accelerator.reduce(values, "mean").unbind()))
-            for name, value in losses.items():
-                number = float(value)
+            numbers = torch.stack([value.double() for value in losses.values()]).tolist()  # a GPU is waited for once
+            ops.raise_late_errors(wait=False)
+            for name, number in zip(losses, numbers):
                 if name == "total" and not math.isfinite(number):
                     raise RunError(
                         f"the loss is {number} in epoch {position.epoch}, step {position.step + 1}: training diverged; "
@@ -315,13 +332,14 @@ class Trainer:
         return replace(batch, tokens=tokens)
 
 
-def _accelerator(precision: str) -> Accelerator:
+def _accelerator(precision: str, device: str) -> Accelerator:
     mixed = "bf16" if precision == "bf16" else "no"
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed:
-        AcceleratorState._reset_state()  # another training in this process had another precision
-    # A batch may lack labels of a task, whose head then has no gradient. The CPU: the models run nowhere else yet.
+    known = AcceleratorState() if AcceleratorState._shared_state else None
+    if known is not None and (known.mixed_precision != mixed or known.device.type != device):
+        AcceleratorState._reset_state(reset_partial_state=known.device.type != device)  # of another training
+    # A batch may lack labels of a task, whose head then has no gradient.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    return Accelerator(cpu=True, mixed_precision=mixed, kwargs_handlers=[unused])
+    return Accelerator(cpu=device == "cpu", mixed_precision=mixed, kwargs_handlers=[unused])
 
 
 def _labels_in(target: Tensor, kind: str) -> int:

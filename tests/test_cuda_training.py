@@ -1,0 +1,47 @@
+"""Training on a GPU; cuda_on_host runs it on the CPU, through the CUDA kernels."""
+
+from dataclasses import replace
+
+import pytest
+import toy
+from parity import assert_same_bits
+
+from pymtl.training.data import read_sets
+from pymtl.training.run import Run
+from pymtl.training.trainer import batches_of, evaluate
+
+pytestmark = pytest.mark.cuda
+
+
+@pytest.fixture
+def config(tmp_path):
+    return toy.load(tmp_path / "data", toml=toy.TOML + toy.ALL_KINDS)
+
+
+def shorter(config, **settings):
+    return replace(config, training=replace(config.training, **settings))
+
+
+def test_a_run_learns_and_its_weights_score_the_same_on_the_cpu(config, tmp_path, gpu):
+    result = toy.fitted(shorter(config, epochs=8), tmp_path / "run", device=gpu.type)
+    assert all(parameter.device.type == gpu.type for parameter in result.backend.parameters())
+    losses = [epoch["loss"]["total"] for epoch in result.epochs]
+    assert losses[-1] < 0.4 * losses[0]
+    best = max(result.epochs, key=lambda epoch: epoch["selection"])
+    assert best["valid"]["intent/accuracy"] >= 0.8
+    backend, saved, vocabulary = Run(tmp_path / "run").load_backend()
+    valid = read_sets(saved)[1]
+    scores = evaluate(backend, batches_of(result.encoder, valid), valid, saved, vocabulary)
+    assert scores == pytest.approx(best["valid"], abs=1e-4)
+
+
+@pytest.mark.parametrize("checkpoint_steps", [0, 1], ids=["after an epoch", "within an epoch"])
+def test_a_resumed_run_ends_bit_for_bit_as_the_uninterrupted(checkpoint_steps, config, tmp_path, gpu):
+    config = shorter(config, epochs=2, checkpoint_steps=checkpoint_steps)
+    whole = toy.fitted(config, tmp_path / "whole", device=gpu.type)
+    with pytest.raises(KeyboardInterrupt):
+        toy.trainer(config, tmp_path / "resumed", stop_in=2, device=gpu.type).fit()
+    resumed = toy.trainer(config, tmp_path / "resumed", resume=True, device=gpu.type)
+    resumed.fit()
+    assert_same_bits(whole.backend.model.state_dict(), resumed.backend.model.state_dict())
+    assert toy.timeless(whole.epochs) == toy.timeless(resumed.epochs)
