@@ -9,7 +9,7 @@
 // normalised already, and norm, else None, holds G tensors [gates*H], gains of the products with weight_hh; of an LSTM
 // G more [H], gains of c, and G more or none [H], its biases.
 //
-// allow_tf32: of float32 on a GPU, whether products with weight_hh may round their operands to TF32.
+// allow_tf32: of float32 on a GPU, whether products may round their operands to TF32.
 //
 // A list that may be missing is optional where a program compiled ahead of time calls the op: AOTInductor passes no
 // empty lists.

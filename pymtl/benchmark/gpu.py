@@ -32,7 +32,7 @@ DEFAULT_SHAPES = (  # batch, steps, input size, hidden size
 @dataclass(frozen=True)
 class Case:
     """One layer on a GPU. ``fill``: the mean length over the longest; ``tf32``: whether recurrent layers may use it, of
-    float32; products around ours follow torch.backends.cuda.matmul, which is left as it is."""
+    float32."""
 
     batch: int
     steps: int

@@ -7,6 +7,7 @@
 #include <array>
 #include <utility>
 
+#include "ops/cuda/cublas.h"
 #include "ops/tensors.h"
 
 namespace pymtl::ops::cuda {
@@ -29,9 +30,13 @@ inline Tensor columns(const Tensor& matrix, int64_t first, int64_t count) {
 
 inline Tensor transposed(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
 
-// a b; of 16-bit numbers, which are summed in float, the result may be float. Not plain mm, which autocast would make
-// one of other numbers.
-inline Tensor product(const Tensor& a, const Tensor& b, ScalarType type) {
+// a b; of 16-bit numbers, which are summed in float, the result may be float. Of float32 in TF32 where that is allowed,
+// or torch is told to. Not plain mm, which autocast would make one of other numbers.
+inline Tensor product(const Tensor& a, const Tensor& b, ScalarType type, bool allow_tf32 = false) {
+  if (allow_tf32 && a.scalar_type() == ScalarType::Float) {
+    const OptionalTensor result = product_in_tf32(a, b);
+    if (result.has_value()) return *result;
+  }
   const Tensor result = call("aten::mm", "dtype", a, b, type);
   check_type(result, "product", type);
   return result;

@@ -85,7 +85,7 @@ ForwardResult forward(const Tensor& given_input, const OptionalTensor& batch_siz
     const Tensor rows = torch::stable::view(input, {batch.tokens, inputs * I});
     const Tensor projected = by_input(weight_ih, inputs, [&](const Tensor& weight, size_t p) {
       const Tensor part = inputs == 1 ? rows : columns(rows, static_cast<int64_t>(p) * I, I);
-      return product(part, transposed(weight), ScalarType::Float);
+      return product(part, transposed(weight), ScalarType::Float, allow_tf32);
     });
     const auto weights = weights_of(layer);
     const RnnShape shape = shape_of(layer, batch, allow_tf32);
@@ -180,7 +180,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> rnn_backward(
       const Tensor whole = by_input(weight_ih, inputs, [&](const Tensor& weight, size_t p) {
         const int64_t width = readers * 4 * H;
         const Tensor part = inputs == 1 ? grad_gates : columns(grad_gates, static_cast<int64_t>(p) * width, width);
-        return product(part, weight, type);
+        return product(part, weight, type, allow_tf32);
       });
       grad_input = torch::stable::view(whole, batch.with(inputs * I));
     }
@@ -198,9 +198,10 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> rnn_backward(
       const Tensor own = columns(grad_gates, g * 4 * H, 4 * H);
       const Tensor across = transposed(own);
       if (needs.weight_ih) {
-        grad_w_ih.push_back(product(across, inputs == 1 ? rows : columns(rows, g / readers * I, I), type));
+        const Tensor part = inputs == 1 ? rows : columns(rows, g / readers * I, I);
+        grad_w_ih.push_back(product(across, part, type, allow_tf32));
       }
-      if (needs.weight_hh) grad_w_hh.push_back(product(across, columns(before, g * H, H), type));
+      if (needs.weight_hh) grad_w_hh.push_back(product(across, columns(before, g * H, H), type, allow_tf32));
       if (needs.bias && !bias_ih.empty()) grad_bias.push_back(sum_of_rows(own));
     }
     return std::make_tuple(grad_input, grad_w_ih, grad_w_hh, grad_bias, grad_h0, grad_c0);
