@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from pymtl.benchmark import results
-from pymtl.benchmark.gpu import Case, device_facts, limits, measure, table_of
+from pymtl.benchmark.gpu import Case, Limits, device_facts, limits, measure, table_of
+from pymtl.commands import wide_console
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -74,12 +74,12 @@ GRIDS = {
 }
 
 
-def run(names: list[str], seconds: float, progress: Progress) -> Iterator[dict[str, Any]]:
+def run(names: list[str], found: Limits, seconds: float, progress: Progress) -> Iterator[dict[str, Any]]:
     for name in names:
         cases = GRIDS[name].cases
         task = progress.add_task(name, total=len(cases))
         for case in cases:
-            for row in measure(case, seconds):
+            for row in measure(case, found, seconds):
                 yield {"grid": name, **row}
             progress.advance(task)
 
@@ -114,14 +114,15 @@ def main() -> None:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py: there is no GPU, or this torch has no CUDA")
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = wide_console(160)
     console.print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    found = dataclasses.asdict(limits())
-    console.print(found)
+    found = limits()
+    console.print(dataclasses.asdict(found))
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        rows = list(run(arguments.grid or list(GRIDS), arguments.seconds, progress))
-    result = results.stamped(**device_facts(), limits=found, rows=rows, summary=list(summary(rows)))
+        rows = list(run(arguments.grid or list(GRIDS), found, arguments.seconds, progress))
+    facts = device_facts()
+    result = results.stamped(**facts, limits=dataclasses.asdict(found), rows=rows, summary=list(summary(rows)))
     for table in tables(result):
         console.print(table)
     if arguments.json:

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import toy
 
 import pymtl
 from pymtl.__main__ import main
+from pymtl.benchmark import gpu
 from pymtl.benchmark.lstm import DEFAULT_SHAPES, FILL, Shape, recurrence, run
 from pymtl.benchmark.machine import cpu_name, peak_gflops, read_gigabytes
 from pymtl.benchmark.plots import speed_ratios
@@ -251,3 +253,16 @@ def test_the_plot_has_a_bar_for_every_pytorch_contender(low_peak):
         "against nn.LSTM packed",
         "against nn.LSTM padded",
     ]
+
+
+def test_the_least_time_on_a_gpu_is_that_of_exchanges_and_products():
+    limits = gpu.Limits({"float32": 50.0, "tf32": 400.0, "bfloat16": 800.0}, 4000.0, {2: 0.5, 4: 0.6, 8: 0.8}, {})
+    case = gpu.Case(8, 100, 64, 256)  # a cluster of 4 blocks
+    products = 2 * 8 * 256 * (64 + 256) * 800
+    assert limits.least_ms(case, 800, 1) == pytest.approx(100 * 0.6e-3 + products / 800e9)
+    assert limits.least_ms(case, 800, 2) == pytest.approx(200 * 0.6e-3 + 3 * products / 800e9)
+    exact, rounded = (replace(case, dtype=torch.float32, hidden_size=96, tf32=tf32) for tf32 in (False, True))
+    products = 2 * 8 * 96 * (64 + 96) * 800
+    assert limits.least_ms(exact, 800, 1) == pytest.approx(100 * 0.6e-3 + products / 50e9)
+    assert limits.least_ms(rounded, 800, 1) == pytest.approx(100 * 0.6e-3 + products / 400e9)
+    assert limits.least_ms(replace(case, hidden_size=600), 800, 1) is None

@@ -370,3 +370,17 @@ def test_a_training_step_of_a_converted_model_is_that_of_float64_and_lowers_the_
         losses.append(step(ours, gpu)["loss"])
     assert losses == sorted(losses, reverse=True)
     assert losses[3] < 0.95 * losses[0]
+
+
+def test_lengths_on_the_gpu_give_a_model_the_bits_of_lengths_on_the_cpu(real_gpu):
+    heads = {"tags": pymtl.CRFHead(5), "intent": pymtl.ClassificationHead(4, "mean")}
+    encoder = pymtl.LSTM(9, 33, batch_first=True, bidirectional=True)
+    model = pymtl.MultiTaskModel(nn.Embedding(30, 9), encoder, heads).to(real_gpu)
+    tokens, lengths = torch.randint(30, (5, 7), device=real_gpu), torch.tensor([4, 7, 1, 5, 2])
+    expected, found = model(tokens, lengths), model(tokens, lengths.to(real_gpu))
+    assert_same_bits(found, expected)
+    emissions, crf = found["tags"].detach(), model.heads["tags"].crf
+    for there, here in zip(crf.decode(emissions, lengths.to(real_gpu)), crf.decode(emissions, lengths)):
+        assert torch.equal(there, here)
+    packed = pymtl.pack(tokens, lengths.to(real_gpu), batch_first=True)
+    assert torch.equal(packed.data, pymtl.pack(tokens, lengths, batch_first=True).data)

@@ -60,22 +60,39 @@ class Case:
         """Floating-point operations of the matrix products of a forward pass."""
         return self.directions * tokens * 8 * self.hidden_size * (self.input_size + self.hidden_size)
 
+    def blocks(self) -> int:
+        """Of the smallest cluster whose registers and shared memory hold W_hh."""
+        units = 32 if self.dtype == torch.float32 else 64 if self.hidden_size <= 512 else 48
+        return -(-self.hidden_size // units)
+
 
 @dataclass(frozen=True)
 class Limits:
     """What the device was measured to reach, and cannot be beaten."""
 
-    matmul_tflops: dict[str, float]  # a large product, for each dtype
+    matmul_tflops: dict[str, float]  # a large product, for each dtype and in TF32
     copy_gigabytes: float  # GB/s, read and written
     exchange_us: dict[int, float]  # a message from every block of a cluster to every other, by the number of blocks
     barrier_us: dict[int, float]  # a cluster's barrier
 
+    def least_ms(self, case: Case, tokens: int, passes: int) -> float | None:
+        """What a case takes at least: an exchange at each step and all products at the speed of a large one, one after
+        the other. ``passes`` 1: forward, 2: backward too, with thrice the products. None where no cluster was measured
+        that holds the weights."""
+        exchanges = [us for blocks, us in self.exchange_us.items() if blocks >= case.blocks()]
+        if not exchanges:
+            return None
+        tflops = self.matmul_tflops["tf32" if case.tf32 else str(case.dtype).removeprefix("torch.")]
+        products = case.forward_flops(tokens) * (1 if passes == 1 else 3)
+        return 1e-3 * passes * case.steps * min(exchanges) + 1e-9 * products / tflops
 
-def measure(case: Case, seconds: float = 0.5) -> Iterator[dict[str, Any]]:
+
+def measure(case: Case, limits: Limits, seconds: float = 0.5) -> Iterator[dict[str, Any]]:
     """Times a case; yields a row for ``forward`` and one for ``forward+backward``.
 
     Contenders take turns: ours and nn.LSTM called as a user calls them, and both replayed from a CUDA graph where the
-    batch is dense. A ratio is the median over the rounds of nn.LSTM's time over ours, called alike.
+    batch is dense. A ratio is the median over the rounds of nn.LSTM's time over ours, called alike; the share of the
+    limit is that of ours, from a graph where there is one.
     """
     theirs = nn.LSTM(
         case.input_size, case.hidden_size, bidirectional=case.directions == 2, device="cuda", dtype=case.dtype
@@ -88,13 +105,15 @@ def measure(case: Case, seconds: float = 0.5) -> Iterator[dict[str, Any]]:
         x = pack_padded_sequence(x, lengths, enforce_sorted=False)
         tokens = int(lengths.sum())
     with _fp32_precision(case):
-        for mode, make in (("forward", _forward), ("forward+backward", _training)):
+        for passes, (mode, make) in enumerate((("forward", _forward), ("forward+backward", _training)), 1):
             calls = {"pymtl": make(ours, x), "nn.LSTM": make(theirs, x)}
             with torch.set_grad_enabled(mode != "forward"):
                 if case.fill == 1:
                     calls |= {f"{name}, graph": recorded(call) for name, call in calls.items()}
                 timed = timed_in_turns(calls, seconds)
-            flops = case.forward_flops(tokens) * (1 if mode == "forward" else 3)
+            flops = case.forward_flops(tokens) * (1 if passes == 1 else 3)
+            least = limits.least_ms(case, tokens, passes)
+            best = timed["pymtl, graph" if case.fill == 1 else "pymtl"]["p50"]
             yield {
                 "case": str(case),
                 "mode": mode,
@@ -102,6 +121,7 @@ def measure(case: Case, seconds: float = 0.5) -> Iterator[dict[str, Any]]:
                 "contenders": timed,
                 "us_per_step": 1e3 * timed["pymtl"]["p50"] / case.steps,
                 "tflops": 1e-9 * flops / timed["pymtl"]["p50"],
+                "share_of_limit": None if least is None else least / best,
                 "ratio": timed["nn.LSTM"]["ratio"],
                 "ratio_of_graphs": timed["nn.LSTM, graph"]["ratio"] if case.fill == 1 else None,
                 "difference": _difference(ours, theirs, x),
@@ -126,10 +146,14 @@ def table_of(rows: list[dict[str, Any]]) -> Any:
     """The rows of :func:`measure` as a table of rich's."""
     from rich.table import Table
 
-    table = Table(title="A layer beside nn.LSTM on the GPU; x: how many times as fast, called and as CUDA graphs")
+    table = Table(
+        title="A layer beside nn.LSTM on the GPU",
+        caption="x: how many times as fast as nn.LSTM, called and as CUDA graphs. % limit: of the speed at which every "
+        "step takes one exchange within a cluster and all products run at the measured peak.",
+    )
     for heading in ("case", "mode", "by"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("ms", "us/step", "TFLOP/s", "nn.LSTM ms", "x", "x, graphs", "difference"):
+    for heading in ("ms", "us/step", "TFLOP/s", "% limit", "nn.LSTM ms", "x", "x, graphs", "difference"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         timed = row["contenders"]
@@ -141,6 +165,7 @@ def table_of(rows: list[dict[str, Any]]) -> Any:
             f"{timed['pymtl']['p50']:.3f}",
             f"{row['us_per_step']:.2f}",
             f"{row['tflops']:.1f}",
+            "" if row["share_of_limit"] is None else f"{100 * row['share_of_limit']:.0f}",
             f"{timed['nn.LSTM']['p50']:.3f}",
             f"{row['ratio']:.2f}",
             "" if graphs is None else f"{graphs:.2f}",
@@ -156,6 +181,10 @@ def limits(seconds: float = 0.2) -> Limits:
         a = torch.randn(large, large, device="cuda", dtype=dtype)
         taken = timed_in_turns({"pymtl": lambda a=a: a @ a}, seconds)["pymtl"]["p50"]
         tflops[str(dtype).removeprefix("torch.")] = 2e-9 * large**3 / taken
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    tflops["tf32"] = 2e-9 * large**3 / timed_in_turns({"pymtl": lambda: a @ a}, seconds)["pymtl"]["p50"]
+    torch.backends.cuda.matmul.allow_tf32 = before
     memory = torch.empty(1 << 28, device="cuda")
     copied = torch.empty_like(memory)
     taken = timed_in_turns({"pymtl": lambda: copied.copy_(memory)}, seconds)["pymtl"]["p50"]

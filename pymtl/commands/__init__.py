@@ -32,9 +32,9 @@ def picture(text: str) -> Path:
     return Path(text)
 
 
-def wide_console() -> Any:
-    """A rich console whose tables are never cut: at least 124 columns, whatever the terminal or file says."""
+def wide_console(width: int = 124) -> Any:
+    """A rich console whose tables are never cut: at least ``width`` columns, whatever the terminal or file says."""
     from rich.console import Console
 
     console = Console()
-    return console if console.width >= 124 else Console(width=124)
+    return console if console.width >= width else Console(width=width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
         shapes = [Shape.parse(text) for text in arguments.shape or ()] or [Shape(*s) for s in DEFAULT_SHAPES]
     except ValueError as error:
         raise ConfigError(f"--shape: {error}") from None
-    console = wide_console()
     dtype = getattr(torch, arguments.dtype)
     if arguments.device == "cuda":
-        return _on_gpu(arguments, shapes if arguments.shape else [], dtype, console)
+        return _on_gpu(arguments, shapes if arguments.shape else [], dtype, wide_console(150))
     if dtype == torch.float16:
         raise ConfigError("--dtype: float16 is for --device cuda only")
+    console = wide_console()
     result = results.stamped(dtype=arguments.dtype, rows=[], recurrence=[])
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         modes = sum(2 if shape.batch == 1 else 4 for shape in shapes)
@@ -112,21 +113,23 @@ def _on_gpu(arguments: argparse.Namespace, shapes: list[Any], dtype: Any, consol
         raise ConfigError("--device: there is no GPU, or this torch has no CUDA")
     if arguments.plot:
         raise ConfigError("--plot: expected none with --device cuda")
-    from pymtl.benchmark.gpu import DEFAULT_SHAPES, Case, device_facts, measure, table_of
+    from pymtl.benchmark.gpu import DEFAULT_SHAPES, Case, device_facts, limits, measure, table_of
 
     sizes = [(s.batch, s.steps, s.input_size, s.hidden_size) for s in shapes] or DEFAULT_SHAPES
     cases = [Case(*size, dtype, fill=fill) for size in sizes for fill in ((1.0,) if size[0] == 1 else (1.0, 0.55))]
     rows = []
+    found = limits()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("layers", total=len(cases))
         for case in cases:
-            rows += measure(case, arguments.seconds)
+            rows += measure(case, found, arguments.seconds)
             progress.advance(task)
     facts = device_facts()
     console.print(f"{facts['device']}, torch {torch.__version__}, cuDNN {facts['cudnn']}, {arguments.dtype}")
     console.print(table_of(rows))
     if arguments.json:
-        results.write(results.stamped(**facts, dtype=arguments.dtype, rows=rows), arguments.json)
+        stamped = results.stamped(**facts, dtype=arguments.dtype, limits=dataclasses.asdict(found), rows=rows)
+        results.write(stamped, arguments.json)
     return 0
 
 
