@@ -61,7 +61,7 @@ class CTCLoss(SequenceLoss):
         return F.ctc_loss(
             padded[:, labelled].log_softmax(-1),
             targets[labelled].masked_fill(~present[labelled], BLANK),
-            lengths[labelled],
+            lengths.to(targets.device)[labelled],
             counts[labelled],
             blank=BLANK,
             zero_infinity=True,

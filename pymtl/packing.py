@@ -18,16 +18,16 @@ def as_lengths(lengths: Tensor | Sequence[int], batch: int, device: torch.device
         device: of the batch, if ``lengths`` may be there as well as on the CPU.
 
     Raises:
-        RuntimeError: it is not one-dimensional int64 on the CPU, or has another count than ``batch``. Whether
-            each length is within 1 and T is for :func:`pymtl.ops.packing_order` to check.
+        RuntimeError: it is not one-dimensional int64, is elsewhere, or has another count than ``batch``. Whether each
+            length is within 1 and T is for :func:`pymtl.ops.packing_order` to check.
     """
     if not isinstance(lengths, Tensor):
         lengths = torch.as_tensor(lengths, dtype=torch.int64, device="cpu")
     placed = lengths.device.type == "cpu" or lengths.device == device
     if lengths.dim() != 1 or not placed or lengths.dtype != torch.int64:
-        raise RuntimeError(
-            f"lengths: expected a 1D CPU int64 tensor, got a {lengths.dim()}D {lengths.device} {lengths.dtype} tensor"
-        )
+        where = "CPU" if device is None or device.type == "cpu" else f"CPU or {device}"
+        got = f"{lengths.dim()}D {lengths.device} {lengths.dtype}"
+        raise RuntimeError(f"lengths: expected a 1D {where} int64 tensor, got a {got} tensor")
     if lengths.shape[0] != batch:
         raise RuntimeError(f"lengths: expected {batch} lengths, one for each sequence, got {lengths.shape[0]}")
     return lengths

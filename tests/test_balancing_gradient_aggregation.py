@@ -262,3 +262,9 @@ def test_nash_mtl_needs_the_losses_of_all_tasks():
     result = joint(model(pack(TOKENS, LENGTHS, batch_first=True)), packed_targets({"b": TOKEN_TARGETS}))
     with pytest.raises(ValueError, match=r"losses: expected one of every task .* NashMTL, got none of "):
         joint.backward(result, model.parameters())
+
+
+def test_options_that_are_tensors_move_with_the_module():
+    balancing = GradientAggregation(["a", "b"], "UPGrad", pref_vector=[1.0, 2.0]).double()
+    rows = torch.tensor([[1.0, 0.5], [-0.5, 1.0]], dtype=torch.float64)
+    assert balancing.aggregator(rows).dtype == torch.float64

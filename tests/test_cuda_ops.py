@@ -256,7 +256,7 @@ def test_a_class_out_of_range_gives_nan_to_its_task_alone(target, gradients, dty
     else:
         found = on_cpu(of_losses(ours, there))
     if gpu.type == "cuda":
-        with pytest.raises(IndexError, match=r"targets\[0\]: expected classes from 0 to 6 .* row 3 of an earlier call"):
+        with pytest.raises(IndexError, match=r"targets of task 0: expected classes from 0 to 6 .* row 3 of an earlier"):
             ops.raise_late_errors()
         ops.raise_late_errors()
     if not gradients:
@@ -289,6 +289,22 @@ def test_a_later_loss_raises_the_error_of_an_earlier_one_by_its_tasks_name(real_
     with pytest.raises(IndexError, match=r"targets\['slots'\]: expected classes from 0 to 3 .* at row 2"):
         joint({"topic": logits}, {"topic": good})
     assert joint({"topic": logits}, {"topic": good}).total.isfinite()
+    ops.raise_late_errors()
+
+
+def test_a_loss_is_recorded_as_a_graph_after_others_and_its_nan_tells(real_gpu):
+    joint, logits = pymtl.JointLoss({"slots": 1.0}), torch.zeros(3, 4, device=real_gpu)
+    target = torch.tensor([0, 3, -100], device=real_gpu)
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        joint({"slots": logits}, {"slots": target})
+    with torch.cuda.graph(graph, stream=stream):
+        recorded = joint({"slots": logits}, {"slots": target}).total
+    for value, is_nan in ((3, False), (4, True), (3, False)):
+        target[1] = value
+        graph.replay()
+        assert recorded.isnan().item() is is_nan
     ops.raise_late_errors()
 
 

@@ -3,9 +3,11 @@
 from dataclasses import replace
 
 import pytest
+import torch
 import toy
 from parity import assert_same_bits
 
+from pymtl import CTCLoss
 from pymtl.training.data import read_sets
 from pymtl.training.run import Run
 from pymtl.training.trainer import batches_of, evaluate
@@ -45,3 +47,15 @@ def test_a_resumed_run_ends_bit_for_bit_as_the_uninterrupted(checkpoint_steps, c
     resumed.fit()
     assert_same_bits(whole.backend.model.state_dict(), resumed.backend.model.state_dict())
     assert toy.timeless(whole.epochs) == toy.timeless(resumed.epochs)
+
+
+@pytest.mark.parametrize("backend", ["pymtl", "reference"])
+def test_every_kind_of_pooling_trains_in_either_backend(backend, config, tmp_path, gpu):
+    result = toy.fitted(shorter(config, epochs=1), tmp_path / "run", backend, gpu.type)
+    assert set(result.epochs[0]["loss"]) == {"total", "intent", "slots", "topics", "politeness"}
+
+
+def test_ctc_takes_labels_where_the_logits_are(gpu):
+    logits, labels = torch.randn(3, 9, 5), torch.tensor([[1, 2, -100], [-100, -100, -100], [4, 4, 3]])
+    expected = CTCLoss()(logits, labels)
+    assert CTCLoss()(logits.to(gpu), labels.to(gpu)).item() == pytest.approx(expected.item(), rel=1e-5)

@@ -49,7 +49,7 @@ def tell(*rows, name="call"):
 
 
 def test_an_error_is_raised_once_when_its_event_has_happened(events):
-    tell(-1, 5, 7)
+    tell(-1, 5)
     ops.raise_late_errors(wait=False)
     events[0].happened = True
     with pytest.raises(IndexError, match=r"call: 1 at 5$"):
@@ -81,8 +81,19 @@ def test_a_later_event_does_not_overtake(events):
             ops.raise_late_errors(wait=False)
 
 
-def test_nothing_is_noted_while_a_graph_is_recorded(events, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+def test_an_error_tells_of_all_tasks(events):
+    tell(3, -1, 5)
+    with pytest.raises(IndexError, match=r"^call: 0 at 3; call: 2 at 5$"):
+        ops.raise_late_errors()
+
+
+def test_nothing_is_noted_or_asked_for_while_a_graph_is_recorded(events, monkeypatch):
     tell(3)
-    assert not events
-    ops.raise_late_errors()
+    events[0].happened = True
+    with monkeypatch.context() as recording:
+        recording.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        tell(4)
+        ops.raise_late_errors(wait=False)
+    assert len(events) == 1
+    with pytest.raises(IndexError, match="at 3"):
+        ops.raise_late_errors(wait=False)

@@ -201,9 +201,17 @@ def test_a_score_that_validation_never_has_is_named(config, tmp_path):
 @pytest.mark.parametrize("method", ["gradnorm", "gradient_aggregation"])
 def test_balancing_by_gradients_of_states_is_refused_in_several_processes(folder, tmp_path, monkeypatch, method):
     pytest.importorskip("torchjd")
-    monkeypatch.setattr("pymtl.training.trainer._accelerator", lambda *_: SimpleNamespace(num_processes=2))
+    two = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
+    monkeypatch.setattr("pymtl.training.trainer._accelerator", lambda *_: two)
     with pytest.raises(ConfigError, match=f"balancing: expected another method than {method} with several processes"):
         toy.trainer(toy.load(folder, f"balancing={method}"), tmp_path)
+
+
+def test_another_device_than_the_one_asked_for_is_refused(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.raises(ConfigError, match="--device: expected cuda, accelerate was told to use cpu"):
+        toy.trainer(config, tmp_path, device="cuda")
+    toy.trainer(config, tmp_path)
 
 
 def test_mixed_precision_trains_with_combined_gradients(folder, tmp_path):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -57,14 +58,22 @@ class GradientAggregation(Balancing):
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError("GradientAggregation needs torchjd: pip install pymtl[torchjd]") from error
         # A configuration file has no tensors.
-        options = {name: torch.tensor(v) if isinstance(v, list) else v for name, v in options.items()}
+        self._tensors = {name: torch.tensor(v) for name, v in options.items() if isinstance(v, list)}
         if aggregator == "NashMTL":
             options = {"n_tasks": len(self.tasks), **options}
         elif aggregator == "CAGrad":
             options = {"c": 0.5, **options}
+        self._make = functools.partial(getattr(aggregation, aggregator), **options)
         with torch.random.fork_rng(devices=[]):
-            getattr(aggregation, aggregator)(**options)(torch.eye(len(self.tasks)))  # some options are read only now
-        self.aggregator = getattr(aggregation, aggregator)(**options)
+            self._make(**self._tensors)(torch.eye(len(self.tasks)))  # some options are read only now
+        self.aggregator = self._make(**self._tensors)
+
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> GradientAggregation:
+        super()._apply(function, recurse)
+        if self._tensors:  # torchjd's own do not move
+            self._tensors = {name: function(tensor) for name, tensor in self._tensors.items()}
+            self.aggregator = self._make(**self._tensors)
+        return self
 
     def total(self, values: Tensor, tasks: list[str], shared: Sequence[Tensor]) -> Tensor:
         return values.sum()

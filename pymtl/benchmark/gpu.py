@@ -181,10 +181,10 @@ def limits(seconds: float = 0.2) -> Limits:
         a = torch.randn(large, large, device="cuda", dtype=dtype)
         taken = timed_in_turns({"pymtl": lambda a=a: a @ a}, seconds)["pymtl"]["p50"]
         tflops[str(dtype).removeprefix("torch.")] = 2e-9 * large**3 / taken
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
     tflops["tf32"] = 2e-9 * large**3 / timed_in_turns({"pymtl": lambda: a @ a}, seconds)["pymtl"]["p50"]
-    torch.backends.cuda.matmul.allow_tf32 = before
+    torch.backends.cuda.matmul.fp32_precision = before
     memory = torch.empty(1 << 28, device="cuda")
     copied = torch.empty_like(memory)
     taken = timed_in_turns({"pymtl": lambda: copied.copy_(memory)}, seconds)["pymtl"]["p50"]
@@ -282,9 +282,9 @@ def _difference(ours: nn.Module, theirs: nn.Module, x: Tensor | PackedSequence) 
 
 @contextmanager
 def _fp32_precision(case: Case) -> Iterator[None]:
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = case.tf32
+    before = torch.backends.cudnn.rnn.fp32_precision
+    torch.backends.cudnn.rnn.fp32_precision = "tf32" if case.tf32 else "ieee"
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = before
+        torch.backends.cudnn.rnn.fp32_precision = before

@@ -163,7 +163,8 @@ def train_run(
         parameters = sum(p.numel() for p in backend.model.parameters())
         counts = [sum(map(len, records.values())) for records in (train, valid)]
         processes = trainer.accelerator.num_processes
-        where = f"{torch.get_num_threads()} threads" if device == "cpu" else torch.cuda.get_device_name()
+        there = trainer.accelerator.device
+        where = f"{torch.get_num_threads()} threads" if there.type == "cpu" else torch.cuda.get_device_name(there)
         console.print(
             f"{run.folder.name}: {counts[0]:,} sentences to train on, {counts[1]:,} to validate, "
             f"{len(vocabulary.tokens):,} tokens, {parameters:,} parameters, {where}"

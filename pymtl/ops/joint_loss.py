@@ -83,13 +83,14 @@ def joint_loss(
         raise
     if late and type(bad_rows) is Tensor:  # a fake one knows nothing
         classes = [z.shape[1] for z in logits]
-        report(bad_rows, functools.partial(_out_of_bounds, names or range(count), classes, arguments[4]))
+        whose = [f"targets of task {k}" for k in range(count)] if names is None else [f"targets[{n!r}]" for n in names]
+        report(bad_rows, functools.partial(_out_of_bounds, whose, classes, arguments[4]))
     return losses
 
 
-def _out_of_bounds(names: Sequence[Any], classes: Sequence[int], ignore_index: Sequence[int], k: int, row: int) -> str:
+def _out_of_bounds(whose: Sequence[str], classes: Sequence[int], ignore_index: Sequence[int], k: int, row: int) -> str:
     return (
-        f"targets[{names[k]!r}]: expected classes from 0 to {classes[k] - 1} or ignore_index {ignore_index[k]}, got "
+        f"{whose[k]}: expected classes from 0 to {classes[k] - 1} or ignore_index {ignore_index[k]}, got "
         f"another at row {row} of an earlier call on the GPU, out of bounds"
     )
 

@@ -47,15 +47,16 @@ def raise_late_errors(*, wait: bool = True) -> None:
         wait: for all such calls; otherwise only those count that the GPU is done with.
 
     Raises:
-        IndexError: of the first call that found something; the next call goes on behind it.
+        IndexError: what the first call found that found something; the next ``raise_late_errors`` goes on behind it.
     """
-    while _reports:
+    # An event may not be asked for while a CUDA graph is recorded.
+    while _reports and (wait or not torch.cuda.is_current_stream_capturing()):
         with _lock:
             if not _reports or not (wait or _reports[0].copied.query()):
                 return
             copied, rows, describe = _reports.popleft()
         if wait:
             copied.synchronize()
-        for k, row in enumerate(rows.tolist()):
-            if row >= 0:
-                raise IndexError(describe(k, row))
+        found = [describe(k, row) for k, row in enumerate(rows.tolist()) if row >= 0]
+        if found:
+            raise IndexError("; ".join(found))

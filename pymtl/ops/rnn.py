@@ -107,8 +107,8 @@ def rnn(
         input: [T, B, P*I], or packed [N, P*I] with ``batch_sizes``; float32, float64 or bfloat16 on the CPU, float32,
             bfloat16 or float16 on a GPU with thread-block clusters (there LSTMs only, without masks and norm). Sums
             and c of 16-bit numbers are float32 within the call, h is rounded at every step. On a GPU products of
-            float32 are in TF32 where that is faster and ``torch.backends.cudnn.rnn.fp32_precision`` allows it, as it
-            does by default.
+            float32 are in TF32 where ``torch.backends.cudnn.rnn.fp32_precision`` allows it, as it does by default;
+            within the recurrence only where that is faster.
         batch_sizes: int64 [T], never increasing, on the CPU; or None. With a GPU they may be on that, unchecked, and
             then N may be more than their sum, and h0 has to be given.
         weights: of the G recurrences, of the input's dtype.

@@ -67,7 +67,8 @@ class MultiTaskModel(nn.Module):
             None: states,
             "last": F.dropout(h_n[-directions:].transpose(0, 1).flatten(1), self.dropout, self.training),
         }
-        valid = (torch.arange(first.shape[1]) < lengths.unsqueeze(1)).unsqueeze(-1)
+        lengths = lengths.to(first.device)
+        valid = (torch.arange(first.shape[1], device=first.device) < lengths.unsqueeze(1)).unsqueeze(-1)
         if any(head.pooling == "mean" for head in self.heads.values()):
             features["mean"] = torch.where(valid, states, 0.0).sum(1) / lengths.unsqueeze(1)
         if any(head.pooling == "max" for head in self.heads.values()):

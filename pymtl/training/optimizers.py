@@ -15,6 +15,8 @@ def optimizer_of(parameters: Iterable[nn.Parameter], settings: TrainingConfig) -
     options = {"lr": settings.learning_rate, **settings.optimizer_options}
     if settings.weight_decay > 0:
         options["weight_decay"] = settings.weight_decay
-    if settings.optimizer in ("Adam", "AdamW", "SGD", "Adagrad") and not settings.optimizer_options:
+    parameters = list(parameters)
+    fused = ["Adam", "AdamW", "SGD"] + ["Adagrad"] * all(p.is_cpu for p in parameters)
+    if settings.optimizer in fused and not settings.optimizer_options:
         options["fused"] = True  # one pass over the parameters instead of several
-    return getattr(torch.optim, settings.optimizer)(list(parameters), **options)
+    return getattr(torch.optim, settings.optimizer)(parameters, **options)

@@ -90,10 +90,11 @@ class Step:
 
     def clip(self) -> None:
         """Scales the gradients down, if they are too large."""
-        # clip_grad_norm_ multiplies by one where nothing is to be clipped: a pass over all gradients.
+        # clip_grad_norm_ multiplies by one where nothing is to be clipped: a pass over all gradients. A GPU would have to
+        # be waited for to save it.
         parameters = [p for p in self.parameters if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters])
-        if not norm <= self.settings.clip_norm:
+        if norm.is_cuda or not norm <= self.settings.clip_norm:
             nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_norm, norm)
 
     @torch.no_grad()

@@ -75,6 +75,8 @@ class Trainer:
         settings = self.config.training
         self.encoder = Encoder(self.vocabulary, self.config)
         self.accelerator = _accelerator(settings.precision, self.device)
+        if self.accelerator.device.type != self.device:
+            raise ConfigError(f"--device: expected {self.device}, accelerate was told to use {self.accelerator.device}")
         several = self.accelerator.num_processes > 1
         method = self.config.balancing.kind
         if several and method in OF_SHARED_STATES:

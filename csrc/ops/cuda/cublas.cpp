@@ -3,27 +3,22 @@
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
-#include <initializer_list>
-
 namespace pymtl::ops::cuda {
 namespace {
 
-// What torch has loaded already, under which name depends on its version of CUDA; so nothing here links to it.
-// Integers stand for the enumerations of cublas_api.h, whose numbers do not change.
+// What torch has loaded already, and no other, under which name depends on its version of CUDA; so nothing here links
+// to it. Integers stand for the enumerations of cublas_api.h, whose numbers do not change.
 using Gemm = int (*)(void* handle, int of_a, int of_b, int64_t m, int64_t n, int64_t k, const void* alpha,
                      const void* a, int type_of_a, int64_t stride_of_a, const void* b, int type_of_b,
                      int64_t stride_of_b, const void* beta, void* c, int type_of_c, int64_t stride_of_c, int compute,
                      int algorithm);
 using CurrentHandle = AOTITorchError (*)(void** handle);
 
+// A function of torch's CUDA library or of the libraries that it needs; of this one's where the ops run on a host.
 template <typename Function>
-Function find(const char* name, std::initializer_list<const char*> libraries) {
-  for (const char* const library : libraries) {
-    void* const loaded = dlopen(library, RTLD_LAZY | RTLD_NOLOAD);
-    void* const found = loaded != nullptr ? dlsym(loaded, name) : nullptr;
-    if (found != nullptr) return reinterpret_cast<Function>(found);
-  }
-  return reinterpret_cast<Function>(dlsym(RTLD_DEFAULT, name));
+Function find(const char* name) {
+  void* const torch = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+  return reinterpret_cast<Function>(dlsym(torch != nullptr ? torch : RTLD_DEFAULT, name));
 }
 
 // A matrix as cuBLAS sees it, column by column: this one's transpose, or with `transposed` the matrix itself.
@@ -46,8 +41,8 @@ struct Operand {
 }  // namespace
 
 OptionalTensor product_in_tf32(const Tensor& a, const Tensor& b) {
-  static const auto gemm = find<Gemm>("cublasGemmEx_64", {"libcublas.so.13", "libcublas.so.12"});
-  static const auto current_handle = find<CurrentHandle>("torch_get_current_cuda_blas_handle", {"libtorch_cuda.so"});
+  static const auto gemm = find<Gemm>("cublasGemmEx_64");
+  static const auto current_handle = find<CurrentHandle>("torch_get_current_cuda_blas_handle");
   if (gemm == nullptr || current_handle == nullptr) return std::nullopt;
   const int64_t m = a.size(0);
   const int64_t n = b.size(1);

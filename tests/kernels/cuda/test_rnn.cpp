@@ -383,6 +383,7 @@ void tf32() {
   check_case<float>({2, 5, 3, 40, true, true, true}, random, {4, 8, 4, 8, true});  // blocks without units
   check_case<float>({1, 19, 2, 333, true, true, true}, random, cluster(333, 16));  // weights in shared memory
   check_case<float>({1, 3, 2, 512, true, true, true}, random, cluster(512, 8));
+  check_case<float>({1, 29, 2, 300, true, true, true}, random, cluster(300, 32));
   std::printf("         largest error: %.2f of its bound\n", largest_part_of_bound);
 }
 
