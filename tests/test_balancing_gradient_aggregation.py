@@ -266,5 +266,4 @@ def test_nash_mtl_needs_the_losses_of_all_tasks():
 
 def test_options_that_are_tensors_move_with_the_module():
     balancing = GradientAggregation(["a", "b"], "UPGrad", pref_vector=[1.0, 2.0]).double()
-    rows = torch.tensor([[1.0, 0.5], [-0.5, 1.0]], dtype=torch.float64)
-    assert balancing.aggregator(rows).dtype == torch.float64
+    assert "tensor([1., 2.], dtype=torch.float64)" in repr(balancing.aggregator)
