@@ -155,3 +155,12 @@ def test_the_bindings_alone_do_not_import_torch():
 )
 def test_the_cuda_library_is_loaded_where_torch_and_its_driver_can_use_it(compiler, runtime, reason):
     assert _why_no_cuda(compiler, runtime) == reason
+    assert _why_no_cuda(compiler, runtime, "1") == reason
+
+
+def test_the_environment_switches_the_cuda_library_off():
+    assert _why_no_cuda("13.0.88", "13.0", "0") == "CUDA 13.0.88, not loaded: PYMTL_CUDA=0"
+    assert _why_no_cuda("", "13.0", "0") == "none in this build"
+    printed = python("from pymtl.ops.library import why_no_cuda; print(why_no_cuda)", PYMTL_CUDA="0")
+    expected = "PYMTL_CUDA=0" if _native.cuda_compiler else "none in this build"
+    assert printed.stdout.strip().endswith(expected), printed.stderr

@@ -12,7 +12,8 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
         "info",
         help="versions, instruction sets and build",
         description="Print the versions, the instruction sets the kernels were compiled for, those this CPU has, and "
-        "the one in use. The environment variable PYMTL_ISA forces one.",
+        "the one in use. The environment variable PYMTL_ISA forces one; PYMTL_CUDA=0 leaves a GPU to torch's own "
+        "kernels.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser

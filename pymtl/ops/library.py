@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -14,10 +15,12 @@ _FOLDER = Path(_native.__file__).parent
 torch.ops.load_library(_FOLDER / "libpymtl_ops.so")
 
 
-def _why_no_cuda(compiler: str, runtime: str | None) -> str:
-    """Why the CUDA library made by ``compiler`` is of no use to a torch made for ``runtime``; empty if it is."""
+def _why_no_cuda(compiler: str, runtime: str | None, switch: str = "") -> str:
+    """Why the CUDA library made by ``compiler`` is not loaded beside a torch made for ``runtime``; empty if it is."""
     if not compiler:
         return "none in this build"
+    if switch == "0":
+        return f"CUDA {compiler}, not loaded: PYMTL_CUDA=0"
     if runtime is None:
         return f"CUDA {compiler}, not loaded: this torch has no CUDA"
     if int(compiler.split(".")[0]) > int(runtime.split(".")[0]):
@@ -26,6 +29,6 @@ def _why_no_cuda(compiler: str, runtime: str | None) -> str:
     return ""
 
 
-why_no_cuda = _why_no_cuda(_native.cuda_compiler, torch.version.cuda)
+why_no_cuda = _why_no_cuda(_native.cuda_compiler, torch.version.cuda, os.environ.get("PYMTL_CUDA", ""))
 if not why_no_cuda:
     torch.ops.load_library(_FOLDER / "libpymtl_ops_cuda.so")
