@@ -7,11 +7,12 @@
 // gates, each thread (lane 4 r + j of a warp) of row r of the batch and the units 2j and 2j + 1 of its warp's 8.
 #include "kernels/cuda/rnn_mma.h"
 #include "kernels/cuda/rnn_plans.h"
+#include "kernels/cuda/rnn_tiles.h"
 
 namespace pymtl::cuda {
 namespace {
 
-constexpr int kWarps = 8;
+constexpr int kWarps = kTileWarps;
 
 // The offsets of a block's shared memory, in bytes.
 struct Memory {
@@ -188,55 +189,10 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
       send(target, acc[0], acc[1], arrival);
       send(target + kColumns * 64 * 4, acc[2], acc[3], arrival);  // 8 units on
     };
-    // [chain]: of sums that depend on nothing of each other four hide each other's latency.
-    {
-      constexpr int kChains = kResident * kColumns < 4 ? 2 : 1;
-      float acc[kChains][kResident][kColumns][4] = {};
-#pragma unroll
-      for (int k = 0; k < kSteps; ++k) {
-#pragma unroll
-        for (int column = 0; column < kColumns; ++column) {
-          const uint32_t b0 = gradients[(2 * k * kColumns + column) * kWarp];
-          const uint32_t b1 = gradients[((2 * k + 1) * kColumns + column) * kWarp];
-#pragma unroll
-          for (int i = 0; i < kResident; ++i) multiply_tile<T>(acc[k % kChains][i][column], w[i][k], b0, b1);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kResident; ++i) {
-        if (warp + i * kWarps >= memory.tiles) continue;
-#pragma unroll
-        for (int column = 0; column < kColumns; ++column) {
-          float (&sums)[4] = acc[0][i][column];
-          if constexpr (kChains == 2) {
-#pragma unroll
-            for (int e = 0; e < 4; ++e) sums[e] += acc[kChains - 1][i][column][e];
-          }
-          send_tile(i, sums, column);
-        }
-      }
-    }
-    for (int i = kResident; warp + i * kWarps < memory.tiles; ++i) {
-      constexpr int kChains = 2;
-      float acc[kChains][kColumns][4] = {};
-#pragma unroll 4  // all of them would take the registers that hold the other tiles
-      for (int k = 0; k < kSteps; ++k) {
-        const uint4 a = overflow[((i - kResident) * kSteps + k) * kWarps * kWarp];
-#pragma unroll
-        for (int column = 0; column < kColumns; ++column) {
-          const uint32_t b0 = gradients[(2 * k * kColumns + column) * kWarp];
-          const uint32_t b1 = gradients[((2 * k + 1) * kColumns + column) * kWarp];
-          multiply_tile<T>(acc[k % kChains][column], {a.x, a.y, a.z, a.w}, b0, b1);
-        }
-      }
-#pragma unroll
-      for (int column = 0; column < kColumns; ++column) {
-        float (&sums)[4] = acc[0][column];
-#pragma unroll
-        for (int e = 0; e < 4; ++e) sums[e] += acc[1][column][e];
-        send_tile(i, sums, column);
-      }
-    }
+    const auto multiply = [](float (&acc)[4], const uint32_t (&tile)[4], uint32_t b0, uint32_t b1) {
+      multiply_tile<T>(acc, tile, b0, b1);
+    };
+    multiply_tiles<kResident, kSteps, kColumns>(w, overflow, gradients, warp, memory.tiles, multiply, send_tile);
   }
   if (steps > 0 && owner) receive(steps - 1);
 

@@ -8,11 +8,12 @@
 // of unit j and, of each column of 8 rows of the batch, row r.
 #include "kernels/cuda/rnn_float.h"
 #include "kernels/cuda/rnn_plans.h"
+#include "kernels/cuda/rnn_tiles.h"
 
 namespace pymtl::cuda {
 namespace {
 
-constexpr int kWarps = 8;
+constexpr int kWarps = kTileWarps;
 constexpr int kUnits = 32;              // of a block
 constexpr int kSteps = 4 * kUnits / 8;  // along k: gate by gate, 8 units each
 
@@ -20,7 +21,7 @@ constexpr int kSteps = 4 * kUnits / 8;  // along k: gate by gate, 8 units each
 struct Memory {
   int tiles;           // of 16 units
   int weights;         // [tiles of a warp - kResident][kSteps][thread] fragments of 16 bytes
-  int gradients;       // [2][kSteps][rows / 8][2][lane] words as the instruction takes them
+  int gradients;       // [2][kSteps][2][rows / 8][lane] words as the instruction takes them
   int gradient_words;  // of one of the two
   int parts;           // [2][blocks] floats [kUnits / 8][rows / 8][8 units][8 rows]
   int part_floats;     // of one of the two
@@ -173,7 +174,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
         const int k = q * (kUnits / 8) + warp / 2;
-        gradients[((k * kColumns + column) * 2 + warp % 2) * kWarp] = rounded_to_tf32(grads[q]);
+        gradients[((2 * k + warp % 2) * kColumns + column) * kWarp] = rounded_to_tf32(grads[q]);
       }
     }
     sync_threads();
@@ -188,55 +189,10 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
       send(target, acc[0], acc[1], arrival);
       send(target + kColumns * 64 * 4, acc[2], acc[3], arrival);  // 8 units on
     };
-    // [chain]: of sums that depend on nothing of each other four hide each other's latency.
-    {
-      constexpr int kChains = kResident * kColumns < 4 ? 2 : 1;
-      float acc[kChains][kResident][kColumns][4] = {};
-#pragma unroll
-      for (int k = 0; k < kSteps; ++k) {
-#pragma unroll
-        for (int column = 0; column < kColumns; ++column) {
-          const uint32_t* const b = gradients + (k * kColumns + column) * 2 * kWarp;
-          const uint32_t b0 = b[0];
-          const uint32_t b1 = b[kWarp];
-#pragma unroll
-          for (int i = 0; i < kResident; ++i) multiply_tile_tf32(acc[k % kChains][i][column], w[i][k], b0, b1);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kResident; ++i) {
-        if (warp + i * kWarps >= memory.tiles) continue;
-#pragma unroll
-        for (int column = 0; column < kColumns; ++column) {
-          float (&sums)[4] = acc[0][i][column];
-          if constexpr (kChains == 2) {
-#pragma unroll
-            for (int e = 0; e < 4; ++e) sums[e] += acc[kChains - 1][i][column][e];
-          }
-          send_tile(i, sums, column);
-        }
-      }
-    }
-    for (int i = kResident; warp + i * kWarps < memory.tiles; ++i) {
-      constexpr int kChains = 2;
-      float acc[kChains][kColumns][4] = {};
-#pragma unroll 4  // all of them would take the registers that hold the other tiles
-      for (int k = 0; k < kSteps; ++k) {
-        const uint4 a = overflow[((i - kResident) * kSteps + k) * kWarps * kWarp];
-#pragma unroll
-        for (int column = 0; column < kColumns; ++column) {
-          const uint32_t* const b = gradients + (k * kColumns + column) * 2 * kWarp;
-          multiply_tile_tf32(acc[k % kChains][column], {a.x, a.y, a.z, a.w}, b[0], b[kWarp]);
-        }
-      }
-#pragma unroll
-      for (int column = 0; column < kColumns; ++column) {
-        float (&sums)[4] = acc[0][column];
-#pragma unroll
-        for (int e = 0; e < 4; ++e) sums[e] += acc[1][column][e];
-        send_tile(i, sums, column);
-      }
-    }
+    const auto multiply = [](float (&acc)[4], const uint32_t (&tile)[4], uint32_t b0, uint32_t b1) {
+      multiply_tile_tf32(acc, tile, b0, b1);
+    };
+    multiply_tiles<kResident, kSteps, kColumns>(w, overflow, gradients, warp, memory.tiles, multiply, send_tile);
   }
   if (steps > 0) receive(steps - 1);
 
