@@ -15,7 +15,7 @@ CXX_FILES := $(wildcard $(foreach folder,csrc/* csrc/*/* tests/kernels tests/ker
   tests/kernels/*/*/*/*,$(folder)/*.h $(folder)/*.cpp $(folder)/*.cu))
 TOOLS := cmake ninja
 
-.PHONY: demo test test-kernels test-asan test-cuda sanitize-cuda bench bench-avx2 bench-cuda wheel lint format clean install
+.PHONY: demo test test-kernels test-asan gpu test-cuda sanitize-cuda bench bench-avx2 bench-cuda wheel lint format clean install
 
 demo: install
 	$(BIN)/pymtl train examples/snips/snips.toml --run runs/snips --overwrite
@@ -60,12 +60,14 @@ bench-avx2: $(VENV)/.bench
 	$(BIN)/python benchmarks/tables.py
 
 # Without a GPU the tests would all be skipped. TORCH has to be one with CUDA: TORCH=torch
-test-cuda: install
+gpu: install
 	$(BIN)/python -c "import torch; assert torch.cuda.is_available(), 'no GPU, or a torch without CUDA: TORCH=torch'"
+
+test-cuda: gpu
 	$(BIN)/pytest -m cuda
 
 # NVIDIA's tools over every kernel; of what a cluster's blocks send one another they see less than of a block's own.
-sanitize-cuda: install
+sanitize-cuda: gpu
 	for tool in memcheck racecheck synccheck; do \
 	  compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/pytest -q -m cuda tests/test_cuda_lstm.py \
 	    tests/test_cuda_ops.py -k "as_nn_lstms or tf32 or out_of_range or the_reference or pack" || exit 1; done
