@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from pymtl import ops, reference
 from pymtl.dropout import dropout
 from pymtl.ops.autograd import needs_reference, wants_gradient
-from pymtl.ops.dtypes import autocast_dtype, lstm_fits_gpu
+from pymtl.ops.dtypes import autocast_dtype, has_kernels_of_gpu, lstm_fits_gpu
 from pymtl.packing import as_lengths
 from pymtl.snapshot import Snapshot, notice_fused_optimizers
 from pymtl.variants import Variants
@@ -160,7 +160,7 @@ class Recurrent(nn.RNNBase):
         self._check_input(input, weights, 3)
         batch, steps = input.shape[:2] if self.batch_first else (input.shape[1], input.shape[0])
         lengths = as_lengths(lengths, batch, input.device)
-        if not self._kernels_take(input, weights):
+        if not self._kernels_take(input, weights, lengths):
             packed = pack_padded_sequence(input, lengths.cpu(), self.batch_first, enforce_sorted=False)
             result, state = self._forward_packed(packed, hx)
             return pad_packed_sequence(result, self.batch_first, total_length=steps)[0], state
@@ -201,13 +201,17 @@ class Recurrent(nn.RNNBase):
         """Whether this library's kernels run such an input (and these weights), rather than torch's own path."""
         return self._kernels_take(input, self._weights())
 
-    def _kernels_take(self, input: Tensor, weights: Sequence[Tensor]) -> bool:
+    def _kernels_take(self, input: Tensor, weights: Sequence[Tensor], lengths: Tensor | None = None) -> bool:
         if self.proj_size != 0:
             return False
         if input.is_cuda:
             dtype = autocast_dtype(input) or weights[0].dtype
-            plain = self.mode == "LSTM" and not self._pymtl_variants.act(self.training)
-            return plain and weights[0].is_cuda and lstm_fits_gpu(input, dtype, self.hidden_size)
+            if not weights[0].is_cuda or not has_kernels_of_gpu(input, dtype):
+                return False
+            # Step by step only what torch has nothing for: options, and lengths that nobody waits for.
+            if self._pymtl_variants.act(self.training) or (lengths is not None and lengths.is_cuda):
+                return True
+            return self.mode == "LSTM" and lstm_fits_gpu(input, dtype, self.hidden_size)
         return (
             input.is_cpu
             and ops.has_kernels(weights[0], bfloat16=True)

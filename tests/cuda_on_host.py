@@ -1,7 +1,7 @@
 """A plugin for pytest, ``-p cuda_on_host``: the ops' CUDA kernels run on the CPU, in place of the CPU's.
 
 PYMTL_CUDA_ON_HOST names the library, which ``make test-kernels`` builds. The tests of a GPU then run on tensors of the
-CPU. The kernels take no float64 for the recurrence, as on a GPU.
+CPU.
 """
 
 import os
@@ -19,5 +19,6 @@ def _product(a, b, dtype):
 
 _aten = torch.library.Library("aten", "IMPL", "CPU")
 _aten.impl("mm.dtype", _product)
+_aten.impl("bmm.dtype", _product)
 
 torch.ops.load_library(os.environ["PYMTL_CUDA_ON_HOST"])

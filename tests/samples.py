@@ -146,9 +146,10 @@ class RNNSample:
             norm = ops.RNNNorm(*([new[f"{field}[{g}]"] for g in range(len(group))] for field, group in fields))
         return replace(self, input=new["input"], weights=weights, h0=new.get("h0"), c0=new.get("c0"), norm=norm)
 
-    def to(self, dtype):
-        masks = ops.RNNMasks(*(None if mask is None else mask.to(dtype) for mask in self.masks))
-        return replace(self.map(lambda _, tensor: tensor.to(dtype)), masks=masks)
+    def to(self, *to):
+        """With all floating-point tensors of a dtype, or on a device, or both."""
+        masks = ops.RNNMasks(*(None if mask is None else mask.to(*to) for mask in self.masks))
+        return replace(self.map(lambda _, tensor: tensor.to(*to)), masks=masks)
 
     def leaves(self, names=None):
         """Fresh leaves; those of ``names``, all by default, require a gradient."""
@@ -366,11 +367,10 @@ def with_gradients(run, sample, seeds, names=None):
     sample = sample.leaves(names)
     results = run(sample)
     wanted = {name: tensor for name, tensor in sample.tensors().items() if tensor.requires_grad}
-    dtype = sample.input.dtype
     gradients = torch.autograd.grad(
         [results[name] for name in seeds],
         list(wanted.values()),
-        [seed.to(dtype) for seed in seeds.values()],
+        [seed.to(sample.input) for seed in seeds.values()],
         allow_unused=True,
         materialize_grads=True,
     )

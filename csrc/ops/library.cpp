@@ -50,7 +50,7 @@ STABLE_TORCH_LIBRARY(pymtl, m) {
       "rnn_pack(Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, str mode, "
       "Tensor[]? norm) "
       "-> Tensor");
-  // Of a GPU: the largest H that there are kernels for, of the dtype and on the device of `like`.
+  // Of a GPU: the largest H of which one kernel holds all weights, of the dtype and on the device of `like`.
   m.def("rnn_hidden_size_limit(Tensor like) -> int");
   // For benchmarks: a cluster of thread blocks that only exchanges, on the device of `like`.
   m.def("cluster_rounds(Tensor like, int blocks, int rounds, bool messages) -> ()");

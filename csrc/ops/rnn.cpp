@@ -64,36 +64,6 @@ const T* panels_of(const OptionalTensor& packed) {
   return packed.has_value() ? read<T>(*packed) + kHeader<T> : nullptr;
 }
 
-// Recurrent dropout and zoneout, checked and contiguous.
-template <typename T>
-struct Masks {
-  OptionalTensor dropout, zoneout_h, zoneout_c;
-
-  Masks(const OptionalTensor& given_dropout, const OptionalTensor& given_h, const OptionalTensor& given_c,
-        const Layer<T>& layer, const Batch& batch, ScalarType type)
-      : width_(layer.recurrences * layer.hidden_size) {
-    check(layer.sizes.has_cell || !given_c.has_value(), "zoneout_c: expected none, which only an LSTM has");
-    dropout = checked(given_dropout, "dropout", type, {layer.recurrences, batch.batch, layer.hidden_size});
-    zoneout_h = factors(given_h, "zoneout_h", batch, type);
-    zoneout_c = factors(given_c, "zoneout_c", batch, type);
-  }
-
-  RnnMasks<T> masks() const {
-    return {read<T>(dropout), read<T>(zoneout_h), read<T>(zoneout_c), stride(zoneout_h), stride(zoneout_c)};
-  }
-
- private:
-  // Of every token, or of every unit alone.
-  OptionalTensor factors(const OptionalTensor& given, const Name& name, const Batch& batch, ScalarType type) const {
-    const bool of_units = given.has_value() && given->dim() == 1;
-    return checked(given, name, type, of_units ? Sizes{width_} : batch.with(width_));
-  }
-
-  int64_t stride(const OptionalTensor& factors) const { return factors.has_value() && factors->dim() > 1 ? width_ : 0; }
-
-  int64_t width_;
-};
-
 struct ForwardResult {
   Tensor output, h_n, c_n, gates, cells;
 };
@@ -116,7 +86,7 @@ ForwardResult forward(const Tensor& given_input, const OptionalTensor& batch_siz
     const Tensor input = checked(given_input, "input", type, batch.with(inputs * layer.input_size));
     const OptionalTensor h0 = checked(given_h0, "h0", type, {G, batch.batch, H});
     const OptionalTensor c0 = checked_cell(given_c0, "c0", layer.cell, {G, batch.batch, H}, input);
-    const Masks<T> masks(dropout, zoneout_h, zoneout_c, layer, batch, type);
+    const Masks<T> masks(dropout, zoneout_h, zoneout_c, layer, batch.batch, batch.with(G * H), input);
     const OptionalTensor packed = checked_packed(given_packed, layer, type);
     const bool train = keep == Keep::for_backward;
     const int64_t kept = sizes_of(layer.cell, masks.zoneout_h.has_value()).kept;
@@ -185,7 +155,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> rnn_backward(
     const int64_t inputs = inputs_of(layer, given_input);
     const Tensor input = checked(given_input, "input", type, batch.with(inputs * I));
     const Tensor output = checked(given_output, "output", type, batch.with(G * H));
-    const Masks<T> masks(dropout, zoneout_h, zoneout_c, layer, batch, type);
+    const Masks<T> masks(dropout, zoneout_h, zoneout_c, layer, batch.batch, batch.with(G * H), input);
     const int64_t kept = sizes_of(layer.cell, zoneout_h.has_value()).kept;
     const Tensor gates = checked(given_gates, "gates", type, {G, N, kept * H});
     const Tensor cells = checked(given_cells, "cells", real_type(type), {layer.sizes.has_cell ? G : 0, N, H});

@@ -84,6 +84,40 @@ struct Layer {
   }
 };
 
+// Recurrent dropout and zoneout, checked and contiguous.
+template <typename T>
+struct Masks {
+  OptionalTensor dropout, zoneout_h, zoneout_c;
+
+  // output: the sizes of the layer's output.
+  Masks(const OptionalTensor& given_dropout, const OptionalTensor& given_h, const OptionalTensor& given_c,
+        const Layer<T>& layer, int64_t batch, const Sizes& output, const Tensor& like)
+      : width_(layer.recurrences * layer.hidden_size) {
+    check(layer.sizes.has_cell || !given_c.has_value(), "zoneout_c: expected none, which only an LSTM has");
+    const Sizes state = {layer.recurrences, batch, layer.hidden_size};
+    dropout = checked(given_dropout, "dropout", like.scalar_type(), state, like);
+    zoneout_h = factors(given_h, "zoneout_h", output, like);
+    zoneout_c = factors(given_c, "zoneout_c", output, like);
+  }
+
+  bool any() const { return dropout.has_value() || zoneout_h.has_value() || zoneout_c.has_value(); }
+
+  RnnMasks<T> masks() const {
+    return {read<T>(dropout), read<T>(zoneout_h), read<T>(zoneout_c), stride(zoneout_h), stride(zoneout_c)};
+  }
+
+ private:
+  // Of every token, or of every unit alone.
+  OptionalTensor factors(const OptionalTensor& given, const Name& name, const Sizes& output, const Tensor& like) const {
+    const bool of_units = given.has_value() && given->dim() == 1;
+    return checked(given, name, like.scalar_type(), of_units ? Sizes{width_} : output, like);
+  }
+
+  int64_t stride(const OptionalTensor& factors) const { return factors.has_value() && factors->dim() > 1 ? width_ : 0; }
+
+  int64_t width_;
+};
+
 // P: how many inputs of the layer's size stand side by side in a row of `input`, and are shared out evenly.
 // Every normalised recurrence reads what was projected for it.
 template <typename T>

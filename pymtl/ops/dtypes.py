@@ -21,7 +21,12 @@ def has_kernels(tensor: Tensor, *, bfloat16: bool = False, cuda: bool = False) -
     """
     if tensor.is_cpu:
         return tensor.dtype in _OF_THE_CPU or (bfloat16 and tensor.dtype == torch.bfloat16)
-    return cuda and has_cuda(tensor) and tensor.dtype in _OF_A_GPU
+    return cuda and has_kernels_of_gpu(tensor, tensor.dtype)
+
+
+def has_kernels_of_gpu(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether the GPU that ``tensor`` is on, if it is on one, has kernels for that dtype."""
+    return has_cuda(tensor) and dtype in _OF_A_GPU
 
 
 def has_cuda(tensor: Tensor) -> bool:
@@ -30,7 +35,7 @@ def has_cuda(tensor: Tensor) -> bool:
 
 
 def lstm_fits_gpu(tensor: Tensor, dtype: torch.dtype, hidden_size: int) -> bool:
-    """Whether the GPU that ``tensor`` is on has a kernel for an LSTM of that dtype and size."""
+    """Whether the GPU that ``tensor`` is on holds all weights of an LSTM of that dtype and size in one kernel."""
     return has_cuda(tensor) and hidden_size <= _hidden_size_limit(dtype, tensor.device)
 
 

@@ -105,11 +105,17 @@ __device__ __forceinline__ float hyperbolic_tangent(float x) {
   return 1.0F - __fdividef(2.0F, 1.0F + __expf(2.0F * x));  // 1 where exp overflows
 }
 
-// As exact as float gets.
-__device__ __forceinline__ float exact_sigmoid(float x) { return 1.0F / (1.0F + expf(-x)); }
+// As exact as the type gets.
 __device__ __forceinline__ float exponential(float x) { return expf(x); }
 __device__ __forceinline__ double exponential(double x) { return exp(x); }
+__device__ __forceinline__ float square_root(float x) { return sqrtf(x); }
+__device__ __forceinline__ double square_root(double x) { return sqrt(x); }
+template <typename R>
+__device__ __forceinline__ R exact_sigmoid(R x) {
+  return R(1) / (R(1) + exponential(-x));
+}
 __device__ __forceinline__ float exact_hyperbolic_tangent(float x) { return tanhf(x); }
+__device__ __forceinline__ double exact_hyperbolic_tangent(double x) { return tanh(x); }
 
 // acc += a b, of a warp: a [16, 16], b [16, 8], acc [16, 8] (mma.m16n8k16).
 // With lane = 4 r + j: acc[0..1] is row r, columns 2j and 2j + 1, acc[2..3] row r + 8; a[0] is row r, columns 2j and

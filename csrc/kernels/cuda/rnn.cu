@@ -23,7 +23,7 @@ int rounded_to_power(int number) {
   return power;
 }
 
-// Asking the driver takes microseconds, so each answer is kept. A process has few of them.
+// Asking the driver takes microseconds, so each answer to a question `ask` is kept. A process has few of them.
 template <typename Ask>
 int answer(Pass pass, int blocks, int warps, int rows, int type, const Ask& ask) {
   using Key = std::tuple<int, Pass, int, int, int, int>;
@@ -163,13 +163,15 @@ Choice chosen(Pass pass, const RnnShape& shape) {
 
 template <typename T>
 int64_t rnn_hidden_size_limit() {
-  RnnShape shape{1, 1, 1, 1, 0, nullptr};
-  int64_t limit = 0;
-  for (shape.hidden_size = 16; shape.hidden_size <= kTeamBlocks * kTeamUnits; shape.hidden_size += 16) {
-    if (!choose<T>(Pass::forward, shape).found() || !choose<T>(Pass::backward, shape).found()) break;
-    limit = shape.hidden_size;
-  }
-  return limit;
+  return answer(Pass::forward, 0, 0, 0, kType<T>, [] {
+    RnnShape shape{1, 1, 1, 1, 0, nullptr};
+    int limit = 0;
+    for (shape.hidden_size = 16; shape.hidden_size <= kTeamBlocks * kTeamUnits; shape.hidden_size += 16) {
+      if (!choose<T>(Pass::forward, shape).found() || !choose<T>(Pass::backward, shape).found()) break;
+      limit = static_cast<int>(shape.hidden_size);
+    }
+    return limit;
+  });
 }
 
 template <typename T>

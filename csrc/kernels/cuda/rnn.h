@@ -2,9 +2,9 @@
 // sequence, and each block owns some hidden units. With thread-block clusters (Hopper, sm_90) the blocks of a cluster
 // send one another h (forward) or parts of the gradient of h (backward) at every step; one launch runs all recurrences
 // and all slices of the batch, each by a cluster of its own. 16-bit weights that no cluster holds, or a device without
-// clusters, take teams of blocks all over the device, which meet in its memory. The formulas, the letters and the
-// layout are those of kernels/rnn.h; the products with W_ih and the gradients of the weights are matrix products over
-// all tokens, which the caller makes.
+// clusters, take teams of blocks all over the device, which meet in its memory. What neither holds goes step by step
+// (kernels/cuda/rnn_step.h). The formulas, the letters and the layout are those of kernels/rnn.h; the products with W_ih
+// and the gradients of the weights are matrix products over all tokens, which the caller makes.
 //
 // None of it has run on a GPU yet: the tests run it on the host (tests/kernels/cuda), and how it shares out work rests
 // on estimates of time, not on measurements.
@@ -76,7 +76,7 @@ struct RnnBackward {
   T* grad_c0;                    // [G, B, H] or null: not wanted
 };
 
-// The largest hidden size that the current device takes; 0 if none.
+// The largest hidden size whose weights the current device holds; 0 if none.
 template <typename T>
 int64_t rnn_hidden_size_limit();
 

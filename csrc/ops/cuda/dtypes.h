@@ -15,15 +15,4 @@ auto with_any_type(const Tensor& tensor, const Name& name, Function&& function) 
   return with_real_type(tensor, name, function);
 }
 
-// Calls function.operator()<float, BFloat16 or Float16>(), which the recurrence has kernels for.
-template <typename Function>
-auto with_rnn_type(const Tensor& tensor, const Name& name, Function&& function) {
-  const ScalarType type = tensor.scalar_type();
-  if (type == ScalarType::BFloat16) return function.template operator()<BFloat16>();
-  if (type == ScalarType::Half) return function.template operator()<Float16>();
-  check(type == ScalarType::Float, name, ": expected dtype Float, BFloat16 or Half, got ",
-        torch::headeronly::toString(type));
-  return function.template operator()<float>();
-}
-
 }  // namespace pymtl::ops::cuda

@@ -113,10 +113,16 @@ float second_of(uint32_t pair) {
 inline float sigmoid(float x) { return 1.0F / (1.0F + std::exp(-x)); }
 inline float hyperbolic_tangent(float x) { return 1.0F - 2.0F / (1.0F + std::exp(2.0F * x)); }
 
-inline float exact_sigmoid(float x) { return sigmoid(x); }
 inline float exponential(float x) { return std::exp(x); }
 inline double exponential(double x) { return std::exp(x); }
+inline float square_root(float x) { return std::sqrt(x); }
+inline double square_root(double x) { return std::sqrt(x); }
+template <typename R>
+R exact_sigmoid(R x) {
+  return R(1) / (R(1) + exponential(-x));
+}
 inline float exact_hyperbolic_tangent(float x) { return std::tanh(x); }
+inline double exact_hyperbolic_tangent(double x) { return std::tanh(x); }
 
 template <typename T>
 void multiply_tile(float (&acc)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {

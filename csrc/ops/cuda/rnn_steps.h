@@ -1,0 +1,179 @@
+// Recurrences step by step: a product with W_hh, which torch makes, then a kernel for all of them (see
+// kernels/cuda/rnn_step.h).
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/cuda/rnn_step.h"
+#include "ops/cuda/batch.h"
+#include "ops/cuda/products.h"
+#include "ops/rnn_layer.h"
+
+namespace pymtl::ops::cuda {
+
+// The weights of a call that are multiplied or read within the recurrence, each kind side by side, [G, ...].
+template <typename T>
+struct StepWeights {
+  Tensor w_hh;  // [G, gates * H, H]
+  OptionalTensor b_ih, b_hh, g_hh, g_c, b_c;
+
+  StepWeights(const Layer<T>& layer, const Tensors& weight_hh, const Tensors& bias_ih, const Tensors& bias_hh,
+              const OptionalTensors& given_norm)
+      : w_hh(stacked(weight_hh, {layer.recurrences, layer.sizes.gates * layer.hidden_size, layer.hidden_size})) {
+    if (!bias_ih.empty()) {
+      b_ih = concatenated(bias_ih, 0);
+      b_hh = concatenated(bias_hh, 0);
+    }
+    const Tensors norm = given_norm.value_or(Tensors{});
+    const auto part = [&](size_t kind) -> OptionalTensor {
+      const auto first = norm.begin() + static_cast<std::ptrdiff_t>(kind * weight_hh.size());
+      if (first >= norm.end()) return std::nullopt;
+      return contiguous(concatenated(Tensors(first, first + static_cast<std::ptrdiff_t>(weight_hh.size())), 0));
+    };
+    g_hh = part(0);
+    g_c = part(1);
+    b_c = part(2);
+  }
+
+  RnnNorm<T> norm() const { return {read<T>(g_hh), read<T>(g_c), read<T>(b_c)}; }
+
+ private:
+  static Tensor contiguous(const Tensor& tensor) {
+    return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+  }
+  static Tensor stacked(const Tensors& tensors, const Sizes& sizes) {
+    return torch::stable::view(contiguous(concatenated(tensors, 0)), sizes);
+  }
+};
+
+// a b, matrix by matrix, in what T is computed with.
+template <typename T>
+Tensor batched_product(const Tensor& a, const Tensor& b) {
+  const ScalarType type = real_type(a.scalar_type());
+  const Tensor result = call("aten::bmm", "dtype", a, b, type);
+  check_type(result, "product", type);
+  return result;
+}
+
+inline Tensor of_recurrences(const Tensor& tensor, const pymtl::cuda::RnnSteps& at) {
+  return call("aten::narrow", "", tensor, int64_t{0}, at.first, at.count);
+}
+
+// A copy of the given states [G, B, H] in a type, or zeros.
+inline Tensor states_of(const OptionalTensor& given, const Tensor& like, const Sizes& sizes, ScalarType type) {
+  if (!given.has_value()) return torch::stable::new_zeros(like, sizes, type);
+  Tensor states = make(like, sizes, type);
+  torch::stable::copy_(states, *given);
+  return states;
+}
+
+// Calls walk(at) for as many recurrences at a time as a kernel takes.
+template <typename T, typename Walk>
+void with_recurrences(const Layer<T>& layer, const Batch& batch, const Walk& walk) {
+  if (batch.batch == 0) return;
+  for (int64_t first = 0; first < layer.recurrences; first += pymtl::cuda::kRecurrences) {
+    const int64_t count = std::min<int64_t>(layer.recurrences - first, pymtl::cuda::kRecurrences);
+    uint32_t reverse = 0;
+    for (int64_t k = 0; k < count; ++k) {
+      if (layer.weights[static_cast<size_t>(first + k)].reverse) reverse |= uint32_t{1} << k;
+    }
+    walk(pymtl::cuda::RnnSteps{layer.cell, layer.recurrences, first, count, reverse, batch.steps, batch.batch,
+                               batch.tokens, layer.hidden_size, batch.sizes(), batch.ends()});
+  }
+}
+
+struct StepStates {
+  Tensor h, c;  // [G, B, H]; c of an LSTM, else of no recurrence
+};
+
+// projected: [N, G * gates * H] in Real<T>. output, gates and cells are written to; the last states are returned.
+template <typename T>
+StepStates steps_forward(const Layer<T>& layer, const StepWeights<T>& weights, const Batch& batch,
+                         const Masks<T>& masks, const Tensor& projected, const OptionalTensor& h0,
+                         const OptionalTensor& c0, const Tensor& output, const Tensor& gates, const Tensor& cells,
+                         void* stream) {
+  const ScalarType type = output.scalar_type();
+  const Sizes state = {layer.recurrences, batch.batch, layer.hidden_size};
+  const Tensor h = states_of(h0, output, state, type);
+  const Tensor c =
+      states_of(c0, output, layer.sizes.has_cell ? state : Sizes{0, batch.batch, layer.hidden_size}, real_type(type));
+  const Tensor operand = masks.dropout.has_value() ? call("aten::mul", "Tensor", h, *masks.dropout) : h;
+  pymtl::cuda::RnnStepForward<T> args{};
+  args.projected = read<Real<T>>(projected);
+  args.b_ih = read<T>(weights.b_ih);
+  args.b_hh = read<T>(weights.b_hh);
+  args.norm = weights.norm();
+  args.masks = masks.masks();
+  args.h = write<T>(h);
+  args.operand = masks.dropout.has_value() ? write<T>(operand) : nullptr;
+  args.c = write<Real<T>>(c);
+  args.output = write<T>(output);
+  args.gates = write<T>(gates);
+  args.cells = write<Real<T>>(cells);
+  with_recurrences(layer, batch, [&](const pymtl::cuda::RnnSteps& at) {
+    args.at = at;
+    const Tensor across = torch::stable::transpose(of_recurrences(weights.w_hh, at), 1, 2);
+    const Tensor multiplied = of_recurrences(operand, at);
+    for (int64_t step = 0; step < batch.steps; ++step) {
+      const Tensor sums = batched_product<T>(multiplied, across);
+      args.sums = write<Real<T>>(sums);
+      pymtl::cuda::rnn_step_forward(args, step, stream);
+    }
+  });
+  return {h, states_of(c, output, sizes_of(c), type)};
+}
+
+struct StepGradients {
+  Tensor h0, c0;  // [G, B, H]; c0 of an LSTM, else of no recurrence
+};
+
+// What the way back reads besides the weights, as the op's arguments are called.
+struct StepResults {
+  OptionalTensor h0, c0;
+  Tensor output, gates, cells;
+  OptionalTensor grad_output, grad_h_n, grad_c_n;
+};
+
+// grad_gates: [N, G * gradients * H] in T. before: [N, G*H] or empty: not wanted. Both are written to.
+template <typename T>
+StepGradients steps_backward(const Layer<T>& layer, const StepWeights<T>& weights, const Batch& batch,
+                             const Masks<T>& masks, const StepResults& given, const Tensor& grad_gates,
+                             const Tensor& before, void* stream) {
+  const ScalarType type = given.output.scalar_type();
+  const int64_t H = layer.hidden_size;
+  const Sizes state = {layer.recurrences, batch.batch, H};
+  const Sizes cell_state = {layer.sizes.has_cell ? layer.recurrences : 0, batch.batch, H};
+  const Tensor grad_h = states_of(given.grad_h_n, given.output, state, real_type(type));
+  const Tensor grad_c = states_of(given.grad_c_n, given.output, cell_state, real_type(type));
+  const Tensor grad_h0 = make(given.output, state);
+  pymtl::cuda::RnnStepBackward<T> args{};
+  args.norm = weights.norm();
+  args.masks = masks.masks();
+  args.h0 = read<T>(given.h0);
+  args.c0 = read<T>(given.c0);
+  args.output = read<T>(given.output);
+  args.gates = read<T>(given.gates);
+  args.cells = read<Real<T>>(given.cells);
+  args.grad_output = read<T>(given.grad_output);
+  args.grad_h = write<Real<T>>(grad_h);
+  args.grad_c = write<Real<T>>(grad_c);
+  args.grad_gates = write<T>(grad_gates);
+  args.before = write<T>(before);
+  with_recurrences(layer, batch, [&](const pymtl::cuda::RnnSteps& at) {
+    args.at = at;
+    const Tensor weight = of_recurrences(weights.w_hh, at);
+    const Tensor operand = torch::stable::new_zeros(given.output, {at.count, batch.batch, layer.sizes.gates * H});
+    Tensor product = torch::stable::new_zeros(given.output, {at.count, batch.batch, H}, real_type(type));
+    args.operand = write<T>(operand);
+    for (int64_t step = batch.steps - 1; step >= 0; --step) {
+      args.product = read<Real<T>>(product);
+      pymtl::cuda::rnn_step_backward(args, step, stream);
+      product = batched_product<T>(operand, weight);
+    }
+    args.product = read<Real<T>>(product);
+    pymtl::cuda::rnn_step_initial_gradient(args, write<T>(grad_h0), stream);
+  });
+  return {grad_h0, states_of(grad_c, given.output, cell_state, type)};
+}
+
+}  // namespace pymtl::ops::cuda
