@@ -70,7 +70,8 @@ test-cuda: gpu
 sanitize-cuda: gpu
 	for tool in memcheck racecheck synccheck; do \
 	  compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/pytest -q -m cuda tests/test_cuda_lstm.py \
-	    tests/test_cuda_ops.py -k "as_nn_lstms or tf32 or out_of_range or the_reference or pack" || exit 1; done
+	    tests/test_cuda_ops.py tests/test_cuda_steps.py \
+	    -k "as_nn_lstms or tf32 or out_of_range or the_reference or pack or plain_pytorch" || exit 1; done
 
 # EWT, the folder of the English Web Treebank's data (see examples/README.md), adds its training step.
 bench-cuda: $(VENV)/.bench

@@ -14,7 +14,8 @@ class GRU(Recurrent):
     """:class:`torch.nn.GRU`, faster: the same constructor, parameters, ``state_dict`` and results.
 
     All that :class:`pymtl.LSTM` says of kernels, dtypes, ``lengths`` and equal bits holds here too, and its options
-    beyond torch's are here as well, without those of c.
+    beyond torch's are here as well, without those of c. But on a GPU it runs through torch's own path, save for these
+    options and for lengths on the GPU.
 
     Cho et al. 2014, "Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machine Translation",
     with the reset gate behind the product as in nn.GRU.

@@ -16,7 +16,8 @@ class RNN(Recurrent):
     """:class:`torch.nn.RNN`, faster: the same constructor, parameters, ``state_dict`` and results.
 
     All that :class:`pymtl.LSTM` says of kernels, dtypes, ``lengths`` and equal bits holds here too, and its options
-    beyond torch's are here as well, without those of c.
+    beyond torch's are here as well, without those of c. But on a GPU it runs through torch's own path, save for these
+    options and for lengths on the GPU.
 
     Elman 1990, "Finding Structure in Time".
 

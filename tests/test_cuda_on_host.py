@@ -14,13 +14,13 @@ TESTS = Path(__file__).parent
 LIBRARY = os.environ.get("PYMTL_CUDA_ON_HOST", "")
 
 # What a GPU promises less of: bits that depend on nothing else, and errors about values, for which it would have to
-# wait. The recurrence has no float64 there.
+# wait. It has no packed weights.
 NOT_PROMISED = (
-    "avx2 avx512 same_bits thread float64_is refused_by_name_and_values refuses_bad_arguments "
-    "reference_agrees_with_nn_lstm index_error"
+    "avx2 avx512 same_bits thread refused_by_name_and_values refuses_bad_arguments "
+    "reference_agrees_with_nn_lstm index_error frozen opcheck_of_rnn_inference"
 )
 OF_THE_CPU = {
-    "test_ops_rnn.py": "float32 and not float64 and not GRU and not RNN_ and not frozen",
+    "test_ops_rnn.py": "not RNN_",
     "test_ops_packing.py": "",
     "test_ops_pooling.py": "",
     "test_ops_joint_loss.py": "",

@@ -104,11 +104,12 @@ def rnn(
     :class:`torch.nn.GRU` (Cho et al. 2014) or :class:`torch.nn.RNN` (Elman 1990) defines it.
 
     Args:
-        input: [T, B, P*I], or packed [N, P*I] with ``batch_sizes``; float32, float64 or bfloat16 on the CPU, float32,
-            bfloat16 or float16 on a GPU with thread-block clusters (there LSTMs only, without masks and norm). Sums
-            and c of 16-bit numbers are float32 within the call, h is rounded at every step. On a GPU products of
-            float32 are in TF32 where ``torch.backends.cudnn.rnn.fp32_precision`` allows it, as it does by default;
-            within the recurrence only where that is faster.
+        input: [T, B, P*I], or packed [N, P*I] with ``batch_sizes``; float32, float64 or bfloat16 on the CPU, float16
+            too on a GPU. Sums and c of 16-bit numbers are float32 within the call, h is rounded at every step. A GPU
+            keeps the weights of an LSTM without masks and norm for the whole call, up to some hidden size (no float64),
+            and goes step by step through all else. There products of float32 are in TF32 where
+            ``torch.backends.cudnn.rnn.fp32_precision`` allows it, as it does by default; within the recurrence only
+            where that is faster.
         batch_sizes: int64 [T], never increasing, on the CPU; or None. With a GPU they may be on that, unchecked, and
             then N may be more than their sum, and h0 has to be given.
         weights: of the G recurrences, of the input's dtype.
