@@ -3,8 +3,8 @@
 // send one another h (forward) or parts of the gradient of h (backward) at every step; one launch runs all recurrences
 // and all slices of the batch, each by a cluster of its own. 16-bit weights that no cluster holds, or a device without
 // clusters, take teams of blocks all over the device, which meet in its memory. What neither holds goes step by step
-// (kernels/cuda/rnn_step.h). The formulas, the letters and the layout are those of kernels/rnn.h; the products with W_ih
-// and the gradients of the weights are matrix products over all tokens, which the caller makes.
+// (kernels/cuda/rnn_step.h). The formulas, the letters and the layout are those of kernels/rnn.h; the products with
+// W_ih and the gradients of the weights are matrix products over all tokens, which the caller makes.
 //
 // None of it has run on a GPU yet: the tests run it on the host (tests/kernels/cuda), and how it shares out work rests
 // on estimates of time, not on measurements.
