@@ -12,6 +12,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pymtl import ops, reference
 from pymtl.losses import SequenceLoss
+from pymtl.ops.dtypes import has_cuda
+from pymtl.ops.late_errors import refuse_where
 from pymtl.packing import as_lengths, same_packing
 from pymtl.states import rows
 
@@ -85,13 +87,14 @@ class CRF(nn.Module):
         Args:
             emissions: padded [T, B, C] ([B, T, C] if ``batch_first``), or a PackedSequence.
             tags: int64, padded [T, B] ([B, T]) or packed like the emissions; not read at padding.
-            lengths: of padded sequences; None if all are T long.
+            lengths: of padded sequences; None if all are T long. On a GPU they may be there too, which spares waiting
+                for them: then they are not checked, but cut to 0 and T, and a sequence of length 0 gives 0.
 
         Returns:
             [B] in the batch's order.
 
         Raises:
-            IndexError: a tag is out of range.
+            IndexError: a tag is out of range; on a GPU, which nobody waits for, the result is NaN instead.
             TypeError, ValueError: the emissions' and the tags' layouts differ.
             RuntimeError: a size, dtype or device does not fit.
         """
@@ -131,7 +134,7 @@ class CRF(nn.Module):
         Arguments and errors as for :meth:`log_likelihood`.
         """
         values, order = self._log_likelihood(emissions, tags, lengths)
-        return values.sum() * (-1 / max(int(order.batch_sizes.sum()), 1))
+        return _over_tokens(values, order.batch_sizes)
 
     @torch.no_grad()
     def decode(
@@ -167,7 +170,10 @@ class CRF(nn.Module):
         batch, steps = emissions.shape[:2] if self.batch_first else (emissions.shape[1], emissions.shape[0])
         if lengths is None:
             lengths = torch.full((batch,), steps, dtype=torch.int64)
-        order = ops.packing_order(as_lengths(lengths, batch, emissions.device).cpu(), steps, emissions.device)
+        lengths = as_lengths(lengths, batch, emissions.device)
+        if not has_cuda(emissions):
+            lengths = lengths.cpu()
+        order = ops.packing_order(lengths, steps, emissions.device)
         return _single(ops.pack(emissions, order, batch_first=self.batch_first)), order
 
     def functions(self, emissions: Tensor) -> object:
@@ -180,6 +186,14 @@ class CRF(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.num_tags}, batch_first={self.batch_first}" + (", BIO" if self.labels is not None else "")
+
+
+def _over_tokens(values: Tensor, batch_sizes: Tensor) -> Tensor:
+    """The negative sum over the number of tokens, or over 1."""
+    tokens = batch_sizes.sum()
+    if tokens.is_cuda:
+        return -values.sum() / tokens.clamp(min=1)
+    return values.sum() * (-1 / max(int(tokens), 1))
 
 
 def _single(scores: Tensor) -> Tensor:
@@ -209,9 +223,15 @@ class CRFLoss(SequenceLoss):
         Raises:
             TypeError, ValueError: the layouts differ, or a padded sentence has tags for some of its tokens only,
                 which then do not tell its length.
-            IndexError: a tag is out of range.
+            IndexError: a tag is out of range. On a GPU this and tags of some tokens only are found late: the loss is
+                NaN, and a later :class:`pymtl.JointLoss` raises the error, or :func:`pymtl.ops.raise_late_errors`. Only
+                missing tags of packed sentences are waited for there.
         """
         data, order, flat = self._packed(emissions, tags)
+        if not isinstance(tags, PackedSequence) and has_cuda(tags):
+            # No row is without a tag but those behind the last token.
+            values = self.crf.functions(data).crf(data, order.batch_sizes, flat, *self.crf.scores())
+            return _over_tokens(values, order.batch_sizes)
         return self.of_packed(data, order.batch_sizes, flat, self.crf.functions(data))
 
     def of_packed(self, data: Tensor, batch_sizes: Tensor, flat: Tensor, functions: Any) -> Tensor:
@@ -256,21 +276,22 @@ class CRFLoss(SequenceLoss):
         self._check_classes(tags)
         labelled = (tags if self.crf.batch_first else tags.t()) != self.ignore_index
         counts = labelled.sum(1)
+        sentences = torch.arange(len(counts), device=tags.device)
         partly = (labelled != (torch.arange(labelled.shape[1], device=tags.device) < counts.unsqueeze(1))).any(1)
-        if bool(partly.any()):
-            raise ValueError(
-                "expected tags of all tokens of a padded sentence or of none, "
-                f"got some for sentence {int(partly.nonzero()[0])}"
-            )
-        data, order = self.crf.packed(emissions, counts.clamp(min=1).cpu())
+        refuse_where(
+            partly,
+            sentences,
+            lambda got: f"expected tags of all tokens of a padded sentence or of none, got some for sentence {got}",
+            ValueError,
+        )
+        data, order = self.crf.packed(emissions, counts if has_cuda(tags) else counts.clamp(min=1).cpu())
         return data, order, ops.pack(tags, order, batch_first=self.crf.batch_first)
 
     def _check_classes(self, tags: Tensor) -> None:
         if tags.dtype != torch.int64:
             raise TypeError(f"expected int64 tags, got {tags.dtype}")
         wrong = (tags != self.ignore_index) & ((tags < 0) | (tags >= self.crf.num_tags))
-        if bool(wrong.any()):
-            raise IndexError(f"expected tags from 0 to {self.crf.num_tags - 1}, got {int(tags[wrong][0])}")
+        refuse_where(wrong, tags, lambda got: f"expected tags from 0 to {self.crf.num_tags - 1}, got {got}", IndexError)
 
 
 def _forbidden(labels: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:

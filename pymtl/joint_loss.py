@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from pymtl import ops
 from pymtl.balancing.base import Balancing
 from pymtl.losses import CrossEntropy, Loss, OrdinalLoss, SequenceLoss
+from pymtl.ops.late_errors import late_errors_about
 from pymtl.packing import same_packing
 
 Value = Tensor | PackedSequence
@@ -86,10 +87,12 @@ class JointLoss(nn.Module):
         Raises:
             KeyError: a task is unknown, or has targets but no logits.
             ValueError: targets and logits of a task differ in shape, or no task has targets.
-            IndexError: a class is out of range. On a GPU the task's loss is NaN instead, and a later call raises
-                this, or :func:`pymtl.ops.raise_late_errors`.
+            IndexError: a class is out of range. On a GPU the task's loss is NaN instead (of ordered classes infinite or
+                NaN), and a later call raises this, or :func:`pymtl.ops.raise_late_errors`.
             RuntimeError: a dtype or device does not fit.
         """
+        if not torch.compiler.is_compiling():
+            ops.raise_late_errors(wait=False)
         _check_known("logits", logits, self.losses)
         _check_known("targets", targets, self.losses)
         tasks = [task for task in self.losses if targets.get(task) is not None]
@@ -103,7 +106,8 @@ class JointLoss(nn.Module):
         per_task = dict(zip(rowwise, self._of_rows(rowwise, logits, targets).unbind())) if rowwise else {}
         for task in whole:
             try:
-                per_task[task] = self.losses[task](logits[task], targets[task])
+                with late_errors_about(f"targets[{task!r}]"):
+                    per_task[task] = self.losses[task](logits[task], targets[task])
             except (IndexError, TypeError, ValueError) as error:
                 raise type(error)(f"targets[{task!r}]: {error}") from None
         per_task = {task: per_task[task] for task in tasks}
@@ -192,7 +196,8 @@ class JointLoss(nn.Module):
             z, target = z.data, target.data
         if isinstance(self.losses[task], OrdinalLoss):
             try:
-                target = self.losses[task].levels(target, z.shape[-1])
+                with late_errors_about(f"targets[{task!r}]"):
+                    target = self.losses[task].levels(target, z.shape[-1])
             except (IndexError, RuntimeError) as error:
                 raise type(error)(f"targets[{task!r}]: {error}") from None
         if z.dtype in (torch.float16, torch.bfloat16):

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from pymtl.ops.late_errors import refuse_where
+
 
 @dataclass(frozen=True)
 class CrossEntropy:
@@ -74,17 +76,17 @@ class OrdinalLoss:
         where there is no label.
 
         Raises:
-            IndexError: a class is out of range.
+            IndexError: a class is out of range. On a GPU a later loss raises it, and those after this class are
+                infinite, which no loss hides.
             RuntimeError: they are no integers.
         """
         if classes.is_floating_point():
             raise RuntimeError(f"expected int64 classes, got {classes.dtype}")
         missing = classes == self.ignore_index
         wrong = ~missing & ((classes < 0) | (classes > thresholds))
-        if bool(wrong.any()):
-            raise IndexError(f"Target {int(classes[wrong][0])} is out of bounds")
+        refuse_where(wrong, classes, lambda got: f"Target {got} is out of bounds", IndexError)
         above = (classes.unsqueeze(-1) > torch.arange(thresholds, device=classes.device)).to(torch.get_default_dtype())
-        return above.masked_fill(missing.unsqueeze(-1), torch.nan)
+        return above.masked_fill(wrong.unsqueeze(-1), torch.inf).masked_fill(missing.unsqueeze(-1), torch.nan)
 
 
 class SequenceLoss:

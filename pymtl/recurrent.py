@@ -320,11 +320,6 @@ class Recurrent(nn.RNNBase):
             return ops.rnn_frozen(
                 input, batch_sizes, packed, self.hidden_size, [False, True][:directions], self.mode, h0, c0
             )
-        if batch_sizes is not None and batch_sizes.is_cuda and h0 is None:
-            # Sizes on a GPU are not looked at, and something has to tell B.
-            if batch is None:
-                raise RuntimeError("batch_sizes: expected them on the CPU, got them on a GPU without initial states")
-            h0 = input.new_zeros(self._state_size(batch))
         h_last, c_last = [], []
         for layer in range(self.num_layers if layers is None else layers):
             if layer > 0:

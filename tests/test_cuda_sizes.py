@@ -1,4 +1,4 @@
-"""Batch sizes on a GPU: nobody looks at them, so there may be more rows than tokens, and h0 tells B.
+"""Batch sizes on a GPU: nobody looks at them, so there may be more rows than tokens, T*B where nothing else tells B.
 
 On the host sizes pass for being on the GPU where PYMTL_SIZES_ON_GPU says so.
 """
@@ -92,9 +92,76 @@ def test_rows_behind_the_last_token_change_nothing(gpu, on_gpu, mode, dropout, d
         assert is_close(ours, theirs), name
 
 
-def test_the_number_of_sequences_has_to_be_told(gpu, on_gpu, monkeypatch):
-    order = order_of(on_gpu)
-    weights = weights_of(gpu, 3, torch.float32)
+@pytest.mark.parametrize("mode", ["LSTM", "GRU"])
+def test_without_initial_states_the_rows_tell_how_many_sequences_there_are(mode, gpu, on_gpu, monkeypatch):
+    order, weights = order_of(on_gpu), weights_of(gpu, 3, torch.float32, mode)
+    batch = len(LENGTHS)
+    packed = torch.randn(STEPS * batch, 4, device=gpu)
+    zeros = torch.zeros(2, batch, 3, device=gpu)
     monkeypatch.setenv("PYMTL_SIZES_ON_GPU", "1")
-    with pytest.raises(RuntimeError, match="batch_sizes: expected them on the CPU, or h0"):
-        ops.rnn(torch.randn(36, 4, device=gpu), order.batch_sizes, weights)
+    found = ops.rnn(packed, order.batch_sizes, weights)
+    expected = ops.rnn(packed, order.batch_sizes, weights, zeros)
+    assert found[1].shape == (2, batch, 3)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected))
+    with pytest.raises(RuntimeError, match=r"input: expected as many rows for each of 6 steps .* got 35 in all"):
+        ops.rnn(packed[1:], order.batch_sizes, weights)
+
+
+@pytest.mark.parametrize("kind", ["mean", "max"])
+def test_pooling_goes_over_the_tokens_there_are(kind, gpu, on_gpu, monkeypatch):
+    order = order_of(on_gpu)
+    padded = torch.randn(STEPS, len(LENGTHS), 4, device=gpu)
+    monkeypatch.setenv("PYMTL_SIZES_ON_GPU", "1")
+    leaf = ops.pack(padded, order).requires_grad_()
+    pooled = ops.pool(leaf, order.batch_sizes, kind)
+    alive = LENGTHS > 0
+    of_leaf = torch.autograd.grad(pooled[order.unsorted_indices][alive.to(gpu)].sum(), leaf)[0]
+    monkeypatch.delenv("PYMTL_SIZES_ON_GPU")
+    tokens = int(LENGTHS.sum())
+    here = leaf.detach()[:tokens].requires_grad_()
+    expected = ops.pool(here, order.batch_sizes[:5].cpu(), kind)
+    assert torch.equal(pooled[: len(expected)], expected)
+    assert torch.equal(of_leaf[:tokens], torch.autograd.grad(expected.sum(), here)[0])
+    assert not of_leaf[tokens:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("tagged", [True, False], ids=["tags", "all paths"])
+def test_a_chain_ends_with_its_tokens_and_an_empty_one_gives_nothing(tagged, dtype, gpu, on_gpu, monkeypatch):
+    classes, order = 5, order_of(on_gpu)
+    padded = torch.randn(STEPS, len(LENGTHS), classes, device=gpu, dtype=dtype)
+    tags = torch.randint(classes, (STEPS, len(LENGTHS)), device=gpu)
+    parameters = [torch.randn(*size, device=gpu, dtype=dtype).requires_grad_() for size in ((5,), (5,), (5, 5))]
+    monkeypatch.setenv("PYMTL_SIZES_ON_GPU", "1")
+    leaf = ops.pack(padded, order).requires_grad_()
+    flat = ops.pack(tags, order) if tagged else None
+    result = ops.crf(leaf, order.batch_sizes, flat, *parameters)
+    seed = torch.randn_like(result)
+    gradients = torch.autograd.grad(result, [leaf, *parameters], seed)
+    best, scores = ops.crf_decode(leaf, order.batch_sizes, *(p.detach() for p in parameters))
+    second = second_of(ops.crf(leaf, order.batch_sizes, flat, *parameters), [leaf, *parameters])
+    monkeypatch.delenv("PYMTL_SIZES_ON_GPU")
+
+    alive, tokens = int((LENGTHS > 0).sum()), int(LENGTHS.sum())
+    here, sizes = leaf.detach()[:tokens].requires_grad_(), order.batch_sizes[:5].cpu()
+    given = flat[:tokens] if tagged else None
+    expected = ops.crf(here, sizes, given, *parameters)
+    assert torch.equal(result[:alive], expected)
+    assert not result[alive:].any()
+    of_leaf, *others = gradients
+    of_here, *expected_others = torch.autograd.grad(expected, [here, *parameters], seed[:alive])
+    assert torch.equal(of_leaf[:tokens], of_here)
+    assert not of_leaf[tokens:].any()
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(others, expected_others, strict=True))
+    best_here, scores_here = ops.crf_decode(here, sizes, *(p.detach() for p in parameters))
+    assert torch.equal(best[:tokens], best_here)
+    assert torch.equal(scores[:alive], scores_here)
+    assert not scores[alive:].any()
+    second_here = second_of(ops.crf(here, sizes, given, *parameters), [here, *parameters])
+    for ours, theirs in zip(second, second_here, strict=True):
+        torch.testing.assert_close(ours[: len(theirs)], theirs, rtol=1e-4, atol=1e-5)
+
+
+def second_of(result, leaves):
+    first = torch.autograd.grad(result.sin().sum(), leaves, create_graph=True)
+    return torch.autograd.grad(sum(gradient.square().sum() for gradient in first), leaves)

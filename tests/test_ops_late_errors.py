@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pymtl import ops
-from pymtl.ops.late_errors import report
+from pymtl.ops.late_errors import late_errors_about, refuse_where, report
 
 
 class Event:
@@ -45,7 +45,9 @@ def events(monkeypatch):
 
 
 def tell(*rows, name="call"):
-    report(torch.tensor(rows), lambda k, row: f"{name}: {k} at {row}")
+    report(
+        torch.tensor(rows), lambda rows: "; ".join(f"{name}: {k} at {row}" for k, row in enumerate(rows) if row >= 0)
+    )
 
 
 def test_an_error_is_raised_once_when_its_event_has_happened(events):
@@ -97,3 +99,32 @@ def test_nothing_is_noted_or_asked_for_while_a_graph_is_recorded(events, monkeyp
     assert len(events) == 1
     with pytest.raises(IndexError, match="at 3"):
         ops.raise_late_errors(wait=False)
+
+
+class OnGPU(torch.Tensor):
+    """A tensor of the CPU that says it is on a GPU."""
+
+    is_cuda = True
+
+
+def refuse(wrong, values, error=IndexError):
+    refuse_where(wrong, values, lambda got: f"expected ones, got {got}", error)
+
+
+def test_on_the_cpu_the_first_wrong_value_is_refused_at_once(events):
+    refuse(torch.tensor([[False, False]]), torch.ones(1, 2))
+    with pytest.raises(ValueError, match=r"^expected ones, got 7$"):
+        refuse(torch.tensor([[False, True], [True, False]]), torch.tensor([[1, 7], [8, 1]]), ValueError)
+    assert not events
+
+
+@pytest.mark.parametrize("error", [IndexError, ValueError])
+def test_on_a_gpu_it_is_refused_late_by_its_name(error, events):
+    with late_errors_about("targets['slots']"):
+        refuse(torch.tensor([[False, True], [True, False]]).as_subclass(OnGPU), torch.tensor([[1, 7], [8, 1]]), error)
+    refuse(torch.tensor([False]).as_subclass(OnGPU), torch.ones(1))
+    refuse(torch.zeros(0, dtype=torch.bool).as_subclass(OnGPU), torch.ones(0))
+    assert len(events) == 2
+    with pytest.raises(error, match=r"^targets\['slots'\]: expected ones, got 7, in an earlier call on the GPU$"):
+        ops.raise_late_errors()
+    ops.raise_late_errors()

@@ -22,7 +22,7 @@ namespace pymtl {
 template <typename T>
 struct CrfChain {
   int64_t steps;
-  int64_t batch;               // batch_sizes[0]: every sequence has a token
+  int64_t batch;               // batch_sizes[0]: every sequence has a token (but see cuda/crf.h)
   int64_t tokens;              // above 0
   int64_t classes;             // above 0
   const int64_t* batch_sizes;  // [T]

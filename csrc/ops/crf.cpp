@@ -6,6 +6,12 @@
 namespace pymtl::ops {
 namespace {
 
+template <typename T>
+Chain<T> chain_of(const BatchSizes& packing, const Tensor& emissions, const Tensor& start, const Tensor& end,
+                  const Tensor& transitions) {
+  return {packing.steps, packing.batch(), packing.tokens, emissions, start, end, transitions};
+}
+
 // Tags, each a class.
 template <typename T>
 OptionalTensor checked_tags(const Chain<T>& chain, const OptionalTensor& given) {
@@ -22,13 +28,14 @@ std::tuple<Tensor, Tensor, Tensor> crf(Tensor emissions, Tensor batch_sizes, Opt
                                        Tensor end, Tensor transitions) {
   check_cpu(emissions, "emissions");
   return with_real_type(emissions, "emissions", [&]<typename T>() {
-    const Chain<T> chain(emissions, batch_sizes, start, end, transitions);
+    const BatchSizes packing(batch_sizes);
+    const Chain<T> chain = chain_of<T>(packing, emissions, start, end, transitions);
     const OptionalTensor tags = checked_tags(chain, given_tags);
-    const Tensor result = make(chain.emissions, {chain.packing.batch()});
+    const Tensor result = make(chain.emissions, {chain.batch});
     const Tensor alphas = make(chain.emissions, {chain.tokens, chain.classes}, ScalarType::Double);
     const Tensor scales = make(chain.emissions, {chain.tokens}, ScalarType::Double);
     if (chain.tokens > 0) {
-      const CrfForward<T> args{chain.chain(read<int64_t>(chain.packing.sizes)), read<int64_t>(tags), write<T>(result),
+      const CrfForward<T> args{chain.chain(read<int64_t>(packing.sizes)), read<int64_t>(tags), write<T>(result),
                                write<double>(alphas), write<double>(scales)};
       const Executor executor = torch_executor();
       const Scratch workspace(crf_forward_workspace(args, executor));
@@ -43,11 +50,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> crf_backward(Tensor given_grad, Tenso
                                                         Tensor transitions, Tensor given_alphas, Tensor given_scales) {
   check_cpu(emissions, "emissions");
   return with_real_type(emissions, "emissions", [&]<typename T>() {
-    const Chain<T> chain(emissions, batch_sizes, start, end, transitions);
+    const BatchSizes packing(batch_sizes);
+    const Chain<T> chain = chain_of<T>(packing, emissions, start, end, transitions);
     const int64_t N = chain.tokens;
     const int64_t C = chain.classes;
     const OptionalTensor tags = checked_tags(chain, given_tags);
-    const Tensor grad = checked(given_grad, "grad", emissions.scalar_type(), {chain.packing.batch()});
+    const Tensor grad = checked(given_grad, "grad", emissions.scalar_type(), {chain.batch});
     const Tensor alphas = checked(given_alphas, "alphas", ScalarType::Double, {N, C});
     const Tensor scales = checked(given_scales, "scales", ScalarType::Double, {N});
     const auto result = [&](const Sizes& sizes) {
@@ -58,7 +66,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> crf_backward(Tensor given_grad, Tenso
     const Tensor grad_end = result({C});
     const Tensor grad_transitions = result({C, C});
     if (N > 0) {
-      const CrfBackward<T> args{chain.chain(read<int64_t>(chain.packing.sizes)),
+      const CrfBackward<T> args{chain.chain(read<int64_t>(packing.sizes)),
                                 read<int64_t>(tags),
                                 read<double>(alphas),
                                 read<double>(scales),
@@ -79,11 +87,12 @@ std::tuple<Tensor, Tensor> crf_decode(Tensor emissions, Tensor batch_sizes, Tens
                                       Tensor transitions) {
   check_cpu(emissions, "emissions");
   return with_real_type(emissions, "emissions", [&]<typename T>() {
-    const Chain<T> chain(emissions, batch_sizes, start, end, transitions);
+    const BatchSizes packing(batch_sizes);
+    const Chain<T> chain = chain_of<T>(packing, emissions, start, end, transitions);
     const Tensor tags = make(chain.emissions, {chain.tokens}, ScalarType::Long);
-    const Tensor scores = make(chain.emissions, {chain.packing.batch()});
+    const Tensor scores = make(chain.emissions, {chain.batch});
     if (chain.tokens > 0) {
-      const CrfDecode<T> args{chain.chain(read<int64_t>(chain.packing.sizes)), write<int64_t>(tags), write<T>(scores)};
+      const CrfDecode<T> args{chain.chain(read<int64_t>(packing.sizes)), write<int64_t>(tags), write<T>(scores)};
       const Executor executor = torch_executor();
       const Scratch workspace(crf_decode_workspace(args, executor));
       pymtl::crf_decode(args, workspace.memory(), executor);

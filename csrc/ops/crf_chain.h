@@ -6,19 +6,20 @@
 
 namespace pymtl::ops {
 
-// The checked arguments of a chain, all on the device of the emissions but batch_sizes, which are on the CPU; the
-// tensors stay alive as long as this object.
+// The checked arguments of a chain, all on the device of the emissions; the tensors stay alive as long as this object.
 template <typename T>
 struct Chain {
-  BatchSizes packing;
+  int64_t steps;
+  int64_t batch;
   int64_t tokens;
   int64_t classes;
   Tensor emissions, start, end, transitions;
 
-  Chain(const Tensor& given_emissions, const Tensor& batch_sizes, const Tensor& given_start, const Tensor& given_end,
-        const Tensor& given_transitions)
-      : packing(batch_sizes),
-        tokens(packing.tokens),
+  Chain(int64_t all_steps, int64_t sequences, int64_t rows, const Tensor& given_emissions, const Tensor& given_start,
+        const Tensor& given_end, const Tensor& given_transitions)
+      : steps(all_steps),
+        batch(sequences),
+        tokens(rows),
         classes(of(given_emissions)),
         emissions(
             checked(given_emissions, "emissions", given_emissions.scalar_type(), {tokens, classes}, given_emissions)),
@@ -29,8 +30,8 @@ struct Chain {
 
   // sizes: batch_sizes where the kernels read them.
   CrfChain<T> chain(const int64_t* sizes) const {
-    return {packing.steps, packing.batch(),     tokens, classes, sizes, read<T>(emissions), read<T>(start),
-            read<T>(end),  read<T>(transitions)};
+    return {
+        steps, batch, tokens, classes, sizes, read<T>(emissions), read<T>(start), read<T>(end), read<T>(transitions)};
   }
 
   OptionalTensor tags(const OptionalTensor& given) const {

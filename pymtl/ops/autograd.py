@@ -51,6 +51,16 @@ def no_derivative(op: str, instead: str) -> Any:
     return backward
 
 
+def fake_batch(rows: Tensor, batch_sizes: Tensor | None) -> Any:
+    """B, for fake kernels, of a dense batch [T, B, ...] or a packed one; there with sizes on the CPU it is data, not a
+    shape."""
+    if batch_sizes is None:
+        return rows.shape[1]
+    if batch_sizes.is_cuda:
+        return rows.shape[0] // batch_sizes.shape[0]
+    return torch.library.get_ctx().new_dynamic_size()
+
+
 def check_one_device(**arguments: Tensor | Iterable[Tensor] | None) -> None:
     """For fake kernels, which also answer for tensors on the meta device: all of one device, or an error.
 

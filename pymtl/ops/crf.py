@@ -13,6 +13,7 @@ from pymtl.ops.autograd import (
     below_autograd,
     below_autograd_in_backward,
     check_one_device,
+    fake_batch,
     needs_reference,
     no_derivative,
     wants_gradient,
@@ -28,8 +29,9 @@ def crf(
     algorithm runs on scaled probabilities in float64, and in log space where those could underflow.
 
     Args:
-        emissions: [N, C] packed; float32 or float64 on the CPU.
-        batch_sizes: int64 [T] as in :class:`torch.nn.utils.rnn.PackedSequence`.
+        emissions: [N, C] packed; float32 or float64.
+        batch_sizes: int64 [T] as in :class:`torch.nn.utils.rnn.PackedSequence`. With a GPU they may be on that,
+            unchecked; then there are N = T*B rows, and a sequence without a token gives 0.
         tags: int64 [N], 0 to C - 1; None for log Z.
         start, end: [C].
         transitions: [C, C], from and to; -inf forbids one.
@@ -38,7 +40,7 @@ def crf(
         [B], in the packed order.
 
     Raises:
-        IndexError: a tag is out of range.
+        IndexError: a tag is out of range. On a GPU, which nobody waits for, its sequence gives NaN instead.
         RuntimeError: a size, dtype or device does not fit.
 
     """
@@ -82,7 +84,7 @@ def _crf_fake(
     check_one_device(
         emissions=emissions, batch_sizes=batch_sizes, tags=tags, start=start, end=end, transitions=transitions
     )
-    batch = torch.library.get_ctx().new_dynamic_size()
+    batch = fake_batch(emissions, batch_sizes)
     return (
         emissions.new_empty(batch),
         emissions.new_empty(emissions.shape, dtype=torch.float64),
@@ -111,7 +113,7 @@ def _crf_decode_fake(
     emissions: Tensor, batch_sizes: Tensor, start: Tensor, end: Tensor, transitions: Tensor
 ) -> tuple[Tensor, Tensor]:
     check_one_device(emissions=emissions, batch_sizes=batch_sizes, start=start, end=end, transitions=transitions)
-    batch = torch.library.get_ctx().new_dynamic_size()
+    batch = fake_batch(emissions, batch_sizes)
     return emissions.new_empty(emissions.shape[:1], dtype=torch.int64), emissions.new_empty(batch)
 
 

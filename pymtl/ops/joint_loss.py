@@ -88,10 +88,15 @@ def joint_loss(
     return losses
 
 
-def _out_of_bounds(whose: Sequence[str], classes: Sequence[int], ignore_index: Sequence[int], k: int, row: int) -> str:
-    return (
+def _out_of_bounds(
+    whose: Sequence[str], classes: Sequence[int], ignore_index: Sequence[int], bad_rows: Sequence[int]
+) -> str:
+    """A message of each task's first bad row; -1 stands for none."""
+    return "; ".join(
         f"{whose[k]}: expected classes from 0 to {classes[k] - 1} or ignore_index {ignore_index[k]}, got "
         f"another at row {row} of an earlier call on the GPU, out of bounds"
+        for k, row in enumerate(bad_rows)
+        if row >= 0
     )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -13,50 +15,88 @@ from torch import Tensor
 
 class _Report(NamedTuple):
     copied: Any  # the event after which `rows` can be read
-    rows: Tensor  # int64 [K] on the CPU: where something is wrong, -1 where nothing is
-    describe: Callable[[int, int], str]
+    numbers: Tensor  # int64 on the CPU
+    describe: Callable[[list[int]], str]
+    error: type[Exception]
+    about: str  # what the message begins with
 
 
 _reports: deque[_Report] = deque()
 _lock = threading.Lock()
+_about: ContextVar[str] = ContextVar("_about", default="")
 
 
-def report(rows: Tensor, describe: Callable[[int, int], str]) -> None:
+@contextmanager
+def late_errors_about(what: str) -> Iterator[None]:
+    """Messages of late errors noted within begin with ``what``."""
+    token = _about.set(f"{what}: ")
+    try:
+        yield
+    finally:
+        _about.reset(token)
+
+
+def refuse_where(wrong: Tensor, values: Tensor, describe: Callable[[int], str], error: type[Exception]) -> None:
+    """Raises an error where ``wrong`` holds anywhere: at once on the CPU; late on a GPU, which nobody waits for, and
+    not at all in compiled code there.
+
+    Args:
+        wrong: bool, of any shape.
+        values: of the same shape, what is wrong or not.
+        describe: makes a message of the first wrong value.
+    """
+    if not wrong.is_cuda:
+        if bool(wrong.any()):
+            raise error(describe(int(values[wrong][0])))
+    elif not torch.compiler.is_compiling() and wrong.numel() > 0:
+        first = wrong.flatten().int().argmax()
+        found = torch.stack([wrong.any().long(), values.flatten()[first].long()])
+
+        def describe_late(found: list[int]) -> str:
+            is_wrong, value = found
+            return f"{describe(value)}, in an earlier call on the GPU" if is_wrong else ""
+
+        report(found, describe_late, error)
+
+
+def report(numbers: Tensor, describe: Callable[[list[int]], str], error: type[Exception] = IndexError) -> None:
     """Notes what a call found, without waiting for it.
 
     Nothing is noted while a CUDA graph is recorded, whose replays nobody could tell apart.
 
     Args:
-        rows: int64 [K] on a GPU; -1 where nothing is wrong.
-        describe: makes a message of k and ``rows[k]``.
+        numbers: int64 [K] on a GPU.
+        describe: makes a message of them; an empty one if nothing is wrong.
+        error: what is raised then.
     """
     if torch.cuda.is_current_stream_capturing():
         return
-    with torch.cuda.device(rows.device):
-        here = rows.to("cpu", non_blocking=True)
+    with torch.cuda.device(numbers.device):
+        here = numbers.to("cpu", non_blocking=True)
         copied = torch.cuda.Event()
         copied.record()
     with _lock:
-        _reports.append(_Report(copied, here, describe))
+        _reports.append(_Report(copied, here, describe, error, _about.get()))
 
 
 def raise_late_errors(*, wait: bool = True) -> None:
-    """Raises what earlier calls of :func:`joint_loss` found on a GPU.
+    """Raises what earlier losses found on a GPU.
 
     Args:
         wait: for all such calls; otherwise only those count that the GPU is done with.
 
     Raises:
-        IndexError: what the first call found that found something; the next ``raise_late_errors`` goes on behind it.
+        IndexError, ValueError: what the first call found that found something; the next ``raise_late_errors`` goes on
+            behind it.
     """
     # An event may not be asked for while a CUDA graph is recorded.
     while _reports and (wait or not torch.cuda.is_current_stream_capturing()):
         with _lock:
             if not _reports or not (wait or _reports[0].copied.query()):
                 return
-            copied, rows, describe = _reports.popleft()
+            first = _reports.popleft()
         if wait:
-            copied.synchronize()
-        found = [describe(k, row) for k, row in enumerate(rows.tolist()) if row >= 0]
-        if found:
-            raise IndexError("; ".join(found))
+            first.copied.synchronize()
+        message = first.describe(first.numbers.tolist())
+        if message:
+            raise first.error(first.about + message)

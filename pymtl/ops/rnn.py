@@ -111,7 +111,7 @@ def rnn(
             ``torch.backends.cudnn.rnn.fp32_precision`` allows it, as it does by default; within the recurrence only
             where that is faster.
         batch_sizes: int64 [T], never increasing, on the CPU; or None. With a GPU they may be on that, unchecked, and
-            then N may be more than their sum, and h0 has to be given.
+            then N may be more than their sum, and has to be T*B where no h0 tells B.
         weights: of the G recurrences, of the input's dtype.
         h0, c0: [G, B, H] initial states; zeros if None. Only an LSTM has c.
         inputs: P, how many inputs stand side by side: the first G/P recurrences read the first, and so on.

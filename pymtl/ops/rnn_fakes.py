@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import pymtl.ops.library  # noqa: F401  (defines torch.ops.pymtl)
-from pymtl.ops.autograd import check_one_device
+from pymtl.ops.autograd import check_one_device, fake_batch
 
 
 class Blocks(NamedTuple):
@@ -98,13 +98,11 @@ def _rnn_inference_fake(
 
 
 def _fake_batch(input: Tensor, batch_sizes: Tensor | None, *states: Tensor | None) -> Any:
-    """B: of a packed batch it is data, not a shape, unless an initial state tells."""
-    if batch_sizes is None:
-        return input.shape[1]
+    """B, which an initial state tells too."""
     for state in states:
-        if state is not None:
+        if state is not None and batch_sizes is not None:
             return state.shape[1]
-    return torch.library.get_ctx().new_dynamic_size()
+    return fake_batch(input, batch_sizes)
 
 
 @torch.library.register_fake("pymtl::rnn_training")

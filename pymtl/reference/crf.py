@@ -12,7 +12,8 @@ def crf(
     emissions: Tensor, batch_sizes: Tensor, tags: Tensor | None, start: Tensor, end: Tensor, transitions: Tensor
 ) -> Tensor:
     """What :func:`pymtl.ops.crf` computes."""
-    sizes = [int(s) for s in batch_sizes]
+    sizes, idle = _sizes_and_idle(emissions, batch_sizes)
+    emissions = emissions[: sum(sizes)]
     steps = emissions.split(sizes)
     alphas = start + steps[0]
     finished = []
@@ -20,8 +21,17 @@ def crf(
         finished.append(alphas[step.shape[0] : before.shape[0]])
         alphas = _log_sum(alphas[: step.shape[0]].unsqueeze(2) + transitions) + step
     finished.append(alphas)
-    partition = torch.logsumexp(torch.cat(finished[::-1]) + end, dim=1)
-    return partition if tags is None else _score(steps, tags.split(sizes), start, end, transitions) - partition
+    result = torch.logsumexp(torch.cat(finished[::-1]) + end, dim=1)
+    if tags is not None:
+        result = _score(steps, tags[: sum(sizes)].split(sizes), start, end, transitions) - result
+    return torch.cat([result, result.new_zeros(idle)])
+
+
+def _sizes_and_idle(emissions: Tensor, batch_sizes: Tensor) -> tuple[list[int], int]:
+    """The sizes, and how many sequences have no token: where there are more rows than tokens there are T*B."""
+    sizes = batch_sizes.tolist()
+    rows = emissions.shape[0]
+    return sizes, rows // len(sizes) - sizes[0] if rows > sum(sizes) else 0
 
 
 def _log_sum(scores: Tensor) -> Tensor:
@@ -50,7 +60,9 @@ def crf_decode(
     emissions: Tensor, batch_sizes: Tensor, start: Tensor, end: Tensor, transitions: Tensor
 ) -> tuple[Tensor, Tensor]:
     """What :func:`pymtl.ops.crf_decode` computes; among equal paths another may win."""
-    steps = emissions.split([int(s) for s in batch_sizes])
+    sizes, idle = _sizes_and_idle(emissions, batch_sizes)
+    beyond = emissions.shape[0] - sum(sizes)
+    steps = emissions[: sum(sizes)].split(sizes)
     scores = start + steps[0]
     origins, finished = [], []
     for before, step in pairwise(steps):
@@ -65,4 +77,4 @@ def crf_decode(
         going_on = steps[t + 1].shape[0]
         came_from = origins[t].gather(1, tags[0].unsqueeze(1)).squeeze(1)
         tags.insert(0, torch.cat([came_from, last[going_on : steps[t].shape[0]]]))
-    return torch.cat(tags), best
+    return torch.cat([*tags, last.new_zeros(beyond)]), torch.cat([best, best.new_zeros(idle)])

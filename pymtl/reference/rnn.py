@@ -42,9 +42,12 @@ def rnn(
     dense = batch_sizes is None
     sizes = [input.shape[1]] * input.shape[0] if dense else batch_sizes.tolist()
     beyond = 0 if dense else input.shape[0] - sum(sizes)
+    rows = input.shape[0]
     if beyond > 0:
         input = input[:-beyond]
-    idle = slice(sizes[0], None) if sizes else slice(0)  # of the sequences, in the states
+    alive = sizes[0] if sizes else 0  # of the sequences
+    told = next((state.shape[1] for state in (h0, c0) if state is not None), None)
+    batch = told if told is not None else rows // len(sizes) if beyond > 0 else alive
     count = len(reverse)
     inputs = input.shape[-1] // weight_ih[0].shape[1] if len(weight_ih) > 0 else count
     tokens = input.reshape(-1, input.shape[-1]).chunk(inputs, dim=-1)
@@ -67,13 +70,13 @@ def rnn(
             weights,
             backwards,
             STEPS[mode],
-            None if h0 is None else h0[g, : idle.start],
-            None if c0 is None else c0[g, : idle.start],
+            None if h0 is None else h0[g, :alive],
+            None if c0 is None else c0[g, :alive],
             masks,
         )
         outputs.append(output)
-        h_last.append(h if h0 is None else torch.cat([h, h0[g, idle]]))
-        c_last.append(c if c0 is None else torch.cat([c, c0[g, idle]]))
+        h_last.append(torch.cat([h, h.new_zeros(batch - alive, hidden_size) if h0 is None else h0[g, alive:]]))
+        c_last.append(torch.cat([c, c.new_zeros(batch - alive, hidden_size) if c0 is None else c0[g, alive:]]))
     output = torch.cat(outputs, dim=-1)
     if dense:
         output = output.reshape(*input.shape[:2], output.shape[-1])

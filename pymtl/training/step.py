@@ -108,7 +108,10 @@ def _moving_average(decay: float) -> Callable[..., None]:
 
     @torch.no_grad()
     def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-        own = min(decay, (1 + int(count)) / (10 + int(count)))
-        torch._foreach_lerp_(averaged, current, 1 - own)
+        count = torch.as_tensor(count, dtype=torch.float64)  # of a GPU, which nobody waits for
+        share = 1 - ((1 + count) / (10 + count)).clamp(max=decay)
+        steps = torch._foreach_sub(current, averaged)
+        torch._foreach_mul_(steps, share)
+        torch._foreach_add_(averaged, steps)
 
     return update

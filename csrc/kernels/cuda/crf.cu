@@ -107,8 +107,11 @@ __global__ void forward(const __grid_constant__ ForwardArgs<T> launch) {
       now = swapped;
     }
     if (warp == 0) {
-      const double log_z = log_sum(classes, [&](int64_t c) { return before[c] + sequence.end(c); });
-      const double score = args.tags != nullptr ? score_of(sequence, args.tags) - log_z : log_z;
+      double score = 0.0;
+      if (sequence.length > 0) {
+        const double log_z = log_sum(classes, [&](int64_t c) { return before[c] + sequence.end(c); });
+        score = args.tags != nullptr ? score_of(sequence, args.tags) - log_z : log_z;
+      }
       if (lane_index() == 0) args.result[b] = static_cast<T>(score);
     }
     sync_threads();
@@ -137,12 +140,16 @@ __global__ void backward(const __grid_constant__ BackwardArgs<T> launch) {
   sync_threads();
   for (int64_t b = block_index(); b < args.chain.batch; b += block_count()) {
     const Sequence<T> sequence(args.chain, launch.ends, b);
+    if (sequence.length == 0) continue;
     const double grad = static_cast<double>(args.grad_result[b]);
     const auto alpha = [&](int64_t t, int64_t c) { return args.alphas[sequence.token(t) * classes + c]; };
     const auto tag = [&](int64_t t) { return args.tags[sequence.token(t)]; };
-    // The derivative of log p: what the tags have less what is expected; of log Z what is expected.
-    const auto share = [&](double expected, bool given) {
-      return grad * (args.tags != nullptr ? (given ? 1.0 : 0.0) - expected : expected);
+    // The derivative of log p: what the tags have less what is expected; of log Z what is expected. NaN for a tag that
+    // is none, as the result.
+    const auto share = [&](double expected, bool given, int64_t t) {
+      if (args.tags == nullptr) return grad * expected;
+      if (tag(t) < 0 || tag(t) >= classes) return static_cast<double>(__builtin_nanf(""));
+      return grad * ((given ? 1.0 : 0.0) - expected);
     };
     const int64_t last = sequence.length - 1;
     const double log_z = log_sum(classes, [&](int64_t c) { return alpha(last, c) + sequence.end(c); });
@@ -151,7 +158,7 @@ __global__ void backward(const __grid_constant__ BackwardArgs<T> launch) {
     for (int64_t t = last; t >= 0; --t) {
       for (int64_t c = thread_index(); c < classes; c += block_threads()) {
         const double expected = exp(alpha(t, c) + later[c] - log_z);
-        const double value = share(expected, args.tags != nullptr && tag(t) == c);
+        const double value = share(expected, args.tags != nullptr && tag(t) == c, t);
         args.grad_emissions[sequence.token(t) * classes + c] = static_cast<T>(value);
         if (t == 0) of_start[c] += value;
         if (t == last) of_end[c] += value;
@@ -164,7 +171,7 @@ __global__ void backward(const __grid_constant__ BackwardArgs<T> launch) {
         const double before = alpha(t - 1, from) - log_z;
         for (int64_t to = lane_index(); to < classes; to += kWarp) {
           const bool given = args.tags != nullptr && tag(t - 1) == from && tag(t) == to;
-          of_transitions[from * classes + to] += share(exp(before + path(to)), given);
+          of_transitions[from * classes + to] += share(exp(before + path(to)), given, t);
         }
         if (lane_index() == 0) now[from] = following;
       }
@@ -256,7 +263,7 @@ __global__ void decode(const __grid_constant__ DecodeArgs<T> launch) {
     if (warp == 0) {
       const Best<T> last = best_of<T>(classes, [&](int64_t c) { return before[c] + args.chain.end[c]; });
       if (lane_index() == 0) {
-        args.scores[b] = last.score;
+        args.scores[b] = sequence.length > 0 ? last.score : T(0);
         int64_t tag = last.place < classes ? last.place : 0;
         for (int64_t t = sequence.length - 1; t >= 0; --t) {
           args.tags[sequence.token(t)] = tag;

@@ -1,6 +1,6 @@
 // The layout of an op's tokens on a GPU: dense [T, B, ...], or packed [N, ...] with batch_sizes [T]. These are on the
 // CPU, as torch.nn.utils.rnn.PackedSequence has them, and checked; or on the GPU, where nothing waits to look at them:
-// then N may be more than their sum, and what knows B has to tell.
+// then N may be more than their sum, and is T * B where nothing else tells B.
 #pragma once
 
 #include "kernels/cuda/packing.h"
@@ -44,6 +44,18 @@ struct DeviceBatchSizes {
     sizes = checked(given, "batch_sizes", ScalarType::Long, {given.size(0)}, like);
     ends = call("aten::cumsum", "", sizes, int64_t{0}, std::optional<ScalarType>());
   }
+
+  // B, where there are so many rows of `name`.
+  int64_t batch_of(int64_t rows, const char* name) const {
+    if (exact) {
+      check(tokens == rows, "batch_sizes: expected a sum of ", rows, ", the tokens of ", name, ", got ", tokens);
+      return batch;
+    }
+    const int64_t steps = sizes.size(0);
+    check(steps > 0 && rows % steps == 0, name, ": expected as many rows for each of ", steps,
+          " steps with batch_sizes on the GPU, got ", rows, " in all");
+    return rows / steps;
+  }
 };
 
 struct Batch {
@@ -53,7 +65,7 @@ struct Batch {
   std::optional<DeviceBatchSizes> packing;
   Sizes leading;  // the sizes before the features
 
-  // state: h0 [G, B, H], which tells B where nothing else does.
+  // state: h0 [G, B, H], which tells B where sizes on the GPU do not.
   Batch(const Tensor& input, const OptionalTensor& given, const OptionalTensor& state, const Stream& stream) {
     if (!given.has_value()) {
       check(input.dim() == 3, "input: expected [steps, batch, features] without batch_sizes, got ", input.dim(), "-D");
@@ -68,17 +80,10 @@ struct Batch {
     packing.emplace(*given, input, stream);
     steps = given->size(0);
     check(steps > 0, "batch_sizes: expected at least one step, got none");
-    batch = packing->batch;
     tokens = input.size(0);
     leading = {tokens};
-    if (packing->exact) {
-      check(packing->tokens == tokens, "batch_sizes: expected a sum of ", tokens, ", the tokens of input, got ",
-            packing->tokens);
-    } else {
-      check(state.has_value() && state->dim() == 3,
-            "batch_sizes: expected them on the CPU, or h0, which tells how many sequences there are");
-      batch = state->size(1);
-    }
+    const bool told = !packing->exact && state.has_value() && state->dim() == 3;
+    batch = told ? state->size(1) : packing->batch_of(tokens, "input");
   }
 
   bool exact() const { return !packing.has_value() || packing->exact; }

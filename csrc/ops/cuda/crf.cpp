@@ -10,20 +10,30 @@ namespace {
 template <typename T>
 struct DeviceChain {
   Stream stream;
-  Chain<T> chain;
   DeviceBatchSizes batch_sizes;
+  Chain<T> chain;
 
   DeviceChain(const Tensor& emissions, const Tensor& given_sizes, const Tensor& start, const Tensor& end,
               const Tensor& transitions)
       : stream(emissions),
-        chain(emissions, given_sizes, start, end, transitions),
-        batch_sizes(given_sizes, emissions, stream) {
+        batch_sizes(given_sizes, emissions, stream),
+        chain(given_sizes.size(0), batch_sizes.batch_of(rows_of(emissions), "emissions"), rows_of(emissions), emissions,
+              start, end, transitions) {
     constexpr int64_t kMost = 14000;  // that the blocks' shared memory holds numbers for
     check(chain.classes <= kMost, "emissions: expected at most ", kMost, " classes on a GPU, got ", chain.classes);
   }
 
   CrfChain<T> arguments() const { return chain.chain(read<int64_t>(batch_sizes.sizes)); }
   const int64_t* ends() const { return read<int64_t>(batch_sizes.ends); }
+
+  // A result whose rows are of tokens; those behind the last one are zeros.
+  Tensor make_rows(const Sizes& sizes, ScalarType type) const {
+    return batch_sizes.exact ? make(chain.emissions, sizes, type)
+                             : torch::stable::new_zeros(chain.emissions, sizes, type);
+  }
+
+ private:
+  static int64_t rows_of(const Tensor& emissions) { return emissions.dim() > 0 ? emissions.size(0) : 0; }
 };
 
 std::tuple<Tensor, Tensor, Tensor> crf(Tensor emissions, Tensor batch_sizes, OptionalTensor given_tags, Tensor start,
@@ -32,7 +42,7 @@ std::tuple<Tensor, Tensor, Tensor> crf(Tensor emissions, Tensor batch_sizes, Opt
     const DeviceChain<T> device(emissions, batch_sizes, start, end, transitions);
     const Chain<T>& chain = device.chain;
     const OptionalTensor tags = chain.tags(given_tags);
-    const Tensor result = make(chain.emissions, {chain.packing.batch()});
+    const Tensor result = make(chain.emissions, {chain.batch});
     const Tensor alphas = make(chain.emissions, {chain.tokens, chain.classes}, ScalarType::Double);
     const Tensor scales = make(chain.emissions, {chain.tokens}, ScalarType::Double);
     if (chain.tokens > 0) {
@@ -52,7 +62,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> crf_backward(Tensor given_grad, Tenso
     const Chain<T>& chain = device.chain;
     const int64_t N = chain.tokens;
     const int64_t C = chain.classes;
-    const int64_t B = chain.packing.batch();
+    const int64_t B = chain.batch;
     const OptionalTensor tags = chain.tags(given_tags);
     const Tensor grad = checked(given_grad, "grad", emissions.scalar_type(), {B}, chain.emissions);
     const Tensor alphas = checked(given_alphas, "alphas", ScalarType::Double, {N, C}, chain.emissions);
@@ -60,7 +70,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> crf_backward(Tensor given_grad, Tenso
     const auto result = [&](const Sizes& sizes) {
       return N > 0 ? make(chain.emissions, sizes) : torch::stable::new_zeros(chain.emissions, sizes);
     };
-    const Tensor grad_emissions = result({N, C});
+    const Tensor grad_emissions = device.make_rows({N, C}, chain.emissions.scalar_type());
     const Tensor grad_start = result({C});
     const Tensor grad_end = result({C});
     const Tensor grad_transitions = result({C, C});
@@ -86,8 +96,8 @@ std::tuple<Tensor, Tensor> crf_decode(Tensor emissions, Tensor batch_sizes, Tens
   return with_real_type(emissions, "emissions", [&]<typename T>() {
     const DeviceChain<T> device(emissions, batch_sizes, start, end, transitions);
     const Chain<T>& chain = device.chain;
-    const Tensor tags = make(chain.emissions, {chain.tokens}, ScalarType::Long);
-    const Tensor scores = make(chain.emissions, {chain.packing.batch()});
+    const Tensor tags = device.make_rows({chain.tokens}, ScalarType::Long);
+    const Tensor scores = make(chain.emissions, {chain.batch});
     if (chain.tokens > 0) {
       const Tensor pointers = make(chain.emissions, {chain.tokens, chain.classes}, ScalarType::Int);
       pymtl::cuda::crf_decode(CrfDecode<T>{device.arguments(), write<int64_t>(tags), write<T>(scores)}, device.ends(),
