@@ -14,10 +14,11 @@ class LSTM(Recurrent):
     """:class:`torch.nn.LSTM`, faster: the same constructor, parameters, ``state_dict`` and results.
 
     float32, float64 and bfloat16 on the CPU run through this library's kernels, float32, bfloat16 and float16 on an
-    NVIDIA GPU through its CUDA kernels where they were built (not yet run on a GPU); ``proj_size``, other dtypes and
-    other devices run through torch's own path. Under autocast to bfloat16 the results are bfloat16, where nn.LSTM's of
-    a PackedSequence stay float32. Beyond nn.LSTM, a padded batch may come with ``lengths``, and on the CPU a sequence's
-    result is the same bits in any batch, at any padding and number of threads.
+    NVIDIA GPU through its CUDA kernels where they were built (not yet run on a GPU), up to a hidden size that depends
+    on the device; ``proj_size``, other dtypes, sizes and devices run through torch's own path. The options below and
+    ``lengths`` on a GPU take its kernels for any floating dtype and size. Under autocast to bfloat16 the results are
+    bfloat16, where nn.LSTM's of a PackedSequence stay float32. Beyond nn.LSTM, a padded batch may come with
+    ``lengths``, and on the CPU a sequence's result is the same bits in any batch, at any padding and number of threads.
 
     Hochreiter & Schmidhuber 1997, "Long Short-Term Memory", with the forget gate of Gers et al. 2000.
 

@@ -198,7 +198,8 @@ class Recurrent(nn.RNNBase):
             )
 
     def kernels_take(self, input: Tensor) -> bool:
-        """Whether this library's kernels run such an input (and these weights), rather than torch's own path."""
+        """Whether this library's kernels run such an input (and these weights), rather than torch's own path. With
+        lengths on a GPU they run any there."""
         return self._kernels_take(input, self._weights())
 
     def _kernels_take(self, input: Tensor, weights: Sequence[Tensor], lengths: Tensor | None = None) -> bool:

@@ -20,7 +20,8 @@ NOT_PROMISED = (
     "reference_agrees_with_nn_lstm index_error frozen opcheck_of_rnn_inference"
 )
 OF_THE_CPU = {
-    "test_ops_rnn.py": "not RNN_",
+    # Near 1 the slope of tanh multiplies a rounding of h by ten, and of so few numbers one side has the better luck.
+    "test_ops_rnn.py": "not (at_every_size and RNN_TANH)",
     "test_ops_packing.py": "",
     "test_ops_pooling.py": "",
     "test_ops_joint_loss.py": "",

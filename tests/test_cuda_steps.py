@@ -18,6 +18,9 @@ from samples import (
     rnn_sample,
     run_ours,
     run_reference,
+    shifted,
+    spread,
+    transposed,
     with_gradients,
 )
 from torch.autograd import gradcheck, gradgradcheck
@@ -32,9 +35,13 @@ each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, to
 
 
 @pytest.fixture(autouse=True)
-def float16_on_the_host(gpu, monkeypatch):
+def comparable(gpu, monkeypatch):
+    """Plain PyTorch on a GPU computes in float32, not in TF32, and so does nn.LSTM then. On the host the kernels get
+    float16, too."""
     if gpu.type == "cpu":
         monkeypatch.setattr("pymtl.ops.dtypes._OF_THE_CPU", (torch.float32, torch.float64, torch.float16))
+    else:
+        monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
 
 
 @pytest.fixture
@@ -56,6 +63,11 @@ PLAIN = [
     RNNCase(4, 17, lengths=(6, 3, 3, 1), h0=True, mode="RNN_TANH"),
     RNNCase(3, 70, steps=7, batch=2, bias=False, mode="RNN_RELU"),
     RNNCase(3, 300, steps=3, batch=2, h0=True, mode="GRU"),  # more units than a block has threads
+]
+STRIDED = [
+    RNNCase(3, 5, reverse=(F,), mode="GRU", h0=True),
+    RNNCase(3, 17, lengths=(6, 3, 1), reverse=(B,), zoneout="h", c0=True),
+    RNNCase(3, 17, reverse=(B,), layer_norm=True, h0=True),
 ]
 MORE_THAN_A_LAUNCH_TAKES = RNNCase(2, 3, lengths=(4, 2), reverse=(F, B, B) * 11, h0=True, mode="GRU")
 MASKED = [
@@ -98,6 +110,39 @@ def test_in_float64_results_and_gradients_are_those_of_plain_pytorch(case, gpu):
     for name, value in expected.items():
         bound = 1e-11 * max(1.0, value.abs().max().item())
         torch.testing.assert_close(ours[name].cpu(), value, rtol=1e-10, atol=bound)
+
+
+@pytest.mark.parametrize("layout", [spread, transposed, shifted])
+@pytest.mark.parametrize("case", STRIDED, ids=str)
+def test_tensors_of_any_strides_give_the_same_numbers(case, layout, gpu):
+    sample = rnn_sample(case).to(gpu)
+    seeds = random_like(run_ours(sample))
+    expected = with_gradients(run_ours, sample, seeds)
+    masks = ops.RNNMasks(*(None if mask is None else layout(mask) for mask in sample.masks))
+    moved = replace(sample.map(lambda _, tensor: layout(tensor)), masks=masks)
+    leaves = moved.map(lambda _, tensor: tensor.requires_grad_())
+    results = run_ours(leaves)
+    above = [seeds[name].to(gpu) for name in results]
+    gradients = torch.autograd.grad(list(results.values()), list(leaves.tensors().values()), above)
+    results |= {f"gradient of {name}": gradient for name, gradient in zip(leaves.tensors(), gradients)}
+    torch.testing.assert_close(on_cpu(results), on_cpu(expected))
+
+
+def test_one_number_may_stand_for_a_whole_bias(gpu):
+    sample = rnn_sample(STRIDED[0]).to(gpu)
+    whole = sample.map(lambda name, tensor: torch.full_like(tensor, 0.25) if name.startswith("bias") else tensor)
+    one = sample.map(
+        lambda name, tensor: torch.tensor(0.25, device=gpu).expand(tensor.shape) if name.startswith("bias") else tensor
+    )
+    assert_same_bits(on_cpu(run_ours(one)), on_cpu(run_ours(whole)))
+
+
+def test_sums_beyond_float16_leave_finite_gradients(gpu):
+    sample = rnn_sample(RNNCase(3, 64, mode="GRU", h0=True)).to(gpu, torch.float16)
+    large = sample.map(lambda name, tensor: torch.full_like(tensor, 1100.0) if name.startswith("weight_hh") else tensor)
+    large = replace(large, h0=torch.ones_like(large.h0))
+    found = with_gradients(run_ours, large, random_like(run_ours(large)))
+    assert all(tensor.isfinite().all() for name, tensor in found.items() if not name.startswith("gradient of weight"))
 
 
 @each_dtype
@@ -181,8 +226,7 @@ each_kind = pytest.mark.parametrize(("kind", "hidden_size", "dtype"), KINDS.valu
 
 
 def module_pair(kind, hidden_size, dtype, device):
-    size = min(hidden_size, 40) if ON_HOST else hidden_size
-    return pair(kind, 5, size, num_layers=2, bidirectional=True, device=device, dtype=dtype)
+    return pair(kind, 5, hidden_size, num_layers=2, bidirectional=True, device=device, dtype=dtype)
 
 
 def module_results(module, x, lengths):
@@ -209,6 +253,11 @@ def test_lengths_on_the_gpu_are_taken_where_torch_runs_all_else(kind, hidden_siz
         assert_parity(found, expected, module_results(in_double(theirs).cpu(), x.cpu().double(), lengths.cpu()))
 
 
+LASTING = {  # in evaluation, too
+    "zoneout": {"zoneout": 0.2},
+    "layer norm": {"layer_norm": True},
+    "both": {"zoneout": 0.2, "layer_norm": True},
+}
 OPTIONS = {
     "recurrent dropout": {"recurrent_dropout": 0.3},
     "weight-drop": {"weight_drop": 0.3},
@@ -218,17 +267,17 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("options", LASTING.values(), ids=LASTING)
 @pytest.mark.parametrize("make", [pymtl.LSTM, pymtl.GRU, pymtl.RNN])
-def test_modules_with_options_compute_what_they_compute_on_the_cpu(make, options, gpu):
+def test_modules_with_options_compute_what_they_compute_on_the_cpu(make, options, real_gpu):
     here = make(5, 20, num_layers=2, bidirectional=True, dtype=torch.float64, **options).eval()
     there = make(5, 20, num_layers=2, bidirectional=True, dtype=torch.float64, **options).eval()
     there.load_state_dict(here.state_dict())
-    there.to(gpu)
+    there.to(real_gpu)
     x = torch.randn(6, 5, 5, dtype=torch.float64)
     for lengths in (None, LENGTHS):
         with torch.no_grad():
-            found, expected = named(*there(x.to(gpu), lengths=lengths)), named(*here(x, lengths=lengths))
+            found, expected = named(*there(x.to(real_gpu), lengths=lengths)), named(*here(x, lengths=lengths))
         for name, value in expected.items():
             torch.testing.assert_close(found[name].cpu(), value, rtol=1e-10, atol=1e-11)
 

@@ -109,7 +109,7 @@ def rnn(
             keeps the weights of an LSTM without masks and norm for the whole call, up to some hidden size (no float64),
             and goes step by step through all else. There products of float32 are in TF32 where
             ``torch.backends.cudnn.rnn.fp32_precision`` allows it, as it does by default; within the recurrence only
-            where that is faster.
+            where that is faster, but step by step where ``torch.backends.cuda.matmul`` allows it.
         batch_sizes: int64 [T], never increasing, on the CPU; or None. With a GPU they may be on that, unchecked, and
             then N may be more than their sum, and has to be T*B where no h0 tells B.
         weights: of the G recurrences, of the input's dtype.
@@ -130,7 +130,7 @@ def rnn(
     _check_counts(weights, c0)
     _check_inputs(input, weights, inputs)
     if masks is not None:
-        masks = _checked_masks(RNNMasks(*masks), input, batch_sizes, weights)
+        masks = _checked_masks(RNNMasks(*masks), input, batch_sizes, weights, h0)
     if norm is not None:
         _check_norm(norm, input, weights, inputs)
     dtype = autocast_dtype(input)
@@ -171,7 +171,7 @@ def _normalised_projection(input: Tensor, weight_ih: list[Tensor], gain_ih: list
     normal = []
     for g, (weight, gain) in enumerate(zip(weight_ih, gain_ih)):
         projected = heads(rows[g // readers], weight, None)
-        if projected.dtype == torch.bfloat16:
+        if projected.dtype in (torch.bfloat16, torch.float16):
             projected = projected.float()
         # Not layer_norm's own product with the gain, whose gradient depends on the number of threads.
         normal.append((F.layer_norm(projected, gain.shape) * gain).to(input.dtype))
@@ -202,7 +202,9 @@ def _check_counts(weights: RNNWeights, c0: Tensor | None) -> None:
         raise RuntimeError(f"reverse: expected {count} flags, got {len(weights.reverse)}")
 
 
-def _checked_masks(masks: RNNMasks, input: Tensor, batch_sizes: Tensor | None, weights: RNNWeights) -> RNNMasks:
+def _checked_masks(
+    masks: RNNMasks, input: Tensor, batch_sizes: Tensor | None, weights: RNNWeights, h0: Tensor | None
+) -> RNNMasks:
     """The op checks sizes and dtypes; the plain recurrence would broadcast."""
     if weights.mode != "LSTM" and masks.zoneout_c is not None:
         raise RuntimeError("zoneout_c: expected none, which only an LSTM has")
@@ -211,7 +213,12 @@ def _checked_masks(masks: RNNMasks, input: Tensor, batch_sizes: Tensor | None, w
             raise RuntimeError(f"{name}: expected a mask that requires no gradient, got one that does")
     if needs_reference(input, *weights.tensors()):
         count, hidden_size = len(weights.weight_hh), weights.weight_hh[0].shape[1]
-        batch = input.shape[1] if batch_sizes is None else int(batch_sizes[0])
+        if batch_sizes is None:
+            batch = input.shape[1]
+        elif batch_sizes.is_cuda:
+            batch = input.shape[0] // batch_sizes.shape[0] if h0 is None else h0.shape[1]
+        else:
+            batch = int(batch_sizes[0])
         _check_size("dropout", masks.dropout, [count, batch, hidden_size])
         for name in ("zoneout_h", "zoneout_c"):
             mask, width = getattr(masks, name), count * hidden_size

@@ -51,6 +51,7 @@ def rnn(
     count = len(reverse)
     inputs = input.shape[-1] // weight_ih[0].shape[1] if len(weight_ih) > 0 else count
     tokens = input.reshape(-1, input.shape[-1]).chunk(inputs, dim=-1)
+    valid = tokens[0].shape[0]
     readers = count // inputs
     outputs, h_last, c_last = [], [], []
     for g, backwards in enumerate(reverse):
@@ -62,7 +63,7 @@ def rnn(
         )
         hidden_size = weight_hh[g].shape[1]
         own = slice(g * hidden_size, (g + 1) * hidden_size)
-        zoneouts = (None if z is None else z[..., own].reshape(-1, hidden_size) for z in (zoneout_h, zoneout_c))
+        zoneouts = (None if z is None else z[..., own].reshape(-1, hidden_size)[:valid] for z in (zoneout_h, zoneout_c))
         masks = _Masks(None if dropout is None else dropout[g], *zoneouts)
         output, h, c = _recurrence(
             tokens[g // readers],

@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(kStepThreads) backward(const __grid_constant__
     for (int64_t unit = thread_index(); unit < H; unit += block_threads()) {
       const R normal = of_c.normalised(candidate(unit));
       const R squashed = squashed_normal(unit, normal);
-      const R dy = above(unit).dh * to_real(kept[3 * H + unit]) * (R(1) - squashed * squashed);
+      const R dy = above(unit).dh * to_real(kept[3 * H + unit]) * slope_of_tanh(squashed);
       const R u = dy * to_real(args.norm.g_c[width + unit]);
       grads[(Cell::kGradients + 2 * kGates) * H + unit] = from_real<T>(dy * normal);
       grads[(Cell::kGradients + 2 * kGates + 1) * H + unit] = from_real<T>(dy);
@@ -118,13 +118,13 @@ __global__ void __launch_bounds__(kStepThreads) backward(const __grid_constant__
       if constexpr (kNormalised) {
         const R normal = of_c.normalised(Cell::cell(values, of_unit.c_before));
         of_unit.squashed = squashed_normal(unit, normal);
-        const R u = shares.dh * o * (R(1) - of_unit.squashed * of_unit.squashed) * to_real(args.norm.g_c[width + unit]);
+        const R u = shares.dh * o * slope_of_tanh(of_unit.squashed) * to_real(args.norm.g_c[width + unit]);
         of_unit.dc += of_c.gradient(u, normal, mean_of_u, mean_of_product);
       } else {
         const bool zoned = masks.zoneout_c != nullptr;
         of_unit.squashed =
             exact_hyperbolic_tangent(zoned ? Cell::cell(values, of_unit.c_before) : args.cells[of_token * H + unit]);
-        of_unit.dc += shares.dh * o * (R(1) - of_unit.squashed * of_unit.squashed);
+        of_unit.dc += shares.dh * o * slope_of_tanh(of_unit.squashed);
       }
       args.grad_c[state] = of_unit.dc * values[1] + shares.beside_c;
     }

@@ -92,6 +92,23 @@ __device__ __forceinline__ Real<T> real_or_zero(const T* from, int64_t at) {
   return from == nullptr ? Real<T>(0) : to_real(from[at]);
 }
 
+// Of the value: 1 - value^2, which near 1 would be the square's rounding error.
+template <typename R>
+__device__ __forceinline__ R slope_of_tanh(R value) {
+  return (R(1) - value) * (R(1) + value);
+}
+
+// For the backward pass; never infinite in float16, whose largest number a sum may exceed where its cell is finite.
+template <typename T>
+__device__ __forceinline__ T to_keep(Real<T> x) {
+  if constexpr (std::is_same_v<T, Float16>) {
+    constexpr float kLargest = 65504.0F;
+    return from_real<T>(x > kLargest ? kLargest : x < -kLargest ? -kLargest : x);
+  } else {
+    return from_real<T>(x);
+  }
+}
+
 // What a cell computes of a unit from x = W_ih x + b_ih and q = W_hh h + b_hh, or what stands for these:
 // first its values, then c from these, then h from these and the squashed c.
 // On the way back dh and dc are the gradients of that h and c, all of them; `grads` come in the order that
@@ -133,7 +150,7 @@ struct LstmCell {
     const auto [i, f, g, o] = v;
     grads[0] = unit.dc * g * i * (R(1) - i);
     grads[1] = unit.dc * unit.c_before * f * (R(1) - f);
-    grads[2] = unit.dc * i * (R(1) - g * g);
+    grads[2] = unit.dc * i * slope_of_tanh(g);
     grads[3] = unit.dh * unit.squashed * o * (R(1) - o);
   }
   template <typename R>
@@ -168,7 +185,7 @@ struct GruCell {
   template <typename R>
   __device__ static void gradients(const R (&v)[4], const Unit<R>& unit, R (&grads)[4]) {
     const auto [r, z, n, q] = v;
-    const R of_n = unit.dh * (R(1) - z) * (R(1) - n * n);
+    const R of_n = unit.dh * (R(1) - z) * slope_of_tanh(n);
     grads[0] = of_n;
     grads[1] = of_n * q * r * (R(1) - r);
     grads[2] = unit.dh * (unit.h_before - n) * z * (R(1) - z);
@@ -211,7 +228,7 @@ struct ElmanCell {
     if constexpr (kRelu) {
       grads[0] = v[0] <= R(0) ? R(0) : unit.dh;
     } else {
-      grads[0] = unit.dh * (R(1) - v[0] * v[0]);
+      grads[0] = unit.dh * slope_of_tanh(v[0]);
     }
   }
   template <typename R>

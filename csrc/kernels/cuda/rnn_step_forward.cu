@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kStepThreads) forward(const __grid_constant__ 
       const int64_t k = gate * H + unit;
       q[gate] = sums[k];
       if constexpr (kNormalised) {
-        if (kept != nullptr) kept[kKeptSums<Cell> * H + k] = from_real<T>(q[gate]);
+        if (kept != nullptr) kept[kKeptSums<Cell> * H + k] = to_keep<T>(q[gate]);
         q[gate] = to_real(args.norm.g_hh[of_recurrence + k]) * of_sums.normalised(q[gate]);
       }
       x[gate] = projected[k] + real_or_zero(args.b_ih, of_recurrence + k);
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kStepThreads) forward(const __grid_constant__ 
     Cell::values(x, q, values);
     if (kept != nullptr) {
 #pragma unroll
-      for (int i = 0; i < Cell::kKept; ++i) kept[i * H + unit] = from_real<T>(values[i]);
+      for (int i = 0; i < Cell::kKept; ++i) kept[i * H + unit] = to_keep<T>(values[i]);
     }
     if constexpr (!Cell::kHasCell) {
       give(unit, values, R(0), R(0), R(0));

@@ -129,7 +129,7 @@ ForwardResult forward(const Tensor& given_input, const OptionalTensor& batch_siz
     const Tensor cells = make(input, {train && layer.sizes.has_cell ? G : 0, batch.tokens, H}, real_type(type));
     const Tensor rows = torch::stable::view(input, {batch.tokens, inputs * I});
     const Tensor projected = layer.sizes.normalised
-                                 ? states_of(rows, rows, sizes_of(rows), real_type(type))
+                                 ? converted(rows, real_type(type))
                                  : by_input(weight_ih, inputs, [&](const Tensor& weight, size_t p) {
                                      const Tensor part =
                                          inputs == 1 ? rows : columns(rows, static_cast<int64_t>(p) * I, I);

@@ -19,16 +19,18 @@ struct StepWeights {
 
   StepWeights(const Layer<T>& layer, const Tensors& weight_hh, const Tensors& bias_ih, const Tensors& bias_hh,
               const OptionalTensors& given_norm)
-      : w_hh(stacked(weight_hh, {layer.recurrences, layer.sizes.gates * layer.hidden_size, layer.hidden_size})) {
+      : w_hh(torch::stable::view(side_by_side(weight_hh),
+                                 {layer.recurrences, layer.sizes.gates * layer.hidden_size, layer.hidden_size})) {
     if (!bias_ih.empty()) {
-      b_ih = concatenated(bias_ih, 0);
-      b_hh = concatenated(bias_hh, 0);
+      b_ih = side_by_side(bias_ih);
+      b_hh = side_by_side(bias_hh);
     }
     const Tensors norm = given_norm.value_or(Tensors{});
     const auto part = [&](size_t kind) -> OptionalTensor {
-      const auto first = norm.begin() + static_cast<std::ptrdiff_t>(kind * weight_hh.size());
-      if (first >= norm.end()) return std::nullopt;
-      return contiguous(concatenated(Tensors(first, first + static_cast<std::ptrdiff_t>(weight_hh.size())), 0));
+      const size_t count = weight_hh.size();
+      if ((kind + 1) * count > norm.size()) return std::nullopt;
+      const auto first = norm.begin() + static_cast<std::ptrdiff_t>(kind * count);
+      return side_by_side(Tensors(first, first + static_cast<std::ptrdiff_t>(count)));
     };
     g_hh = part(0);
     g_c = part(1);
@@ -38,15 +40,12 @@ struct StepWeights {
   RnnNorm<T> norm() const { return {read<T>(g_hh), read<T>(g_c), read<T>(b_c)}; }
 
  private:
-  static Tensor contiguous(const Tensor& tensor) {
-    return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-  }
-  static Tensor stacked(const Tensors& tensors, const Sizes& sizes) {
-    return torch::stable::view(contiguous(concatenated(tensors, 0)), sizes);
-  }
+  // Contiguous, also where there is one alone, which may be any view.
+  static Tensor side_by_side(const Tensors& tensors) { return torch::stable::contiguous(concatenated(tensors, 0)); }
 };
 
-// a b, matrix by matrix, in what T is computed with.
+// a b, matrix by matrix, in what T is computed with. Of float32 in TF32 where torch's own products are: unlike the
+// products over all tokens (see product()), these do not follow what cuDNN's layers are told.
 template <typename T>
 Tensor batched_product(const Tensor& a, const Tensor& b) {
   const ScalarType type = real_type(a.scalar_type());
@@ -59,18 +58,25 @@ inline Tensor of_recurrences(const Tensor& tensor, const pymtl::cuda::RnnSteps& 
   return call("aten::narrow", "", tensor, int64_t{0}, at.first, at.count);
 }
 
-// A copy of the given states [G, B, H] in a type, or zeros.
+// A copy of the given states [G, B, H] in a type, to be written to; or zeros.
 inline Tensor states_of(const OptionalTensor& given, const Tensor& like, const Sizes& sizes, ScalarType type) {
   if (!given.has_value()) return torch::stable::new_zeros(like, sizes, type);
   Tensor states = make(like, sizes, type);
-  torch::stable::copy_(states, *given);
-  return states;
+  return torch::stable::copy_(states, *given);
+}
+
+// The tensor in a type: itself if it is of that.
+inline Tensor converted(const Tensor& tensor, ScalarType type) {
+  return tensor.scalar_type() == type ? tensor : states_of(tensor, tensor, sizes_of(tensor), type);
 }
 
 // Calls walk(at) for as many recurrences at a time as a kernel takes.
 template <typename T, typename Walk>
 void with_recurrences(const Layer<T>& layer, const Batch& batch, const Walk& walk) {
   if (batch.batch == 0) return;
+  constexpr int64_t kMost =
+      INT32_MAX / pymtl::cuda::kRecurrences;  // sequences of all recurrences are a launch's blocks
+  check(batch.batch <= kMost, "input: expected at most ", kMost, " sequences, got ", batch.batch);
   for (int64_t first = 0; first < layer.recurrences; first += pymtl::cuda::kRecurrences) {
     const int64_t count = std::min<int64_t>(layer.recurrences - first, pymtl::cuda::kRecurrences);
     uint32_t reverse = 0;
@@ -120,7 +126,7 @@ StepStates steps_forward(const Layer<T>& layer, const StepWeights<T>& weights, c
       pymtl::cuda::rnn_step_forward(args, step, stream);
     }
   });
-  return {h, states_of(c, output, sizes_of(c), type)};
+  return {h, converted(c, type)};
 }
 
 struct StepGradients {
@@ -173,7 +179,7 @@ StepGradients steps_backward(const Layer<T>& layer, const StepWeights<T>& weight
     args.product = read<Real<T>>(product);
     pymtl::cuda::rnn_step_initial_gradient(args, write<T>(grad_h0), stream);
   });
-  return {grad_h0, states_of(grad_c, given.output, cell_state, type)};
+  return {grad_h0, converted(grad_c, type)};
 }
 
 }  // namespace pymtl::ops::cuda
