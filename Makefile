@@ -76,6 +76,7 @@ sanitize-cuda: gpu
 # EWT, the folder of the English Web Treebank's data (see examples/README.md), adds its training step.
 bench-cuda: $(VENV)/.bench
 	$(BIN)/python benchmarks/gpu.py --json benchmarks/results/gpu.json
+	$(BIN)/python benchmarks/cells.py --device cuda --json benchmarks/results/gpu_cells.json
 	$(BIN)/python benchmarks/training_step.py --device cuda --json benchmarks/results/gpu_snips.json
 	test -z "$(EWT)" || $(BIN)/python benchmarks/training_step.py --device cuda --data "$(EWT)" \
 	  --config examples/ewt/ewt.toml --json benchmarks/results/gpu_ewt.json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -123,6 +124,8 @@ class JointLoss(nn.Module):
                 weighted = _of_all_parts(weighted, scales, mean)
         if weighted:
             total = self.balancing(weighted, shared)
+        elif values.is_cuda:  # no copy of the weights, which would be waited for
+            total = torch.stack(torch._foreach_mul(list(per_task.values()), list(weights.values()))).sum()
         else:
             total = torch.dot(values, values.new_tensor(list(weights.values())))
         if penalties:
@@ -172,7 +175,7 @@ class JointLoss(nn.Module):
                 [y for _, y in rows],
                 [loss.kind for loss in losses],
                 weights=[
-                    None if loss.weight is None else z.new_tensor(loss.weight) for (z, _), loss in zip(rows, losses)
+                    None if loss.weight is None else _constant(loss.weight, z) for (z, _), loss in zip(rows, losses)
                 ],
                 # An ordinal loss has put NaN where there is no label, and 0 and 1 elsewhere.
                 ignore_index=[-100 if isinstance(loss, OrdinalLoss) else loss.ignore_index for loss in losses],
@@ -225,6 +228,19 @@ class JointLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{task}: {self.loss_weights[task]:g} x {loss}" for task, loss in self.losses.items())
+
+
+def _constant(numbers: tuple[float, ...], like: Tensor) -> Tensor:
+    """A tensor of these numbers; on a GPU made once, since the copy there is waited for."""
+    if like.is_cuda and type(like) is Tensor and not torch.compiler.is_compiling():
+        return _kept_constant(numbers, like.dtype, like.device)
+    return like.new_tensor(numbers)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept_constant(numbers: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, dtype=dtype, device=device)
 
 
 def _of_all_parts(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pymtl import ops
+from pymtl.ops import late_errors
 from pymtl.ops.late_errors import late_errors_about, refuse_where, report
 
 
@@ -99,6 +100,20 @@ def test_nothing_is_noted_or_asked_for_while_a_graph_is_recorded(events, monkeyp
     assert len(events) == 1
     with pytest.raises(IndexError, match="at 3"):
         ops.raise_late_errors(wait=False)
+
+
+def test_calls_that_found_nothing_are_forgotten_where_nobody_asks(events):
+    for _ in range(5):
+        tell(-1)
+        events[-1].happened = True
+    assert len(late_errors._reports) == 1
+    tell(3)
+    events[-1].happened = True
+    for _ in range(5):
+        tell(-1)
+        events[-1].happened = True
+    with pytest.raises(IndexError, match="at 3"):
+        ops.raise_late_errors()
 
 
 class OnGPU(torch.Tensor):

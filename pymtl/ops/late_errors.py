@@ -20,6 +20,11 @@ class _Report(NamedTuple):
     error: type[Exception]
     about: str  # what the message begins with
 
+    def message(self) -> str:
+        """Once it is copied; empty if nothing is wrong."""
+        found = self.describe(self.numbers.tolist())
+        return self.about + found if found else ""
+
 
 _reports: deque[_Report] = deque()
 _lock = threading.Lock()
@@ -49,8 +54,8 @@ def refuse_where(wrong: Tensor, values: Tensor, describe: Callable[[int], str], 
         if bool(wrong.any()):
             raise error(describe(int(values[wrong][0])))
     elif not torch.compiler.is_compiling() and wrong.numel() > 0:
-        first = wrong.flatten().int().argmax()
-        found = torch.stack([wrong.any().long(), values.flatten()[first].long()])
+        first = wrong.flatten().int().argmax().view(1)  # an index of no dimension would be waited for
+        found = torch.cat([wrong.any().view(1).long(), values.flatten().index_select(0, first).long()])
 
         def describe_late(found: list[int]) -> str:
             is_wrong, value = found
@@ -76,6 +81,9 @@ def report(numbers: Tensor, describe: Callable[[list[int]], str], error: type[Ex
         copied = torch.cuda.Event()
         copied.record()
     with _lock:
+        # What is done and found nothing goes here already, since nobody may ever ask.
+        while _reports and _reports[0].copied.query() and not _reports[0].message():
+            _reports.popleft()
         _reports.append(_Report(copied, here, describe, error, _about.get()))
 
 
@@ -97,6 +105,6 @@ def raise_late_errors(*, wait: bool = True) -> None:
             first = _reports.popleft()
         if wait:
             first.copied.synchronize()
-        message = first.describe(first.numbers.tolist())
+        message = first.message()
         if message:
-            raise first.error(first.about + message)
+            raise first.error(message)
