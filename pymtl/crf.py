@@ -191,7 +191,7 @@ class CRF(nn.Module):
 def _over_tokens(values: Tensor, batch_sizes: Tensor) -> Tensor:
     """The negative sum over the number of tokens, or over 1."""
     tokens = batch_sizes.sum()
-    if tokens.is_cuda:
+    if has_cuda(tokens):
         return -values.sum() / tokens.clamp(min=1)
     return values.sum() * (-1 / max(int(tokens), 1))
 
@@ -223,13 +223,15 @@ class CRFLoss(SequenceLoss):
         Raises:
             TypeError, ValueError: the layouts differ, or a padded sentence has tags for some of its tokens only,
                 which then do not tell its length.
-            IndexError: a tag is out of range. On a GPU this and tags of some tokens only are found late: the loss is
-                NaN, and a later :class:`pymtl.JointLoss` raises the error, or :func:`pymtl.ops.raise_late_errors`. Only
-                missing tags of packed sentences are waited for there.
+            IndexError: a tag is out of range. On a GPU this and tags of some tokens only are found late: the loss of
+                padded sentences is NaN, and a later :class:`pymtl.JointLoss` raises the error, or
+                :func:`pymtl.ops.raise_late_errors`. Packed sentences, of which some tokens may have no tag, are waited
+                for.
         """
         data, order, flat = self._packed(emissions, tags)
         if not isinstance(tags, PackedSequence) and has_cuda(tags):
-            # No row is without a tag but those behind the last token.
+            # The only rows without a tag are behind the last token, or of a sentence that is refused late.
+            flat = flat.masked_fill(flat == self.ignore_index, -1)
             values = self.crf.functions(data).crf(data, order.batch_sizes, flat, *self.crf.scores())
             return _over_tokens(values, order.batch_sizes)
         return self.of_packed(data, order.batch_sizes, flat, self.crf.functions(data))
@@ -291,7 +293,8 @@ class CRFLoss(SequenceLoss):
         if tags.dtype != torch.int64:
             raise TypeError(f"expected int64 tags, got {tags.dtype}")
         wrong = (tags != self.ignore_index) & ((tags < 0) | (tags >= self.crf.num_tags))
-        refuse_where(wrong, tags, lambda got: f"expected tags from 0 to {self.crf.num_tags - 1}, got {got}", IndexError)
+        last = self.crf.num_tags - 1
+        refuse_where(wrong, tags, lambda got: f"expected tags from 0 to {last}, got {got}", IndexError)
 
 
 def _forbidden(labels: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from pymtl import ops
 from pymtl.balancing.base import Balancing
 from pymtl.losses import CrossEntropy, Loss, OrdinalLoss, SequenceLoss
+from pymtl.ops.autograd import needs_reference
 from pymtl.ops.late_errors import late_errors_about
 from pymtl.packing import same_packing
 
@@ -92,7 +93,7 @@ class JointLoss(nn.Module):
                 NaN), and a later call raises this, or :func:`pymtl.ops.raise_late_errors`.
             RuntimeError: a dtype or device does not fit.
         """
-        if not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and any(z.is_cuda for z in logits.values()):
             ops.raise_late_errors(wait=False)
         _check_known("logits", logits, self.losses)
         _check_known("targets", targets, self.losses)
@@ -232,7 +233,7 @@ class JointLoss(nn.Module):
 
 def _constant(numbers: tuple[float, ...], like: Tensor) -> Tensor:
     """A tensor of these numbers; on a GPU made once, since the copy there is waited for."""
-    if like.is_cuda and type(like) is Tensor and not torch.compiler.is_compiling():
+    if like.is_cuda and type(like) is Tensor and not torch.compiler.is_compiling() and not needs_reference(like):
         return _kept_constant(numbers, like.dtype, like.device)
     return like.new_tensor(numbers)
 

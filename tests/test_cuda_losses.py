@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pymtl
 from pymtl import ops, reference
@@ -23,6 +24,8 @@ def lengths_stay_there(gpu, monkeypatch):
         return ops.PackingOrder(*order_of_gpu(torch._C.DispatchKey.CUDA, lengths, steps))
 
     monkeypatch.setattr("pymtl.crf.has_cuda", lambda tensor: True)
+    monkeypatch.setattr("pymtl.ops.late_errors.has_cuda", lambda tensor: True)
+    monkeypatch.setattr("pymtl.ops.late_errors.report", lambda *arguments: None)
     monkeypatch.setattr("pymtl.ops.packing_order", packing_order)
     monkeypatch.setenv("PYMTL_SIZES_ON_GPU", "1")
 
@@ -100,6 +103,19 @@ LATE = {
 }
 
 
+@pytest.mark.parametrize("changes", [changes for changes, _, _ in LATE.values()], ids=LATE)
+@pytest.mark.parametrize("ignored", [-100, 0])
+def test_bad_tags_give_nan(ignored, changes, gpu):
+    tags = tags_of(LENGTHS).clamp(min=-1) + 1 if ignored == 0 else tags_of(LENGTHS)
+    crf = pymtl.CRF(TAGS + 1, batch_first=True).to(gpu)
+    loss = pymtl.CRFLoss(crf, ignored)
+    emissions = torch.randn(5, 6, TAGS + 1, device=gpu)
+    assert loss(emissions, tags.to(gpu)).isfinite()
+    for place, tag in changes.items():
+        tags[place] = TAGS + 1 if tag == TAGS else ignored
+    assert loss(emissions, tags.to(gpu)).isnan()
+
+
 @pytest.mark.parametrize(("changes", "error", "message"), LATE.values(), ids=LATE)
 def test_bad_tags_give_nan_and_a_later_loss_raises_the_error(changes, error, message, real_gpu):
     crf = crf_of(torch.float32).to(real_gpu)
@@ -129,14 +145,41 @@ def test_a_bad_ordered_class_leaves_no_finite_loss_and_a_later_one_raises_the_er
     ops.raise_late_errors()
 
 
-def test_nothing_waits_for_the_gpu(real_gpu):
-    crf = crf_of(torch.float32).to(real_gpu)
-    losses = {"slots": pymtl.CRFLoss(crf), "stars": pymtl.OrdinalLoss(), "topic": pymtl.losses.CrossEntropy()}
-    joint = pymtl.JointLoss({"slots": 1.0, "stars": 1.0, "topic": 1.0}, losses)
+def joint_of(gpu):
+    """A joint loss, its logits and targets."""
+    losses = {
+        "slots": pymtl.CRFLoss(crf_of(torch.float32).to(gpu)),
+        "stars": pymtl.OrdinalLoss(),
+        "topic": pymtl.losses.CrossEntropy(weight=(1.0, 2.0, 3.0)),
+    }
     logits = {"slots": torch.randn(5, 6, TAGS), "stars": torch.randn(5, 4), "topic": torch.randn(5, 3)}
-    logits = {task: z.to(real_gpu).requires_grad_() for task, z in logits.items()}
+    logits = {task: z.to(gpu).requires_grad_() for task, z in logits.items()}
     targets = {"slots": tags_of(LENGTHS), "stars": torch.arange(5), "topic": torch.arange(5) % 3}
-    targets = {task: y.to(real_gpu) for task, y in targets.items()}
+    return pymtl.JointLoss(dict.fromkeys(losses, 1.0), losses), logits, {task: y.to(gpu) for task, y in targets.items()}
+
+
+class ReadsNothing(TorchDispatchMode):
+    """Fails where something asks for a value, or for sizes that are values."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "bincount"), name
+        by_truth = name in ("index", "index_put_") and any(i is not None and i.dtype == torch.bool for i in args[1])
+        assert not by_truth, name
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_value_is_asked_for(gpu):
+    joint, logits, targets = joint_of(gpu)
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), ReadsNothing():
+        logits["topic"].sum().item()
+    with ReadsNothing():
+        joint(logits, targets).total.backward()
+    assert all(z.grad.isfinite().all() for z in logits.values())
+
+
+def test_nothing_waits_for_the_gpu(real_gpu):
+    joint, logits, targets = joint_of(real_gpu)
     for mode in ("default", "error"):  # the first run may wait, to ask the driver
         torch.cuda.set_sync_debug_mode(mode)
         try:

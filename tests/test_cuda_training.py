@@ -10,6 +10,7 @@ from parity import assert_same_bits
 from pymtl import CTCLoss
 from pymtl.training.data import read_sets
 from pymtl.training.run import Run
+from pymtl.training.step import MovingAverage
 from pymtl.training.trainer import batches_of, evaluate
 
 pytestmark = pytest.mark.cuda
@@ -59,3 +60,17 @@ def test_ctc_takes_labels_where_the_logits_are(gpu):
     logits, labels = torch.randn(3, 9, 5), torch.tensor([[1, 2, -100], [-100, -100, -100], [4, 4, 3]])
     expected = CTCLoss()(logits, labels)
     assert CTCLoss()(logits.to(gpu), labels.to(gpu)).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_averaging_the_weights_waits_for_nothing(gpu):
+    if gpu.type != "cuda":
+        pytest.skip("of a GPU itself, which the host does not stand in for")
+    model = torch.nn.Linear(2, 3, device=gpu)
+    averaged = MovingAverage(model, decay=0.9)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            averaged.update_parameters(model)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(averaged.module.weight, model.weight)

@@ -14,7 +14,7 @@ from pymtl.training.batches import Encoder
 from pymtl.training.data import read_records
 from pymtl.training.errors import ConfigError, RunError
 from pymtl.training.run import Run
-from pymtl.training.step import Step
+from pymtl.training.step import MovingAverage, Step
 from pymtl.training.trainer import test_scores as scores_of
 from pymtl.training.vocabulary import Vocabulary
 
@@ -305,3 +305,20 @@ def test_accumulated_batches_give_the_mean_of_their_gradients(config):
     step([batch, other])
     for name, p in step.backend.model.named_parameters():
         torch.testing.assert_close(p.grad, (alone[0][name] + alone[1][name]) / 2)
+
+
+def test_the_moving_average_forgets_the_first_weights_soon():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    averaged = MovingAverage(model, decay=0.5)
+    expected = None
+    for count in range(9):
+        for tensor in model.state_dict().values():
+            tensor.copy_(torch.randint(9, tensor.shape))
+        share = min(0.5, (1 + count) / (10 + count))
+        now = model[0].weight.detach().clone()
+        expected = now if expected is None else share * expected + (1 - share) * now
+        averaged.update_parameters(model)
+        torch.testing.assert_close(averaged.module[0].weight, expected, rtol=1e-6, atol=1e-6)
+        for name, buffer in averaged.module.named_buffers():
+            assert torch.equal(buffer, model.get_buffer(name))
+    assert averaged.n_averaged == 9

@@ -46,6 +46,7 @@ def crf(
     """
     arguments = (emissions, batch_sizes, tags, start, end, transitions)
     if needs_reference(emissions, start, end, transitions):
+        _check_rows(emissions, batch_sizes)
         return reference.crf(*arguments)
     try:
         if wants_gradient(emissions, start, end, transitions):
@@ -59,6 +60,13 @@ def crf(
         if "out of bounds" in str(error):
             raise IndexError(str(error).splitlines()[0]) from None
         raise
+
+
+def _check_rows(emissions: Tensor, batch_sizes: Tensor) -> None:
+    """The op checks this; the plain chain would take more rows for those behind the last token."""
+    if batch_sizes.is_cpu and emissions.shape[0] != int(batch_sizes.sum()):
+        expected = [int(batch_sizes.sum()), *emissions.shape[1:]]
+        raise RuntimeError(f"emissions: expected size {expected}, got {list(emissions.shape)}")
 
 
 def crf_decode(

@@ -5,16 +5,18 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from pymtl.ops.dtypes import has_cuda
+
 
 class _Report(NamedTuple):
-    copied: Any  # the event after which `rows` can be read
+    copied: Any  # the event after which `numbers` can be read
     numbers: Tensor  # int64 on the CPU
     describe: Callable[[list[int]], str]
     error: type[Exception]
@@ -31,9 +33,13 @@ _lock = threading.Lock()
 _about: ContextVar[str] = ContextVar("_about", default="")
 
 
-@contextmanager
-def late_errors_about(what: str) -> Iterator[None]:
+def late_errors_about(what: str) -> AbstractContextManager[None]:
     """Messages of late errors noted within begin with ``what``."""
+    return nullcontext() if torch.compiler.is_compiling() else _noted_about(what)
+
+
+@contextmanager
+def _noted_about(what: str) -> Iterator[None]:
     token = _about.set(f"{what}: ")
     try:
         yield
@@ -42,15 +48,15 @@ def late_errors_about(what: str) -> Iterator[None]:
 
 
 def refuse_where(wrong: Tensor, values: Tensor, describe: Callable[[int], str], error: type[Exception]) -> None:
-    """Raises an error where ``wrong`` holds anywhere: at once on the CPU; late on a GPU, which nobody waits for, and
-    not at all in compiled code there.
+    """Raises an error where ``wrong`` holds anywhere: at once, but late on a GPU that the kernels run on, which nobody
+    waits for, and not at all in compiled code there.
 
     Args:
         wrong: bool, of any shape.
         values: of the same shape, what is wrong or not.
         describe: makes a message of the first wrong value.
     """
-    if not wrong.is_cuda:
+    if not has_cuda(wrong):
         if bool(wrong.any()):
             raise error(describe(int(values[wrong][0])))
     elif not torch.compiler.is_compiling() and wrong.numel() > 0:
@@ -82,8 +88,8 @@ def report(numbers: Tensor, describe: Callable[[list[int]], str], error: type[Ex
         copied.record()
     with _lock:
         # What is done and found nothing goes here already, since nobody may ever ask.
-        while _reports and _reports[0].copied.query() and not _reports[0].message():
-            _reports.popleft()
+        for earlier in [each for each in _reports if each.copied.query() and not each.message()]:
+            _reports.remove(earlier)
         _reports.append(_Report(copied, here, describe, error, _about.get()))
 
 

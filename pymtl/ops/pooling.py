@@ -10,7 +10,7 @@ from torch import Tensor
 
 import pymtl.ops.library  # noqa: F401  (defines torch.ops.pymtl)
 from pymtl import reference
-from pymtl.ops.autograd import below_autograd, check_one_device, fake_batch, needs_reference, wants_gradient
+from pymtl.ops.autograd import below_autograd, check_one_device, needs_reference, wants_gradient
 
 
 def pool(input: Tensor, batch_sizes: Tensor | None, kind: str, *, reverse: Sequence[bool] = (False,)) -> Tensor:
@@ -43,7 +43,7 @@ def pool(input: Tensor, batch_sizes: Tensor | None, kind: str, *, reverse: Seque
 @torch.library.register_fake("pymtl::pool")
 def _pool_fake(input: Tensor, batch_sizes: Tensor | None, reverse: Sequence[bool], kind: str) -> tuple[Tensor, Tensor]:
     check_one_device(input=input, batch_sizes=batch_sizes)
-    batch = fake_batch(input, batch_sizes)
+    batch = input.shape[1] if batch_sizes is None else torch.library.get_ctx().new_dynamic_size()
     output = input.new_empty(batch, input.shape[-1])
     argmax = input.new_empty(batch if kind == "max" else 0, input.shape[-1], dtype=torch.int64)
     return output, argmax

@@ -14,6 +14,12 @@ def crf(
     """What :func:`pymtl.ops.crf` computes."""
     sizes, idle = _sizes_and_idle(emissions, batch_sizes)
     emissions = emissions[: sum(sizes)]
+    if tags is not None:
+        tags = tags[: sum(sizes)]
+        if tags.is_cuda:  # where an index out of range would end the process's use of the GPU
+            wrong = (tags < 0) | (tags >= emissions.shape[1])
+            emissions = emissions.masked_fill(wrong.unsqueeze(1), torch.nan)
+            tags = tags.masked_fill(wrong, 0)
     steps = emissions.split(sizes)
     alphas = start + steps[0]
     finished = []
@@ -23,7 +29,7 @@ def crf(
     finished.append(alphas)
     result = torch.logsumexp(torch.cat(finished[::-1]) + end, dim=1)
     if tags is not None:
-        result = _score(steps, tags[: sum(sizes)].split(sizes), start, end, transitions) - result
+        result = _score(steps, tags.split(sizes), start, end, transitions) - result
     return torch.cat([result, result.new_zeros(idle)])
 
 

@@ -47,9 +47,9 @@ class Step:
             raise ConfigError("warm_start.freeze: expected something left to train, got every parameter frozen")
         self.optimizer = optimizer_of(self.parameters, settings)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, scheduled) if scheduled else None
-        self.averaged: AveragedModel | None = None
+        self.averaged: MovingAverage | None = None
         if settings.ema_decay > 0:
-            self.averaged = AveragedModel(backend.model, multi_avg_fn=_moving_average(settings.ema_decay))
+            self.averaged = MovingAverage(backend.model, settings.ema_decay)
         self._shrunk = [p for p in backend.model.encoder.parameters() if p.requires_grad]
         self._shrunk += [p for p in backend.model.heads.parameters() if p.requires_grad]
 
@@ -103,15 +103,24 @@ class Step:
         return self.module(batch, scales, self.mean).weighted
 
 
-def _moving_average(decay: float) -> Callable[..., None]:
-    """The exponential moving average, shorter at the beginning so that the first weights are soon forgotten."""
+class MovingAverage(AveragedModel):
+    """The exponential moving average of a model, shorter at the beginning so that the first weights are soon forgotten.
+
+    Updated otherwise than torch updates it, which waits for a GPU at every step: the count stays on the CPU.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model)
+        self.decay = decay
 
     @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-        count = torch.as_tensor(count, dtype=torch.float64)  # of a GPU, which nobody waits for
-        share = 1 - ((1 + count) / (10 + count)).clamp(max=decay)
-        steps = torch._foreach_sub(current, averaged)
-        torch._foreach_mul_(steps, share)
-        torch._foreach_add_(averaged, steps)
-
-    return update
+    def update_parameters(self, model: nn.Module) -> None:
+        count = int(self.n_averaged)
+        averaged, current = list(self.module.parameters()), list(model.parameters())
+        if count == 0:
+            torch._foreach_copy_(averaged, current)
+        else:
+            torch._foreach_lerp_(averaged, current, 1 - min(self.decay, (1 + count) / (10 + count)))
+        for ours, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
+            ours.copy_(theirs)
+        self.n_averaged += 1

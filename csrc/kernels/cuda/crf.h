@@ -2,7 +2,7 @@
 //
 // A block works on one sequence after another, in the logarithms of probabilities, in float64: so no result depends on
 // the scores' range. `alphas` are logarithms, which `scales` below zero say. Sums over sequences run in a fixed order.
-// A tag outside [0, C) makes its sequence's result and the gradients there NaN, and nothing outside an array is read.
+// A tag outside [0, C) makes its sequence's result and its token's gradients NaN, and nothing outside an array is read.
 // Sizes need not add up to N, the last sequences may have no token: these give 0, and rows behind the last token are
 // left alone.
 //

@@ -17,6 +17,7 @@ std::tuple<Tensor, Tensor> pool(Tensor given_input, OptionalTensor batch_sizes, 
     const Stream stream(given_input);
     const Pooling pooling = kind_of(kind);
     const Batch batch(given_input, batch_sizes, std::nullopt, stream);
+    check(batch.exact(), "batch_sizes: expected them on the CPU, got them on the GPU");
     const int64_t features = given_input.size(given_input.dim() - 1);
     const int64_t recurrences = static_cast<int64_t>(reverse.size());
     check(recurrences > 0 && features % recurrences == 0, "reverse: expected a number of flags that divides the ",
