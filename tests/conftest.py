@@ -63,6 +63,14 @@ def gpu():
     return torch.device("cuda")
 
 
+@pytest.fixture
+def real_gpu(gpu):
+    """A GPU itself, for what the host does not stand in for."""
+    if gpu.type != "cuda":
+        pytest.skip("of a GPU itself, which the host does not stand in for")
+    return gpu
+
+
 @pytest.fixture(autouse=True)
 def seed():
     """The same random numbers on every run."""

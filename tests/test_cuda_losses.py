@@ -30,13 +30,6 @@ def lengths_stay_there(gpu, monkeypatch):
     monkeypatch.setenv("PYMTL_SIZES_ON_GPU", "1")
 
 
-@pytest.fixture
-def real_gpu(gpu):
-    if gpu.type != "cuda":
-        pytest.skip("of a GPU itself, which the host does not stand in for")
-    return gpu
-
-
 def crf_of(dtype, batch_first=True):
     return pymtl.CRF(TAGS, batch_first=batch_first).to(dtype)
 

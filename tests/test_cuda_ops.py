@@ -18,13 +18,6 @@ pytestmark = pytest.mark.cuda
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 
 
-@pytest.fixture
-def real_gpu(gpu):
-    if gpu.type != "cuda":
-        pytest.skip("of a GPU itself, which the host does not stand in for")
-    return gpu
-
-
 def on_cpu(results):
     return {name: tensor.detach().cpu() for name, tensor in results.items()}
 

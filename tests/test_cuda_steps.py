@@ -44,13 +44,6 @@ def comparable(gpu, monkeypatch):
         monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
 
 
-@pytest.fixture
-def real_gpu(gpu):
-    if gpu.type != "cuda":
-        pytest.skip("of a GPU itself, which the host does not stand in for")
-    return gpu
-
-
 def on_cpu(results):
     return {name: tensor.detach().cpu() for name, tensor in results.items()}
 

@@ -62,10 +62,8 @@ def test_ctc_takes_labels_where_the_logits_are(gpu):
     assert CTCLoss()(logits.to(gpu), labels.to(gpu)).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_averaging_the_weights_waits_for_nothing(gpu):
-    if gpu.type != "cuda":
-        pytest.skip("of a GPU itself, which the host does not stand in for")
-    model = torch.nn.Linear(2, 3, device=gpu)
+def test_averaging_the_weights_waits_for_nothing(real_gpu):
+    model = torch.nn.Linear(2, 3, device=real_gpu)
     averaged = MovingAverage(model, decay=0.9)
     torch.cuda.set_sync_debug_mode("error")
     try:
