@@ -73,14 +73,15 @@ def refuse_where(wrong: Tensor, values: Tensor, describe: Callable[[int], str], 
 def report(numbers: Tensor, describe: Callable[[list[int]], str], error: type[Exception] = IndexError) -> None:
     """Notes what a call found, without waiting for it.
 
-    Nothing is noted while a CUDA graph is recorded, whose replays nobody could tell apart.
+    Nothing is noted while a CUDA graph is recorded, whose replays nobody could tell apart, nor of fake tensors, which
+    know nothing.
 
     Args:
         numbers: int64 [K] on a GPU.
         describe: makes a message of them; an empty one if nothing is wrong.
         error: what is raised then.
     """
-    if torch.cuda.is_current_stream_capturing():
+    if type(numbers) is not Tensor or torch.cuda.is_current_stream_capturing():
         return
     with torch.cuda.device(numbers.device):
         here = numbers.to("cpu", non_blocking=True)
@@ -88,8 +89,9 @@ def report(numbers: Tensor, describe: Callable[[list[int]], str], error: type[Ex
         copied.record()
     with _lock:
         # What is done and found nothing goes here already, since nobody may ever ask.
-        for earlier in [each for each in _reports if each.copied.query() and not each.message()]:
-            _reports.remove(earlier)
+        waiting = [each for each in _reports if not each.copied.query() or each.message()]
+        _reports.clear()
+        _reports.extend(waiting)
         _reports.append(_Report(copied, here, describe, error, _about.get()))
 
 
