@@ -24,7 +24,7 @@ demo: install
 # A process for each core takes one file of tests after the other: most of them are many small calls.
 test: install test-kernels
 	PYMTL_CUDA_ON_HOST=$(CURDIR)/build/kernels/tests/kernels/libpymtl_ops_cuda_on_host.so \
-	  $(BIN)/pytest -n auto --dist loadfile
+	  $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # With torch, so that the ops that call the CUDA kernels can be tried on the CPU.
 test-kernels: $(VENV)/.tools $(VENV)/.torch

@@ -186,8 +186,7 @@ def train_run(
         raise
     finally:
         torch.set_flush_denormal(False)
-        if trainer.accelerator.num_processes > 1:
-            trainer.accelerator.end_training()  # or threads of the process group outlive the interpreter, and abort
+        trainer.close()
     if not main:
         return None
     run.save_figure("curves.png", training_curves(trainer.epochs))

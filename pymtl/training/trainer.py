@@ -101,6 +101,14 @@ class Trainer:
         with self.accelerator.autocast():
             return self.backend(*arguments)
 
+    def close(self) -> None:
+        """Ends the group of several processes, after what refers to it: threads of a group that is still there when the
+        interpreter ends abort it."""
+        if self.accelerator.num_processes > 1:
+            self.step.module = self.backend
+            self.accelerator.free_memory()
+            self.accelerator.end_training()
+
     def fit(self) -> None:
         """Trains until the last epoch or until validation has not improved for ``patience`` epochs.
 
