@@ -21,7 +21,8 @@ demo: install
 	$(BIN)/pymtl train examples/snips/snips.toml --run runs/snips --overwrite
 	$(BIN)/pymtl report runs/snips
 
-# A process for each core takes one file of tests after the other: most of them are many small calls.
+# A process for each core takes one file of tests after the other: most of them are many small calls. In the order of
+# their names, since a file of few tests, which else comes last, may take the longest.
 test: install test-kernels
 	PYMTL_CUDA_ON_HOST=$(CURDIR)/build/kernels/tests/kernels/libpymtl_ops_cuda_on_host.so \
 	  $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder

@@ -76,8 +76,8 @@ class OrdinalLoss:
         where there is no label.
 
         Raises:
-            IndexError: a class is out of range. On a GPU a later loss raises it, and those after this class are
-                infinite, which no loss hides.
+            IndexError: a class is out of range. On a GPU a later loss raises it, and its numbers here are infinite, so
+                that the loss of them is not finite.
             RuntimeError: they are no integers.
         """
         if classes.is_floating_point():

@@ -44,10 +44,9 @@ struct StepWeights {
   static Tensor side_by_side(const Tensors& tensors) { return torch::stable::contiguous(concatenated(tensors, 0)); }
 };
 
-// a b, matrix by matrix, in what T is computed with. Of float32 in TF32 where torch's own products are: unlike the
-// products over all tokens (see product()), these do not follow what cuDNN's layers are told.
-template <typename T>
-Tensor batched_product(const Tensor& a, const Tensor& b) {
+// a b, matrix by matrix, in what their type is computed with. Of float32 in TF32 where torch's own products are: unlike
+// the products over all tokens (see product()), these do not follow what cuDNN's layers are told.
+inline Tensor batched_product(const Tensor& a, const Tensor& b) {
   const ScalarType type = real_type(a.scalar_type());
   const Tensor result = call("aten::bmm", "dtype", a, b, type);
   check_type(result, "product", type);
@@ -74,8 +73,8 @@ inline Tensor converted(const Tensor& tensor, ScalarType type) {
 template <typename T, typename Walk>
 void with_recurrences(const Layer<T>& layer, const Batch& batch, const Walk& walk) {
   if (batch.batch == 0) return;
-  constexpr int64_t kMost =
-      INT32_MAX / pymtl::cuda::kRecurrences;  // sequences of all recurrences are a launch's blocks
+  // The sequences of all recurrences are a launch's blocks.
+  constexpr int64_t kMost = INT32_MAX / pymtl::cuda::kRecurrences;
   check(batch.batch <= kMost, "input: expected at most ", kMost, " sequences, got ", batch.batch);
   for (int64_t first = 0; first < layer.recurrences; first += pymtl::cuda::kRecurrences) {
     const int64_t count = std::min<int64_t>(layer.recurrences - first, pymtl::cuda::kRecurrences);
@@ -121,7 +120,7 @@ StepStates steps_forward(const Layer<T>& layer, const StepWeights<T>& weights, c
     const Tensor across = torch::stable::transpose(of_recurrences(weights.w_hh, at), 1, 2);
     const Tensor multiplied = of_recurrences(operand, at);
     for (int64_t step = 0; step < batch.steps; ++step) {
-      const Tensor sums = batched_product<T>(multiplied, across);
+      const Tensor sums = batched_product(multiplied, across);
       args.sums = write<Real<T>>(sums);
       pymtl::cuda::rnn_step_forward(args, step, stream);
     }
@@ -174,7 +173,7 @@ StepGradients steps_backward(const Layer<T>& layer, const StepWeights<T>& weight
     for (int64_t step = batch.steps - 1; step >= 0; --step) {
       args.product = read<Real<T>>(product);
       pymtl::cuda::rnn_step_backward(args, step, stream);
-      product = batched_product<T>(operand, weight);
+      product = batched_product(operand, weight);
     }
     args.product = read<Real<T>>(product);
     pymtl::cuda::rnn_step_initial_gradient(args, write<T>(grad_h0), stream);
