@@ -99,10 +99,21 @@ __device__ __forceinline__ float second_of(uint32_t pair) {
   return to_float(T{static_cast<uint16_t>(pair >> 16)});
 }
 
+// 2^x, and 0 instead of a denormal number, which saves what __expf does about those.
+__device__ __forceinline__ float power_of_two(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 // Absolute errors near 1e-7, which is what sums in float leave.
-__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0F, 1.0F + __expf(-x)); }
+__device__ __forceinline__ float sigmoid(float x) {
+  constexpr float kLog2E = 1.442695041F;
+  return __fdividef(1.0F, 1.0F + power_of_two(-kLog2E * x));
+}
 __device__ __forceinline__ float hyperbolic_tangent(float x) {
-  return 1.0F - __fdividef(2.0F, 1.0F + __expf(2.0F * x));  // 1 where exp overflows
+  constexpr float kTwoLog2E = 2.885390082F;
+  return 1.0F - __fdividef(2.0F, 1.0F + power_of_two(kTwoLog2E * x));  // 1 where the power overflows
 }
 
 // As exact as the type gets.
@@ -169,11 +180,15 @@ __device__ __forceinline__ uint64_t nanoseconds() {
   return now;
 }
 
-// Calls complete() until it is true. What does not come within a minute never will: an error is better than a device
-// that hangs.
+// How long a block waits for another before it ends the launch with an error, which is better than a device that hangs.
+#ifndef PYMTL_CUDA_PATIENCE_SECONDS
+#define PYMTL_CUDA_PATIENCE_SECONDS 60
+#endif
+
+// Calls complete() until it is true.
 template <typename Complete>
 __device__ __forceinline__ void wait_until(const Complete& complete) {
-  constexpr uint64_t kPatience = 60'000'000'000;
+  constexpr uint64_t kPatience = uint64_t{PYMTL_CUDA_PATIENCE_SECONDS} * 1'000'000'000;
 #pragma unroll 1
   for (int i = 0; i < 64; ++i) {
     if (complete()) return;
@@ -237,6 +252,15 @@ __device__ __forceinline__ void announce_bytes(ArrivalBarrier* barrier, uint32_t
                : "memory");
 }
 
+// Between which threads a wait orders what was written before. What comes is in the block's own shared memory, which no
+// cache holds, so cta is enough; with cluster, the default until a GPU has shown the difference, the compiler
+// empties the multiprocessor's L1 cache after every wait.
+#ifndef PYMTL_CUDA_WAIT_SCOPE
+#define PYMTL_CUDA_WAIT_SCOPE cluster
+#endif
+#define PYMTL_QUOTED_AS_IT_IS(text) #text
+#define PYMTL_QUOTED(text) PYMTL_QUOTED_AS_IT_IS(text)
+
 // Waits for the phase with this parity; the first is 0.
 __device__ __forceinline__ void wait_for_bytes(ArrivalBarrier* barrier, uint32_t parity) {
   const uint32_t address = shared_address(barrier);
@@ -245,7 +269,7 @@ __device__ __forceinline__ void wait_for_bytes(ArrivalBarrier* barrier, uint32_t
     asm volatile(
         "{\n"
         ".reg .pred complete;\n"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 complete, [%1], %2;\n"
+        "mbarrier.try_wait.parity.acquire." PYMTL_QUOTED(PYMTL_CUDA_WAIT_SCOPE) ".shared::cta.b64 complete, [%1], %2;\n"
         "selp.u32 %0, 1, 0, complete;\n"
         "}"
         : "=r"(done)

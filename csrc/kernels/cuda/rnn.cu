@@ -1,9 +1,11 @@
 // How the recurrence is shared out among blocks.
+#include <atomic>
 #include <map>
 #include <mutex>
 #include <string>
 #include <tuple>
 #include <type_traits>
+#include <vector>
 
 #include "kernels/cuda/rnn.h"
 #include "kernels/cuda/rnn_plans.h"
@@ -60,20 +62,26 @@ int blocks_at_once(Pass pass, int rows) {
   });
 }
 
-// The cluster for a hidden size, with so many rows of the batch; 0 blocks if no cluster is large enough.
-template <typename T>
-Plan cluster_for(int64_t hidden_size, int rows, bool tf32) {
-  if constexpr (std::is_same_v<T, float>) {
-    // A block's registers hold 32 units' rows of W_hh for H up to 256, its shared memory as much again.
-    const int blocks = rounded_up(hidden_size, 32);
-    return {blocks <= kClusterBlocks ? blocks : 0, 8, 4, rows, tf32};
-  }
-  // Of 16-bit weights a block's registers hold 64 units' rows for H up to 256, its shared memory as much again. Above
-  // 512 less fits, and 48 units have to do.
-  const Plan wide{rounded_up(hidden_size, 64), 8, 8, rows};
-  if (wide.blocks <= 8) return wide;
-  const Plan narrow{rounded_up(hidden_size, 48), 6, 8, rows};
-  return {narrow.blocks <= kClusterBlocks && rows == 8 ? narrow.blocks : 0, narrow.warps, narrow.units_of_warp, rows};
+// The clusters that hold a hidden size in products of 16-bit numbers, with so many rows of the batch.
+//
+// A block's registers hold 64 units' rows of W_hh for H up to 256, its shared memory as much again. Blocks of 32 units,
+// where two warps share a sum, hold all of theirs in registers, but a device runs fewer clusters of so many blocks at
+// the same time. Above 512 less than 64 units fit, and 48 have to do.
+std::vector<Plan> clusters_of_16_bits(int64_t hidden_size, int rows) {
+  std::vector<Plan> plans;
+  const int wide = rounded_up(hidden_size, 64);
+  if (wide <= 8) plans.push_back({wide, 8, 8, rows});
+  if (hidden_size > 256 && hidden_size <= 512) plans.push_back({hidden_size <= 384 ? 12 : 16, 4, 8, rows});
+  const int narrow = rounded_up(hidden_size, 48);
+  if (wide > 8 && narrow <= kClusterBlocks && rows == 8) plans.push_back({narrow, 6, 8, rows});
+  return plans;
+}
+
+// In float a block's registers hold 32 units' rows of W_hh for H up to 256, its shared memory as much again.
+std::vector<Plan> clusters_of_float(int64_t hidden_size, int rows, bool tf32) {
+  const int blocks = rounded_up(hidden_size, 32);
+  if (blocks > kClusterBlocks) return {};
+  return {{blocks, 8, 4, rows, tf32}};
 }
 
 // The plan, or one with more blocks if the device has no cluster of just as many; units too many do nothing.
@@ -95,66 +103,116 @@ double step_time(const Plan& plan) {
     return 0.6 + (32.0 * plan.rows * plan.units() + 512.0 * overflow) / 2.2e5;
   }
   if constexpr (std::is_same_v<T, float>) return 0.5 + plan.rows * plan.units() / 1700.0;
-  return plan.rows == 8 ? 0.6 : 0.8;
+  if (plan.warps == 4) return plan.rows == 8 ? 0.65 : 0.9;
+  // Above 256 units the weights in shared memory are read at every step, 128 bytes a cycle.
+  const int overflow = plan.units() > 256 ? plan.units() - 256 : 0;
+  return (plan.rows == 8 ? 0.6 : 0.8) + 2.0 * 4 * plan.units_of_block() * overflow / (128 * 1750.0);
 }
 double step_time(Pass pass, const TeamPlan& plan) {
   return 1.5 + plan.rows * plan.blocks * (pass == Pass::forward ? 0.0007 : 0.0027);
 }
 
-// What takes the least time, if there is anything: clusters or teams, with as few rows of the batch each as there are,
-// unless they then have to queue and are done earlier with more rows.
+// A way to share out a call: a cluster or a team for each recurrence and slice of the batch.
 struct Choice {
   Plan cluster{};
   TeamPlan team{};
-  double time = 0.0;
+  int at_once = 0;       // how many clusters or teams run at the same time
+  double step = 0.0;     // microseconds, estimated
+  double waves = 0.0;    // that run one after the other
 
-  bool found() const { return cluster.blocks > 0 || team.blocks > 0; }
+  bool found() const { return at_once > 0; }
+  double time() const { return waves * step; }  // of each step
 
-  void consider(const Plan& plan, double of_plan) {
-    if (!found() || of_plan < time) *this = {plan, {}, of_plan};
-  }
-  void consider(const TeamPlan& plan, double of_plan) {
-    if (!found() || of_plan < time) *this = {{}, plan, of_plan};
+  std::string name() const {
+    if (team.blocks > 0) {
+      return "team of " + std::to_string(team.blocks) + "x" + std::to_string(kTeamUnits) + ", rows " +
+             std::to_string(team.rows);
+    }
+    return "cluster of " + std::to_string(cluster.blocks) + "x" + std::to_string(cluster.units_of_block()) + ", rows " +
+           std::to_string(cluster.rows) + (cluster.tf32 ? ", tf32" : "");
   }
 };
 
-template <typename T>
-Choice choose(Pass pass, const RnnShape& shape) {
+// Calls consider(choice) with every way there is.
+template <typename T, typename Consider>
+void for_each_choice(Pass pass, const RnnShape& shape, const Consider& consider) {
   constexpr bool kWide = std::is_same_v<T, float>;
-  Choice best;
-  const auto waves = [](int64_t all, int64_t at_once) { return static_cast<double>((all + at_once - 1) / at_once); };
-  const auto consider_clusters = [&](int rows, bool tf32) {
-    const Plan plan = runnable<T>(pass, cluster_for<T>(shape.hidden_size, rows, tf32));
+  const auto waves = [&](int rows, int at_once) {
+    const int64_t all = shape.recurrences * rounded_up(shape.batch, rows);
+    return static_cast<double>((all + at_once - 1) / at_once);
+  };
+  const auto consider_cluster = [&](const Plan& wanted) {
+    const Plan plan = runnable<T>(pass, wanted);
     if (plan.blocks == 0) return;
     const int at_once = clusters_at_once<T>(pass, plan);
-    const int64_t all = shape.recurrences * rounded_up(shape.batch, rows);
-    best.consider(plan, waves(all, at_once) * step_time<T>(plan));
+    consider(Choice{plan, {}, at_once, step_time<T>(plan), waves(plan.rows, at_once)});
   };
-  for (const int rows : {1, 2, 4, 8, 16}) {
-    if (kWide ? rows <= 8 : rows >= 8) consider_clusters(rows, false);
-  }
-  if (kWide && shape.tf32) {
-    for (const int rows : {8, 16, 32}) consider_clusters(rows, true);
-  }
-  if constexpr (!kWide) {
+  if constexpr (kWide) {
+    for (const bool tf32 : {false, true}) {
+      if (tf32 && !shape.tf32) continue;
+      for (const int rows : {1, 2, 4, 8, 16, 32}) {
+        if (tf32 ? rows < 8 : rows > 8) continue;
+        for (const Plan& plan : clusters_of_float(shape.hidden_size, rows, tf32)) consider_cluster(plan);
+      }
+    }
+  } else {
+    for (const int rows : {8, 16}) {
+      for (const Plan& plan : clusters_of_16_bits(shape.hidden_size, rows)) consider_cluster(plan);
+    }
     const int blocks = rounded_up(shape.hidden_size, kTeamUnits);
     for (const int rows : {8, 16, 32, 64}) {
-      if (best.cluster.blocks > 0 || blocks > kTeamBlocks) break;  // a cluster, where there is one, meets sooner
+      if (blocks > kTeamBlocks) break;
       const int at_once = blocks_at_once<T>(pass, rows) / blocks;
       if (at_once == 0) continue;
       const int64_t all = shape.recurrences * rounded_up(shape.batch, rows);
       const TeamPlan plan{blocks, rows, static_cast<int>(all < at_once ? all : at_once)};
-      best.consider(plan, waves(all, at_once) * step_time(pass, plan));
+      consider(Choice{{}, plan, at_once, step_time(pass, plan), waves(rows, at_once)});
     }
   }
+}
+
+// The name of the one way that calls may take, for measurements; empty: any.
+struct Forced {
+  std::mutex mutex;
+  std::atomic<bool> any{false};
+  std::string name;
+
+  std::string get() {
+    if (!any.load(std::memory_order_acquire)) return {};
+    const std::lock_guard lock(mutex);
+    return name;
+  }
+  void set(const std::string& given) {
+    const std::lock_guard lock(mutex);
+    name = given;
+    any.store(!given.empty(), std::memory_order_release);
+  }
+};
+
+Forced& forced() {
+  static Forced instance;
+  return instance;
+}
+
+// What takes the least time, of those with that name if there is one: with as few rows of the batch each as there are,
+// unless they then have to queue and are done earlier with more rows.
+template <typename T>
+Choice choose(Pass pass, const RnnShape& shape, const std::string& name) {
+  Choice best;
+  for_each_choice<T>(pass, shape, [&](const Choice& choice) {
+    if (!name.empty() && choice.name() != name) return;
+    if (!best.found() || choice.time() < best.time()) best = choice;
+  });
   return best;
 }
 
 template <typename T>
 Choice chosen(Pass pass, const RnnShape& shape) {
-  const Choice choice = choose<T>(pass, shape);
+  const std::string name = forced().get();
+  const Choice choice = choose<T>(pass, shape, name);
   if (!choice.found()) {
-    throw std::runtime_error("hidden_size: this device has no kernel for " + std::to_string(shape.hidden_size));
+    throw std::runtime_error("hidden_size: this device has no kernel for " + std::to_string(shape.hidden_size) +
+                             (name.empty() ? "" : " that is a " + name));
   }
   return choice;
 }
@@ -167,12 +225,26 @@ int64_t rnn_hidden_size_limit() {
     RnnShape shape{1, 1, 1, 1, 0, nullptr};
     int limit = 0;
     for (shape.hidden_size = 16; shape.hidden_size <= kTeamBlocks * kTeamUnits; shape.hidden_size += 16) {
-      if (!choose<T>(Pass::forward, shape).found() || !choose<T>(Pass::backward, shape).found()) break;
+      if (!choose<T>(Pass::forward, shape, "").found() || !choose<T>(Pass::backward, shape, "").found()) break;
       limit = static_cast<int>(shape.hidden_size);
     }
     return limit;
   });
 }
+
+template <typename T>
+std::vector<RnnChoice> rnn_choices(const RnnShape& shape, bool backward) {
+  const Pass pass = backward ? Pass::backward : Pass::forward;
+  const std::string best = choose<T>(pass, shape, forced().get()).name();
+  std::vector<RnnChoice> choices;
+  for_each_choice<T>(pass, shape, [&](const Choice& choice) {
+    choices.push_back({choice.name(), choice.at_once, static_cast<int64_t>(choice.waves), choice.step,
+                       choice.name() == best});
+  });
+  return choices;
+}
+
+void rnn_force_choice(const std::string& name) { forced().set(name); }
 
 template <typename T>
 size_t rnn_forward_workspace(const RnnShape& shape) {
@@ -208,6 +280,7 @@ void rnn_backward(const RnnBackward<T>& args, [[maybe_unused]] void* workspace, 
 
 #define PYMTL_INSTANTIATE(T)                                     \
   template int64_t rnn_hidden_size_limit<T>();                   \
+  template std::vector<RnnChoice> rnn_choices<T>(const RnnShape&, bool); \
   template size_t rnn_forward_workspace<T>(const RnnShape&);     \
   template size_t rnn_backward_workspace<T>(const RnnShape&);    \
   template void rnn_forward(const RnnForward<T>&, void*, void*); \

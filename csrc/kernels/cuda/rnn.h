@@ -20,6 +20,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
+#include <vector>
 
 #include "kernels/bfloat16.h"
 #include "kernels/cuda/float16.h"
@@ -79,6 +81,22 @@ struct RnnBackward {
 // The largest hidden size whose weights the current device holds; 0 if none.
 template <typename T>
 int64_t rnn_hidden_size_limit();
+
+// A way to share out a call among blocks, of which a call takes the one that `chosen` is true of.
+struct RnnChoice {
+  std::string name;
+  int64_t at_once;  // clusters or teams that the device runs at the same time
+  int64_t waves;    // of these, that run one after the other
+  double step;      // microseconds of a step of one wave, estimated
+  bool chosen;
+};
+
+// The ways there are for a shape on the current device, for benchmarks.
+template <typename T>
+std::vector<RnnChoice> rnn_choices(const RnnShape& shape, bool backward);
+
+// From now on calls of this process take the way of that name, or throw where there is none; "": the estimated best.
+void rnn_force_choice(const std::string& name);
 
 // Bytes of scratch memory, 16-byte aligned, that the call for this shape needs; weights and pointers are not read.
 template <typename T>

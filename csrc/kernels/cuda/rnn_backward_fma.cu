@@ -110,6 +110,9 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
   const auto load_next = [&](Kept& kept) {
     load_kept(kept, args, g, walk.token() + row, unit, there && row < walk.sequences());
   };
+  const auto load_c = [&] {
+    return load_cell(args, g, walk.token() + row, unit, there && row < walk.sequences(), c0);
+  };
   // What was sent during step s is the gradient of h before that step.
   bool active = false;
   const auto receive = [&](int s) {
@@ -120,16 +123,34 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
     if (active) grad_h = sum;
   };
 
+  // c is loaded a step sooner than all else, since a step needs c before it, too.
   Kept next{};
-  if (steps > 0) load_next(next);
+  float next_c = 0.0F;
+  float c_behind = c0;  // of the step behind the next one
+  int64_t next_token = 0;
+  if (steps > 0) {
+    next_token = walk.token() + row;
+    load_next(next);
+    next_c = load_c();
+  }
+  if (steps > 1) {
+    walk.advance();
+    c_behind = load_c();
+  }
 
   for (int s = 0; s < steps; ++s) {
-    const int64_t token = walk.token() + row;
+    const int64_t token = next_token;
     const Kept kept = next;
-    next.active = false;
-    if (s + 1 < steps) {
+    const float c = next_c;
+    next_c = c_behind;
+    c_behind = c0;
+    if (s + 1 < steps) {  // while this step computes
+      next_token = walk.token() + row;
+      load_next(next);
+    }
+    if (s + 2 < steps) {
       walk.advance();
-      load_next(next);  // while this step computes
+      c_behind = load_c();
     }
     if (s > 0) receive(s - 1);
 
@@ -139,7 +160,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
     active = kept.active;
     float grads[4] = {};
     if (active) {
-      gate_gradients(grads, kept, next.active ? next.cell : c0, grad_h, grad_c);
+      gate_gradients(grads, kept, c, next_c, grad_h, grad_c);
       float* const at = args.grad_gates + (token * G + g) * 4 * H + unit;
 #pragma unroll
       for (int q = 0; q < 4; ++q) at[q * H] = grads[q];

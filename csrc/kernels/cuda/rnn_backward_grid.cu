@@ -78,6 +78,13 @@ __global__ void __launch_bounds__(kTeamWarps* kWarp, 1) backward(const __grid_co
       load_kept(kept[i], args, g, walk.token() + row_of(i), unit_of(i), valid, aligned);
     }
   };
+  const auto load_all_cells = [&](float (&cells)[kOwn][2]) {
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int valid = row_of(i) < walk.sequences() ? units_there(i) : 0;
+      load_cells(cells[i], args, g, walk.token() + row_of(i), unit_of(i), valid, c0[i]);
+    }
+  };
 
   // The gradient of h before step s: what the gates of all units at that step give.
   bool active[kOwn] = {};
@@ -124,40 +131,68 @@ __global__ void __launch_bounds__(kTeamWarps* kWarp, 1) backward(const __grid_co
     }
   };
 
+  // c is loaded a step sooner than all else, since a step needs c before it, too.
   Kept next[kOwn];
-  if (steps > 0) load_all(next);
+  float next_c[kOwn][2];
+  float c_behind[kOwn][2];  // of the step behind the next one
+  int64_t next_token = 0;
+  if (steps > 0) {
+    next_token = walk.token();
+    load_all(next);
+    load_all_cells(next_c);
+  }
+#pragma unroll
+  for (int i = 0; i < 2 * kOwn; ++i) c_behind[i / 2][i % 2] = c0[i / 2][i % 2];
+  if (steps > 1) {
+    walk.advance();
+    load_all_cells(c_behind);
+  }
 
   for (int s = 0; s < steps; ++s) {
-    const int64_t first_token = walk.token();
+    const int64_t first_token = next_token;
     Kept kept[kOwn];
+    float c[kOwn][2];
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       kept[i] = next[i];
-      next[i].valid = 0;
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        c[i][e] = next_c[i][e];
+        next_c[i][e] = c_behind[i][e];
+        c_behind[i][e] = c0[i][e];
+      }
     }
-    if (s + 1 < steps) {
+    if (s + 1 < steps) {  // while this step computes
+      next_token = walk.token();
+      load_all(next);
+    }
+    if (s + 2 < steps) {
       walk.advance();
-      load_all(next);  // while this step computes
+      load_all_cells(c_behind);
     }
     if (s > 0) receive(s - 1);
+    uint32_t pairs[kOwn][4];
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const int item = item_of(i);
       if (item >= 2 * kColumns) continue;
-      uint32_t pairs[4];
-      gate_gradients<T>(pairs, kept[i], next[i], c0[i], grad_h[i], grad_c[i]);
+      gate_gradients<T>(pairs[i], kept[i], c[i], next_c[i], grad_h[i], grad_c[i]);
       active[i] = kept[i].valid > 0;
       const int64_t at = (static_cast<int64_t>(item / 2) * plan.blocks + place.rank) * kWarp + lane;
       reinterpret_cast<uint4*>(place.words + s % 2 * buffer_words)[2 * at + item % 2] =
-          uint4{pairs[0], pairs[1], pairs[2], pairs[3]};
+          uint4{pairs[i][0], pairs[i][1], pairs[i][2], pairs[i][3]};
+    }
+    publish(place.arrived);  // before the results, which the others need not wait for
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      if (item_of(i) >= 2 * kColumns) continue;
       const int64_t token = first_token + row_of(i);
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
         T* const to = args.grad_gates + ((token * G + g) * 4 + q) * H + unit_of(i);
-        store_pair(to, pairs[q], kept[i].valid, aligned);
+        store_pair(to, pairs[i][q], kept[i].valid, aligned);
       }
     }
-    publish(place.arrived);
   }
   if (steps > 0) receive(steps - 1);
 

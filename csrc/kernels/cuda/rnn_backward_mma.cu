@@ -87,6 +87,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
     for (int k = 0; k < kSteps; ++k) load_tile(w[i][k], i, k);
   }
   for (int i = kResident; i < memory.tiles_of_warp; ++i) {
+#pragma unroll 4  // so that many loads are under way at the same time
     for (int k = 0; k < kSteps; ++k) {
       uint32_t a[4];
       load_tile(a, i, k);
@@ -125,6 +126,14 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
       load_kept(kept[column], args, g, walk.token() + row, unit, valid, aligned);
     }
   };
+  const auto load_all_cells = [&](float (&cells)[kColumns][2]) {
+#pragma unroll
+    for (int column = 0; column < kColumns; ++column) {
+      const int row = place.first_row + column * 8 + r;
+      const int valid = row < walk.sequences() ? units_there : 0;
+      load_cells(cells[column], args, g, walk.token() + row, unit, valid, c0[column]);
+    }
+  };
   // What was sent during step s, added to nothing else: the gradient of h before that step.
   bool active[kColumns] = {};
   const auto receive = [&](int s) {
@@ -143,20 +152,44 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
     }
   };
 
+  // c is loaded a step sooner than all else, since a step needs c before it, too.
   Kept next[kColumns];
-  if (steps > 0) load_all(next);
+  float next_c[kColumns][2];
+  float c_behind[kColumns][2];  // of the step behind the next one
+  int64_t next_token = 0;
+  if (steps > 0) {
+    next_token = walk.token();
+    load_all(next);
+    load_all_cells(next_c);
+  }
+#pragma unroll
+  for (int i = 0; i < 2 * kColumns; ++i) c_behind[i / 2][i % 2] = c0[i / 2][i % 2];
+  if (steps > 1) {
+    walk.advance();
+    load_all_cells(c_behind);
+  }
 
   for (int s = 0; s < steps; ++s) {
-    const int64_t first_token = walk.token();
+    const int64_t first_token = next_token;
     Kept kept[kColumns];
+    float c[kColumns][2];
 #pragma unroll
     for (int column = 0; column < kColumns; ++column) {
       kept[column] = next[column];
-      next[column].valid = 0;
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        c[column][i] = next_c[column][i];
+        next_c[column][i] = c_behind[column][i];
+        c_behind[column][i] = c0[column][i];
+      }
     }
-    if (s + 1 < steps) {
+    if (s + 1 < steps) {  // while this step computes
+      next_token = walk.token();
+      load_all(next);
+    }
+    if (s + 2 < steps) {
       walk.advance();
-      load_all(next);  // while this step computes
+      load_all_cells(c_behind);
     }
     if (s > 0 && owner) receive(s - 1);
 
@@ -166,7 +199,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
 #pragma unroll
     for (int column = 0; column < kColumns && owner; ++column) {
       uint32_t pairs[4];
-      gate_gradients<T>(pairs, kept[column], next[column], c0[column], grad_h[column], grad_c[column]);
+      gate_gradients<T>(pairs, kept[column], c[column], next_c[column], grad_h[column], grad_c[column]);
       active[column] = kept[column].valid > 0;
       const int64_t token = first_token + place.first_row + column * 8 + r;
 #pragma unroll
@@ -219,6 +252,9 @@ struct Kernel {
 template <typename T>
 Kernel<T> kernel_for(const Plan& plan) {
   if (plan.warps == 6) return {backward<T, 3, 12, 1>, 3};
+  if (plan.warps == 4) {
+    return plan.rows == 8 ? Kernel<T>{backward<T, 4, 8, 1>, 4} : Kernel<T>{backward<T, 4, 8, 2>, 4};
+  }
   if (plan.blocks <= 2) {
     return plan.rows == 8 ? Kernel<T>{backward<T, 1, 16, 1>, 1} : Kernel<T>{backward<T, 1, 16, 2>, 1};
   }

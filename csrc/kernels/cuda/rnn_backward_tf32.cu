@@ -125,6 +125,14 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
       load_kept(kept[column], args, g, walk.token() + row, unit, row < walk.sequences() && unit < H);
     }
   };
+  const auto load_cells = [&](float (&cells)[kColumns]) {
+#pragma unroll
+    for (int column = 0; column < kColumns; ++column) {
+      const int row = row_of(column);
+      const bool there = row < walk.sequences() && unit < H;
+      cells[column] = load_cell(args, g, walk.token() + row, unit, there, c0[column]);
+    }
+  };
   // What was sent during step s is the gradient of h before that step.
   bool active[kColumns] = {};
   const auto receive = [&](int s) {
@@ -140,20 +148,41 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
     }
   };
 
+  // c is loaded a step sooner than all else, since a step needs c before it, too.
   Kept next[kColumns] = {};
-  if (steps > 0) load_next(next);
+  float next_c[kColumns] = {};
+  float c_behind[kColumns];  // of the step behind the next one
+  int64_t next_token = 0;
+  if (steps > 0) {
+    next_token = walk.token();
+    load_next(next);
+    load_cells(next_c);
+  }
+#pragma unroll
+  for (int column = 0; column < kColumns; ++column) c_behind[column] = c0[column];
+  if (steps > 1) {
+    walk.advance();
+    load_cells(c_behind);
+  }
 
   for (int s = 0; s < steps; ++s) {
-    const int64_t first_token = walk.token();
+    const int64_t first_token = next_token;
     Kept kept[kColumns];
+    float c[kColumns];
 #pragma unroll
     for (int column = 0; column < kColumns; ++column) {
       kept[column] = next[column];
-      next[column].active = false;
+      c[column] = next_c[column];
+      next_c[column] = c_behind[column];
+      c_behind[column] = c0[column];
     }
-    if (s + 1 < steps) {
+    if (s + 1 < steps) {  // while this step computes
+      next_token = walk.token();
+      load_next(next);
+    }
+    if (s + 2 < steps) {
       walk.advance();
-      load_next(next);  // while this step computes
+      load_cells(c_behind);
     }
     if (s > 0) receive(s - 1);
 
@@ -165,8 +194,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
       float grads[4] = {};
       active[column] = kept[column].active;
       if (active[column]) {
-        const float before = next[column].active ? next[column].cell : c0[column];
-        gate_gradients(grads, kept[column], before, grad_h[column], grad_c[column]);
+        gate_gradients(grads, kept[column], c[column], next_c[column], grad_h[column], grad_c[column]);
         float* const at = args.grad_gates + ((first_token + row_of(column)) * G + g) * 4 * H + unit;
 #pragma unroll
         for (int q = 0; q < 4; ++q) at[q * H] = grads[q];

@@ -86,13 +86,15 @@ __global__ void __launch_bounds__(kTeamWarps* kWarp, 1) forward(const __grid_con
 
   Walk walk(shape, place.first_row, place.weights->reverse);
   const int steps = walk.steps();
+  const float* const projected = args.projected + g * 4 * H;
+  const int64_t projected_stride = G * 4 * H;
   const auto load_projected = [&](float (&gates)[4][kOwn][2]) {
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const bool there = item_of(i) < 2 * kColumns && row_of(i, e) < walk.sequences() && unit_of(i) < H;
-        const float* const at = args.projected + ((walk.token() + row_of(i, e)) * G + g) * 4 * H + unit_of(i);
+        const float* const at = projected + (walk.token() + row_of(i, e)) * projected_stride + unit_of(i);
 #pragma unroll
         for (int q = 0; q < 4; ++q) gates[q][i][e] = there ? at[q * H] : 0.0F;
       }
@@ -147,6 +149,8 @@ __global__ void __launch_bounds__(kTeamWarps* kWarp, 1) forward(const __grid_con
     }
     sync_threads();
 
+    float gates[kOwn][4][2];
+    uint32_t pairs[kOwn];
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const int item = item_of(i);
@@ -162,29 +166,35 @@ __global__ void __launch_bounds__(kTeamWarps* kWarp, 1) forward(const __grid_con
           sums[i][2 * half + 1][1] += four.w;
         }
       }
-      float gates[4][2];
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        gates[0][e] = sigmoid(sums[i][0][e]);
-        gates[1][e] = sigmoid(sums[i][1][e]);
-        gates[2][e] = hyperbolic_tangent(sums[i][2][e]);
-        gates[3][e] = sigmoid(sums[i][3][e]);
-        if (row_of(i, e) < sequences) {
-          c[i][e] = gates[1][e] * c[i][e] + gates[0][e] * gates[2][e];
-          h[i][e] = gates[3][e] * hyperbolic_tangent(c[i][e]);
-        }
+        gates[i][0][e] = sigmoid(sums[i][0][e]);
+        gates[i][1][e] = sigmoid(sums[i][1][e]);
+        gates[i][2][e] = hyperbolic_tangent(sums[i][2][e]);
+        gates[i][3][e] = sigmoid(sums[i][3][e]);
+        const float new_c = gates[i][1][e] * c[i][e] + gates[i][0][e] * gates[i][2][e];
+        const float new_h = gates[i][3][e] * hyperbolic_tangent(new_c);
+        const bool active = row_of(i, e) < sequences;  // selects cost less than branches
+        c[i][e] = active ? new_c : c[i][e];
+        h[i][e] = active ? new_h : h[i][e];
       }
       // From here on a thread has row r of the batch and the units 2j and 2j + 1 of the tile.
-      const uint32_t pair = transpose_tile(pair_of<T>(h[i][0], h[i][1]));
-      write_h(s, item, pair);
+      pairs[i] = transpose_tile(pair_of<T>(h[i][0], h[i][1]));
+      write_h(s, item, pairs[i]);
+    }
+    publish(place.arrived);  // before the results, which the others need not wait for
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int item = item_of(i);
+      if (item >= 2 * kColumns) continue;
       const int row = place.first_row + item / 2 * 8 + r;
       const int64_t first_unit = place.rank * kTeamUnits + item % 2 * 8 + 2 * j;
       const int valid = row < sequences && first_unit < H ? (first_unit + 1 < H ? 2 : 1) : 0;
-      store_pair(args.output + (token + row) * G * H + g * H + first_unit, pair, valid, H % 2 == 0);
+      store_pair(args.output + (token + row) * G * H + g * H + first_unit, pairs[i], valid, H % 2 == 0);
       if (args.gates == nullptr) continue;
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
-        const uint32_t gate = transpose_tile(pair_of<T>(gates[q][0], gates[q][1]));
+        const uint32_t gate = transpose_tile(pair_of<T>(gates[i][q][0], gates[i][q][1]));
         T* const at = args.gates + ((g * shape.tokens + token + row) * 4 + q) * H + first_unit;
         store_pair(at, gate, valid, H % 2 == 0);
       }
@@ -194,7 +204,6 @@ __global__ void __launch_bounds__(kTeamWarps* kWarp, 1) forward(const __grid_con
         args.cells[(g * shape.tokens + token + row_of(i, e)) * H + unit_of(i)] = c[i][e];
       }
     }
-    publish(place.arrived);
   }
 
 #pragma unroll

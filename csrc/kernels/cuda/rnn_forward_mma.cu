@@ -5,6 +5,10 @@
 // kResident of the tiles along k are in registers for the whole sequence, the others in shared memory. h stands in
 // shared memory as the instruction takes it: [units / 8][rows / 8][lane] pairs of units, so that what a warp sends is
 // one piece of 128 bytes.
+//
+// With kParts = 2, two warps have the same units, and each sums over half of k, all of it in registers. They add up
+// their sums through shared memory, both compute the cells, and each sends h to half of the blocks and writes half of
+// the results.
 #include "kernels/cuda/rnn_mma.h"
 #include "kernels/cuda/rnn_plans.h"
 
@@ -17,16 +21,18 @@ struct Memory {
   int columns;   // rows / 8
   int h_words;   // of one of the two buffers
   int weights;   // [tiles / 2 - kResident][warps][2][lane] fragments of 16 bytes
+  int sums;      // [2][warps of all parts][2][rows / 8][lane] of 16 bytes, where there are several parts
   int barriers;  // two
   int bytes;
 
-  __host__ __device__ Memory(const Plan& plan, int resident) {
+  __host__ __device__ Memory(const Plan& plan, int resident, int parts) {
     tiles = plan.units() / 8;
     columns = plan.rows / 8;
     h_words = tiles * columns * kWarp;
     weights = 2 * h_words * 4;
-    const int overflow = tiles / 2 > resident ? tiles / 2 - resident : 0;
-    barriers = weights + overflow * plan.warps * 2 * kWarp * 16;
+    const int overflow = tiles / 2 > parts * resident ? tiles / 2 - parts * resident : 0;
+    sums = weights + overflow * plan.warps * 2 * kWarp * 16;
+    barriers = sums + (parts > 1 ? 2 * parts * plan.warps * 2 * columns * kWarp * 16 : 0);
     bytes = barriers + 2 * static_cast<int>(sizeof(ArrivalBarrier));
   }
 };
@@ -34,30 +40,33 @@ struct Memory {
 template <typename T>
 using Forward = Launch<RnnForward<T>, T>;
 
-template <typename T, int kResident, int kColumns>
+template <typename T, int kResident, int kColumns, int kParts>
 __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forward<T> launch) {
   const RnnForward<T>& args = launch.args;
   const RnnShape& shape = args.shape;
   const Plan& plan = launch.plan;
   const Place place(launch);
-  const Memory memory(plan, kResident);
+  const Memory memory(plan, kResident, kParts);
   const int64_t G = shape.recurrences;
   const int64_t B = shape.batch;
   const int64_t H = shape.hidden_size;
   const int64_t g = place.g;
   const int rank = cluster_rank();
-  const int warp = thread_index() / kWarp;
+  const int part = kParts == 1 ? 0 : thread_index() / (plan.warps * kWarp);  // of the sum over k
+  const int warp = thread_index() / kWarp - part * plan.warps;
   const int lane = thread_index() % kWarp;
   const int r = lane / 4;
   const int j = lane % 4;
   const int tile = rank * plan.warps + warp;  // of this warp's units
   const int64_t unit = 8 * tile + r;
+  const int first_k = part * kResident;  // of the tiles along k; with several parts there are kParts * kResident
   const int k_tiles = memory.tiles / 2;
 
   unsigned char* const shared = shared_memory();
   auto* const buffers = reinterpret_cast<uint32_t*>(shared);
   auto* const overflow = reinterpret_cast<uint4*>(shared + memory.weights) + warp * 2 * kWarp + lane;
   const int overflow_stride = plan.warps * 2 * kWarp;
+  [[maybe_unused]] auto* const all_sums = reinterpret_cast<float4*>(shared + memory.sums) + lane;
   auto* const barriers = reinterpret_cast<ArrivalBarrier*>(shared + memory.barriers);
 
   // The weights, once.
@@ -66,9 +75,11 @@ __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forwar
 #pragma unroll
   for (int k = 0; k < kResident; ++k) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) load_weights(w[half][k], w_hh, H, 2 * half, unit, 16 * k + 2 * j);
+    for (int half = 0; half < 2; ++half) load_weights(w[half][k], w_hh, H, 2 * half, unit, 16 * (first_k + k) + 2 * j);
   }
-  for (int k = kResident; k < k_tiles; ++k) {
+#pragma unroll 4  // so that many loads are under way at the same time
+  for (int k = kResident; k < k_tiles && kParts == 1; ++k) {
+#pragma unroll
     for (int half = 0; half < 2; ++half) {
       uint32_t a[4];
       load_weights(a, w_hh, H, 2 * half, unit, 16 * k + 2 * j);
@@ -79,6 +90,7 @@ __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forwar
 #pragma unroll
   for (int q = 0; q < 4; ++q) {
     bias[q] = 0.0F;
+    if (part > 0) continue;  // the first one's sums begin with it
     if (unit < H && place.weights->b_ih != nullptr) bias[q] = to_float(place.weights->b_ih[q * H + unit]);
     if (unit < H && place.weights->b_hh != nullptr) bias[q] += to_float(place.weights->b_hh[q * H + unit]);
   }
@@ -111,15 +123,17 @@ __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forwar
   if (thread_index() == 0) Arrivals::start(barriers, steps - 1, bytes);
   sync_cluster();
 
-  // What the input gives to this thread's gates at a step.
+  // What the input gives to this thread's gates at a step; of several parts to the first one's.
+  const float* const projected = args.projected + g * 4 * H + unit;
+  const int64_t projected_stride = G * 4 * H;
   const auto load_projected = [&](float (&gates)[4][kColumns][2]) {
 #pragma unroll
     for (int column = 0; column < kColumns; ++column) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int row = place.first_row + column * 8 + 2 * j + i;
-        const bool there = row < walk.sequences() && unit < H;
-        const float* const at = args.projected + ((walk.token() + row) * G + g) * 4 * H + unit;
+        const bool there = row < walk.sequences() && unit < H && part == 0;
+        const float* const at = projected + (walk.token() + row) * projected_stride;
 #pragma unroll
         for (int q = 0; q < 4; ++q) gates[q][column][i] = there ? at[q * H] : 0.0F;
       }
@@ -148,7 +162,7 @@ __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forwar
     }
 
     if (s > 0) Arrivals::wait(barriers, s - 1, steps - 1, bytes);
-    const uint32_t* const h_before = buffers + (s + 1) % 2 * memory.h_words + lane;
+    const uint32_t* const h_before = buffers + (s + 1) % 2 * memory.h_words + lane + first_k * 2 * kColumns * kWarp;
     const auto multiply = [&](int k, const uint32_t (&low)[4], const uint32_t (&high)[4], int chain) {
 #pragma unroll
       for (int column = 0; column < kColumns; ++column) {
@@ -161,10 +175,43 @@ __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forwar
 #pragma unroll
     for (int k = 0; k < kResident; ++k) multiply(k, w[0][k], w[1][k], k % kChains);
 #pragma unroll 2
-    for (int k = kResident; k < k_tiles; ++k) {
+    for (int k = kResident; k < k_tiles && kParts == 1; ++k) {
       const uint4 low = overflow[(k - kResident) * overflow_stride];
       const uint4 high = overflow[(k - kResident) * overflow_stride + kWarp];
       multiply(k, {low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}, 0);
+    }
+
+    // All sums over k, of the thread's gates: the other part's are added through shared memory, two buffers in turn.
+    if constexpr (kChains == 2) {
+#pragma unroll
+      for (int e = 0; e < 8; ++e) acc[0][e / 4][0][e % 4] += acc[kChains - 1][e / 4][0][e % 4];
+    }
+    if constexpr (kParts == 2) {
+      const auto sums_of = [&](int of_part, int half, int column) -> float4& {
+        return all_sums[(((s % 2 * kParts + of_part) * plan.warps + warp) * 2 + half) * kColumns * kWarp +
+                        column * kWarp];
+      };
+#pragma unroll
+      for (int column = 0; column < kColumns; ++column) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float (&own)[4] = acc[0][half][column];
+          sums_of(part, half, column) = float4{own[0], own[1], own[2], own[3]};
+        }
+      }
+      sync_threads();
+#pragma unroll
+      for (int column = 0; column < kColumns; ++column) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const float4 other = sums_of(1 - part, half, column);
+          float (&own)[4] = acc[0][half][column];
+          own[0] += other.x;
+          own[1] += other.y;
+          own[2] += other.z;
+          own[3] += other.w;
+        }
+      }
     }
 
     const uint32_t target = shared_address(buffers + s % 2 * memory.h_words + tile * kColumns * kWarp + lane);
@@ -174,25 +221,20 @@ __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forwar
       float gates[4][2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        float sums[4];
-#pragma unroll
-        for (int q = 0; q < 4; ++q) {
-          sums[q] = acc[0][q / 2][column][q % 2 * 2 + i];
-          if constexpr (kChains == 2) sums[q] += acc[kChains - 1][q / 2][column][q % 2 * 2 + i];
-        }
-        gates[0][i] = sigmoid(sums[0]);
-        gates[1][i] = sigmoid(sums[1]);
-        gates[2][i] = hyperbolic_tangent(sums[2]);
-        gates[3][i] = sigmoid(sums[3]);
-        if (place.first_row + column * 8 + 2 * j + i < sequences) {
-          c[column][i] = gates[1][i] * c[column][i] + gates[0][i] * gates[2][i];
-          h[column][i] = gates[3][i] * hyperbolic_tangent(c[column][i]);
-        }
+        gates[0][i] = sigmoid(acc[0][0][column][i]);
+        gates[1][i] = sigmoid(acc[0][0][column][2 + i]);
+        gates[2][i] = hyperbolic_tangent(acc[0][1][column][i]);
+        gates[3][i] = sigmoid(acc[0][1][column][2 + i]);
+        const float new_c = gates[1][i] * c[column][i] + gates[0][i] * gates[2][i];
+        const float new_h = gates[3][i] * hyperbolic_tangent(new_c);
+        const bool active = place.first_row + column * 8 + 2 * j + i < sequences;  // selects cost less than branches
+        c[column][i] = active ? new_c : c[column][i];
+        h[column][i] = active ? new_h : h[column][i];
       }
       // From here on a thread has row r of the batch and the units 2j and 2j + 1 of the warp.
       const uint32_t pair = transpose_tile(pair_of<T>(h[column][0], h[column][1]));
       if (s + 1 < steps) {
-        for (int i = 0; i < plan.blocks; ++i) {
+        for (int i = part; i < plan.blocks; i += kParts) {
           const int to = rank + i < plan.blocks ? rank + i : rank + i - plan.blocks;
           send(address_in(target + column * kWarp * 4, to), pair, address_in(barrier, to));
         }
@@ -200,8 +242,8 @@ __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forwar
       const int row = place.first_row + column * 8 + r;
       const int first_unit = 8 * tile + 2 * j;
       const int valid = row < sequences && first_unit < H ? (first_unit + 1 < H ? 2 : 1) : 0;
-      store_pair(args.output + (token + row) * G * H + g * H + first_unit, pair, valid, H % 2 == 0);
-      if (args.gates != nullptr) {
+      if (part == 0) store_pair(args.output + (token + row) * G * H + g * H + first_unit, pair, valid, H % 2 == 0);
+      if (args.gates != nullptr && part == kParts - 1) {
 #pragma unroll
         for (int q = 0; q < 4; ++q) {
           const uint32_t gate = transpose_tile(pair_of<T>(gates[q][0], gates[q][1]));
@@ -224,7 +266,7 @@ __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forwar
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int64_t row = place.first_row + column * 8 + 2 * j + i;
-      if (row >= B || unit >= H) continue;
+      if (row >= B || unit >= H || part > 0) continue;
       args.h_n[(g * B + row) * H + unit] = from_float<T>(h[column][i]);
       args.c_n[(g * B + row) * H + unit] = from_float<T>(c[column][i]);
     }
@@ -236,32 +278,38 @@ template <typename T>
 struct Kernel {
   void (*run)(Forward<T>);
   int resident;
+  int parts = 1;
 };
 
 template <typename T, int kColumns>
 Kernel<T> kernel_for(const Plan& plan) {
+  if (plan.warps == 4) {
+    return plan.blocks == 12 ? Kernel<T>{forward<T, 12, kColumns, 2>, 12, 2}
+                             : Kernel<T>{forward<T, 16, kColumns, 2>, 16, 2};
+  }
   switch (plan.units() / 16) {
     case 4:
-      return {forward<T, 4, kColumns>, 4};
+      return {forward<T, 4, kColumns, 1>, 4};
     case 8:
-      return {forward<T, 8, kColumns>, 8};
+      return {forward<T, 8, kColumns, 1>, 8};
     case 12:
-      return {forward<T, 12, kColumns>, 12};
+      return {forward<T, 12, kColumns, 1>, 12};
     default:
-      return {forward<T, 16, kColumns>, 16};
+      return {forward<T, 16, kColumns, 1>, 16};
   }
 }
 
 template <typename T>
 Kernel<T> kernel_for(const Plan& plan) {
-  if (plan.warps == 6) return {forward<T, 20, 1>, 20};
+  if (plan.warps == 6) return {forward<T, 20, 1, 1>, 20};
   return plan.rows == 8 ? kernel_for<T, 1>(plan) : kernel_for<T, 2>(plan);
 }
 
 template <typename T>
 Grid grid_of(const Plan& plan, int64_t blocks) {
-  const Memory memory(plan, kernel_for<T>(plan).resident);
-  return {blocks, plan.threads(), plan.blocks, static_cast<size_t>(memory.bytes)};
+  const Kernel<T> kernel = kernel_for<T>(plan);
+  const Memory memory(plan, kernel.resident, kernel.parts);
+  return {blocks, kernel.parts * plan.threads(), plan.blocks, static_cast<size_t>(memory.bytes)};
 }
 
 }  // namespace

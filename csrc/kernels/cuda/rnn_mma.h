@@ -42,11 +42,10 @@ __device__ __forceinline__ int part_index(int unit, int column, int row) {
   return ((unit / 8 * kColumns + column) * 8 + unit % 2 * 4 + unit % 8 / 2) * 8 + row;
 }
 
-// What the forward pass left of two neighbouring units at a token, and what comes from above.
+// What the forward pass left of two neighbouring units at a token, but for c, and what comes from above.
 struct Kept {
   uint32_t gates[4];
   uint32_t grad_output;
-  float cells[2];
   int valid;  // how many of the two have a token here
 };
 
@@ -62,18 +61,24 @@ __device__ __forceinline__ void load_kept(Kept& kept, const RnnBackward<T>& args
   }
   const int above = args.grad_output != nullptr ? valid : 0;
   kept.grad_output = load_pair(args.grad_output + (token * shape.recurrences + g) * H + unit, above, aligned);
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    kept.cells[i] = i < valid ? args.cells[(g * shape.tokens + token) * H + unit + i] : 0.0F;
-  }
 }
 
-// The gradients of the gates before activation, as pairs, zeros where there is no token. `before` is what the forward
-// pass kept a step earlier, c0 what came before the first one. grad_h is of h after the step but for grad_output;
-// grad_c is of c after the step, and becomes that of c before it.
+// c of two neighbouring units after a step; c0 where they have no token there.
 template <typename T>
-__device__ __forceinline__ void gate_gradients(uint32_t (&pairs)[4], const Kept& kept, const Kept& before,
-                                               const float (&c0)[2], const float (&grad_h)[2], float (&grad_c)[2]) {
+__device__ __forceinline__ void load_cells(float (&cells)[2], const RnnBackward<T>& args, int64_t g, int64_t token,
+                                           int64_t unit, int valid, const float (&c0)[2]) {
+  const float* const at = args.cells + (g * args.shape.tokens + token) * args.shape.hidden_size + unit;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) cells[i] = i < valid ? at[i] : c0[i];
+}
+
+// The gradients of the gates before activation, as pairs, zeros where there is no token. c is after the step, c_before
+// before it. grad_h is of h after the step but for grad_output; grad_c is of c after the step, and becomes that of c
+// before it.
+template <typename T>
+__device__ __forceinline__ void gate_gradients(uint32_t (&pairs)[4], const Kept& kept, const float (&c)[2],
+                                               const float (&c_before)[2], const float (&grad_h)[2],
+                                               float (&grad_c)[2]) {
   float grads[4][2] = {};
 #pragma unroll
   for (int e = 0; e < 2; ++e) {
@@ -83,13 +88,12 @@ __device__ __forceinline__ void gate_gradients(uint32_t (&pairs)[4], const Kept&
     const float f = gate(1);
     const float g = gate(2);
     const float o = gate(3);
-    const float c_before = e < before.valid ? before.cells[e] : c0[e];
-    const float tanh_c = hyperbolic_tangent(kept.cells[e]);
+    const float tanh_c = hyperbolic_tangent(c[e]);
     const float above = e == 0 ? first_of<T>(kept.grad_output) : second_of<T>(kept.grad_output);
     const float of_h = grad_h[e] + above;
     const float of_c = grad_c[e] + of_h * o * (1.0F - tanh_c * tanh_c);
     grads[0][e] = of_c * g * i * (1.0F - i);
-    grads[1][e] = of_c * c_before * f * (1.0F - f);
+    grads[1][e] = of_c * c_before[e] * f * (1.0F - f);
     grads[2][e] = of_c * i * (1.0F - g * g);
     grads[3][e] = of_h * tanh_c * o * (1.0F - o);
     grad_c[e] = of_c * f;

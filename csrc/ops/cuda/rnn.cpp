@@ -2,6 +2,8 @@
 // products over all tokens are torch's.
 #include "kernels/cuda/rnn.h"
 
+#include <sstream>
+
 #include "kernels/cuda/packing.h"
 #include "ops/cuda/batch.h"
 #include "ops/cuda/dtypes.h"
@@ -289,6 +291,26 @@ int64_t rnn_hidden_size_limit(Tensor like) {
   });
 }
 
+std::string rnn_choices(Tensor like, int64_t recurrences, int64_t batch, int64_t hidden_size, bool allow_tf32,
+                        bool backward) {
+  check(recurrences >= 1 && batch >= 1 && hidden_size >= 1, "recurrences, batch and hidden_size: expected 1 or more, got ",
+        recurrences, ", ", batch, " and ", hidden_size);
+  return with_any_type(like, "like", [&]<typename T>() -> std::string {
+    std::ostringstream lines;
+    if constexpr (!std::is_same_v<T, double>) {
+      const Stream stream(like);
+      const RnnShape shape{recurrences, 1, batch, batch, hidden_size, nullptr, allow_tf32};
+      for (const auto& choice : pymtl::cuda::rnn_choices<T>(shape, backward)) {
+        lines << choice.name << ": " << choice.at_once << " at once, waves " << choice.waves << ", us a step "
+              << choice.step << (choice.chosen ? " *" : "") << '\n';
+      }
+    }
+    return lines.str();
+  });
+}
+
+void rnn_force_choice(Tensor, std::string name) { pymtl::cuda::rnn_force_choice(name); }
+
 }  // namespace
 }  // namespace pymtl::ops::cuda
 
@@ -297,4 +319,6 @@ STABLE_TORCH_LIBRARY_IMPL(pymtl, PYMTL_DISPATCH_KEY, m) {
   m.impl("rnn_training", TORCH_BOX(&pymtl::ops::cuda::rnn_training));
   m.impl("rnn_backward", TORCH_BOX(&pymtl::ops::cuda::rnn_backward));
   m.impl("rnn_hidden_size_limit", TORCH_BOX(&pymtl::ops::cuda::rnn_hidden_size_limit));
+  m.impl("rnn_choices", TORCH_BOX(&pymtl::ops::cuda::rnn_choices));
+  m.impl("rnn_force_choice", TORCH_BOX(&pymtl::ops::cuda::rnn_force_choice));
 }

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -408,6 +409,40 @@ void tf32_where_faster() {
   }
 }
 
+// Every way that there is for a hidden size, with as many rows as the other passes take.
+template <typename T>
+void every_choice() {
+  Random random(12);
+  for (const int64_t H : {270, 384, 400, 512}) {
+    for (const bool backward : {false, true}) {
+      const std::vector<cuda::RnnChoice> choices = cuda::rnn_choices<T>({2, 1, 3, 3, H, nullptr}, backward);
+      CHECK(choices.size() == 2 * 2 + 4, choices.size());  // two kinds of clusters and the teams
+      CHECK(std::count_if(choices.begin(), choices.end(), [](const auto& choice) { return choice.chosen; }) == 1);
+    }
+  }
+  const auto forced = [&](const std::string& name, const Case& shape) {
+    const Context context(name);
+    cuda::rnn_force_choice(name);
+    check_case<T>(shape, random);
+    cuda::rnn_force_choice("");
+  };
+  for (const char* rows : {", rows 8", ", rows 16"}) {
+    forced(std::string("cluster of 12x32") + rows, {2, 19, 4, 270, true, true, true});
+    forced(std::string("cluster of 16x32") + rows, {1, 3, 3, 511, false, true, false});
+    forced(std::string("cluster of 8x64") + rows, {1, 11, 3, 500, true, false, true});
+    forced(std::string("team of 17x16") + rows, {1, 11, 3, 270, true, true, true});
+  }
+  bool refused = false;
+  cuda::rnn_force_choice("cluster of 3x64, rows 8");
+  try {
+    check_case<T>({1, 1, 1, 300, false, false, false}, random);
+  } catch (const std::runtime_error& error) {
+    refused = std::string(error.what()).find("300 that is a cluster of 3x64, rows 8") != std::string::npos;
+  }
+  CHECK(refused);
+  cuda::rnn_force_choice("");
+}
+
 // The largest sizes, where much of the weights overflows into shared memory.
 template <typename T>
 void large_cases() {
@@ -431,6 +466,7 @@ int main() {
       {"teams, bfloat16", teams<pymtl::BFloat16>},
       {"float in TF32", tf32},
       {"float in TF32 where faster", tf32_where_faster},
+      {"every choice, bfloat16", every_choice<pymtl::BFloat16>},
       {"large, float", large_cases<float>},
       {"large, bfloat16", large_cases<pymtl::BFloat16>},
   });
