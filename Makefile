@@ -3,6 +3,7 @@
 #   make test    all tests          make test-asan  the kernels' tests under the sanitizers
 #   make bench   the benchmarks     make wheel      a wheel, tried in a fresh environment
 #   make test-cuda, make bench-cuda    the tests that need a GPU, and the benchmarks on one
+#   make gpu-check   what benchmarks/gpu_check.py needs on a machine with a GPU where nothing can be built
 #   make bench-avx2  the grids as on a CPU without AVX-512
 #   make lint    style checks       make format     mend what can be mended
 #   make clean   remove what was made here
@@ -15,7 +16,7 @@ CXX_FILES := $(wildcard $(foreach folder,csrc/* csrc/*/* tests/kernels tests/ker
   tests/kernels/*/*/*/*,$(folder)/*.h $(folder)/*.cpp $(folder)/*.cu))
 TOOLS := cmake ninja
 
-.PHONY: demo test test-kernels test-asan gpu test-cuda sanitize-cuda bench bench-avx2 bench-cuda wheel lint format clean install
+.PHONY: demo test test-kernels test-asan gpu gpu-check test-cuda sanitize-cuda bench bench-avx2 bench-cuda wheel lint format clean install
 
 demo: install
 	$(BIN)/pymtl train examples/snips/snips.toml --run runs/snips --overwrite
@@ -81,6 +82,25 @@ bench-cuda: $(VENV)/.bench
 	$(BIN)/python benchmarks/training_step.py --device cuda --json benchmarks/results/gpu_snips.json
 	test -z "$(EWT)" || $(BIN)/python benchmarks/training_step.py --device cuda --data "$(EWT)" \
 	  --config examples/ewt/ewt.toml --json benchmarks/results/gpu_ewt.json
+
+# The libraries in the source tree, for the Python that GPU_PYTHON names (only the bindings depend on it), without
+# compiling anything on the machine with the GPU. A wait of a kernel for another block ends after 5 seconds there instead
+# of 60. In build/gpu-check/cta stands the CUDA library with waits that keep the L1 cache, to be compared.
+GPU_PYTHON ?= $(PYTHON)
+PATIENCE := -DPYMTL_CUDA_PATIENCE_SECONDS=5
+gpu-check: $(VENV)/.torch $(VENV)/.tools
+	$(BIN)/pip install -q pybind11
+	$(BIN)/cmake -S . -B build/gpu-check -G Ninja -DPYMTL_CUDA=ON -DCMAKE_CUDA_FLAGS="$(PATIENCE)" \
+	  -DPython_EXECUTABLE="$$(command -v $(GPU_PYTHON))" -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" \
+	  -DPYMTL_TORCH="$$($(BIN)/python -c 'import torch; print(torch.__path__[0])')" \
+	  -DSKBUILD_PROJECT_VERSION_FULL="$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)"
+	$(BIN)/cmake --build build/gpu-check
+	$(BIN)/cmake --install build/gpu-check --prefix . --strip
+	$(BIN)/cmake -S . -B build/gpu-check-cta -G Ninja -DPYMTL_CUDA=ON -DPYMTL_PYTHON=OFF \
+	  -DCMAKE_CUDA_FLAGS="$(PATIENCE) -DPYMTL_CUDA_WAIT_SCOPE=cta"
+	$(BIN)/cmake --build build/gpu-check-cta --target pymtl_cuda
+	mkdir -p build/gpu-check/cta
+	strip -o build/gpu-check/cta/libpymtl_cuda.so build/gpu-check-cta/libpymtl_cuda.so
 
 wheel: $(VENV)/.torch
 	sh packaging/make_wheel.sh $(BIN)/python "$(TORCH)"

@@ -5,6 +5,8 @@
 Times are CUDA events', contenders take turns, a ratio is the median over the rounds of nn.LSTM's time over ours. Beside
 them stand the device's limits, measured first: a large matrix product, a copy, and what an exchange between the blocks
 of a cluster takes, which no step of a recurrence over several blocks can undercut.
+
+A case that fails or hangs costs no other, and the file has every row as soon as it is measured.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import dataclasses
 import math
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +27,7 @@ from rich.table import Table
 
 from pymtl.benchmark import results
 from pymtl.benchmark.gpu import Case, Limits, device_facts, limits, measure, table_of
+from pymtl.benchmark.guarded import guarded
 from pymtl.commands import wide_console
 
 HALF = (torch.bfloat16, torch.float16)
@@ -74,21 +78,31 @@ GRIDS = {
 }
 
 
-def run(names: list[str], found: Limits, seconds: float, progress: Progress) -> Iterator[dict[str, Any]]:
-    for name in names:
-        cases = GRIDS[name].cases
-        task = progress.add_task(name, total=len(cases))
-        for case in cases:
-            for row in measure(case, found, seconds):
-                yield {"grid": name, **row}
-            progress.advance(task)
+@dataclass(frozen=True)
+class Work:
+    """What a process of its own measures."""
+
+    grid: str
+    case: Case
+    limits: Limits
+    seconds: float
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        return measure(self.case, self.limits, self.seconds)
+
+
+def run(names: list[str], found: Limits, seconds: float, small: bool, until: float) -> Iterator[tuple[Work, dict]]:
+    cases = [(name, case.small() if small else case) for name in names for case in GRIDS[name].cases]
+    work = [Work(name, case, found, seconds) for name, case in dict.fromkeys(cases)]
+    for each, row in guarded(Work.rows, work, 30 + 20 * seconds, until):
+        yield each, {"grid": each.grid, "case": str(each.case), **row}
 
 
 def summary(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Of each grid and mode: the geometric mean and the worst ratio, and the aim."""
     for name, grid in GRIDS.items():
         for mode, aim in (("forward", grid.forward), ("forward+backward", grid.training)):
-            ratios = {row["case"]: row["ratio"] for row in rows if row["grid"] == name and row["mode"] == mode}
+            ratios = {row["case"]: row["ratio"] for row in rows if row["grid"] == name and row.get("mode") == mode}
             if ratios:
                 worst = min(ratios, key=ratios.__getitem__)
                 mean = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
@@ -96,7 +110,7 @@ def summary(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def tables(result: dict[str, Any]) -> Iterator[Table]:
-    yield table_of(result["rows"])
+    yield table_of([row for row in result["rows"] if "error" not in row])
     table = Table(title="Times as fast as nn.LSTM")
     for heading in ("grid", "mode", "mean", "worst", "aim", "at"):
         table.add_column(heading, no_wrap=True)
@@ -104,29 +118,45 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
         numbers = (f"{row[key]:.2f}" for key in ("mean", "worst", "aim"))
         table.add_row(row["grid"], row["mode"], *numbers, row["at"])
     yield table
+    failed = [row for row in result["rows"] if "error" in row]
+    if failed:
+        table = Table(title="Not measured")
+        for heading in ("case", "why"):
+            table.add_column(heading)
+        for row in failed:
+            table.add_row(row["case"], row["error"])
+        yield table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--grid", action="append", choices=list(GRIDS), help="may be repeated (default: all)")
     parser.add_argument("--seconds", type=float, default=0.3, help="for each row (default: 0.3)")
+    parser.add_argument("--limit", type=float, metavar="S", help="begin no more rows after so many seconds in all")
+    parser.add_argument("--small", action="store_true", help="tiny shapes, only to see whether all of it runs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results with machine, versions and date")
     arguments = parser.parse_args()
+    until = math.inf if arguments.limit is None else time.monotonic() + arguments.limit
     if not torch.cuda.is_available():
         sys.exit("benchmarks/gpu.py: there is no GPU, or this torch has no CUDA")
     console = wide_console(160)
     console.print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    found = limits()
+    found = limits(small=arguments.small)
     console.print(dataclasses.asdict(found))
+    names = arguments.grid or list(GRIDS)
+    rows: list[dict[str, Any]] = []
+    result = results.stamped(**device_facts(), limits=dataclasses.asdict(found), rows=rows, summary=[])
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        rows = list(run(arguments.grid or list(GRIDS), found, arguments.seconds, progress))
-    facts = device_facts()
-    result = results.stamped(**facts, limits=dataclasses.asdict(found), rows=rows, summary=list(summary(rows)))
+        tasks = {name: progress.add_task(name, total=2 * len(GRIDS[name].cases)) for name in names}
+        for work, row in run(names, found, arguments.seconds, arguments.small, until):
+            rows.append(row)
+            result["summary"] = list(summary(rows))
+            if arguments.json:
+                results.write(result, arguments.json)
+            progress.advance(tasks[work.grid])
     for table in tables(result):
         console.print(table)
-    if arguments.json:
-        results.write(result, arguments.json)
 
 
 if __name__ == "__main__":

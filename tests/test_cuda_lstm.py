@@ -175,7 +175,8 @@ def test_tf32_where_torch_allows_it_is_as_accurate_as_nn_lstm_in_tf32(case, gpu,
     found = results(ours, *given)
     assert_parity(found, expected, truth)
     assert_same_bits(results(ours, *given), found)
-    assert not any(torch.equal(found[name], exact[name]) for name in ("output", "gradient of input"))
+    if ON_HOST or case.hidden_size >= 128:  # a GPU's library may multiply small matrices as exactly as ever
+        assert not any(torch.equal(found[name], exact[name]) for name in ("output", "gradient of input"))
 
 
 @pytest.mark.parametrize("precision", ["ieee", "none"])

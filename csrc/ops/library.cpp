@@ -54,8 +54,7 @@ STABLE_TORCH_LIBRARY(pymtl, m) {
   m.def("rnn_hidden_size_limit(Tensor like) -> int");
   // For benchmarks, on the device of `like`: the ways there are to share out an LSTM among blocks, a line each, the one
   // that calls take marked with *; and the one that calls have to take from now on, or any with "".
-  m.def(
-      "rnn_choices(Tensor like, int recurrences, int batch, int hidden_size, bool allow_tf32, bool backward) -> str");
+  m.def("rnn_choices(Tensor like, int recurrences, int batch, int hidden_size, bool allow_tf32, bool backward) -> str");
   m.def("rnn_force_choice(Tensor like, str name) -> ()");
   // For benchmarks: a cluster of thread blocks that only exchanges, on the device of `like`.
   m.def("cluster_rounds(Tensor like, int blocks, int rounds, bool messages) -> ()");

@@ -7,7 +7,7 @@ import statistics
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from pymtl.benchmark.timing import percentile
 from pymtl.ops.dtypes import has_cuda
 
 Call = Callable[[], Any]
+DEVICE = "cuda"
 DEFAULT_SHAPES = (  # batch, steps, input size, hidden size
     (1, 64, 256, 256),
     (8, 64, 256, 256),
@@ -60,6 +61,11 @@ class Case:
         """Floating-point operations of the matrix products of a forward pass."""
         return self.directions * tokens * 8 * self.hidden_size * (self.input_size + self.hidden_size)
 
+    def small(self) -> Case:
+        """The like of it on a tiny scale, to see whether it runs."""
+        steps = 2 if self.steps <= 64 else 5
+        return replace(self, batch=min(self.batch, 2), steps=steps, input_size=3, hidden_size=min(self.hidden_size, 20))
+
     def blocks(self) -> int:
         """Of the smallest cluster whose registers and shared memory hold W_hh."""
         units = 32 if self.dtype == torch.float32 else 64 if self.hidden_size <= 512 else 48
@@ -87,45 +93,110 @@ class Limits:
         return 1e-3 * passes * case.steps * min(exchanges) + 1e-9 * products / tflops
 
 
+class Contenders:
+    """Ours and nn.LSTM of the same weights, and a batch for them."""
+
+    def __init__(self, case: Case) -> None:
+        bidirectional = case.directions == 2
+        self.case = case
+        self.theirs = nn.LSTM(
+            case.input_size, case.hidden_size, bidirectional=bidirectional, device=DEVICE, dtype=case.dtype
+        )
+        self.ours = pymtl.convert(self.theirs)
+        self.x: Any = torch.randn(case.steps, case.batch, case.input_size, device=DEVICE, dtype=case.dtype)
+        self.tokens = case.steps * case.batch
+        if case.fill < 1:
+            lengths = case.lengths()
+            self.x = pack_padded_sequence(self.x, lengths, enforce_sorted=False)
+            self.tokens = int(lengths.sum())
+
+    def timed(self, mode: str, seconds: float) -> dict[str, dict[str, float]]:
+        """Times of "pymtl" and "nn.LSTM", called as a user calls them, and where the batch is dense of both replayed
+        from a CUDA graph. ``mode``: one of :data:`MODES`."""
+        calls = {"pymtl": self.call(self.ours, mode), "nn.LSTM": self.call(self.theirs, mode)}
+        with _fp32_precision(self.case), torch.set_grad_enabled(mode != "forward"):
+            if self.case.fill == 1:
+                calls |= {f"{name}, graph": recorded(call) for name, call in calls.items()}
+            return timed_in_turns(calls, seconds)
+
+    def call(self, module: nn.Module, mode: str) -> Call:
+        return _training(module, self.x) if mode == "forward+backward" else lambda: module(self.x)
+
+    def difference(self) -> float:
+        """The largest difference of the outputs over the largest value."""
+        with torch.no_grad(), _fp32_precision(self.case):
+            a, b = (_data(module(self.x)[0]).float() for module in (self.ours, self.theirs))
+        return float((a - b).abs().max() / b.abs().max())
+
+
+# Forward without gradients, forward keeping what a backward pass needs, and both passes.
+MODES = ("forward", "training forward", "forward+backward")
+
+
 def measure(case: Case, limits: Limits, seconds: float = 0.5) -> Iterator[dict[str, Any]]:
     """Times a case; yields a row for ``forward`` and one for ``forward+backward``.
 
-    Contenders take turns: ours and nn.LSTM called as a user calls them, and both replayed from a CUDA graph where the
-    batch is dense. A ratio is the median over the rounds of nn.LSTM's time over ours, called alike; the share of the
-    limit is that of ours, from a graph where there is one.
+    A ratio is the median over the rounds of nn.LSTM's time over ours, called alike; the share of the limit is that of
+    ours, from a graph where there is one.
     """
-    theirs = nn.LSTM(
-        case.input_size, case.hidden_size, bidirectional=case.directions == 2, device="cuda", dtype=case.dtype
-    )
-    ours = pymtl.convert(theirs)
-    x: Any = torch.randn(case.steps, case.batch, case.input_size, device="cuda", dtype=case.dtype)
-    tokens = case.steps * case.batch
-    if case.fill < 1:
-        lengths = case.lengths()
-        x = pack_padded_sequence(x, lengths, enforce_sorted=False)
-        tokens = int(lengths.sum())
+    contenders = Contenders(case)
+    takes = contenders.ours.kernels_take(torch.empty(0, device=DEVICE, dtype=case.dtype))
+    for passes, mode in enumerate(("forward", "forward+backward"), 1):
+        timed = contenders.timed(mode, seconds)
+        flops = case.forward_flops(contenders.tokens) * (1 if passes == 1 else 3)
+        least = limits.least_ms(case, contenders.tokens, passes)
+        best = timed["pymtl, graph" if case.fill == 1 else "pymtl"]["p50"]
+        yield {
+            "case": str(case),
+            "mode": mode,
+            "kernels": "pymtl" if takes else "torch",
+            "contenders": timed,
+            "us_per_step": 1e3 * timed["pymtl"]["p50"] / case.steps,
+            "tflops": 1e-9 * flops / timed["pymtl"]["p50"],
+            "share_of_limit": None if least is None else least / best,
+            "ratio": timed["nn.LSTM"]["ratio"],
+            "ratio_of_graphs": timed["nn.LSTM, graph"]["ratio"] if case.fill == 1 else None,
+            "difference": contenders.difference(),
+        }
+
+
+def slopes(case: Case, lengths: tuple[int, int], seconds: float = 0.1) -> Iterator[dict[str, Any]]:
+    """What a step costs, as the slope between two numbers of steps, and what starting costs, as the intercept.
+
+    Yields a row for each of :data:`MODES`: the better of a call and a graph's replay for each contender. The
+    last row has the times of our kernels.
+    """
+    pair = [Contenders(replace(case, steps=steps)) for steps in lengths]
+    for mode in MODES:
+        timed = [contenders.timed(mode, seconds) for contenders in pair]
+        row: dict[str, Any] = {"case": str(pair[-1].case), "mode": mode}
+        for name in ("pymtl", "nn.LSTM"):
+            short, long = (min(times[name]["p50"], times[f"{name}, graph"]["p50"]) for times in timed)
+            of_step, at_start = line(lengths, (short, long))
+            row[name] = {"us_per_step": of_step, "start_us": at_start, "ms": [short, long]}
+        row["ratios"] = [theirs / ours for ours, theirs in zip(row["pymtl"]["ms"], row["nn.LSTM"]["ms"])]
+        yield row
+    call = pair[-1].call(pair[-1].ours, "forward+backward")
     with _fp32_precision(case):
-        for passes, (mode, make) in enumerate((("forward", _forward), ("forward+backward", _training)), 1):
-            calls = {"pymtl": make(ours, x), "nn.LSTM": make(theirs, x)}
-            with torch.set_grad_enabled(mode != "forward"):
-                if case.fill == 1:
-                    calls |= {f"{name}, graph": recorded(call) for name, call in calls.items()}
-                timed = timed_in_turns(calls, seconds)
-            flops = case.forward_flops(tokens) * (1 if passes == 1 else 3)
-            least = limits.least_ms(case, tokens, passes)
-            best = timed["pymtl, graph" if case.fill == 1 else "pymtl"]["p50"]
-            yield {
-                "case": str(case),
-                "mode": mode,
-                "kernels": "pymtl" if ours.kernels_take(torch.empty(0, device="cuda", dtype=case.dtype)) else "torch",
-                "contenders": timed,
-                "us_per_step": 1e3 * timed["pymtl"]["p50"] / case.steps,
-                "tflops": 1e-9 * flops / timed["pymtl"]["p50"],
-                "share_of_limit": None if least is None else least / best,
-                "ratio": timed["nn.LSTM"]["ratio"],
-                "ratio_of_graphs": timed["nn.LSTM, graph"]["ratio"] if case.fill == 1 else None,
-                "difference": _difference(ours, theirs, x),
-            }
+        yield {"case": str(pair[-1].case), "mode": "kernels", "us": kernel_times(call)}
+
+
+def line(steps: tuple[int, int], milliseconds: tuple[float, float]) -> tuple[float, float]:
+    """Microseconds of a step, and of none, by two measurements."""
+    slope = 1e3 * (milliseconds[1] - milliseconds[0]) / (steps[1] - steps[0])
+    return slope, 1e3 * milliseconds[0] - slope * steps[0]
+
+
+def kernel_times(call: Call) -> dict[str, float]:
+    """Microseconds of each kernel that a call runs, by its name, as torch's profiler sees them."""
+    call()
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        call()
+        torch.cuda.synchronize()
+    kernels = [event for event in profile.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA]
+    return {event.key: event.self_device_time_total for event in kernels}
 
 
 def device_facts() -> dict[str, Any]:
@@ -174,26 +245,26 @@ def table_of(rows: list[dict[str, Any]]) -> Any:
     return table
 
 
-def limits(seconds: float = 0.2) -> Limits:
-    """Measures the device's limits."""
-    large, tflops = 8192, {}
+def limits(seconds: float = 0.2, small: bool = False) -> Limits:
+    """Measures the device's limits; ``small``: only sees whether that runs."""
+    large, numbers, rounds = (64, 1 << 10, 10) if small else (8192, 1 << 28, 10000)
+    tflops = {}
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        a = torch.randn(large, large, device="cuda", dtype=dtype)
+        a = torch.randn(large, large, device=DEVICE, dtype=dtype)
         taken = timed_in_turns({"pymtl": lambda a=a: a @ a}, seconds)["pymtl"]["p50"]
         tflops[str(dtype).removeprefix("torch.")] = 2e-9 * large**3 / taken
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     tflops["tf32"] = 2e-9 * large**3 / timed_in_turns({"pymtl": lambda: a @ a}, seconds)["pymtl"]["p50"]
     torch.backends.cuda.matmul.fp32_precision = before
-    memory = torch.empty(1 << 28, device="cuda")
+    memory = torch.empty(numbers, device=DEVICE)
     copied = torch.empty_like(memory)
     taken = timed_in_turns({"pymtl": lambda: copied.copy_(memory)}, seconds)["pymtl"]["p50"]
-    rounds = 10000
     # A block of the float32 kernels has 32 units: so many blocks has the device's largest cluster.
     largest = torch.ops.pymtl.rnn_hidden_size_limit(memory[:0]) // 32 if has_cuda(memory) else 0
     found: dict[bool, dict[int, float]] = {True: {}, False: {}}
     for messages, by_blocks in found.items():
-        for blocks in (2, 4, 8, 16):
+        for blocks in [2, 4, 8, 16] if not small else [2]:
             if blocks > largest:
                 continue
             calls = {"pymtl": lambda b=blocks, m=messages: torch.ops.pymtl.cluster_rounds(memory, b, rounds, m)}
@@ -253,10 +324,6 @@ def _elapsed(events: tuple[Any, Any]) -> float:
     return events[0].elapsed_time(events[1])
 
 
-def _forward(module: nn.Module, x: Tensor | PackedSequence) -> Call:
-    return lambda: module(x)
-
-
 def _training(module: nn.Module, x: Tensor | PackedSequence) -> Call:
     data = _data(x).detach().requires_grad_()
     wanted = [data, *module.parameters()]
@@ -271,13 +338,6 @@ def _training(module: nn.Module, x: Tensor | PackedSequence) -> Call:
 
 def _data(batch: Tensor | PackedSequence) -> Tensor:
     return batch.data if isinstance(batch, PackedSequence) else batch
-
-
-def _difference(ours: nn.Module, theirs: nn.Module, x: Tensor | PackedSequence) -> float:
-    """The largest difference over the largest value."""
-    with torch.no_grad():
-        a, b = _data(ours(x)[0]).float(), _data(theirs(x)[0]).float()
-    return float((a - b).abs().max() / b.abs().max())
 
 
 @contextmanager

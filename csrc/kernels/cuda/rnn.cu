@@ -116,9 +116,9 @@ double step_time(Pass pass, const TeamPlan& plan) {
 struct Choice {
   Plan cluster{};
   TeamPlan team{};
-  int at_once = 0;       // how many clusters or teams run at the same time
-  double step = 0.0;     // microseconds, estimated
-  double waves = 0.0;    // that run one after the other
+  int at_once = 0;     // how many clusters or teams run at the same time
+  double step = 0.0;   // microseconds, estimated
+  double waves = 0.0;  // that run one after the other
 
   bool found() const { return at_once > 0; }
   double time() const { return waves * step; }  // of each step
@@ -238,8 +238,8 @@ std::vector<RnnChoice> rnn_choices(const RnnShape& shape, bool backward) {
   const std::string best = choose<T>(pass, shape, forced().get()).name();
   std::vector<RnnChoice> choices;
   for_each_choice<T>(pass, shape, [&](const Choice& choice) {
-    choices.push_back({choice.name(), choice.at_once, static_cast<int64_t>(choice.waves), choice.step,
-                       choice.name() == best});
+    choices.push_back(
+        {choice.name(), choice.at_once, static_cast<int64_t>(choice.waves), choice.step, choice.name() == best});
   });
   return choices;
 }
@@ -278,12 +278,12 @@ void rnn_backward(const RnnBackward<T>& args, [[maybe_unused]] void* workspace, 
   if constexpr (!std::is_same_v<T, float>) run_backward(args, choice.team, workspace, static_cast<Stream>(stream));
 }
 
-#define PYMTL_INSTANTIATE(T)                                     \
-  template int64_t rnn_hidden_size_limit<T>();                   \
+#define PYMTL_INSTANTIATE(T)                                             \
+  template int64_t rnn_hidden_size_limit<T>();                           \
   template std::vector<RnnChoice> rnn_choices<T>(const RnnShape&, bool); \
-  template size_t rnn_forward_workspace<T>(const RnnShape&);     \
-  template size_t rnn_backward_workspace<T>(const RnnShape&);    \
-  template void rnn_forward(const RnnForward<T>&, void*, void*); \
+  template size_t rnn_forward_workspace<T>(const RnnShape&);             \
+  template size_t rnn_backward_workspace<T>(const RnnShape&);            \
+  template void rnn_forward(const RnnForward<T>&, void*, void*);         \
   template void rnn_backward(const RnnBackward<T>&, void*, void*);
 PYMTL_INSTANTIATE(float)
 PYMTL_INSTANTIATE(BFloat16)

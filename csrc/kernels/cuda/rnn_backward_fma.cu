@@ -110,9 +110,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
   const auto load_next = [&](Kept& kept) {
     load_kept(kept, args, g, walk.token() + row, unit, there && row < walk.sequences());
   };
-  const auto load_c = [&] {
-    return load_cell(args, g, walk.token() + row, unit, there && row < walk.sequences(), c0);
-  };
+  const auto load_c = [&] { return load_cell(args, g, walk.token() + row, unit, there && row < walk.sequences(), c0); };
   // What was sent during step s is the gradient of h before that step.
   bool active = false;
   const auto receive = [&](int s) {

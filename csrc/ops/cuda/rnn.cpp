@@ -293,8 +293,8 @@ int64_t rnn_hidden_size_limit(Tensor like) {
 
 std::string rnn_choices(Tensor like, int64_t recurrences, int64_t batch, int64_t hidden_size, bool allow_tf32,
                         bool backward) {
-  check(recurrences >= 1 && batch >= 1 && hidden_size >= 1, "recurrences, batch and hidden_size: expected 1 or more, got ",
-        recurrences, ", ", batch, " and ", hidden_size);
+  check(recurrences >= 1 && batch >= 1 && hidden_size >= 1,
+        "recurrences, batch and hidden_size: expected 1 or more, got ", recurrences, ", ", batch, " and ", hidden_size);
   return with_any_type(like, "like", [&]<typename T>() -> std::string {
     std::ostringstream lines;
     if constexpr (!std::is_same_v<T, double>) {

@@ -1,0 +1,485 @@
+"""What a GPU says about this library, in nine minutes: whether it computes right, how fast, and what bounds it.
+
+    PYTHONPATH=$PWD python benchmarks/gpu_check.py --out DIR [--steps NAME,...] [--library NAME=DIR]...
+
+For a machine with a GPU and a torch with CUDA. It takes this library from the source tree if PYTHONPATH names that:
+`make gpu-check GPU_PYTHON=...` builds it there on a machine without a GPU, and the tree is then copied. Nothing is
+downloaded, and nothing compiled but by torch.compile's own tests. Each step runs in processes of its own, with a limit
+of time; what fails, hangs or crashes costs the rest nothing, and every result is in DIR as soon as it is there:
+
+    rows.jsonl                a line for each result    report.txt    tables of them
+    tests.xml, compiled.xml   pytest's results          tests.log     pytest's output
+    gpu.json, grids.log       the grids of gpu.py       profile.txt   Nsight Compute and compute-sanitizer
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import pymtl
+from pymtl.benchmark import gpu
+from pymtl.benchmark.guarded import guarded
+from pymtl.benchmark.machine import facts
+
+ROOT = Path(__file__).resolve().parent.parent
+Row = dict[str, Any]
+BFLOAT16, FLOAT16, FLOAT32 = torch.bfloat16, torch.float16, torch.float32
+
+
+# What the device is.
+
+
+def device_rows(part: str) -> Iterator[Row]:
+    """Facts, hidden-size limits, how a call is shared out, the device's limits."""
+    like = {dtype: torch.empty(0, device=gpu.DEVICE, dtype=dtype) for dtype in (FLOAT32, BFLOAT16, FLOAT16)}
+    if part == "facts":
+        yield {
+            "facts": facts(),
+            "device": gpu.device_facts(),
+            "nvidia-smi": output_of("nvidia-smi", "-q", "-d", "CLOCK"),
+        }
+    if part == "hidden sizes":
+        yield {str(dtype): torch.ops.pymtl.rnn_hidden_size_limit(tensor) for dtype, tensor in like.items()}
+    if part == "choices":
+        for dtype, size, backward in itertools.product(like, (64, 128, 256, 384, 512, 768, 1024), (False, True)):
+            for batch in (1, 64, 512):
+                lines = torch.ops.pymtl.rnn_choices(like[dtype], 2, batch, size, dtype == FLOAT32, backward)
+                chosen = [line.removesuffix(" *") for line in lines.splitlines() if line.endswith("*")]
+                yield {"dtype": str(dtype), "H": size, "B": batch, "backward": backward, "chosen": chosen, "all": lines}
+    if part.startswith("limits"):
+        yield asdict(gpu.limits(0.1, small="small" in part))
+
+
+def output_of(*command: str) -> str:
+    if shutil.which(command[0]) is None:
+        return f"{command[0]}: not installed"
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+# Whether each kernel computes right.
+
+
+@dataclass(frozen=True)
+class Smoke:
+    """A call that one kernel takes. ``kernel``: a name that ``rnn_choices`` gives, or "per step"."""
+
+    kernel: str
+    dtype: torch.dtype
+    hidden_size: int
+    batch: int
+    ragged: bool = False
+    kind: str = "LSTM"
+    steps: int = 12
+
+    def __str__(self) -> str:
+        form = "ragged" if self.ragged else "dense"
+        name = str(self.dtype).removeprefix("torch.")
+        return f"{self.kernel}, {name} {self.kind} H{self.hidden_size} B{self.batch} T{self.steps} {form}"
+
+
+def smoke_cases(small: bool) -> list[Smoke]:
+    cases = []
+    halves = itertools.cycle(((BFLOAT16, False), (FLOAT16, True)))
+    for units, blocks in [*((64, n) for n in (1, 2, 3, 5, 8)), (32, 12), (32, 16), *((48, n) for n in (11, 13, 16))]:
+        for rows in (8, 16) if units != 48 else (8,):
+            for _ in range(2):
+                dtype, ragged = next(halves)
+                size = units * blocks - 3 * ragged
+                cases.append(Smoke(f"cluster of {blocks}x{units}, rows {rows}", dtype, size, rows + 3, ragged))
+    for blocks, rows in itertools.product((4, 17, 64), (8, 16, 32, 64)):
+        dtype, ragged = next(halves)
+        cases.append(Smoke(f"team of {blocks}x16, rows {rows}", dtype, 16 * blocks - 3 * ragged, rows + 3, ragged))
+    for blocks, (rows, ragged) in itertools.product((1, 2, 3, 5, 8, 11, 13, 16), ((1, 0), (2, 1), (4, 0), (8, 1))):
+        size = 32 * blocks - 3 * ragged
+        cases.append(Smoke(f"cluster of {blocks}x32, rows {rows}", FLOAT32, size, rows + 1, bool(ragged)))
+    for blocks, (rows, ragged) in itertools.product((1, 3, 8, 16), ((8, 0), (16, 1), (32, 1))):
+        size = 32 * blocks - 3 * ragged
+        cases.append(Smoke(f"cluster of {blocks}x32, rows {rows}, tf32", FLOAT32, size, rows + 3, bool(ragged)))
+    for kind, dtype in itertools.product(("GRU", "RNN"), (FLOAT32, BFLOAT16)):
+        cases.append(Smoke("per step", dtype, 100, 9, True, kind))
+    cases += [Smoke("per step", torch.float64, 100, 9, True), Smoke("per step", BFLOAT16, 1500, 9, True)]
+    if small:
+        few = [case for case in cases if case.hidden_size <= 64 and case.dtype in (FLOAT32, FLOAT16)]
+        cases = [replace(case, batch=3, steps=3) for case in few if "tf32" not in case.kernel][::2]
+    return cases
+
+
+def profile_cases(small: bool) -> list[Smoke]:
+    """What is looked at by Nsight Compute: enough steps that starting does not count."""
+    kernels = ("cluster of 4x64, rows 8", "cluster of 16x32, rows 8", "cluster of 8x64, rows 8")
+    cases = [Smoke(name, BFLOAT16, size, 8, steps=200) for name, size in zip(kernels, (256, 512, 512))]
+    cases.append(Smoke("cluster of 8x32, rows 8", FLOAT32, 256, 8, steps=200))
+    return smoke_cases(small)[:1] if small else cases
+
+
+def smoke_rows(case: Smoke) -> Iterator[Row]:
+    """Results and gradients beside float64's on the CPU: errors as shares of the bound, twice torch's own and 4 eps."""
+    torch.manual_seed(0)
+    tf32 = case.kernel.endswith("tf32")
+    torch.backends.cudnn.rnn.fp32_precision = "tf32" if tf32 else "ieee"
+    like = torch.empty(0, device=gpu.DEVICE, dtype=case.dtype)
+    torch.ops.pymtl.rnn_force_choice(like, "")
+    if case.kernel != "per step":
+        for backward in (False, True):
+            lines = torch.ops.pymtl.rnn_choices(like, 2, case.batch, case.hidden_size, tf32, backward)
+            if case.kernel not in [line.split(":")[0] for line in lines.splitlines()]:
+                yield {"absent": "this device runs no such clusters" if lines else "no kernels for this dtype"}
+                return
+        torch.ops.pymtl.rnn_force_choice(like, case.kernel)
+    truth = getattr(nn, case.kind)(7, case.hidden_size, bidirectional=True, dtype=torch.float64)
+    theirs = getattr(nn, case.kind)(7, case.hidden_size, bidirectional=True, device=gpu.DEVICE, dtype=case.dtype)
+    theirs.load_state_dict(truth.state_dict())
+    truth.load_state_dict(theirs.state_dict())  # the rounded weights
+    ours = pymtl.convert(theirs)
+    x = torch.randn(case.steps, case.batch, 7).to(like.device, case.dtype)
+    lengths = torch.randint(1, case.steps + 1, (case.batch,)) if case.ragged else None
+    if lengths is not None:
+        lengths[-1] = case.steps
+    # Lengths on the GPU are what the per-step kernels are for.
+    place = like.device if case.kernel == "per step" else "cpu"
+    given = {} if lengths is None else {"lengths": lengths.to(place)}
+    found = gradients(ours, x, lambda module, leaf: module(leaf, **given))
+    exact = gradients(truth, x.cpu().double(), by_packing(lengths))
+    expected = gradients(theirs, x, by_packing(lengths))
+    again = gradients(ours, x, lambda module, leaf: module(leaf, **given))
+    shares = {}
+    for name, value in found.items():
+        size = exact[name].abs().max()
+        bound = 2 * (expected[name] - exact[name]).abs().max() + 4 * torch.finfo(case.dtype).eps * size
+        shares[name] = float((value - exact[name]).abs().max() / bound)
+    worst = max(shares, key=lambda name: shares[name] if shares[name] == shares[name] else float("inf"))
+    repeats = all(torch.equal(value, again[name]) for name, value in found.items())
+    yield {"right": shares[worst] <= 1 and repeats, "share of bound": shares[worst], "of": worst, "repeats": repeats}
+
+
+def by_packing(lengths: Tensor | None) -> Callable[[nn.Module, Tensor], Any]:
+    def call(module: nn.Module, x: Tensor) -> Any:
+        if lengths is None:
+            return module(x)
+        output, last = module(pack_padded_sequence(x, lengths, enforce_sorted=False))
+        return nn.utils.rnn.pad_packed_sequence(output)[0], last
+
+    return call
+
+
+def gradients(module: nn.Module, x: Tensor, call: Callable[[nn.Module, Tensor], Any]) -> dict[str, Tensor]:
+    """Results and gradients, in double on the CPU."""
+    leaf = x.detach().requires_grad_()
+    output, last = call(module, leaf)
+    results = {
+        "output": output,
+        **{f"state {i}": state for i, state in enumerate(last if type(last) is tuple else [last])},
+    }
+    leaves = {"input": leaf, **dict(module.named_parameters())}
+    draw = torch.Generator().manual_seed(1)
+    seeds = [torch.randn(value.shape, generator=draw).to(value) for value in results.values()]
+    for name, gradient in zip(leaves, torch.autograd.grad(list(results.values()), list(leaves.values()), seeds)):
+        results[f"gradient of {name}"] = gradient
+    return {name: value.detach().cpu().double() for name, value in results.items()}
+
+
+# How fast each way of sharing out a call is, and how fast the best one beside cuDNN.
+
+
+@dataclass(frozen=True)
+class Way:
+    case: gpu.Case
+    name: str
+
+
+def ways_of(small: bool) -> list[gpu.Case]:
+    sizes = (64, 128, 256, 384, 512, 768, 1024)
+    cases = [gpu.Case(64, 512, size, size, BFLOAT16) for size in sizes]
+    cases += [gpu.Case(64, 512, size, size, FLOAT32, tf32=tf32) for tf32 in (False, True) for size in sizes[:-2]]
+    if small:
+        cases = [gpu.Case(2, 5, 3, 20, dtype) for dtype in (FLOAT16, FLOAT32)]
+    return cases
+
+
+def ways_rows(case: gpu.Case) -> Iterator[Row]:
+    """Microseconds of a step and of starting for every way there is, of one wave and of 64 sequences."""
+    like = torch.empty(0, device=gpu.DEVICE, dtype=case.dtype)
+    names = [
+        torch.ops.pymtl.rnn_choices(
+            like, case.directions, case.batch, case.hidden_size, case.tf32, backward
+        ).splitlines()
+        for backward in (False, True)
+    ]
+    names = [[line.split(":")[0] for line in lines] for lines in names]
+    for name in (name for name in names[0] if name in names[1]):
+        rows = int(name.split("rows ")[1].split(",")[0])
+        for batch in dict.fromkeys((rows, case.batch)):
+            own = replace(case, batch=batch)
+            steps = (max(1, case.steps // 8), case.steps)
+            try:
+                torch.ops.pymtl.rnn_force_choice(like, name)
+                row = {"way": name, "case": str(own)}
+                pair = [gpu.Contenders(replace(own, steps=each)) for each in steps]
+                for mode in ("forward", "forward+backward"):
+                    calls = [contenders.call(contenders.ours, mode) for contenders in pair]
+                    with torch.set_grad_enabled(mode != "forward"):
+                        times = [gpu.timed_in_turns({"pymtl": call}, 0.02)["pymtl"]["p50"] for call in calls]
+                    row[mode] = gpu.line(steps, tuple(times))
+                row["kernels"] = gpu.kernel_times(pair[-1].call(pair[-1].ours, "forward+backward"))
+                yield row
+            finally:
+                torch.ops.pymtl.rnn_force_choice(like, "")
+
+
+def slope_cases(small: bool) -> list[gpu.Case]:
+    cases = [gpu.Case(batch, 1024, size, size) for size in (256, 512) for batch in (1, 8, 32, 64)]
+    cases += [gpu.Case(batch, 1024, size, size, FLOAT16) for size in (256, 512) for batch in (8, 64)]
+    cases += [
+        gpu.Case(batch, 1024, size, size, FLOAT32, tf32=tf32)
+        for tf32 in (True, False)
+        for size in (256, 512)
+        for batch in (1, 8, 32)
+    ]
+    cases += [gpu.Case(batch, 1024, 1024, 1024) for batch in (1, 8, 32, 64)]
+    cases.append(gpu.Case(16, 1024, 768, 768, FLOAT16, directions=1))
+    return list(dict.fromkeys(case.small() for case in cases if case.dtype != BFLOAT16)) if small else cases
+
+
+def slope_rows(case: gpu.Case) -> Iterator[Row]:
+    return gpu.slopes(case, (max(1, case.steps // 16), case.steps), 0.05)
+
+
+# Other programs, with a limit of time each.
+
+
+def finished(command: list[str], log: Path, seconds: float, **environment: str) -> Row:
+    """Runs a program and appends what it prints; at the limit it is asked to stop, then made to."""
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"$ {' '.join(command)}\n")
+        file.flush()
+        started = time.monotonic()
+        try:
+            process = subprocess.Popen(
+                command, cwd=ROOT, stdout=file, stderr=file, env=os.environ | environment, start_new_session=True
+            )
+        except FileNotFoundError:
+            return {"error": f"{command[0]}: not installed"}
+        for sent, patience in ((None, seconds), (signal.SIGINT, 15), (signal.SIGKILL, None)):
+            if sent is not None:
+                os.killpg(process.pid, sent)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(patience)
+                break
+    row = {"exit code": process.returncode, "seconds": round(time.monotonic() - started, 1)}
+    return row if sent is None else row | {"error": f"did not end within {seconds:.0f} s"}
+
+
+def test_rows(out: Path, seconds: float) -> Iterator[tuple[str, Row]]:
+    files = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/test_cuda_*.py"))
+    files.remove("tests/test_cuda_on_host.py")
+    until = time.monotonic() + seconds
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", "-n", "6"]
+    # Compiling takes the longest and says the least.
+    for keywords, path in (("not compiled", out / "tests.xml"), ("compiled", out / "compiled.xml")):
+        path.unlink(missing_ok=True)
+        more = ["-k", keywords, f"--junitxml={path}", *files]
+        row = finished([*command, *more], out / "tests.log", max(20.0, until - time.monotonic()))
+        yield f"pytest -k '{keywords}'", row | outcomes(path)
+
+
+def outcomes(path: Path) -> Row:
+    """The counts of a JUnit file, and the failures in a line each."""
+    if not path.exists():
+        return {"error": "no results"}
+    suite = xml.etree.ElementTree.parse(path).getroot().find("testsuite")
+    counts = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
+    failed = [
+        f"{case.get('classname')}::{case.get('name')}: {(fault.get('message') or '').strip()[:300]}"
+        for case in suite.iter("testcase")
+        for fault in (*case.findall("failure"), *case.findall("error"))
+    ]
+    return counts | {"failed": failed}
+
+
+def grid_rows(out: Path, seconds: float, small: bool) -> Iterator[tuple[str, Row]]:
+    limit = f"--limit={max(10.0, seconds - 40):.0f}"
+    command = [sys.executable, "benchmarks/gpu.py", "--seconds=0.05", limit, f"--json={out / 'gpu.json'}"]
+    yield "grids", finished([*command, "--small"] if small else command, out / "grids.log", seconds)
+
+
+def profile_rows(out: Path, seconds: float, small: bool) -> Iterator[tuple[str, Row]]:
+    """Nsight Compute over some kernels, forward and backward, then compute-sanitizer over a smoke case of each kind."""
+    until = time.monotonic() + seconds
+    here = [sys.executable, str(Path(__file__)), "--out", str(out), "--here"]
+    profiled = "|".join(str(case) for case in profile_cases(small))
+    ncu = ["ncu", "--set", "full", "--kernel-name", "regex:^(forward|backward)$", "--clock-control", "none"]
+    yield "ncu", finished([*ncu, *here, profiled], out / "profile.txt", seconds / 3)
+    checked = [str(case) for case in smoke_cases(small)][:: 4 if small else 9]
+    for tool in ("memcheck", "racecheck", "synccheck"):
+        left = max(15.0, (until - time.monotonic()) / 2)
+        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "99", *here, "|".join(checked)]
+        yield tool, finished(command, out / "profile.txt", left)
+
+
+# Steps, in the order of what they tell.
+
+
+def in_processes(measure: Callable[[Any], Iterator[Row]], cases: Callable[[bool], list[Any]], each: float) -> Any:
+    """A step whose cases are measured in a process of their own."""
+
+    def rows(out: Path, seconds: float, small: bool) -> Iterator[tuple[str, Row]]:
+        for case, row in guarded(measure, cases(small), each, time.monotonic() + seconds):
+            yield str(case), row
+
+    return rows
+
+
+def device_parts(small: bool) -> list[str]:
+    return ["facts", "hidden sizes", "choices", "limits, small" if small else "limits"]
+
+
+@dataclass(frozen=True)
+class Step:
+    seconds: float
+    what: str
+    rows: Callable[..., Iterator[tuple[str, Row]]]
+
+
+STEPS = {
+    "device": Step(50, "versions, clocks, limits", in_processes(device_rows, device_parts, 40)),
+    "smoke": Step(90, "each kernel beside float64", in_processes(smoke_rows, smoke_cases, 20)),
+    "slopes": Step(110, "us a step beside cuDNN's", in_processes(slope_rows, slope_cases, 25)),
+    "ways": Step(60, "us a step of every way to share out a call", in_processes(ways_rows, ways_of, 30)),
+    "tests": Step(180, "pytest -m cuda", lambda out, seconds, small: test_rows(out, seconds)),
+    "grids": Step(240, "the grids of gpu.py", grid_rows),
+    "profile": Step(200, "Nsight Compute and compute-sanitizer", profile_rows),
+}
+
+
+def table_of(step: str, rows: list[Row]) -> Table:
+    table = Table(title=f"{step}: {STEPS[step].what}", show_lines=False)
+    table.add_column("case")
+    table.add_column("result", overflow="fold")
+    if step == "smoke":
+        wrong = [row for row in rows if row.get("right") is not True and "absent" not in row]
+        absent = sum("absent" in row for row in rows)
+        table.add_row("", f"{sum(row.get('right') is True for row in rows)} right, {len(wrong)} wrong, {absent} absent")
+        rows = wrong
+    for row in rows:
+        content = {name: value for name, value in row.items() if name not in ("step", "case", "library", "all")}
+        if step == "slopes" and "pymtl" in content:
+            ours, theirs, ratios = (content[name] for name in ("pymtl", "nn.LSTM", "ratios"))
+            text = f"{content['mode']}: {ours['us_per_step']:.2f} us a step, start {ours['start_us']:.0f}; nn.LSTM "
+            text += (
+                f"{theirs['us_per_step']:.2f}, {theirs['start_us']:.0f}; x {ratios[0]:.2f} short, {ratios[1]:.2f} long"
+            )
+        elif step == "ways" and "way" in content:
+            text = f"{content['way']}: " + "; ".join(
+                f"{mode} {content[mode][0]:.2f} us, start {content[mode][1]:.0f}"
+                for mode in ("forward", "forward+backward")
+            )
+        else:
+            text = json.dumps(content)
+        table.add_row(f"{row['case']}{' ' + row['library'] if row.get('library') else ''}", text)
+    return table
+
+
+def run(out: Path, names: list[str], libraries: dict[str, str], small: bool, seconds: float) -> int:
+    """Runs the steps; 0 if nothing was wrong."""
+    until = time.monotonic() + seconds
+    wrong = 0
+    console = Console()
+    with (out / "rows.jsonl").open("a", encoding="utf-8") as file, (out / "report.txt").open("a") as report:
+        for name in names:
+            for library, folder in libraries.items() if name in ("smoke", "slopes", "ways") else [("", "")]:
+                left = min(STEPS[name].seconds, until - time.monotonic())
+                console.print(f"{name} {library}: {STEPS[name].what}, at most {left:.0f} s")
+                rows: list[Row] = []
+                with library_from(folder):
+                    for case, row in STEPS[name].rows(out, left, small):
+                        rows.append({"step": name, "library": library, "case": case, **row})
+                        file.write(json.dumps(rows[-1]) + "\n")
+                        file.flush()
+                failed = [row for row in rows if "error" in row or row.get("right") is False or row.get("exit code", 0)]
+                wrong += len(failed)
+                console.print(f"  {len(rows)} results, {len(failed)} failures")
+                Console(file=report, width=200).print(table_of(name, rows))
+                report.flush()
+    return 1 if wrong else 0
+
+
+@contextlib.contextmanager
+def library_from(folder: str) -> Iterator[None]:
+    """Processes started here load libpymtl_cuda.so from that folder, if one is named."""
+    before = os.environ.get("LD_LIBRARY_PATH")
+    if folder:
+        os.environ["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, [folder, before]))
+    try:
+        yield
+    finally:
+        if folder and before is None:
+            del os.environ["LD_LIBRARY_PATH"]
+        elif folder:
+            os.environ["LD_LIBRARY_PATH"] = before
+
+
+def smoke_here(names: list[str]) -> int:
+    """Runs smoke cases in this process, one after the other, as under a profiler."""
+    known = [case for small in (False, True) for case in (*smoke_cases(small), *profile_cases(small))]
+    cases = {str(case): case for case in known}
+    rows = {name: list(smoke_rows(cases[name])) for name in names}
+    for name, found in rows.items():
+        print(name, found)
+    return 0 if all(row.get("right", True) for found in rows.values() for row in found) else 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    steps = "\n".join(f"  {name:<8} {step.seconds:>4.0f} s  {step.what}" for name, step in STEPS.items())
+    parser.epilog = f"steps and the most time that each takes:\n{steps}"
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results go")
+    parser.add_argument("--steps", default=",".join(STEPS), metavar="NAME,...", help="default: all, in this order")
+    parser.add_argument(
+        "--library",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="smoke, slopes and ways once more with the libpymtl_cuda.so of that folder; may be repeated",
+    )
+    parser.add_argument("--seconds", type=float, default=530.0, help="for all of it (default: 530)")
+    parser.add_argument("--small", action="store_true", help="tiny shapes, only to see whether all of it runs")
+    parser.add_argument("--here", metavar="CASE|...", help="smoke cases in this process, as under a profiler; no steps")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("there is no GPU, or this torch has no CUDA")
+    if arguments.here is not None:
+        return smoke_here(arguments.here.split("|"))
+    names = arguments.steps.split(",")
+    unknown = [name for name in names if name not in STEPS]
+    if unknown:
+        parser.error(f"--steps: expected names among {', '.join(STEPS)}, got {', '.join(unknown)}")
+    wrong = [text for text in arguments.library if not (Path(text.partition("=")[2]) / "libpymtl_cuda.so").is_file()]
+    if wrong:
+        parser.error(f"--library: expected NAME=DIR of a folder with a libpymtl_cuda.so, got {', '.join(wrong)}")
+    libraries = {"": ""} | dict(text.split("=", 1) for text in arguments.library)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    return run(arguments.out.resolve(), names, libraries, arguments.small, arguments.seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
