@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pymtl import ops
-from pymtl.ops.rnn_fakes import BLOCKS
+from pymtl.ops.rnn_arguments import cell_of
 
 pytestmark = pytest.mark.cuda
 
@@ -31,7 +31,7 @@ def weights_of(gpu, size, dtype, mode="LSTM"):
     def drawn(*shape):
         return [torch.randn(*shape, device=gpu).div(3).to(dtype).requires_grad_() for _ in range(2)]
 
-    rows = BLOCKS[mode].gates * size
+    rows = cell_of(mode).gates * size
     return ops.RNNWeights(drawn(rows, 4), drawn(rows, size), drawn(rows), drawn(rows), [False, True], mode)
 
 

@@ -56,7 +56,12 @@ REFUSED = [
         change(weights=lambda w: w._replace(mode="GRU")),
         r"weight_ih\[0\]: expected size \[15, 3\], got \[20, 3\]",
     ),
-    ("c of a GRU", replace(DENSE, mode="GRU"), change(), r"c0: expected none, which only an LSTM has"),
+    (
+        "c of a GRU",
+        replace(DENSE, mode="GRU"),
+        change(),
+        r"c0: expected None, since only an LSTM has a cell state, got a tensor",
+    ),
     ("dense input of rank 1", DENSE, change(input=lambda x: x[0, 0]), r"input: expected \[steps.*got 1-D"),
     ("dense input of rank 2", DENSE, change(input=lambda x: x[0]), r"input: expected \[steps.*got 2-D"),
     ("dense input of rank 4", DENSE, change(input=lambda x: x[None]), r"input: expected \[steps.*got 4-D"),

@@ -302,7 +302,9 @@ def test_bad_masks_and_gains_are_refused(edit, message, training):
 @pytest.mark.parametrize("mode", MODES[1:])
 def test_only_an_lstm_has_zoneout_of_c_and_gains_of_c(mode):
     sample = rnn_sample(RNNCase(3, 5, mode=mode, layer_norm=True))
-    with pytest.raises(RuntimeError, match="zoneout_c: expected none, which only an LSTM has"):
+    with pytest.raises(
+        RuntimeError, match="zoneout_c: expected None, since only an LSTM has a cell state, got a tensor"
+    ):
         run_ours(sample, masks=ops.RNNMasks(zoneout_c=torch.zeros(10)))
     with pytest.raises(RuntimeError, match="gain_c: expected 0 tensors, got 1"):
         run_ours(sample, norm=sample.norm._replace(gain_c=[torch.ones(5)]))

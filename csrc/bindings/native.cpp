@@ -5,6 +5,7 @@
 
 #include <stdexcept>
 
+#include "kernels/cells.h"
 #include "kernels/isa.h"
 #include "kernels/peak.h"
 
@@ -47,6 +48,24 @@ PYBIND11_MODULE(_native, m) {
   m.def("read_gigabytes", &pymtl::read_gigabytes, pybind11::arg("bytes"), pybind11::arg("runs") = 10,
         pybind11::call_guard<pybind11::gil_scoped_release>(),
         "GB/s at which the calling thread reads so many bytes again and again: the best of runs of some milliseconds.");
+  m.def(
+      "cells",
+      [] {
+        pybind11::list cells;
+        for (const pymtl::CellSizes& cell : pymtl::kCells) {
+          pybind11::dict sizes;
+          sizes["mode"] = cell.mode;
+          sizes["normalised"] = cell.normalised;
+          sizes["has_cell"] = cell.has_cell;
+          sizes["gates"] = cell.gates;
+          sizes["kept"] = cell.kept;
+          sizes["kept_candidate"] = cell.kept_candidate;
+          sizes["gradients"] = cell.gradients;
+          cells.append(sizes);
+        }
+        return cells;
+      },
+      "The cells of the recurrent layers and their sizes (csrc/kernels/cells.h), a dict each.");
   m.attr("version") = PYMTL_VERSION;
   m.attr("compiler") = PYMTL_COMPILER;
   m.attr("cuda_compiler") = PYMTL_CUDA_COMPILER;

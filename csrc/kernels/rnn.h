@@ -49,53 +49,10 @@
 #include <cstdint>
 
 #include "bfloat16.h"
+#include "cells.h"
 #include "executor.h"
 
 namespace pymtl {
-
-enum class Cell {
-  lstm,
-  gru,
-  rnn_tanh,
-  rnn_relu,
-  normalised_lstm,
-  normalised_gru,
-  normalised_rnn_tanh,
-  normalised_rnn_relu
-};
-
-// Blocks of H numbers: gates, the rows of W_ih and of W_hh; what a token keeps for the backward pass; what the gradient
-// of its gates is made of, and of the biases: of a_n, a_r, a_z and q_n of a GRU, otherwise of a. A normalised cell's
-// has besides: of W_hh h_{t-1}, of g_hh, and of an LSTM of g_c and b_c. Whether there is a c. Under zoneout a plain
-// recurrent cell keeps its h~.
-struct CellSizes {
-  int64_t gates;
-  int64_t kept;
-  int64_t gradients;
-  bool has_cell;
-  bool normalised = false;
-};
-
-inline CellSizes sizes_of(Cell cell, bool zoneout_h = false) {
-  const int64_t candidate = zoneout_h ? 1 : 0;
-  switch (cell) {
-    case Cell::gru:
-      return {3, 4, 4, false};
-    case Cell::rnn_tanh:
-    case Cell::rnn_relu:
-      return {1, candidate, 1, false};
-    case Cell::normalised_lstm:
-      return {4, 8, 14, true, true};
-    case Cell::normalised_gru:
-      return {3, 7, 10, false, true};
-    case Cell::normalised_rnn_tanh:
-    case Cell::normalised_rnn_relu:
-      return {1, 1 + candidate, 3, false, true};
-    case Cell::lstm:
-      break;
-  }
-  return {4, 4, 4, true};
-}
 
 struct RnnShape {
   int64_t recurrences;         // G

@@ -15,27 +15,21 @@
 // empty lists.
 #include "tensors.h"
 
+#define RNN_ARGUMENTS                                                                                         \
+  "Tensor input, Tensor? batch_sizes, Tensor[]? weight_ih, Tensor[] weight_hh, Tensor[]? bias_ih, "           \
+  "Tensor[]? bias_hh, bool[] reverse, str mode, Tensor? h0, Tensor? c0, Tensor? dropout, Tensor? zoneout_h, " \
+  "Tensor? zoneout_c, Tensor[]? norm, bool allow_tf32"
+
 STABLE_TORCH_LIBRARY(pymtl, m) {
-  m.def(
-      "rnn_inference(Tensor input, Tensor? batch_sizes, Tensor[]? weight_ih, Tensor[] weight_hh, "
-      "Tensor[]? bias_ih, Tensor[]? bias_hh, bool[] reverse, str mode, Tensor? h0, Tensor? c0, "
-      "Tensor? dropout, Tensor? zoneout_h, Tensor? zoneout_c, Tensor[]? norm, bool allow_tf32, "
-      "Tensor? packed) -> (Tensor output, Tensor h_n, Tensor c_n)");
-  m.def(
-      "rnn_training(Tensor input, Tensor? batch_sizes, Tensor[] weight_ih, Tensor[] weight_hh, "
-      "Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, str mode, Tensor? h0, Tensor? c0, "
-      "Tensor? dropout, Tensor? zoneout_h, Tensor? zoneout_c, Tensor[]? norm, bool allow_tf32) "
-      "-> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)");
+  m.def("rnn_inference(" RNN_ARGUMENTS ", Tensor? packed) -> (Tensor output, Tensor h_n, Tensor c_n)");
+  m.def("rnn_training(" RNN_ARGUMENTS ") -> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)");
   // needs: gradients wanted of [input, weight_ih, weight_hh, biases, h0 and c0]. The gradients of b_ih and
   // b_hh are equal, grad_bias is either; but of a GRU it is [4H], of b_in, b_ir, b_iz and b_hn. Of normalised cells
   // there follow gates*H numbers to be ignored, the gradient of the gain, and of an LSTM those of c's gain and bias.
-  m.def(
-      "rnn_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, "
-      "Tensor? batch_sizes, Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_ih, Tensor[] bias_hh, "
-      "bool[] reverse, str mode, Tensor? h0, Tensor? c0, Tensor? dropout, Tensor? zoneout_h, Tensor? zoneout_c, "
-      "Tensor[]? norm, bool allow_tf32, Tensor output, Tensor gates, Tensor cells, bool[] needs) "
-      "-> (Tensor grad_input, Tensor[] grad_weight_ih, Tensor[] grad_weight_hh, Tensor[] grad_bias, "
-      "Tensor grad_h0, Tensor grad_c0)");
+  m.def("rnn_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, " RNN_ARGUMENTS
+        ", Tensor output, Tensor gates, Tensor cells, bool[] needs) "
+        "-> (Tensor grad_input, Tensor[] grad_weight_ih, Tensor[] grad_weight_hh, Tensor[] grad_bias, "
+        "Tensor grad_h0, Tensor grad_c0)");
   m.def(
       "rnn_heads(Tensor input, Tensor? batch_sizes, Tensor[]? weight_ih, Tensor[] weight_hh, "
       "Tensor[]? bias_ih, Tensor[]? bias_hh, bool[] reverse, str mode, Tensor? h0, Tensor? c0, Tensor? packed, "

@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "batch.h"
-#include "rnn_layer.h"
+#include "rnn_call.h"
 #include "scratch.h"
 #include "tensors.h"
 
@@ -13,15 +13,19 @@ namespace pymtl::ops {
 namespace {
 
 template <typename T>
-RnnShape shape_of(const Layer<T>& layer, const Batch& batch, int64_t inputs) {
+using Call = RnnCall<T, Batch>;
+
+template <typename T>
+RnnShape shape_of(const Call<T>& call) {
+  const Layer<T>& layer = call.layer;
   return {layer.recurrences,
-          batch.steps,
-          batch.batch,
-          batch.tokens,
+          call.batch.steps,
+          call.batch.batch,
+          call.batch.tokens,
           layer.input_size,
           layer.hidden_size,
-          read<int64_t>(batch.batch_sizes),
-          inputs,
+          read<int64_t>(call.batch.batch_sizes),
+          call.inputs,
           layer.cell};
 }
 
@@ -64,111 +68,79 @@ const T* panels_of(const OptionalTensor& packed) {
   return packed.has_value() ? read<T>(*packed) + kHeader<T> : nullptr;
 }
 
-struct ForwardResult {
-  Tensor output, h_n, c_n, gates, cells;
-};
+// What a forward pass reads; where its results go is for the caller to fill in.
+template <typename T>
+RnnForward<T> forward_of(const Call<T>& call, const OptionalTensor& packed) {
+  RnnForward<T> args{};
+  args.shape = shape_of(call);
+  args.weights = call.layer.weights.data();
+  args.packed = panels_of<T>(packed);
+  args.input = read<T>(call.input);
+  args.h0 = read<T>(call.h0);
+  args.c0 = read<T>(call.c0);
+  args.masks = call.masks.masks();
+  return args;
+}
+
+template <typename T>
+void run(const RnnForward<T>& args) {
+  const Executor executor = torch_executor();
+  const Scratch workspace(rnn_forward_workspace(args, executor));
+  rnn_forward(args, workspace.memory(), executor);
+}
 
 enum class Keep { nothing, for_backward };
 
-ForwardResult forward(const Tensor& given_input, const OptionalTensor& batch_sizes, const Tensors& weight_ih,
-                      const Tensors& weight_hh, const Tensors& bias_ih, const Tensors& bias_hh,
-                      const std::vector<bool>& reverse, const std::string& mode, const OptionalTensor& given_h0,
-                      const OptionalTensor& given_c0, const OptionalTensor& given_packed, const OptionalTensor& dropout,
-                      const OptionalTensor& zoneout_h, const OptionalTensor& zoneout_c, const OptionalTensors& norm,
-                      Keep keep) {
-  return with_layer_type(given_input, "input", [&]<typename T>() {
-    const ScalarType type = given_input.scalar_type();
-    const Batch batch(given_input, batch_sizes);
-    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, norm, given_input);
-    const int64_t G = layer.recurrences;
-    const int64_t H = layer.hidden_size;
-    const int64_t inputs = inputs_of(layer, given_input);
-    const Tensor input = checked(given_input, "input", type, batch.with(inputs * layer.input_size));
-    const OptionalTensor h0 = checked(given_h0, "h0", type, {G, batch.batch, H});
-    const OptionalTensor c0 = checked_cell(given_c0, "c0", layer.cell, {G, batch.batch, H}, input);
-    const Masks<T> masks(dropout, zoneout_h, zoneout_c, layer, batch.batch, batch.with(G * H), input);
-    const OptionalTensor packed = checked_packed(given_packed, layer, type);
-    const bool train = keep == Keep::for_backward;
-    const int64_t kept = sizes_of(layer.cell, masks.zoneout_h.has_value()).kept;
-    const ForwardResult result{make(input, batch.with(G * H)), make(input, {G, batch.batch, H}),
-                               make_cell(input, layer.cell, {G, batch.batch, H}),
-                               make(input, {train ? G : 0, batch.tokens, kept * H}),
-                               make(input, {train && layer.sizes.has_cell ? G : 0, batch.tokens, H}, real_type(type))};
-    if (batch.tokens == 0) return result;
-    RnnForward<T> args{};
-    args.shape = shape_of(layer, batch, inputs);
-    args.weights = layer.weights.data();
-    args.packed = panels_of<T>(packed);
-    args.input = read<T>(input);
-    args.h0 = read<T>(h0);
-    args.c0 = read<T>(c0);
-    args.output = write<T>(result.output);
-    args.h_n = write<T>(result.h_n);
-    args.c_n = write<T>(result.c_n);
-    args.gates = write<T>(result.gates);
-    args.cells = write<Real<T>>(result.cells);
-    args.masks = masks.masks();
-    const Executor executor = torch_executor();
-    const Scratch workspace(rnn_forward_workspace(args, executor));
-    rnn_forward(args, workspace.memory(), executor);
-    return result;
+// output, h_n, c_n and the reserve's gates and cells.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const RnnArguments& arguments,
+                                                           const OptionalTensor& given_packed, Keep keep) {
+  return with_layer_type(arguments.input, "input", [&]<typename T>() {
+    const Call<T> call(arguments);
+    const OptionalTensor packed = checked_packed(given_packed, call.layer, call.type);
+    const Tensor output = make(call.input, call.output_sizes());
+    const Tensor h_n = make(call.input, call.state());
+    const Tensor c_n = make(call.input, call.cell_state());
+    const RnnReserve reserve = call.make_reserve(output, keep == Keep::for_backward);
+    if (call.batch.tokens > 0) {
+      RnnForward<T> args = forward_of(call, packed);
+      args.output = write<T>(output);
+      args.h_n = write<T>(h_n);
+      args.c_n = write<T>(c_n);
+      args.gates = write<T>(reserve.gates);
+      args.cells = write<Real<T>>(reserve.cells);
+      run(args);
+    }
+    return std::make_tuple(output, h_n, c_n, reserve.gates, reserve.cells);
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> rnn_inference(Tensor input, OptionalTensor batch_sizes, OptionalTensors weight_ih,
-                                                 Tensors weight_hh, OptionalTensors bias_ih, OptionalTensors bias_hh,
-                                                 std::vector<bool> reverse, std::string mode, OptionalTensor h0,
-                                                 OptionalTensor c0, OptionalTensor dropout, OptionalTensor zoneout_h,
-                                                 OptionalTensor zoneout_c, OptionalTensors norm, bool /*allow_tf32*/,
-                                                 OptionalTensor packed) {
-  const ForwardResult result =
-      forward(input, batch_sizes, or_none(weight_ih), weight_hh, or_none(bias_ih), or_none(bias_hh), reverse, mode, h0,
-              c0, packed, dropout, zoneout_h, zoneout_c, norm, Keep::nothing);
-  return {result.output, result.h_n, result.c_n};
+std::tuple<Tensor, Tensor, Tensor> rnn_inference(const RnnArguments& arguments, const OptionalTensor& packed) {
+  const auto [output, h_n, c_n, gates, cells] = forward(arguments, packed, Keep::nothing);
+  return {output, h_n, c_n};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_training(
-    Tensor input, OptionalTensor batch_sizes, Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh,
-    std::vector<bool> reverse, std::string mode, OptionalTensor h0, OptionalTensor c0, OptionalTensor dropout,
-    OptionalTensor zoneout_h, OptionalTensor zoneout_c, OptionalTensors norm, bool /*allow_tf32*/) {
-  const ForwardResult result = forward(input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, h0,
-                                       c0, std::nullopt, dropout, zoneout_h, zoneout_c, norm, Keep::for_backward);
-  return {result.output, result.h_n, result.c_n, result.gates, result.cells};
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_training(const RnnArguments& arguments) {
+  return forward(arguments, std::nullopt, Keep::for_backward);
 }
 
 std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> rnn_backward(
-    OptionalTensor given_grad_output, OptionalTensor given_grad_h_n, OptionalTensor given_grad_c_n, Tensor given_input,
-    OptionalTensor batch_sizes, Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh,
-    std::vector<bool> reverse, std::string mode, OptionalTensor given_h0, OptionalTensor given_c0,
-    OptionalTensor dropout, OptionalTensor zoneout_h, OptionalTensor zoneout_c, OptionalTensors norm,
-    bool /*allow_tf32*/, Tensor given_output, Tensor given_gates, Tensor given_cells, std::vector<bool> flags) {
-  return with_layer_type(given_input, "input", [&]<typename T>() {
-    const ScalarType type = given_input.scalar_type();
+    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
+    const RnnArguments& arguments, const Tensor& output, const Tensor& gates, const Tensor& cells,
+    const std::vector<bool>& flags) {
+  return with_layer_type(arguments.input, "input", [&]<typename T>() {
     const Needs needs(flags);
-    const Batch batch(given_input, batch_sizes);
-    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, norm, given_input);
+    const Call<T> call(arguments);
+    const Layer<T>& layer = call.layer;
+    const RnnReserve reserve = call.checked(RnnReserve{output, gates, cells});
+    const RnnResultGradients above = call.checked(RnnResultGradients{grad_output, grad_h_n, grad_c_n});
     const int64_t G = layer.recurrences;
-    const int64_t I = layer.input_size;
     const int64_t H = layer.hidden_size;
-    const int64_t N = batch.tokens;
-    const Sizes state = {G, batch.batch, H};
-    const int64_t inputs = inputs_of(layer, given_input);
-    const Tensor input = checked(given_input, "input", type, batch.with(inputs * I));
-    const Tensor output = checked(given_output, "output", type, batch.with(G * H));
-    const Masks<T> masks(dropout, zoneout_h, zoneout_c, layer, batch.batch, batch.with(G * H), input);
-    const int64_t kept = sizes_of(layer.cell, zoneout_h.has_value()).kept;
-    const Tensor gates = checked(given_gates, "gates", type, {G, N, kept * H});
-    const Tensor cells = checked(given_cells, "cells", real_type(type), {layer.sizes.has_cell ? G : 0, N, H});
-    const OptionalTensor h0 = checked(given_h0, "h0", type, state);
-    const OptionalTensor c0 = checked_cell(given_c0, "c0", layer.cell, state, input);
-    const OptionalTensor grad_output = checked(given_grad_output, "grad_output", type, batch.with(G * H));
-    const OptionalTensor grad_h_n = checked(given_grad_h_n, "grad_h_n", type, state);
-    const OptionalTensor grad_c_n = checked_cell(given_grad_c_n, "grad_c_n", layer.cell, state, input);
+    const int64_t N = call.batch.tokens;
+    const Tensor& input = call.input;
 
-    const Sizes no_state = {0, batch.batch, H};
-    const Tensor grad_h0 = make(input, needs.state ? state : no_state);
-    const Tensor grad_c0 = make_cell(input, layer.cell, needs.state ? state : no_state);
-    const Tensor grad_input = needs.input ? make(input, batch.with(inputs * I)) : make(input, {0});
+    const Tensor grad_h0 = make(input, needs.state ? call.state() : call.no_state());
+    const Tensor grad_c0 = make(input, needs.state ? call.cell_state() : call.no_state());
+    const Tensor grad_input = needs.input ? make(input, sizes_of(input)) : make(input, {0});
     Tensors grad_w_ih, grad_w_hh, grad_bias;
     std::vector<RnnWeightGradients<T>> grad_weights(static_cast<size_t>(G));
     for (RnnWeightGradients<T>& wanted : grad_weights) {
@@ -178,29 +150,30 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> rnn_backward(
         list.push_back(N > 0 ? make(input, sizes) : torch::stable::new_zeros(input, sizes));
         return write<T>(list.back());
       };
-      wanted.w_ih = want(needs.weight_ih && !layer.sizes.normalised, grad_w_ih, {layer.sizes.gates * H, I});
-      wanted.w_hh = want(needs.weight_hh, grad_w_hh, {layer.sizes.gates * H, H});
+      const int64_t rows = layer.sizes.gates * H;
+      wanted.w_ih = want(needs.weight_ih && !layer.sizes.normalised, grad_w_ih, {rows, layer.input_size});
+      wanted.w_hh = want(needs.weight_hh, grad_w_hh, {rows, H});
       wanted.bias =
-          want(needs.bias && (!bias_ih.empty() || layer.sizes.normalised), grad_bias, {layer.sizes.gradients * H});
+          want(needs.bias && (layer.has_biases || layer.sizes.normalised), grad_bias, {layer.sizes.gradients * H});
     }
     if (N > 0) {
       RnnBackward<T> args{};
-      args.shape = shape_of(layer, batch, inputs);
+      args.shape = shape_of(call);
       args.weights = layer.weights.data();
       args.input = read<T>(input);
-      args.h0 = read<T>(h0);
-      args.c0 = read<T>(c0);
-      args.output = read<T>(output);
-      args.gates = read<T>(gates);
-      args.cells = read<Real<T>>(cells);
-      args.grad_output = read<T>(grad_output);
-      args.grad_h_n = read<T>(grad_h_n);
-      args.grad_c_n = read<T>(grad_c_n);
+      args.h0 = read<T>(call.h0);
+      args.c0 = read<T>(call.c0);
+      args.output = read<T>(reserve.output);
+      args.gates = read<T>(reserve.gates);
+      args.cells = read<Real<T>>(reserve.cells);
+      args.grad_output = read<T>(above.output);
+      args.grad_h_n = read<T>(above.h_n);
+      args.grad_c_n = read<T>(above.c_n);
       args.grad_input = write<T>(grad_input);
       args.grad_weights = grad_weights.data();
       args.grad_h0 = write<T>(grad_h0);
       args.grad_c0 = write<T>(grad_c0);
-      args.masks = masks.masks();
+      args.masks = call.masks.masks();
       const Executor executor = torch_executor();
       const size_t bytes = rnn_backward_workspace(args, executor);
       const Scratch workspace(bytes + static_cast<size_t>(G * N * layer.sizes.gradients * H) * sizeof(T));
@@ -212,48 +185,32 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> rnn_backward(
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_heads(
-    Tensor given_input, OptionalTensor batch_sizes, OptionalTensors weight_ih, Tensors weight_hh,
-    OptionalTensors bias_ih, OptionalTensors bias_hh, std::vector<bool> reverse, std::string mode,
-    OptionalTensor given_h0, OptionalTensor given_c0, OptionalTensor given_packed, OptionalTensor given_head_weight,
-    OptionalTensor given_head_bias, bool mean, bool max) {
-  return with_layer_type(given_input, "input", [&]<typename T>() {
-    const ScalarType type = given_input.scalar_type();
-    const Batch batch(given_input, batch_sizes);
-    const Layer<T> layer(or_none(weight_ih), weight_hh, or_none(bias_ih), or_none(bias_hh), reverse, mode, std::nullopt,
-                         given_input);
-    const int64_t G = layer.recurrences;
-    const int64_t H = layer.hidden_size;
-    const int64_t inputs = inputs_of(layer, given_input);
-    const Tensor input = checked(given_input, "input", type, batch.with(inputs * layer.input_size));
-    const OptionalTensor h0 = checked(given_h0, "h0", type, {G, batch.batch, H});
-    const OptionalTensor c0 = checked_cell(given_c0, "c0", layer.cell, {G, batch.batch, H}, input);
-    const OptionalTensor packed = checked_packed(given_packed, layer, type);
+    Tensor input, OptionalTensor batch_sizes, OptionalTensors weight_ih, Tensors weight_hh, OptionalTensors bias_ih,
+    OptionalTensors bias_hh, std::vector<bool> reverse, std::string mode, OptionalTensor h0, OptionalTensor c0,
+    OptionalTensor given_packed, OptionalTensor given_head_weight, OptionalTensor given_head_bias, bool mean,
+    bool max) {
+  return with_layer_type(input, "input", [&]<typename T>() {
+    const Call<T> call(RnnArguments{input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, h0, c0});
+    const Sizes features = {call.batch.batch, call.layer.recurrences * call.layer.hidden_size};
+    const OptionalTensor packed = checked_packed(given_packed, call.layer, call.type);
     if (given_head_weight.has_value()) {
       check(given_head_weight->dim() == 2, "head_weight: expected a matrix, got ", given_head_weight->dim(), "-D");
     }
     const int64_t C = given_head_weight.has_value() ? given_head_weight->size(0) : 0;
-    const OptionalTensor head_weight = checked(given_head_weight, "head_weight", type, {C, G * H});
-    const OptionalTensor head_bias = checked(given_head_bias, "head_bias", type, {C});
+    const OptionalTensor head_weight = checked(given_head_weight, "head_weight", call.type, {C, features[1]});
+    const OptionalTensor head_bias = checked(given_head_bias, "head_bias", call.type, {C});
 
-    const Tensor logits = make(input, batch.with(C));
-    const Tensor means = make(input, {mean ? batch.batch : 0, G * H});
-    const Tensor maxima = make(input, {max ? batch.batch : 0, G * H});
-    const Tensor h_n = make(input, {G, batch.batch, H});
-    const Tensor c_n = make_cell(input, layer.cell, {G, batch.batch, H});
-    if (batch.tokens > 0) {
-      RnnForward<T> args{};
-      args.shape = shape_of(layer, batch, inputs);
-      args.weights = layer.weights.data();
-      args.packed = panels_of<T>(packed);
-      args.input = read<T>(input);
-      args.h0 = read<T>(h0);
-      args.c0 = read<T>(c0);
+    const Tensor logits = make(call.input, call.batch.with(C));
+    const Tensor means = make(call.input, {mean ? features[0] : 0, features[1]});
+    const Tensor maxima = make(call.input, {max ? features[0] : 0, features[1]});
+    const Tensor h_n = make(call.input, call.state());
+    const Tensor c_n = make(call.input, call.cell_state());
+    if (call.batch.tokens > 0) {
+      RnnForward<T> args = forward_of(call, packed);
       args.h_n = write<T>(h_n);
       args.c_n = write<T>(c_n);
       args.heads = {C, read<T>(head_weight), read<T>(head_bias), write<T>(logits), write<T>(means), write<T>(maxima)};
-      const Executor executor = torch_executor();
-      const Scratch workspace(rnn_forward_workspace(args, executor));
-      rnn_forward(args, workspace.memory(), executor);
+      run(args);
     }
     return std::make_tuple(logits, means, maxima, h_n, c_n);
   });
@@ -277,7 +234,7 @@ std::tuple<Tensor, Tensor, Tensor> rnn_frozen(Tensor given_input, OptionalTensor
     const OptionalTensor h0 = checked(given_h0, "h0", type, states);
     const OptionalTensor c0 = checked_cell(given_c0, "c0", cell, states, given_input);
     const Tensor h_n = make(given_input, states);
-    const Tensor c_n = make_cell(given_input, cell, states);
+    const Tensor c_n = make(given_input, {sizes_of(cell).has_cell ? states[0] : 0, states[1], states[2]});
     std::vector<RnnWeights<T>> weights;
     for (const bool reversed : reverse) weights.push_back({nullptr, nullptr, nullptr, nullptr, reversed});
     Tensor output = checked(given_input, "input", type, batch.with(input_size));
@@ -301,9 +258,7 @@ std::tuple<Tensor, Tensor, Tensor> rnn_frozen(Tensor given_input, OptionalTensor
       args.output = write<T>(output);
       args.h_n = write<T>(h_n) + state;
       args.c_n = sizes_of(cell).has_cell ? write<T>(c_n) + state : nullptr;
-      const Executor executor = torch_executor();
-      const Scratch workspace(rnn_forward_workspace(args, executor));
-      rnn_forward(args, workspace.memory(), executor);
+      run(args);
     }
     return std::make_tuple(output, h_n, c_n);
   });
@@ -314,7 +269,9 @@ Tensor rnn_pack(Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors b
   check(!weight_hh.empty(), "weight_hh: expected at least one recurrence, got none");
   const Tensor& first = weight_ih.empty() ? weight_hh[0] : weight_ih[0];
   return with_layer_type(first, weight_ih.empty() ? "weight_hh" : "weight_ih", [&]<typename T>() {
-    const Layer<T> layer(weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, norm, first);
+    RnnArguments arguments{first, {}, weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode};
+    arguments.norm = norm;
+    const Layer<T> layer(arguments);
     const size_t size = rnn_packed_size<T>(layer.cell, layer.recurrences, layer.input_size, layer.hidden_size);
     const Tensor packed = make(first, {kHeader<T> + static_cast<int64_t>(size)});
     T* const memory = write<T>(packed);
@@ -331,9 +288,9 @@ Tensor rnn_pack(Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors b
 }  // namespace pymtl::ops
 
 STABLE_TORCH_LIBRARY_IMPL(pymtl, CPU, m) {
-  m.impl("rnn_inference", TORCH_BOX(&pymtl::ops::rnn_inference));
-  m.impl("rnn_training", TORCH_BOX(&pymtl::ops::rnn_training));
-  m.impl("rnn_backward", TORCH_BOX(&pymtl::ops::rnn_backward));
+  m.impl("rnn_inference", TORCH_BOX(&pymtl::ops::RnnInferenceOp<pymtl::ops::rnn_inference>::call));
+  m.impl("rnn_training", TORCH_BOX(&pymtl::ops::RnnTrainingOp<pymtl::ops::rnn_training>::call));
+  m.impl("rnn_backward", TORCH_BOX(&pymtl::ops::RnnBackwardOp<pymtl::ops::rnn_backward>::call));
   m.impl("rnn_heads", TORCH_BOX(&pymtl::ops::rnn_heads));
   m.impl("rnn_frozen", TORCH_BOX(&pymtl::ops::rnn_frozen));
   m.impl("rnn_pack", TORCH_BOX(&pymtl::ops::rnn_pack));

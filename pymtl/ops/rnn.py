@@ -7,18 +7,20 @@ bidirectional layer). An input is dense ``[T, B, I]`` with ``batch_sizes=None``,
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import pymtl.ops.rnn_fakes  # noqa: F401  (registers them)
 from pymtl import reference
 from pymtl.ops.autograd import below_autograd, needs_reference, wants_gradient
 from pymtl.ops.dtypes import allows_tf32, autocast, autocast_dtype
 from pymtl.ops.heads import heads
+from pymtl.ops.rnn_arguments import MODES, RNNArguments, cell_of
 from pymtl.ops.rnn_derivatives import RNN
-from pymtl.ops.rnn_fakes import BLOCKS
 
 
 class RNNWeights(NamedTuple):
@@ -139,28 +141,23 @@ def rnn(
         masks = None if masks is None else RNNMasks(*autocast(masks, dtype))
         norm = None if norm is None else RNNNorm(*(autocast(gains, dtype) for gains in norm))
         packed = packed if packed is not None and packed.dtype == input.dtype else None
-    within = None
+    within: Sequence[Tensor] = ()
     if norm is not None:
         input = _normalised_projection(input, weights.weight_ih, norm.gain_ih, inputs)
         weights = weights._replace(weight_ih=[])
         within = norm.within()
-    tensors = [*weights.tensors(), *(within or ())]
-    arguments = (input, batch_sizes, *weights, h0, c0, *(masks or _NO_MASKS), within)
-    if needs_reference(input, h0, c0, *tensors):
-        return reference.rnn(*arguments)
-    arguments = (*arguments, allows_tf32(input))
-    if wants_gradient(input, h0, c0, *tensors):
+    arguments = RNNArguments(
+        input, batch_sizes, *weights, h0, c0, *(masks or _NO_MASKS), norm=within, allow_tf32=allows_tf32(input)
+    )
+    differentiable = arguments.differentiable()
+    if needs_reference(*differentiable):
+        return reference.rnn(**arguments.for_reference())
+    if wants_gradient(*differentiable):
         if torch.compiler.is_compiling():
-            return torch.ops.pymtl.rnn_training(*arguments)[:3]
-        return RNN.apply(arguments, input, h0, c0, *tensors)[:3]
+            return torch.ops.pymtl.rnn_training(*arguments.for_op())[:3]
+        return RNN.apply(arguments, *differentiable)[:3]
     with below_autograd():
-        return torch.ops.pymtl.rnn_inference(input, batch_sizes, *_with_none(weights), *arguments[8:], packed)
-
-
-def _with_none(weights: RNNWeights) -> tuple[Any, ...]:
-    """None for empty lists, which AOTInductor does not pass on."""
-    weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode = weights
-    return weight_ih or None, weight_hh, bias_ih or None, bias_hh or None, reverse, mode
+        return torch.ops.pymtl.rnn_inference(*arguments.for_op(), packed)
 
 
 def _normalised_projection(input: Tensor, weight_ih: list[Tensor], gain_ih: list[Tensor], inputs: int) -> Tensor:
@@ -194,10 +191,10 @@ def _check_counts(weights: RNNWeights, c0: Tensor | None) -> None:
         raise RuntimeError(f"bias_ih: expected {count} tensors or none, got {biases}")
     if len(weights.bias_hh) != biases:
         raise RuntimeError(f"bias_hh: expected {biases} tensors, got {len(weights.bias_hh)}")
-    if weights.mode not in BLOCKS:
-        raise RuntimeError(f"mode: expected one of {', '.join(BLOCKS)}, got {weights.mode}")
+    if weights.mode not in MODES:
+        raise RuntimeError(f"mode: expected one of {', '.join(MODES)}, got {weights.mode}")
     if weights.mode != "LSTM" and c0 is not None:
-        raise RuntimeError("c0: expected none, which only an LSTM has")
+        raise RuntimeError("c0: expected None, since only an LSTM has a cell state, got a tensor")
     if len(weights.reverse) != count:
         raise RuntimeError(f"reverse: expected {count} flags, got {len(weights.reverse)}")
 
@@ -207,7 +204,7 @@ def _checked_masks(
 ) -> RNNMasks:
     """The op checks sizes and dtypes; the plain recurrence would broadcast."""
     if weights.mode != "LSTM" and masks.zoneout_c is not None:
-        raise RuntimeError("zoneout_c: expected none, which only an LSTM has")
+        raise RuntimeError("zoneout_c: expected None, since only an LSTM has a cell state, got a tensor")
     for name, mask in masks._asdict().items():
         if mask is not None and mask.requires_grad:
             raise RuntimeError(f"{name}: expected a mask that requires no gradient, got one that does")
@@ -250,7 +247,7 @@ def _check_norm(norm: RNNNorm, input: Tensor, weights: RNNWeights, inputs: int) 
         raise RuntimeError(
             f"weight_ih and weight_hh: expected matrices with columns, got {list(first.shape)} and {list(hidden.shape)}"
         )
-    rows = BLOCKS[weights.mode].gates * hidden.shape[1]
+    rows = cell_of(weights.mode).gates * hidden.shape[1]
     _check_size("input", input, [*input.shape[:-1], inputs * first.shape[1]])
     for g, (weight, gain) in enumerate(zip(weights.weight_ih, norm.gain_ih)):
         _check_size(f"weight_ih[{g}]", weight, [rows, first.shape[1]])
@@ -317,8 +314,8 @@ def rnn_heads(
             "pymtl.ops.rnn_heads is for inference: call rnn, heads and pool in torch.func and for tangents"
         )
     with below_autograd():
-        layer = (input, batch_sizes, *_with_none(weights), h0, c0, packed)
-        return RNNHeadsResult(*torch.ops.pymtl.rnn_heads(*layer, head_weight, head_bias, mean, max))
+        layer = RNNArguments(input, batch_sizes, *weights, h0, c0).for_op()[: RNNArguments._fields.index("dropout")]
+        return RNNHeadsResult(*torch.ops.pymtl.rnn_heads(*layer, packed, head_weight, head_bias, mean, max))
 
 
 def rnn_pack(weights: RNNWeights, norm: RNNNorm | None = None) -> Tensor:

@@ -296,6 +296,13 @@ constexpr int64_t kept_blocks(bool zoneout_h) {
   return Cell::kKept + (Cell::kKeepsCandidate && zoneout_h ? 1 : 0);
 }
 
+static_assert(kAsInTable<LstmCell, Cell::lstm> && kAsInTable<GruCell, Cell::gru> &&
+              kAsInTable<ElmanCell<false>, Cell::rnn_tanh> && kAsInTable<ElmanCell<true>, Cell::rnn_relu>);
+static_assert(kAsInTable<Normalised<LstmCell>, Cell::normalised_lstm> &&
+              kAsInTable<Normalised<GruCell>, Cell::normalised_gru> &&
+              kAsInTable<Normalised<ElmanCell<false>>, Cell::normalised_rnn_tanh> &&
+              kAsInTable<Normalised<ElmanCell<true>>, Cell::normalised_rnn_relu>);
+
 // Calls body.operator()<Cell>().
 template <typename Body>
 PYMTL_INLINE auto with_cell(Cell cell, Body&& body) {

@@ -14,7 +14,7 @@ namespace {
 
 // Multiply-adds of all recurrences over the whole batch.
 int64_t work_of(const RnnShape& shape) {
-  const CellSizes sizes = sizes_of(shape.cell);
+  const CellSizes& sizes = sizes_of(shape.cell);
   const int64_t depth = (sizes.normalised ? 0 : shape.input_size) + shape.hidden_size;
   return shape.recurrences * shape.tokens * sizes.gates * shape.hidden_size * depth;
 }
@@ -162,7 +162,7 @@ void rnn_forward(const RnnForward<T>& args, void* workspace, const Executor& giv
   const int64_t hidden = shape.hidden_size;
   const int64_t all_hidden = shape.recurrences * hidden;
   const RnnHeads<T>& heads = args.heads;
-  const CellSizes sizes = sizes_of(shape.cell, args.masks.zoneout_h != nullptr);
+  const int64_t kept = sizes_of(shape.cell).kept_with(args.masks.zoneout_h != nullptr);
   fill_starts(shape, plan.starts);
   fill_bounds(shape, plan.starts, plan.slices, plan.bounds);
 
@@ -225,7 +225,7 @@ void rnn_forward(const RnnForward<T>& args, void* workspace, const Executor& giv
     walk.output_stride = all_hidden;
     walk.h_n = args.h_n + state;
     walk.c_n = at(args.c_n, state);
-    walk.gates = at(args.gates, g * shape.tokens * sizes.kept * hidden);
+    walk.gates = at(args.gates, g * shape.tokens * kept * hidden);
     walk.cells = at(args.cells, g * shape.tokens * hidden);
     walk.head_panels = heads.width > 0 ? plan.head_panels + g * plan.head_size : nullptr;
     walk.head_width = heads.width;
@@ -322,7 +322,8 @@ void rnn_backward(const RnnBackward<T>& args, void* workspace, const Executor& g
   const LayersFor<T>& kernels = active_layers<T>();
   const RnnShape& shape = args.shape;
   const int64_t hidden = shape.hidden_size;
-  const CellSizes sizes = sizes_of(shape.cell, args.masks.zoneout_h != nullptr);
+  const CellSizes& sizes = sizes_of(shape.cell);
+  const int64_t kept = sizes.kept_with(args.masks.zoneout_h != nullptr);
   fill_starts(shape, plan.starts);
   fill_bounds(shape, plan.starts, plan.slices, plan.bounds);
 
@@ -371,7 +372,7 @@ void rnn_backward(const RnnBackward<T>& args, void* workspace, const Executor& g
     walk.c0 = at(args.c0, state);
     walk.output = args.output + g * hidden;
     walk.output_stride = shape.recurrences * hidden;
-    walk.gates = at(args.gates, sizes.kept * tokens);
+    walk.gates = at(args.gates, kept * tokens);
     walk.cells = at(args.cells, tokens);
     walk.grad_output = at(args.grad_output, g * hidden);
     walk.grad_h_n = at(args.grad_h_n, state);

@@ -197,9 +197,9 @@ __global__ void initial_gradient(const __grid_constant__ Initial<T> launched) {
 template <typename T>
 void rnn_step_backward(const RnnStepBackward<T>& args, int64_t step, void* stream) {
   with_cell(args.at.cell, [&]<typename Cell, bool kNormalised>() {
-    const CellSizes sizes = sizes_of(args.at.cell, args.masks.zoneout_h != nullptr);
+    const CellSizes& sizes = sizes_of(args.at.cell);
     launch(backward<T, Cell, kNormalised>, grid_of_step(args.at), static_cast<Stream>(stream),
-           Step<T>{args, step, sizes.kept, sizes.gradients});
+           Step<T>{args, step, sizes.kept_with(args.masks.zoneout_h != nullptr), sizes.gradients});
   });
 }
 

@@ -269,6 +269,9 @@ constexpr int kKeptCandidate = Cell::kKept + (kNormalised ? Cell::kGates : 0);
 template <typename Cell>
 constexpr bool kKeepsCandidate = Cell::kKept == 0;
 
+static_assert(kAsInTable<LstmCell, Cell::lstm> && kAsInTable<GruCell, Cell::gru> &&
+              kAsInTable<ElmanCell<false>, Cell::rnn_tanh> && kAsInTable<ElmanCell<true>, Cell::rnn_relu>);
+
 inline Grid grid_of_step(const RnnSteps& at) {
   const int64_t wanted = (at.hidden_size + kWarp - 1) / kWarp * kWarp;
   const int threads = static_cast<int>(wanted < kStepThreads ? wanted : kStepThreads);

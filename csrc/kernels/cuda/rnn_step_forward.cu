@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kStepThreads) forward(const __grid_constant__ 
 template <typename T>
 void rnn_step_forward(const RnnStepForward<T>& args, int64_t step, void* stream) {
   with_cell(args.at.cell, [&]<typename Cell, bool kNormalised>() {
-    const int64_t kept = sizes_of(args.at.cell, args.masks.zoneout_h != nullptr).kept;
+    const int64_t kept = sizes_of(args.at.cell).kept_with(args.masks.zoneout_h != nullptr);
     launch(forward<T, Cell, kNormalised>, grid_of_step(args.at), static_cast<Stream>(stream),
            Step<T>{args, step, kept});
   });

@@ -7,7 +7,7 @@
 #include "kernels/cuda/rnn_step.h"
 #include "ops/cuda/batch.h"
 #include "ops/cuda/products.h"
-#include "ops/rnn_layer.h"
+#include "ops/rnn_call.h"
 
 namespace pymtl::ops::cuda {
 
@@ -17,17 +17,16 @@ struct StepWeights {
   Tensor w_hh;  // [G, gates * H, H]
   OptionalTensor b_ih, b_hh, g_hh, g_c, b_c;
 
-  StepWeights(const Layer<T>& layer, const Tensors& weight_hh, const Tensors& bias_ih, const Tensors& bias_hh,
-              const OptionalTensors& given_norm)
-      : w_hh(torch::stable::view(side_by_side(weight_hh),
+  StepWeights(const Layer<T>& layer, const RnnArguments& given)
+      : w_hh(torch::stable::view(side_by_side(given.weight_hh),
                                  {layer.recurrences, layer.sizes.gates * layer.hidden_size, layer.hidden_size})) {
-    if (!bias_ih.empty()) {
-      b_ih = side_by_side(bias_ih);
-      b_hh = side_by_side(bias_hh);
+    if (layer.has_biases) {
+      b_ih = side_by_side(*given.bias_ih);
+      b_hh = side_by_side(*given.bias_hh);
     }
-    const Tensors norm = given_norm.value_or(Tensors{});
+    const Tensors norm = or_none(given.norm);
     const auto part = [&](size_t kind) -> OptionalTensor {
-      const size_t count = weight_hh.size();
+      const size_t count = given.weight_hh.size();
       if ((kind + 1) * count > norm.size()) return std::nullopt;
       const auto first = norm.begin() + static_cast<std::ptrdiff_t>(kind * count);
       return side_by_side(Tensors(first, first + static_cast<std::ptrdiff_t>(count)));
@@ -91,18 +90,14 @@ struct StepStates {
   Tensor h, c;  // [G, B, H]; c of an LSTM, else of no recurrence
 };
 
-// projected: [N, G * gates * H] in Real<T>. output, gates and cells are written to; the last states are returned.
+// projected: [N, G * gates * H] in Real<T>. The reserve with the output is written to; the last states are returned.
 template <typename T>
-StepStates steps_forward(const Layer<T>& layer, const StepWeights<T>& weights, const Batch& batch,
-                         const Masks<T>& masks, const Tensor& projected, const OptionalTensor& h0,
-                         const OptionalTensor& c0, const Tensor& output, const Tensor& gates, const Tensor& cells,
-                         void* stream) {
-  const ScalarType type = output.scalar_type();
-  const Sizes state = {layer.recurrences, batch.batch, layer.hidden_size};
-  const Tensor h = states_of(h0, output, state, type);
-  const Tensor c =
-      states_of(c0, output, layer.sizes.has_cell ? state : Sizes{0, batch.batch, layer.hidden_size}, real_type(type));
-  const Tensor operand = masks.dropout.has_value() ? call("aten::mul", "Tensor", h, *masks.dropout) : h;
+StepStates steps_forward(const RnnCall<T, Batch>& call, const StepWeights<T>& weights, const Tensor& projected,
+                         const RnnReserve& reserve, void* stream) {
+  const Masks<T>& masks = call.masks;
+  const Tensor h = states_of(call.h0, call.input, call.state(), call.type);
+  const Tensor c = states_of(call.c0, call.input, call.cell_state(), real_type(call.type));
+  const Tensor operand = masks.dropout.has_value() ? ops::cuda::call("aten::mul", "Tensor", h, *masks.dropout) : h;
   pymtl::cuda::RnnStepForward<T> args{};
   args.projected = read<Real<T>>(projected);
   args.b_ih = read<T>(weights.b_ih);
@@ -112,65 +107,57 @@ StepStates steps_forward(const Layer<T>& layer, const StepWeights<T>& weights, c
   args.h = write<T>(h);
   args.operand = masks.dropout.has_value() ? write<T>(operand) : nullptr;
   args.c = write<Real<T>>(c);
-  args.output = write<T>(output);
-  args.gates = write<T>(gates);
-  args.cells = write<Real<T>>(cells);
-  with_recurrences(layer, batch, [&](const pymtl::cuda::RnnSteps& at) {
+  args.output = write<T>(reserve.output);
+  args.gates = write<T>(reserve.gates);
+  args.cells = write<Real<T>>(reserve.cells);
+  with_recurrences(call.layer, call.batch, [&](const pymtl::cuda::RnnSteps& at) {
     args.at = at;
     const Tensor across = torch::stable::transpose(of_recurrences(weights.w_hh, at), 1, 2);
     const Tensor multiplied = of_recurrences(operand, at);
-    for (int64_t step = 0; step < batch.steps; ++step) {
+    for (int64_t step = 0; step < call.batch.steps; ++step) {
       const Tensor sums = batched_product(multiplied, across);
       args.sums = write<Real<T>>(sums);
       pymtl::cuda::rnn_step_forward(args, step, stream);
     }
   });
-  return {h, converted(c, type)};
+  return {h, converted(c, call.type)};
 }
 
 struct StepGradients {
   Tensor h0, c0;  // [G, B, H]; c0 of an LSTM, else of no recurrence
 };
 
-// What the way back reads besides the weights, as the op's arguments are called.
-struct StepResults {
-  OptionalTensor h0, c0;
-  Tensor output, gates, cells;
-  OptionalTensor grad_output, grad_h_n, grad_c_n;
-};
-
 // grad_gates: [N, G * gradients * H] in T. before: [N, G*H] or empty: not wanted. Both are written to.
 template <typename T>
-StepGradients steps_backward(const Layer<T>& layer, const StepWeights<T>& weights, const Batch& batch,
-                             const Masks<T>& masks, const StepResults& given, const Tensor& grad_gates,
-                             const Tensor& before, void* stream) {
-  const ScalarType type = given.output.scalar_type();
-  const int64_t H = layer.hidden_size;
-  const Sizes state = {layer.recurrences, batch.batch, H};
-  const Sizes cell_state = {layer.sizes.has_cell ? layer.recurrences : 0, batch.batch, H};
-  const Tensor grad_h = states_of(given.grad_h_n, given.output, state, real_type(type));
-  const Tensor grad_c = states_of(given.grad_c_n, given.output, cell_state, real_type(type));
-  const Tensor grad_h0 = make(given.output, state);
+StepGradients steps_backward(const RnnCall<T, Batch>& call, const StepWeights<T>& weights, const RnnReserve& reserve,
+                             const RnnResultGradients& above, const Tensor& grad_gates, const Tensor& before,
+                             void* stream) {
+  const ScalarType real = real_type(call.type);
+  const int64_t H = call.layer.hidden_size;
+  const Tensor grad_h = states_of(above.h_n, call.input, call.state(), real);
+  const Tensor grad_c = states_of(above.c_n, call.input, call.cell_state(), real);
+  const Tensor grad_h0 = make(call.input, call.state());
   pymtl::cuda::RnnStepBackward<T> args{};
   args.norm = weights.norm();
-  args.masks = masks.masks();
-  args.h0 = read<T>(given.h0);
-  args.c0 = read<T>(given.c0);
-  args.output = read<T>(given.output);
-  args.gates = read<T>(given.gates);
-  args.cells = read<Real<T>>(given.cells);
-  args.grad_output = read<T>(given.grad_output);
+  args.masks = call.masks.masks();
+  args.h0 = read<T>(call.h0);
+  args.c0 = read<T>(call.c0);
+  args.output = read<T>(reserve.output);
+  args.gates = read<T>(reserve.gates);
+  args.cells = read<Real<T>>(reserve.cells);
+  args.grad_output = read<T>(above.output);
   args.grad_h = write<Real<T>>(grad_h);
   args.grad_c = write<Real<T>>(grad_c);
   args.grad_gates = write<T>(grad_gates);
   args.before = write<T>(before);
-  with_recurrences(layer, batch, [&](const pymtl::cuda::RnnSteps& at) {
+  with_recurrences(call.layer, call.batch, [&](const pymtl::cuda::RnnSteps& at) {
     args.at = at;
     const Tensor weight = of_recurrences(weights.w_hh, at);
-    const Tensor operand = torch::stable::new_zeros(given.output, {at.count, batch.batch, layer.sizes.gates * H});
-    Tensor product = torch::stable::new_zeros(given.output, {at.count, batch.batch, H}, real_type(type));
+    const int64_t B = call.batch.batch;
+    const Tensor operand = torch::stable::new_zeros(call.input, {at.count, B, call.layer.sizes.gates * H});
+    Tensor product = torch::stable::new_zeros(call.input, {at.count, B, H}, real);
     args.operand = write<T>(operand);
-    for (int64_t step = batch.steps - 1; step >= 0; --step) {
+    for (int64_t step = call.batch.steps - 1; step >= 0; --step) {
       args.product = read<Real<T>>(product);
       pymtl::cuda::rnn_step_backward(args, step, stream);
       product = batched_product(operand, weight);
@@ -178,7 +165,7 @@ StepGradients steps_backward(const Layer<T>& layer, const StepWeights<T>& weight
     args.product = read<Real<T>>(product);
     pymtl::cuda::rnn_step_initial_gradient(args, write<T>(grad_h0), stream);
   });
-  return {grad_h0, converted(grad_c, type)};
+  return {grad_h0, converted(grad_c, call.type)};
 }
 
 }  // namespace pymtl::ops::cuda
