@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from pymtl.benchmark import results
 from pymtl.benchmark.gpu import Case, Limits, device_facts, limits, measure, table_of
@@ -91,6 +92,10 @@ class Work:
         return measure(self.case, self.limits, self.seconds)
 
 
+def limits_rows(small: bool) -> Iterator[dict[str, Any]]:
+    yield dataclasses.asdict(limits(small=small))
+
+
 def run(names: list[str], found: Limits, seconds: float, small: bool, until: float) -> Iterator[tuple[Work, dict]]:
     cases = [(name, case.small() if small else case) for name in names for case in GRIDS[name].cases]
     work = [Work(name, case, found, seconds) for name, case in dict.fromkeys(cases)]
@@ -124,7 +129,7 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
         for heading in ("case", "why"):
             table.add_column(heading)
         for row in failed:
-            table.add_row(row["case"], row["error"])
+            table.add_row(row["case"], Text(row["error"]))
         yield table
 
 
@@ -142,8 +147,9 @@ def main() -> None:
     console = wide_console(160)
     console.print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    found = limits(small=arguments.small)
-    console.print(dataclasses.asdict(found))
+    ((_, measured),) = guarded(limits_rows, [arguments.small], 60, until)
+    console.print(measured)
+    found = Limits({}, 0.0, {}, {}) if "error" in measured else Limits(**measured)
     names = arguments.grid or list(GRIDS)
     rows: list[dict[str, Any]] = []
     result = results.stamped(**device_facts(), limits=dataclasses.asdict(found), rows=rows, summary=[])

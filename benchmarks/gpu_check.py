@@ -8,16 +8,18 @@ downloaded, and nothing compiled but by torch.compile's own tests. Each step run
 of time; what fails, hangs or crashes costs the rest nothing, and every result is in DIR as soon as it is there:
 
     rows.jsonl                a line for each result    report.txt    tables of them
-    tests.xml, compiled.xml   pytest's results          tests.log     pytest's output
-    gpu.json, grids.log       the grids of gpu.py       profile.txt   Nsight Compute and compute-sanitizer
+    tests.xml, compiled.xml   pytest's results          log.txt       what pytest and gpu.py print
+    gpu.json                  the grids of gpu.py       profile.txt   Nsight Compute and compute-sanitizer
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
@@ -33,6 +35,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -55,6 +58,7 @@ def device_rows(part: str) -> Iterator[Row]:
     if part == "facts":
         yield {
             "facts": facts(),
+            "library": loaded_library(),
             "device": gpu.device_facts(),
             "nvidia-smi": output_of("nvidia-smi", "-q", "-d", "CLOCK"),
         }
@@ -68,6 +72,12 @@ def device_rows(part: str) -> Iterator[Row]:
                 yield {"dtype": str(dtype), "H": size, "B": batch, "backward": backward, "chosen": chosen, "all": lines}
     if part.startswith("limits"):
         yield asdict(gpu.limits(0.1, small="small" in part))
+
+
+def loaded_library() -> str:
+    """Where the CUDA kernels of this process come from."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return next((line.split()[-1] for line in lines if line.endswith("/libpymtl_cuda.so")), "none")
 
 
 def output_of(*command: str) -> str:
@@ -132,8 +142,23 @@ def profile_cases(small: bool) -> list[Smoke]:
     return smoke_cases(small)[:1] if small else cases
 
 
-def smoke_rows(case: Smoke) -> Iterator[Row]:
-    """Results and gradients beside float64's on the CPU: errors as shares of the bound, twice torch's own and 4 eps."""
+@dataclass
+class Prepared:
+    """Modules of the same weights, and a batch."""
+
+    ours: nn.Module
+    theirs: nn.Module
+    exact: nn.Module  # in float64 on the CPU
+    x: Tensor
+    lengths: Tensor | None  # on the CPU
+    given: dict[str, Tensor]  # our arguments besides x
+
+    def our_gradients(self) -> dict[str, Tensor]:
+        return gradients(self.ours, self.x, self.x.dtype, lambda module, leaf: module(leaf, **self.given))
+
+
+def prepared(case: Smoke) -> Prepared | str:
+    """What a case needs, with the kernel forced; or why this device does not run it."""
     torch.manual_seed(0)
     tf32 = case.kernel.endswith("tf32")
     torch.backends.cudnn.rnn.fp32_precision = "tf32" if tf32 else "ieee"
@@ -143,31 +168,39 @@ def smoke_rows(case: Smoke) -> Iterator[Row]:
         for backward in (False, True):
             lines = torch.ops.pymtl.rnn_choices(like, 2, case.batch, case.hidden_size, tf32, backward)
             if case.kernel not in [line.split(":")[0] for line in lines.splitlines()]:
-                yield {"absent": "this device runs no such clusters" if lines else "no kernels for this dtype"}
-                return
+                return "this device runs no such blocks at the same time"
         torch.ops.pymtl.rnn_force_choice(like, case.kernel)
-    truth = getattr(nn, case.kind)(7, case.hidden_size, bidirectional=True, dtype=torch.float64)
-    theirs = getattr(nn, case.kind)(7, case.hidden_size, bidirectional=True, device=gpu.DEVICE, dtype=case.dtype)
-    theirs.load_state_dict(truth.state_dict())
-    truth.load_state_dict(theirs.state_dict())  # the rounded weights
-    ours = pymtl.convert(theirs)
-    x = torch.randn(case.steps, case.batch, 7).to(like.device, case.dtype)
-    lengths = torch.randint(1, case.steps + 1, (case.batch,)) if case.ragged else None
-    if lengths is not None:
-        lengths[-1] = case.steps
+    exact = getattr(nn, case.kind)(64, case.hidden_size, bidirectional=True, dtype=torch.float64)
+    theirs = getattr(nn, case.kind)(64, case.hidden_size, bidirectional=True, device=gpu.DEVICE, dtype=case.dtype)
+    theirs.load_state_dict(exact.state_dict())
+    exact.load_state_dict(theirs.state_dict())  # the rounded weights
+    x = torch.randn(case.steps, case.batch, 64).to(like.device, case.dtype)
+    if not case.ragged:
+        return Prepared(pymtl.convert(theirs), theirs, exact, x, None, {})
+    lengths = torch.randint(1, case.steps + 1, (case.batch,))
+    lengths[-1] = case.steps
     # Lengths on the GPU are what the per-step kernels are for.
     place = like.device if case.kernel == "per step" else "cpu"
-    given = {} if lengths is None else {"lengths": lengths.to(place)}
-    found = gradients(ours, x, lambda module, leaf: module(leaf, **given))
-    exact = gradients(truth, x.cpu().double(), by_packing(lengths))
-    expected = gradients(theirs, x, by_packing(lengths))
-    again = gradients(ours, x, lambda module, leaf: module(leaf, **given))
+    return Prepared(pymtl.convert(theirs), theirs, exact, x, lengths, {"lengths": lengths.to(place)})
+
+
+def smoke_rows(case: Smoke) -> Iterator[Row]:
+    """Results and gradients beside float64's on the CPU: errors as shares of the bound, twice torch's own and 4 eps."""
+    given = prepared(case)
+    if isinstance(given, str):
+        yield {"absent": given}
+        return
+    call = by_packing(given.lengths)
+    found, again = given.our_gradients(), given.our_gradients()
+    exact = gradients(given.exact, given.x.cpu().double(), case.dtype, call)
+    expected = gradients(given.theirs, given.x, case.dtype, call)
+    # Torch's libraries may multiply small matrices exactly even where TF32 is allowed.
+    eps = 2.0**-10 if case.kernel.endswith("tf32") else torch.finfo(case.dtype).eps
     shares = {}
     for name, value in found.items():
-        size = exact[name].abs().max()
-        bound = 2 * (expected[name] - exact[name]).abs().max() + 4 * torch.finfo(case.dtype).eps * size
+        bound = 2 * (expected[name] - exact[name]).abs().max() + 4 * eps * exact[name].abs().max()
         shares[name] = float((value - exact[name]).abs().max() / bound)
-    worst = max(shares, key=lambda name: shares[name] if shares[name] == shares[name] else float("inf"))
+    worst = max(shares, key=lambda name: shares[name] if shares[name] == shares[name] else math.inf)
     repeats = all(torch.equal(value, again[name]) for name, value in found.items())
     yield {"right": shares[worst] <= 1 and repeats, "share of bound": shares[worst], "of": worst, "repeats": repeats}
 
@@ -182,29 +215,23 @@ def by_packing(lengths: Tensor | None) -> Callable[[nn.Module, Tensor], Any]:
     return call
 
 
-def gradients(module: nn.Module, x: Tensor, call: Callable[[nn.Module, Tensor], Any]) -> dict[str, Tensor]:
-    """Results and gradients, in double on the CPU."""
+def gradients(
+    module: nn.Module, x: Tensor, dtype: torch.dtype, call: Callable[[nn.Module, Tensor], Any]
+) -> dict[str, Tensor]:
+    """Results and gradients, in double on the CPU; from seeds of that dtype."""
     leaf = x.detach().requires_grad_()
     output, last = call(module, leaf)
-    results = {
-        "output": output,
-        **{f"state {i}": state for i, state in enumerate(last if type(last) is tuple else [last])},
-    }
+    states = last if isinstance(last, tuple) else (last,)
+    results = {"output": output, **{f"state {i}": state for i, state in enumerate(states)}}
     leaves = {"input": leaf, **dict(module.named_parameters())}
     draw = torch.Generator().manual_seed(1)
-    seeds = [torch.randn(value.shape, generator=draw).to(value) for value in results.values()]
+    seeds = [torch.randn(value.shape, generator=draw).to(dtype).to(value) for value in results.values()]
     for name, gradient in zip(leaves, torch.autograd.grad(list(results.values()), list(leaves.values()), seeds)):
         results[f"gradient of {name}"] = gradient
     return {name: value.detach().cpu().double() for name, value in results.items()}
 
 
 # How fast each way of sharing out a call is, and how fast the best one beside cuDNN.
-
-
-@dataclass(frozen=True)
-class Way:
-    case: gpu.Case
-    name: str
 
 
 def ways_of(small: bool) -> list[gpu.Case]:
@@ -219,31 +246,33 @@ def ways_of(small: bool) -> list[gpu.Case]:
 def ways_rows(case: gpu.Case) -> Iterator[Row]:
     """Microseconds of a step and of starting for every way there is, of one wave and of 64 sequences."""
     like = torch.empty(0, device=gpu.DEVICE, dtype=case.dtype)
-    names = [
-        torch.ops.pymtl.rnn_choices(
-            like, case.directions, case.batch, case.hidden_size, case.tf32, backward
-        ).splitlines()
-        for backward in (False, True)
-    ]
-    names = [[line.split(":")[0] for line in lines] for lines in names]
-    for name in (name for name in names[0] if name in names[1]):
+    shape = (like, case.directions, case.batch, case.hidden_size, case.tf32)
+    forward, backward = (
+        [line.split(":")[0] for line in torch.ops.pymtl.rnn_choices(*shape, direction).splitlines()]
+        for direction in (False, True)
+    )
+    for name in (name for name in forward if name in backward and name.endswith("tf32") == case.tf32):
         rows = int(name.split("rows ")[1].split(",")[0])
         for batch in dict.fromkeys((rows, case.batch)):
-            own = replace(case, batch=batch)
             steps = (max(1, case.steps // 8), case.steps)
             try:
                 torch.ops.pymtl.rnn_force_choice(like, name)
-                row = {"way": name, "case": str(own)}
-                pair = [gpu.Contenders(replace(own, steps=each)) for each in steps]
-                for mode in ("forward", "forward+backward"):
-                    calls = [contenders.call(contenders.ours, mode) for contenders in pair]
-                    with torch.set_grad_enabled(mode != "forward"):
-                        times = [gpu.timed_in_turns({"pymtl": call}, 0.02)["pymtl"]["p50"] for call in calls]
-                    row[mode] = gpu.line(steps, tuple(times))
-                row["kernels"] = gpu.kernel_times(pair[-1].call(pair[-1].ours, "forward+backward"))
-                yield row
+                yield {"way": name, "B": batch, **way_times(replace(case, batch=batch), steps)}
             finally:
                 torch.ops.pymtl.rnn_force_choice(like, "")
+
+
+def way_times(case: gpu.Case, steps: tuple[int, int]) -> Row:
+    pair = [gpu.Contenders(replace(case, steps=each)) for each in steps]
+    row: Row = {}
+    with gpu.fp32_precision(case):
+        for mode in ("forward", "forward+backward"):
+            with torch.set_grad_enabled(mode != "forward"):
+                calls = [gpu.recorded(contenders.call(contenders.ours, mode)) for contenders in pair]
+                times = [gpu.timed_in_turns({"pymtl": call}, 0.02)["pymtl"]["p50"] for call in calls]
+            row[mode] = gpu.line(steps, (times[0], times[1]))
+        row["kernels"] = gpu.kernel_times(pair[-1].call(pair[-1].ours, "forward+backward"))
+    return row
 
 
 def slope_cases(small: bool) -> list[gpu.Case]:
@@ -267,38 +296,41 @@ def slope_rows(case: gpu.Case) -> Iterator[Row]:
 # Other programs, with a limit of time each.
 
 
-def finished(command: list[str], log: Path, seconds: float, **environment: str) -> Row:
-    """Runs a program and appends what it prints; at the limit it is asked to stop, then made to."""
+def finished(command: list[str], log: Path, seconds: float) -> Row:
+    """Runs a program and appends what it prints. Before its time is over it is asked to stop, then made to."""
+    patience = min(15.0, seconds / 3)
     with log.open("a", encoding="utf-8") as file:
         file.write(f"$ {' '.join(command)}\n")
         file.flush()
         started = time.monotonic()
         try:
-            process = subprocess.Popen(
-                command, cwd=ROOT, stdout=file, stderr=file, env=os.environ | environment, start_new_session=True
-            )
+            process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
         except FileNotFoundError:
             return {"error": f"{command[0]}: not installed"}
-        for sent, patience in ((None, seconds), (signal.SIGINT, 15), (signal.SIGKILL, None)):
+        for sent, left in ((None, seconds - patience), (signal.SIGINT, patience), (signal.SIGKILL, 5.0)):
             if sent is not None:
                 os.killpg(process.pid, sent)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(patience)
+                process.wait(left)
                 break
     row = {"exit code": process.returncode, "seconds": round(time.monotonic() - started, 1)}
-    return row if sent is None else row | {"error": f"did not end within {seconds:.0f} s"}
+    return row if sent is None else row | {"error": f"did not end within {seconds - patience:.0f} s"}
 
 
 def test_rows(out: Path, seconds: float) -> Iterator[tuple[str, Row]]:
     files = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/test_cuda_*.py"))
     files.remove("tests/test_cuda_on_host.py")
     until = time.monotonic() + seconds
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", "-n", "6"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider"]
+    if importlib.util.find_spec("xdist"):
+        command += ["-n", "6"]
+    if importlib.util.find_spec("pytest_timeout"):
+        command += ["--timeout=60", "--timeout-method=thread"]  # ends the process; xdist begins another
     # Compiling takes the longest and says the least.
-    for keywords, path in (("not compiled", out / "tests.xml"), ("compiled", out / "compiled.xml")):
+    for keywords, path, share in (("not compiled", out / "tests.xml", 0.7), ("compiled", out / "compiled.xml", 1.0)):
         path.unlink(missing_ok=True)
         more = ["-k", keywords, f"--junitxml={path}", *files]
-        row = finished([*command, *more], out / "tests.log", max(20.0, until - time.monotonic()))
+        row = finished([*command, *more], out / "log.txt", share * (until - time.monotonic()))
         yield f"pytest -k '{keywords}'", row | outcomes(path)
 
 
@@ -317,9 +349,9 @@ def outcomes(path: Path) -> Row:
 
 
 def grid_rows(out: Path, seconds: float, small: bool) -> Iterator[tuple[str, Row]]:
-    limit = f"--limit={max(10.0, seconds - 40):.0f}"
+    limit = f"--limit={0.6 * seconds:.0f}"
     command = [sys.executable, "benchmarks/gpu.py", "--seconds=0.05", limit, f"--json={out / 'gpu.json'}"]
-    yield "grids", finished([*command, "--small"] if small else command, out / "grids.log", seconds)
+    yield "grids", finished([*command, "--small"] if small else command, out / "log.txt", seconds)
 
 
 def profile_rows(out: Path, seconds: float, small: bool) -> Iterator[tuple[str, Row]]:
@@ -328,12 +360,12 @@ def profile_rows(out: Path, seconds: float, small: bool) -> Iterator[tuple[str, 
     here = [sys.executable, str(Path(__file__)), "--out", str(out), "--here"]
     profiled = "|".join(str(case) for case in profile_cases(small))
     ncu = ["ncu", "--set", "full", "--kernel-name", "regex:^(forward|backward)$", "--clock-control", "none"]
-    yield "ncu", finished([*ncu, *here, profiled], out / "profile.txt", seconds / 3)
-    checked = [str(case) for case in smoke_cases(small)][:: 4 if small else 9]
-    for tool in ("memcheck", "racecheck", "synccheck"):
-        left = max(15.0, (until - time.monotonic()) / 2)
-        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "99", *here, "|".join(checked)]
-        yield tool, finished(command, out / "profile.txt", left)
+    yield "ncu", finished([*ncu, *here, profiled], out / "profile.txt", 0.4 * seconds)
+    checked = "|".join(str(case) for case in smoke_cases(small)[:: 4 if small else 20])
+    for share, tool in ((1 / 3, "memcheck"), (1 / 2, "racecheck"), (1.0, "synccheck")):
+        command = ["compute-sanitizer", "--tool", tool, "--kernel-regex", "kns=pymtl", "--error-exitcode", "99"]
+        left = share * (until - time.monotonic())
+        yield tool, finished([*command, *here, checked], out / "profile.txt", left)
 
 
 # Steps, in the order of what they tell.
@@ -355,31 +387,34 @@ def device_parts(small: bool) -> list[str]:
 
 @dataclass(frozen=True)
 class Step:
-    seconds: float
+    seconds: float  # of 530, if all steps are run
     what: str
     rows: Callable[..., Iterator[tuple[str, Row]]]
 
 
 STEPS = {
-    "device": Step(50, "versions, clocks, limits", in_processes(device_rows, device_parts, 40)),
-    "smoke": Step(90, "each kernel beside float64", in_processes(smoke_rows, smoke_cases, 20)),
-    "slopes": Step(110, "us a step beside cuDNN's", in_processes(slope_rows, slope_cases, 25)),
+    "device": Step(40, "versions, clocks, limits", in_processes(device_rows, device_parts, 40)),
+    "smoke": Step(80, "each kernel beside float64", in_processes(smoke_rows, smoke_cases, 20)),
+    "slopes": Step(100, "us a step beside cuDNN's", in_processes(slope_rows, slope_cases, 25)),
     "ways": Step(60, "us a step of every way to share out a call", in_processes(ways_rows, ways_of, 30)),
-    "tests": Step(180, "pytest -m cuda", lambda out, seconds, small: test_rows(out, seconds)),
-    "grids": Step(240, "the grids of gpu.py", grid_rows),
-    "profile": Step(200, "Nsight Compute and compute-sanitizer", profile_rows),
+    "tests": Step(130, "pytest -m cuda", lambda out, seconds, small: test_rows(out, seconds)),
+    "grids": Step(60, "the grids of gpu.py", grid_rows),
+    "profile": Step(60, "Nsight Compute and compute-sanitizer", profile_rows),
 }
+OF_A_LIBRARY = Step(25, "us a step, of some shapes", in_processes(slope_rows, lambda small: slope_cases(small)[:8], 25))
+LEAST_SECONDS = 5.0  # with which a step is begun
 
 
 def table_of(step: str, rows: list[Row]) -> Table:
-    table = Table(title=f"{step}: {STEPS[step].what}", show_lines=False)
+    table = Table(title=f"{step}: {STEPS[step].what}")
     table.add_column("case")
     table.add_column("result", overflow="fold")
     if step == "smoke":
-        wrong = [row for row in rows if row.get("right") is not True and "absent" not in row]
-        absent = sum("absent" in row for row in rows)
-        table.add_row("", f"{sum(row.get('right') is True for row in rows)} right, {len(wrong)} wrong, {absent} absent")
-        rows = wrong
+        kinds = {"right": 0, "wrong": 0, "absent": 0}
+        for row in rows:
+            kinds["absent" if "absent" in row else "right" if row.get("right") is True else "wrong"] += 1
+        table.add_row("", ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
+        rows = [row for row in rows if row.get("right") is not True]
     for row in rows:
         content = {name: value for name, value in row.items() if name not in ("step", "case", "library", "all")}
         if step == "slopes" and "pymtl" in content:
@@ -389,38 +424,53 @@ def table_of(step: str, rows: list[Row]) -> Table:
                 f"{theirs['us_per_step']:.2f}, {theirs['start_us']:.0f}; x {ratios[0]:.2f} short, {ratios[1]:.2f} long"
             )
         elif step == "ways" and "way" in content:
-            text = f"{content['way']}: " + "; ".join(
+            text = f"{content['way']}, B {content['B']}: " + "; ".join(
                 f"{mode} {content[mode][0]:.2f} us, start {content[mode][1]:.0f}"
                 for mode in ("forward", "forward+backward")
             )
         else:
             text = json.dumps(content)
-        table.add_row(f"{row['case']}{' ' + row['library'] if row.get('library') else ''}", text)
+        # As Text, since rich takes brackets of messages for markup.
+        table.add_row(Text(f"{row['case']}{' ' + row['library'] if row.get('library') else ''}"), Text(text))
     return table
 
 
 def run(out: Path, names: list[str], libraries: dict[str, str], small: bool, seconds: float) -> int:
-    """Runs the steps; 0 if nothing was wrong."""
+    """Runs the steps, then some slopes with each other library; 0 if nothing was wrong."""
     until = time.monotonic() + seconds
+    planned = [(name, STEPS[name], "") for name in names]
+    planned += [("slopes", OF_A_LIBRARY, library) for library in libraries]
     wrong = 0
-    console = Console()
+    console = Console(markup=False)
     with (out / "rows.jsonl").open("a", encoding="utf-8") as file, (out / "report.txt").open("a") as report:
-        for name in names:
-            for library, folder in libraries.items() if name in ("smoke", "slopes", "ways") else [("", "")]:
-                left = min(STEPS[name].seconds, until - time.monotonic())
-                console.print(f"{name} {library}: {STEPS[name].what}, at most {left:.0f} s")
-                rows: list[Row] = []
-                with library_from(folder):
-                    for case, row in STEPS[name].rows(out, left, small):
-                        rows.append({"step": name, "library": library, "case": case, **row})
-                        file.write(json.dumps(rows[-1]) + "\n")
-                        file.flush()
-                failed = [row for row in rows if "error" in row or row.get("right") is False or row.get("exit code", 0)]
-                wrong += len(failed)
-                console.print(f"  {len(rows)} results, {len(failed)} failures")
-                Console(file=report, width=200).print(table_of(name, rows))
-                report.flush()
+        for position, (name, step, library) in enumerate(planned):
+            # What a step leaves over is the later ones'.
+            weights = [later.seconds for _, later, _ in planned[position:]]
+            left = (until - time.monotonic()) * weights[0] / sum(weights)
+            console.print(f"{name} {library}: {step.what}, at most {left:.0f} s")
+            rows: list[Row] = []
+            for case, row in results_of(step, out, left, small, libraries.get(library, "")):
+                rows.append({"step": name, "library": library, "case": case, **row})
+                file.write(json.dumps(rows[-1]) + "\n")
+                file.flush()
+            failed = [row for row in rows if "error" in row or row.get("right") is False or row.get("exit code", 0)]
+            wrong += len(failed)
+            console.print(f"  {len(rows)} results, {len(failed)} failures")
+            Console(file=report, width=200).print(table_of(name, rows))
+            report.flush()
     return 1 if wrong else 0
+
+
+def results_of(step: Step, out: Path, seconds: float, small: bool, folder: str) -> Iterator[tuple[str, Row]]:
+    """A step's rows; an error of the step itself is one."""
+    if seconds < LEAST_SECONDS:
+        yield "", {"error": "not begun: no time left"}
+        return
+    try:
+        with library_from(folder):
+            yield from step.rows(out, seconds, small)
+    except Exception as error:
+        yield "", {"error": f"{type(error).__name__}: {error}"}
 
 
 @contextlib.contextmanager
@@ -438,20 +488,24 @@ def library_from(folder: str) -> Iterator[None]:
             os.environ["LD_LIBRARY_PATH"] = before
 
 
-def smoke_here(names: list[str]) -> int:
-    """Runs smoke cases in this process, one after the other, as under a profiler."""
+def run_here(names: list[str]) -> int:
+    """Runs our part of smoke cases in this process, one after the other, as under a profiler."""
     known = [case for small in (False, True) for case in (*smoke_cases(small), *profile_cases(small))]
     cases = {str(case): case for case in known}
-    rows = {name: list(smoke_rows(cases[name])) for name in names}
-    for name, found in rows.items():
-        print(name, found)
-    return 0 if all(row.get("right", True) for found in rows.values() for row in found) else 1
+    for name in names:
+        given = prepared(cases[name])
+        if isinstance(given, str):
+            print(f"{name}: {given}")
+            continue
+        given.our_gradients()
+        print(f"{name}: ran")
+    return 0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    steps = "\n".join(f"  {name:<8} {step.seconds:>4.0f} s  {step.what}" for name, step in STEPS.items())
-    parser.epilog = f"steps and the most time that each takes:\n{steps}"
+    steps = "\n".join(f"  {name:<8} {step.seconds:>4.0f}  {step.what}" for name, step in STEPS.items())
+    parser.epilog = f"steps, and their shares of the time, of which each takes what it needs:\n{steps}"
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results go")
     parser.add_argument("--steps", default=",".join(STEPS), metavar="NAME,...", help="default: all, in this order")
     parser.add_argument(
@@ -459,7 +513,7 @@ def main() -> int:
         action="append",
         default=[],
         metavar="NAME=DIR",
-        help="smoke, slopes and ways once more with the libpymtl_cuda.so of that folder; may be repeated",
+        help="in the end some slopes with the libpymtl_cuda.so of that folder; may be repeated",
     )
     parser.add_argument("--seconds", type=float, default=530.0, help="for all of it (default: 530)")
     parser.add_argument("--small", action="store_true", help="tiny shapes, only to see whether all of it runs")
@@ -468,7 +522,7 @@ def main() -> int:
     if not torch.cuda.is_available():
         parser.error("there is no GPU, or this torch has no CUDA")
     if arguments.here is not None:
-        return smoke_here(arguments.here.split("|"))
+        return run_here(arguments.here.split("|"))
     names = arguments.steps.split(",")
     unknown = [name for name in names if name not in STEPS]
     if unknown:
@@ -476,7 +530,7 @@ def main() -> int:
     wrong = [text for text in arguments.library if not (Path(text.partition("=")[2]) / "libpymtl_cuda.so").is_file()]
     if wrong:
         parser.error(f"--library: expected NAME=DIR of a folder with a libpymtl_cuda.so, got {', '.join(wrong)}")
-    libraries = {"": ""} | dict(text.split("=", 1) for text in arguments.library)
+    libraries = dict(text.split("=", 1) for text in arguments.library)
     arguments.out.mkdir(parents=True, exist_ok=True)
     return run(arguments.out.resolve(), names, libraries, arguments.small, arguments.seconds)
 

@@ -7,12 +7,9 @@ replacements of torch's.
 
 from pymtl import balancing, sharing
 from pymtl._native import version as __version__
-from pymtl.convert import convert, revert
 from pymtl.crf import CRF, CRFLoss
 from pymtl.ctc import CTCLoss, ctc_beam, ctc_greedy
 from pymtl.embeddings import CharacterCNN, CharacterLSTM, TokenFeatures
-from pymtl.freezing import freeze, unfreeze
-from pymtl.gru import GRU
 from pymtl.heads import (
     ClassificationHead,
     CRFHead,
@@ -27,12 +24,10 @@ from pymtl.heads import (
 from pymtl.joint_loss import JointLoss, JointLossResult
 from pymtl.language_model import LanguageModelHead, language_model_targets
 from pymtl.losses import BinaryCrossEntropy, CrossEntropy, MeanSquaredError, OrdinalLoss
-from pymtl.lstm import LSTM
 from pymtl.models import Logits, MultiTaskModel
 from pymtl.packing import pack
 from pymtl.pooling import AttentionPooling
-from pymtl.recurrent import set_variants
-from pymtl.rnn import RNN
+from pymtl.recurrent import GRU, LSTM, RNN, convert, freeze, revert, set_variants, unfreeze
 
 __all__ = [
     "GRU",

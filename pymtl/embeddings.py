@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pymtl.dropout import dropout
-from pymtl.lstm import LSTM
+from pymtl.recurrent.lstm import LSTM
 
 
 class TokenFeatures(nn.Module):

@@ -60,7 +60,20 @@ def gpu():
         return torch.device("cpu")
     if why_no_cuda or not torch.cuda.is_available():
         pytest.skip(f"needs an NVIDIA GPU and the CUDA kernels: {why_no_cuda or 'no GPU'}")
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        # After a fault nothing more runs on the GPU in this process: pytest-xdist replaces one that ends.
+        print(f"the GPU is lost to this process: {error}", file=sys.stderr)
+        os._exit(1)
     return torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def exact_float32_on_a_gpu(monkeypatch):
+    """Recurrent layers on a GPU compute in float32, not in TF32, as torch's default is."""
+    if torch.cuda.is_available():
+        monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
 
 
 @pytest.fixture

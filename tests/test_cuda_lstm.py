@@ -24,11 +24,9 @@ BOTH, DEEP = {"bidirectional": True}, {"bidirectional": True, "num_layers": 2}
 
 @pytest.fixture(autouse=True)
 def comparable(gpu, monkeypatch):
-    """nn.LSTM on a GPU computes in float32, not in TF32. On the host the kernels get float16, too."""
+    """On the host the kernels get float16, too."""
     if gpu.type == "cpu":
         monkeypatch.setattr("pymtl.ops.dtypes._OF_THE_CPU", (torch.float32, torch.float16))
-    else:
-        monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
 
 
 @pytest.fixture(params=DTYPES, ids=str)
@@ -172,6 +170,12 @@ def test_tf32_where_torch_allows_it_is_as_accurate_as_nn_lstm_in_tf32(case, gpu,
     else:
         monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32")
         expected = results(theirs, *given)
+        # Its libraries may multiply small matrices as exactly as ever: then the allowance is that of rounded operands.
+        with Tf32Products(), torch.backends.mkldnn.flags(enabled=False):
+            rounded = results(copy.deepcopy(theirs).cpu(), *converted(["cpu"], *given))
+        for name, exactly in truth.items():
+            if (rounded[name] - exactly).abs().max() > (expected[name] - exactly).abs().max():
+                expected[name] = rounded[name]
     found = results(ours, *given)
     assert_parity(found, expected, truth)
     assert_same_bits(results(ours, *given), found)

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.cuda
 
 @pytest.fixture
 def config(tmp_path):
+    pytest.importorskip("seqeval")  # scores tags
     return toy.load(tmp_path / "data", toml=toy.TOML + toy.ALL_KINDS)
 
 

@@ -81,7 +81,7 @@ def test_the_check_of_a_gpu_runs_from_end_to_end(stand_in, tmp_path):
     assert right == [True] * len(right)
     assert len(right) >= 6
     assert {row["case"] for row in rows if row["step"] == "profile"} == {"ncu", "memcheck", "racecheck", "synccheck"}
-    assert "'right': True" in (out / "profile.txt").read_text()
+    assert (out / "profile.txt").read_text().count(": ran\n") >= 4
     assert f"{len(right)} right, 0 wrong" in (out / "report.txt").read_text()
 
 

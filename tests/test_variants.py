@@ -30,7 +30,7 @@ from parity import assert_same_bits
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from pymtl import LSTM
-from pymtl.variants import Variants
+from pymtl.recurrent.options import Options
 
 # Numbers in evaluation.
 
@@ -232,7 +232,7 @@ def test_all_off_is_the_plain_module(kind):
     assert_same_bits(module.state_dict(), theirs.state_dict())
     assert list(module.state_dict()) == list(theirs.state_dict())
     assert repr(module) == repr(plain) == repr(theirs)
-    assert module._pymtl_variants == Variants()
+    assert module._pymtl_variants == Options()
     x = input_of(module)
     results = []
     for each in modules:

@@ -34,7 +34,7 @@ from torch.nn.utils import parametrizations
 
 import pymtl
 from pymtl import LSTM
-from pymtl.variants import Variants
+from pymtl.recurrent.options import Options
 
 # The constructor and the attributes.
 
@@ -115,7 +115,7 @@ def test_options_may_be_set_later_but_for_layer_norm(kind):
         pymtl.set_variants(module, zoneout=0)
         assert_same_bits(run(module, x), before)
         pymtl.set_variants(module, weight_drop=0.5, recurrent_dropout=1)
-        assert module._pymtl_variants == Variants(recurrent_dropout=1.0, weight_drop=0.5)
+        assert module._pymtl_variants == Options(recurrent_dropout=1.0, weight_drop=0.5)
         assert not torch.equal(run(module.train(), x)["output"], before["output"])
         assert_same_bits(run(module.eval(), x), before)
         with pytest.raises(TypeError):

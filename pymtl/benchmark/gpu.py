@@ -83,12 +83,12 @@ class Limits:
 
     def least_ms(self, case: Case, tokens: int, passes: int) -> float | None:
         """What a case takes at least: an exchange at each step and all products at the speed of a large one, one after
-        the other. ``passes`` 1: forward, 2: backward too, with thrice the products. None where no cluster was measured
-        that holds the weights."""
+        the other. ``passes`` 1: forward, 2: backward too, with thrice the products. None where that was not measured,
+        or no cluster that holds the weights."""
         exchanges = [us for blocks, us in self.exchange_us.items() if blocks >= case.blocks()]
-        if not exchanges:
+        tflops = self.matmul_tflops.get("tf32" if case.tf32 else str(case.dtype).removeprefix("torch."))
+        if not exchanges or tflops is None:
             return None
-        tflops = self.matmul_tflops["tf32" if case.tf32 else str(case.dtype).removeprefix("torch.")]
         products = case.forward_flops(tokens) * (1 if passes == 1 else 3)
         return 1e-3 * passes * case.steps * min(exchanges) + 1e-9 * products / tflops
 
@@ -114,7 +114,7 @@ class Contenders:
         """Times of "pymtl" and "nn.LSTM", called as a user calls them, and where the batch is dense of both replayed
         from a CUDA graph. ``mode``: one of :data:`MODES`."""
         calls = {"pymtl": self.call(self.ours, mode), "nn.LSTM": self.call(self.theirs, mode)}
-        with _fp32_precision(self.case), torch.set_grad_enabled(mode != "forward"):
+        with fp32_precision(self.case), torch.set_grad_enabled(mode != "forward"):
             if self.case.fill == 1:
                 calls |= {f"{name}, graph": recorded(call) for name, call in calls.items()}
             return timed_in_turns(calls, seconds)
@@ -124,7 +124,7 @@ class Contenders:
 
     def difference(self) -> float:
         """The largest difference of the outputs over the largest value."""
-        with torch.no_grad(), _fp32_precision(self.case):
+        with torch.no_grad(), fp32_precision(self.case):
             a, b = (_data(module(self.x)[0]).float() for module in (self.ours, self.theirs))
         return float((a - b).abs().max() / b.abs().max())
 
@@ -177,7 +177,7 @@ def slopes(case: Case, lengths: tuple[int, int], seconds: float = 0.1) -> Iterat
         row["ratios"] = [theirs / ours for ours, theirs in zip(row["pymtl"]["ms"], row["nn.LSTM"]["ms"])]
         yield row
     call = pair[-1].call(pair[-1].ours, "forward+backward")
-    with _fp32_precision(case):
+    with fp32_precision(case):
         yield {"case": str(pair[-1].case), "mode": "kernels", "us": kernel_times(call)}
 
 
@@ -341,7 +341,8 @@ def _data(batch: Tensor | PackedSequence) -> Tensor:
 
 
 @contextmanager
-def _fp32_precision(case: Case) -> Iterator[None]:
+def fp32_precision(case: Case) -> Iterator[None]:
+    """Torch's recurrent layers compute a case in TF32 or exactly, as it says."""
     before = torch.backends.cudnn.rnn.fp32_precision
     torch.backends.cudnn.rnn.fp32_precision = "tf32" if case.tf32 else "ieee"
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import time
 import traceback
@@ -14,6 +15,7 @@ Row = dict[str, Any]
 Measure = Callable[[Case], Iterable[Row]]
 
 START_SECONDS = 90.0  # a new process imports torch first
+END_SECONDS = 10.0  # a process that waits for a driver may not even be killed
 
 
 def guarded(
@@ -32,14 +34,15 @@ def guarded(
         Each case with each row of it as it comes, and where it failed with a last row of ``error`` alone.
     """
     worker: _Worker | None = None
+    until = math.inf if until is None else until
     try:
         for case in cases:
-            left = seconds if until is None else min(seconds, until - time.monotonic())
-            if left <= 0:
+            if time.monotonic() >= until:
                 yield case, {"error": "not begun: no time left"}
                 continue
             try:
-                worker = worker or _Worker(measure)
+                worker = worker or _Worker(measure, until)
+                left = min(seconds, until - time.monotonic())
                 yield from ((case, row) for row in worker.rows(case, left))
             except _FailedError as failure:
                 if worker is not None:
@@ -56,20 +59,24 @@ class _FailedError(Exception):
 
 
 class _Worker:
-    def __init__(self, measure: Measure) -> None:
+    def __init__(self, measure: Measure, until: float) -> None:
         context = multiprocessing.get_context("spawn")  # a forked process cannot use a GPU
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(measure, theirs), daemon=True)
         self._process.start()
         theirs.close()
         try:
-            self._receive(START_SECONDS, "did not start")
+            left = min(START_SECONDS, until - time.monotonic())
+            self._receive(left, "did not start", left)
         except _FailedError:
             self.end()
             raise
 
     def rows(self, case: Any, seconds: float) -> Iterator[Row]:
-        self._connection.send(case)
+        try:
+            self._connection.send(case)
+        except ConnectionError:
+            raise _FailedError(self._ended()) from None
         deadline = time.monotonic() + seconds
         while True:
             kind, content = self._receive(deadline - time.monotonic(), "did not end", seconds)
@@ -79,18 +86,21 @@ class _Worker:
                 raise _FailedError(content)
             yield content
 
-    def _receive(self, left: float, what: str, seconds: float = START_SECONDS) -> tuple[str, Any]:
+    def _receive(self, left: float, what: str, seconds: float) -> tuple[str, Any]:
         try:
             if not self._connection.poll(max(0.0, left)):
                 raise _FailedError(f"{what} within {seconds:.0f} s")
             return self._connection.recv()
         except (EOFError, ConnectionError):
-            self._process.join()
-            raise _FailedError(f"the process ended with exit code {self._process.exitcode}") from None
+            raise _FailedError(self._ended()) from None
+
+    def _ended(self) -> str:
+        self._process.join(END_SECONDS)
+        return f"the process ended with exit code {self._process.exitcode}"
 
     def end(self) -> None:
         self._process.kill()
-        self._process.join()
+        self._process.join(END_SECONDS)
         self._connection.close()
 
 

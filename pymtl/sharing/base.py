@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pymtl.custom import is_module_name
-from pymtl.lstm import LSTM
+from pymtl.recurrent.lstm import LSTM
 from pymtl.states import States
 
 

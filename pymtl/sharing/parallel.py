@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from pymtl import ops
 from pymtl.custom import runs_own_code
-from pymtl.lstm import LSTM
+from pymtl.recurrent.lstm import LSTM
 from pymtl.states import States
 
 

@@ -22,9 +22,9 @@ from pymtl.heads import (
 )
 from pymtl.language_model import LanguageModelHead
 from pymtl.losses import CrossEntropy, OrdinalLoss
-from pymtl.lstm import LSTM
 from pymtl.models import MultiTaskModel
 from pymtl.pooling import AttentionPooling
+from pymtl.recurrent.lstm import LSTM
 from pymtl.sharing import SCHEMES, Sharing
 from pymtl.training.batches import NO_LABEL
 from pymtl.training.config import Config, TaskConfig

@@ -11,7 +11,7 @@ from pymtl import ops
 from pymtl.dropout import dropout
 
 
-class Variants(NamedTuple):
+class Options(NamedTuple):
     """The options of a recurrent module; zeros and False leave the plain one."""
 
     recurrent_dropout: float = 0.0
@@ -20,7 +20,7 @@ class Variants(NamedTuple):
     zoneout_c: float = 0.0
     layer_norm: bool = False
 
-    def changed(self, mode: str, **probabilities: float | tuple[float, float]) -> Variants:
+    def changed(self, mode: str, **probabilities: float | tuple[float, float]) -> Options:
         """With other probabilities: ``recurrent_dropout``, ``weight_drop`` or ``zoneout``.
 
         Raises:

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from pymtl.recurrent import Recurrent
+from pymtl.recurrent.base import Recurrent
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pymtl.recurrent import Cells, Recurrent
+from pymtl.recurrent.base import Cells, Recurrent
 
 
 class LSTM(Recurrent):

@@ -13,10 +13,11 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from pymtl import ops, reference
 from pymtl.dropout import dropout
 from pymtl.ops.autograd import needs_reference, wants_gradient
-from pymtl.ops.dtypes import autocast_dtype, has_kernels_of_gpu, lstm_fits_gpu
+from pymtl.ops.dtypes import autocast_dtype
 from pymtl.packing import as_lengths
-from pymtl.snapshot import Snapshot, notice_fused_optimizers
-from pymtl.variants import Variants
+from pymtl.recurrent.options import Options
+from pymtl.recurrent.route import Route, route
+from pymtl.recurrent.snapshot import Snapshot, notice_fused_optimizers
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -34,7 +35,7 @@ class Recurrent(nn.RNNBase):
     _original: type[nn.RNNBase]
     _snapshot: Snapshot | None = None
     # Not called after the options: a converted subclass may have attributes of its own by those names.
-    _pymtl_variants: Variants = Variants()
+    _pymtl_variants: Options = Options()
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ class Recurrent(nn.RNNBase):
         super().__init__(*arguments, **options)
         if not isinstance(layer_norm, bool):
             raise TypeError(f"layer_norm should be of type bool, got: {type(layer_norm).__name__}")
-        self._pymtl_variants = Variants(layer_norm=layer_norm)
+        self._pymtl_variants = Options(layer_norm=layer_norm)
         self._change_variants({"recurrent_dropout": recurrent_dropout, "weight_drop": weight_drop, "zoneout": zoneout})
         if layer_norm:
             self._add_gains()
@@ -122,7 +123,8 @@ class Recurrent(nn.RNNBase):
                 raise ValueError("lengths: expected none with an unbatched (2-D) input")
             return self._forward_lengths(input, hx, lengths)
         weights = self._weights()
-        if self._torch_takes(input, weights):
+        way = self._route(input, weights)
+        if way.runner == "torch":
             return self._original.forward(self, input, hx)
 
         batched = input.dim() == 3
@@ -134,7 +136,7 @@ class Recurrent(nn.RNNBase):
             input = input.transpose(0, 1)
         if input.shape[0] == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        output, h_n, c_n = self._layers(input, None, weights, h0, c0, input.shape[1])
+        output, h_n, c_n = self._layers(way, input, None, weights, h0, c0, input.shape[1])
         output = _editable(output)
         if self.batch_first:
             output = output.transpose(0, 1)
@@ -145,13 +147,14 @@ class Recurrent(nn.RNNBase):
     def _forward_packed(self, input: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
         data, batch_sizes, sorted_indices, unsorted_indices = input
         weights = self._weights()
-        if self._torch_takes(data, weights):
+        way = self._route(data, weights)
+        if way.runner == "torch":
             return self._original.forward(self, input, hx)
         self._check_input(data, weights, 2)
         h0, c0 = self._initial_state(hx, _batch_of(input, hx), batched=True)
         h0, c0 = _permute(h0, sorted_indices), _permute(c0, sorted_indices)
         batch = None if sorted_indices is None else sorted_indices.shape[0]
-        output, h_n, c_n = self._layers(data, batch_sizes, weights, h0, c0, batch)
+        output, h_n, c_n = self._layers(way, data, batch_sizes, weights, h0, c0, batch)
         packed = PackedSequence(_editable(output), batch_sizes, sorted_indices, unsorted_indices)
         return packed, self._permuted_states(h_n, c_n, unsorted_indices)
 
@@ -160,7 +163,8 @@ class Recurrent(nn.RNNBase):
         self._check_input(input, weights, 3)
         batch, steps = input.shape[:2] if self.batch_first else (input.shape[1], input.shape[0])
         lengths = as_lengths(lengths, batch, input.device)
-        if not self._kernels_take(input, weights, lengths):
+        way = self._route(input, weights, lengths)
+        if way.runner != "kernels":
             packed = pack_padded_sequence(input, lengths.cpu(), self.batch_first, enforce_sorted=False)
             result, state = self._forward_packed(packed, hx)
             return pad_packed_sequence(result, self.batch_first, total_length=steps)[0], state
@@ -168,7 +172,7 @@ class Recurrent(nn.RNNBase):
         order = ops.packing_order(lengths, steps, input.device)
         data = ops.pack(input, order, batch_first=self.batch_first)
         h0, c0 = _permute(h0, order.sorted_indices), _permute(c0, order.sorted_indices)
-        output, h_n, c_n = self._layers(data, order.batch_sizes, weights, h0, c0, batch)
+        output, h_n, c_n = self._layers(way, data, order.batch_sizes, weights, h0, c0, batch)
         padded = ops.unpack(output, order, batch_first=self.batch_first)
         return padded, self._permuted_states(h_n, c_n, order.unsorted_indices)
 
@@ -197,31 +201,25 @@ class Recurrent(nn.RNNBase):
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.shape[-1]}"
             )
 
+    def route(self, input: Tensor, lengths: Tensor | None = None) -> Route:
+        """Who runs such an input now, and why: this library's kernels, torch's own path or the plain reference."""
+        return self._route(input, self._weights(), lengths)
+
     def kernels_take(self, input: Tensor) -> bool:
-        """Whether this library's kernels run such an input (and these weights), rather than torch's own path. With
-        lengths on a GPU they run any there."""
-        return self._kernels_take(input, self._weights())
+        """Whether this library's kernels run such an input (and these weights). With lengths on a GPU they run any
+        there."""
+        return self.route(input).runner == "kernels"
 
-    def _kernels_take(self, input: Tensor, weights: Sequence[Tensor], lengths: Tensor | None = None) -> bool:
-        if self.proj_size != 0:
-            return False
-        if input.is_cuda:
-            dtype = autocast_dtype(input) or weights[0].dtype
-            if not weights[0].is_cuda or not has_kernels_of_gpu(input, dtype):
-                return False
-            # Step by step only what torch has nothing for: options, and lengths that nobody waits for.
-            if self._pymtl_variants.act(self.training) or (lengths is not None and lengths.is_cuda):
-                return True
-            return self.mode == "LSTM" and lstm_fits_gpu(input, dtype, self.hidden_size)
-        return (
-            input.is_cpu
-            and ops.has_kernels(weights[0], bfloat16=True)
-            and (not torch.is_autocast_enabled("cpu") or autocast_dtype(input) is not None)
+    def _route(self, input: Tensor, weights: Sequence[Tensor], lengths: Tensor | None = None) -> Route:
+        return route(
+            input,
+            weights,
+            mode=self.mode,
+            hidden_size=self.hidden_size,
+            proj_size=self.proj_size,
+            has_options=self._pymtl_variants.act(self.training),
+            lengths=lengths,
         )
-
-    def _torch_takes(self, input: Tensor, weights: Sequence[Tensor]) -> bool:
-        """Whether torch's own path is to run: it knows none of the variants."""
-        return not self._kernels_take(input, weights) and not self._pymtl_variants.act(self.training)
 
     def _initial_state(self, hx: Any, batch: int, batched: bool) -> Cells:
         """h_0 and c_0 [layers * D, B, H], checked."""
@@ -294,6 +292,7 @@ class Recurrent(nn.RNNBase):
 
     def _layers(
         self,
+        way: Route,
         input: Tensor,
         batch_sizes: Tensor | None,
         weights: Sequence[Tensor],
@@ -304,7 +303,8 @@ class Recurrent(nn.RNNBase):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Output of the last of the first ``layers`` layers (all by default), and the states of each.
 
-        ``batch`` is B, or None where only ``batch_sizes`` tells.
+        ``way`` is that of the call, by the kernels or the reference; ``batch`` is B, or None where only
+        ``batch_sizes`` tells.
         """
         directions = self._directions()
         packed = self._packed(weights)
@@ -333,7 +333,7 @@ class Recurrent(nn.RNNBase):
             )
             if varied:
                 snapshot = None if packed is None else packed[layer]
-                input, h_n, c_n = self._varied_layer(layer, input, batch_sizes, *own, batch, snapshot)
+                input, h_n, c_n = self._varied_layer(way, layer, input, batch_sizes, *own, batch, snapshot)
             else:
                 input, h_n, c_n = ops.rnn(input, batch_sizes, *own)
             h_last.append(h_n)
@@ -344,6 +344,7 @@ class Recurrent(nn.RNNBase):
 
     def _varied_layer(
         self,
+        way: Route,
         layer: int,
         input: Tensor,
         batch_sizes: Tensor | None,
@@ -361,7 +362,7 @@ class Recurrent(nn.RNNBase):
             batch = int(batch_sizes[0]) if self.training and variants.recurrent_dropout > 0 else 0
         masks = variants.masks(input, batch, self._directions(), self.hidden_size, self.training)
         norm = self._layer_norm_of(layer)
-        if not self._kernels_take(input, weights.weight_ih):
+        if way.runner == "reference":
             gains = () if norm is None else (norm.within(), norm.gain_ih)
             return reference.rnn(input, batch_sizes, *weights, h0, c0, *masks, *gains)
         return ops.rnn(input, batch_sizes, weights, h0, c0, packed=packed, masks=masks, norm=norm)
@@ -397,12 +398,13 @@ class Recurrent(nn.RNNBase):
         """
         weights = self._weights()
         self._check_input(input, weights, 3 if batch_sizes is None else 2)
+        way = self._route(input, weights)
         if self._pymtl_variants.act(self.training) or not input.is_cpu:
-            return self._unfused_heads(input, batch_sizes, weights, head_weight, head_bias, mean, max)
+            return self._unfused_heads(way, input, batch_sizes, weights, head_weight, head_bias, mean, max)
         last = self.num_layers - 1
         packed = self._packed(weights)
         if last > 0:
-            input, _, _ = self._layers(input, batch_sizes, weights, None, None, layers=last)
+            input, _, _ = self._layers(way, input, batch_sizes, weights, None, None, layers=last)
             input = self._between_layers(input)
         return ops.rnn_heads(
             input,
@@ -417,6 +419,7 @@ class Recurrent(nn.RNNBase):
 
     def _unfused_heads(
         self,
+        way: Route,
         input: Tensor,
         batch_sizes: Tensor | None,
         weights: Sequence[Tensor],
@@ -427,7 +430,7 @@ class Recurrent(nn.RNNBase):
     ) -> ops.RNNHeadsResult:
         directions = self._directions()
         batch = input.shape[1] if batch_sizes is None else None
-        output, h_n, c_n = self._layers(input, batch_sizes, weights, None, None, batch)
+        output, h_n, c_n = self._layers(way, input, batch_sizes, weights, None, None, batch)
         rows = output.flatten(0, -2)
         logits = rows.new_empty(rows.shape[0], 0)
         if head_weight is not None:
@@ -450,7 +453,7 @@ class Recurrent(nn.RNNBase):
         if self.training:
             raise RuntimeError("freeze: expected a module in eval mode, got one in training mode: call eval() first")
         weights = self._weights()
-        if not weights[0].is_cpu or not self._kernels_take(weights[0], weights):
+        if not weights[0].is_cpu or self._route(weights[0], weights).runner != "kernels":
             return  # a GPU's kernels read the weights as they are
         if any(w.is_inference() for w in weights):
             raise RuntimeError("freeze: expected ordinary weights, got inference tensors, whose changes go unnoticed")

@@ -1,4 +1,4 @@
-"""The drop-in GRU."""
+"""The drop-in plain recurrent network."""
 
 from __future__ import annotations
 
@@ -7,29 +7,31 @@ from typing import Any
 import torch
 from torch import nn
 
-from pymtl.recurrent import Recurrent
+from pymtl.recurrent.base import Recurrent
+
+_MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
 
 
-class GRU(Recurrent):
-    """:class:`torch.nn.GRU`, faster: the same constructor, parameters, ``state_dict`` and results.
+class RNN(Recurrent):
+    """:class:`torch.nn.RNN`, faster: the same constructor, parameters, ``state_dict`` and results.
 
     All that :class:`pymtl.LSTM` says of kernels, dtypes, ``lengths`` and equal bits holds here too, and its options
     beyond torch's are here as well, without those of c. But on a GPU it runs through torch's own path, save for these
     options and for lengths on the GPU.
 
-    Cho et al. 2014, "Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machine Translation",
-    with the reset gate behind the product as in nn.GRU.
+    Elman 1990, "Finding Structure in Time".
 
-    Shapes as of :class:`pymtl.LSTM`, without c: ``output, h_n = gru(input, h_0)``.
+    Shapes as of :class:`pymtl.LSTM`, without c: ``output, h_n = rnn(input, h_0)``.
     """
 
-    _original = nn.GRU
+    _original = nn.RNN
 
     def __init__(
         self,
         input_size: int,
         hidden_size: int,
         num_layers: int = 1,
+        nonlinearity: str = "tanh",
         bias: bool = True,
         batch_first: bool = False,
         dropout: float = 0.0,
@@ -45,8 +47,11 @@ class GRU(Recurrent):
     ) -> None:
         if proj_size is not None:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        if nonlinearity not in _MODES:
+            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+        self.nonlinearity = nonlinearity
         super().__init__(
-            "GRU",
+            _MODES[nonlinearity],
             input_size,
             hidden_size,
             num_layers,

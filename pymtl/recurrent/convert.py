@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from pymtl.gru import GRU
-from pymtl.lstm import LSTM
-from pymtl.recurrent import Recurrent
-from pymtl.rnn import RNN
+from pymtl.recurrent.base import Recurrent
+from pymtl.recurrent.gru import GRU
+from pymtl.recurrent.lstm import LSTM
+from pymtl.recurrent.rnn import RNN
 
 Module = TypeVar("Module", bound=nn.Module)
 

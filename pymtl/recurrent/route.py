@@ -1,0 +1,100 @@
+"""Who runs a call of a recurrent module: the one place that decides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pymtl.ops import has_kernels
+from pymtl.ops.dtypes import autocast_dtype, has_kernels_of_gpu, lstm_fits_gpu
+
+
+class Route(NamedTuple):
+    """``runner``: "kernels", this library's; "torch", torch's own path; "reference", the plain PyTorch one, where
+    the module has options that torch's has not. ``reason``: why not the kernels, or how these go about it."""
+
+    runner: Literal["kernels", "torch", "reference"]
+    reason: str
+
+
+ON_CPU = "this library's CPU kernels take the dtype"
+PERSISTENT = "the GPU holds all weights of the LSTM in one kernel"
+PER_STEP_OPTIONS = "torch has no such options: the GPU's kernels go step by step"
+PER_STEP_LENGTHS = "torch would wait for lengths on the GPU: the GPU's kernels go step by step"
+NO_PROJECTION = "proj_size: no kernel projects h"
+NO_DTYPE = "no kernel takes the dtype on this device"
+NO_AUTOCAST = "no kernel takes the dtype of autocast"
+NO_DEVICE = "no kernels are loaded for this device"
+NOT_FASTER = "on a GPU kernels of torch's run GRUs, RNNs and LSTMs too large to be held"
+
+REASONS = (
+    ON_CPU,
+    PERSISTENT,
+    PER_STEP_OPTIONS,
+    PER_STEP_LENGTHS,
+    NO_PROJECTION,
+    NO_DTYPE,
+    NO_AUTOCAST,
+    NO_DEVICE,
+    NOT_FASTER,
+)
+
+
+def route(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    *,
+    mode: str,
+    hidden_size: int,
+    proj_size: int,
+    has_options: bool,
+    lengths: Tensor | None = None,
+) -> Route:
+    """Who runs a call with this input.
+
+    Args:
+        input: [T, B, I], or packed [N, I].
+        weights: of the module, all of one dtype.
+        mode: :class:`torch.nn.RNNBase`'s.
+        has_options: whether options that torch's module has not change what is computed now.
+        lengths: of the sequences of a padded batch, or None.
+    """
+    taken, reason = _kernels(input, weights, mode, hidden_size, proj_size, has_options, lengths)
+    if taken:
+        return Route("kernels", reason)
+    return Route("reference" if has_options else "torch", reason)
+
+
+def _kernels(
+    input: Tensor,
+    weights: Sequence[Tensor],
+    mode: str,
+    hidden_size: int,
+    proj_size: int,
+    has_options: bool,
+    lengths: Tensor | None,
+) -> tuple[bool, str]:
+    """Whether the kernels take the call, and why or why not."""
+    if proj_size != 0:
+        return False, NO_PROJECTION
+    if input.is_cpu:
+        if not has_kernels(weights[0], bfloat16=True):
+            return False, NO_DTYPE
+        if torch.is_autocast_enabled("cpu") and autocast_dtype(input) is None:
+            return False, NO_AUTOCAST
+        return True, ON_CPU
+    if not input.is_cuda or not weights[0].is_cuda:
+        return False, NO_DEVICE
+    dtype = autocast_dtype(input) or weights[0].dtype
+    if not has_kernels_of_gpu(input, dtype):
+        return False, NO_DTYPE
+    if has_options:
+        return True, PER_STEP_OPTIONS
+    if lengths is not None and lengths.is_cuda:
+        return True, PER_STEP_LENGTHS if mode != "LSTM" or not lstm_fits_gpu(input, dtype, hidden_size) else PERSISTENT
+    if mode == "LSTM" and lstm_fits_gpu(input, dtype, hidden_size):
+        return True, PERSISTENT
+    return False, NOT_FASTER
