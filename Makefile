@@ -11,8 +11,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
-NATIVE := CMakeLists.txt pyproject.toml $(wildcard packaging/* csrc/*/*.* csrc/*/*/*.*)
-CXX_FILES := $(wildcard $(foreach folder,csrc/* csrc/*/* tests/kernels tests/kernels/* tests/kernels/*/* \
+NATIVE := CMakeLists.txt pyproject.toml $(wildcard packaging/* csrc/*/*.* csrc/*/*/*.* csrc/*/*/*/*.*)
+CXX_FILES := $(wildcard $(foreach folder,csrc/* csrc/*/* csrc/*/*/* tests/kernels tests/kernels/* tests/kernels/*/* \
   tests/kernels/*/*/*/*,$(folder)/*.h $(folder)/*.cpp $(folder)/*.cu))
 TOOLS := cmake ninja
 

@@ -178,7 +178,7 @@ def test_a_text_without_a_word_to_predict_says_so(every, capsys):
 def test_predict_searches_ctc_labels_with_a_beam(every, capsys, monkeypatch):
     widths = []
     monkeypatch.setattr(
-        "pymtl.training.metrics.ctc_beam",
+        "pymtl.training.kinds.ctc.ctc_beam",
         lambda logits, lengths, beam_size: widths.append(beam_size) or ctc_beam(logits, lengths, beam_size),
     )
     asked(every / "run", capsys)

@@ -92,7 +92,7 @@ def _records(text: str, number: int, config: Any, as_json: bool) -> tuple[dict[s
     from pymtl.training.data import Record, parse_record
     from pymtl.training.errors import DataError
 
-    models = {name: True for name, task in config.tasks.items() if task.kind == "language_model"}
+    models = {name: True for name, task in config.tasks.items() if task.rules.labels_itself}
     if not as_json:
         tokens = text.split()
         lowered = [token.lower() for token in tokens]
@@ -135,38 +135,12 @@ def _lines() -> Iterable[str]:
 
 
 def _describe(tokens: Sequence[str], prediction: dict[str, Any], tasks: dict[str, Any]) -> list[str]:
+    from pymtl.training.metrics import details_of
+
     lines = []
     for name, task in tasks.items():
         if name not in prediction:  # of another data set
             continue
-        value = prediction[name]
-        if task.kind == "classification":
-            lines.append(f"{name}: {value} ({100 * prediction[f'{name}/probability']:.1f} %)")
-        elif task.kind == "tagging":
-            words = tokens if any(tokens) else [str(i) for i in range(len(tokens))]
-            lines.append(f"{name}: {mark_spans(words, value)}")
-        elif task.kind in ("multilabel", "ctc"):
-            lines.append(f"{name}: {(', ' if task.kind == 'multilabel' else ' ').join(value) or 'none'}")
-        elif task.kind == "ordinal":
-            lines.append(f"{name}: {value}" if isinstance(value, str) else f"{name}: {value:g}")
-        elif task.kind == "language_model":
-            lines.append(f"{name}: {'no word to predict' if value is None else f'perplexity {value:.1f}'}")
-        else:
-            values = value if isinstance(value, list) else [value]
-            lines.append(f"{name}: {' '.join(f'{number:.3f}' for number in values)}")
+        described = task.rules.describe(prediction[name], details_of(name, prediction), tokens)
+        lines.append(f"{name}: {described}")
     return lines
-
-
-def mark_spans(tokens: Sequence[str], tags: Sequence[str]) -> str:
-    """The text with its BIO spans in brackets, ``play [some jazz | genre]``; other tags behind a slash each."""
-    from seqeval.metrics.sequence_labeling import get_entities
-
-    from pymtl.training.metrics import is_bio
-
-    if not is_bio([*tags, "B"]):
-        return " ".join(f"{token}/{tag}" for token, tag in zip(tokens, tags))
-    words = list(tokens)
-    for label, first, last in get_entities(list(tags)):
-        words[first] = f"[{words[first]}"
-        words[last] = f"{words[last]} | {label}]"
-    return " ".join(words)

@@ -13,13 +13,14 @@ from pymtl.heads import CRFHead
 from pymtl.joint_loss import JointLoss, JointLossResult
 from pymtl.reference.models import MultiTaskModel as ReferenceModel
 from pymtl.training import building
-from pymtl.training.batches import NO_LABEL, Batch
+from pymtl.training.batches import Batch
 from pymtl.training.config import Config
 from pymtl.training.errors import ConfigError
+from pymtl.training.kinds import KINDS, NO_LABEL
 from pymtl.training.vocabulary import Vocabulary
 
 BACKENDS = ("pymtl", "reference", "reference-padded")
-REFERENCE_KINDS = ("classification", "tagging", "regression", "multilabel")
+REFERENCE_KINDS = tuple(name for name, kind in KINDS.items() if kind.has_reference)
 
 
 class Backend(nn.Module):
@@ -116,8 +117,6 @@ class Backend(nn.Module):
 
 def has_reference(config: Config) -> bool:
     """Whether plain PyTorch has the same model here: hard sharing, simple heads, the plain sum of losses."""
-    simple = all(
-        task.kind in REFERENCE_KINDS and not task.skip and task.after is None for task in config.tasks.values()
-    )
+    simple = all(task.rules.has_reference and not task.skip and task.after is None for task in config.tasks.values())
     plain = (config.characters is None or config.characters.kind == "cnn") and not config.model.variational
     return simple and plain and config.sharing.kind == "hard" and config.balancing.kind == "ew" and not config.datasets

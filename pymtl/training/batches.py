@@ -11,12 +11,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_sequence
 
 from pymtl import ops
-from pymtl.language_model import language_model_targets
-from pymtl.training.config import OF_TOKENS, Config, TaskConfig, TrainingConfig
+from pymtl.training.config import Config, TaskConfig, TrainingConfig
 from pymtl.training.data import Record
+from pymtl.training.kinds.base import missing_like
 from pymtl.training.vocabulary import UNKNOWN, Vocabulary
-
-NO_LABEL = -100
 
 
 @dataclass(frozen=True)
@@ -101,19 +99,19 @@ class Encoder:
         for name, task in self.config.tasks.items():
             if any(name in encoded.targets for encoded in chosen):
                 targets[name] = self._targets(name, task, chosen)
-                if task.kind in OF_TOKENS and task.kind != "ctc":
+                if task.rules.aligned:
                     of_tokens.add(name)
         words = self.config.model.words
         return Batch(tokens, lengths, targets, list(indices), fields, frozenset(of_tokens), words)
 
     def _targets(self, name: str, task: TaskConfig, chosen: Sequence[_Encoded]) -> Tensor:
         known = next(encoded.targets[name] for encoded in chosen if name in encoded.targets)
-        missing = torch.nan if known.is_floating_point() else NO_LABEL
-        if task.kind in OF_TOKENS:
+        missing = missing_like(known)
+        if task.rules.of_tokens:
             nothing = known.new_empty(0, *known.shape[1:])
             rows = pad_sequence([e.targets.get(name, nothing) for e in chosen], True, missing)
             steps = max(len(encoded.tokens) for encoded in chosen)
-            short = 0 if task.kind == "ctc" else steps - rows.shape[1]
+            short = steps - rows.shape[1] if task.rules.aligned else 0
             filler = rows.new_full((len(rows), short, *rows.shape[2:]), missing)
             return torch.cat([rows, filler], dim=1) if short > 0 else rows
         return torch.stack([encoded.targets.get(name, torch.full_like(known, missing)) for encoded in chosen])
@@ -140,9 +138,7 @@ class Encoder:
             else:
                 fields[name] = torch.tensor(values, dtype=torch.float32).reshape(len(values), info.size)
         targets = {
-            name: self._target(name, self.config.tasks[name], label, tokens)
-            for name, label in record.labels.items()
-            if label is not None
+            name: self._target(name, label, tokens) for name, label in record.labels.items() if label is not None
         }
         return _Encoded(record, tokens, fields, targets)
 
@@ -158,24 +154,9 @@ class Encoder:
                 self._words[token] = found
         return found
 
-    def _target(self, name: str, task: TaskConfig, label: Any, tokens: Tensor) -> Tensor:
-        if task.kind == "regression":
-            numbers = label if isinstance(label, list) else [label]
-            return torch.tensor([torch.nan if number is None else number for number in numbers], dtype=torch.float32)
-        if task.kind == "language_model":
-            alone = PackedSequence(tokens, torch.ones(len(tokens), dtype=torch.int64))
-            directions = 2 if self.config.model.bidirectional else 1
-            return language_model_targets(alone, task.num_tokens, directions).data
-        ids = self._label_ids[name]
-        if task.kind in ("classification", "ordinal"):
-            return torch.tensor(ids.get(label if isinstance(label, str) else float(label), NO_LABEL))
-        if task.kind == "tagging":
-            return torch.tensor([ids.get(tag, NO_LABEL) for tag in label])
-        if task.kind == "ctc":
-            return torch.tensor([ids[symbol] for symbol in label if symbol in ids], dtype=torch.int64)
-        target = torch.zeros(len(ids))
-        target[[ids[value] for value in label if value in ids]] = 1.0
-        return target
+    def _target(self, name: str, label: Any, tokens: Tensor) -> Tensor:
+        task = self.config.tasks[name]
+        return task.rules.target(label, self._label_ids.get(name, {}), tokens, task, self.config)
 
 
 def _ids(names: Sequence[Any]) -> dict[Any, int]:

@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 
 from torch import nn
 
 from pymtl.balancing import METHODS, Balancing
 from pymtl.embeddings import CharacterCNN, CharacterLSTM, TokenFeatures
 from pymtl.heads import (
-    ClassificationHead,
-    CRFHead,
-    CTCHead,
     Head,
-    MultiLabelHead,
-    OrdinalHead,
-    Reads,
-    RegressionHead,
-    TokenClassificationHead,
 )
-from pymtl.language_model import LanguageModelHead
-from pymtl.losses import CrossEntropy, OrdinalLoss
 from pymtl.models import MultiTaskModel
-from pymtl.pooling import AttentionPooling
 from pymtl.recurrent.lstm import LSTM
 from pymtl.sharing import SCHEMES, Sharing
-from pymtl.training.batches import NO_LABEL
-from pymtl.training.config import Config, TaskConfig
+from pymtl.training.config import Config
 from pymtl.training.vectors import read_vectors
 from pymtl.training.vocabulary import Vocabulary
 
@@ -112,34 +99,10 @@ def balancing_of(config: Config) -> Balancing | None:
     method = METHODS[config.balancing.kind]
     options = dict(config.balancing.options)
     if "regression" in inspect.signature(method).parameters:
-        options.setdefault("regression", [name for name, task in config.tasks.items() if task.kind == "regression"])
+        options.setdefault("regression", [name for name, task in config.tasks.items() if task.rules.has_squared_error])
     return method(list(config.tasks), **options)
 
 
 def heads_of(config: Config, vocabulary: Vocabulary, embedding: nn.Module) -> dict[str, Head]:
-    return {name: _head(name, task, vocabulary.labels, embedding) for name, task in config.tasks.items()}
-
-
-def _head(name: str, task: TaskConfig, labels: Mapping[str, list], embedding: nn.Module) -> Head:
-    loss = CrossEntropy(ignore_index=NO_LABEL, label_smoothing=task.label_smoothing)
-    reads = Reads(task.skip, task.after)
-    pooling = AttentionPooling(task.attention_heads) if task.pooling == "attention" else task.pooling
-    if task.kind == "regression":
-        return RegressionHead(task.num_targets, pooling, reads=reads)
-    if task.kind == "language_model":
-        words = word_embedding(embedding)
-        return LanguageModelHead(
-            min(task.num_tokens, words.num_embeddings), words.embedding_dim, words if task.tied else None
-        )
-    count = len(labels[name])
-    if task.kind == "classification":
-        return ClassificationHead(count, pooling, loss, reads=reads)
-    if task.kind == "ordinal":
-        return OrdinalHead(count, pooling, OrdinalLoss(NO_LABEL), reads=reads)
-    if task.kind == "multilabel":
-        return MultiLabelHead(count, pooling, reads=reads)
-    if task.kind == "ctc":
-        return CTCHead(count, reads=reads)
-    if task.decoder == "crf":
-        return CRFHead(count, labels[name] if task.bio else None, reads=reads)
-    return TokenClassificationHead(count, loss, reads=reads)
+    words = word_embedding(embedding) if config.model.words else None
+    return {name: task.rules.head(task, vocabulary.labels.get(name, []), words) for name, task in config.tasks.items()}

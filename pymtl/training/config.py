@@ -17,6 +17,7 @@ from pymtl.balancing import METHODS
 from pymtl.custom import is_module_name
 from pymtl.sharing import SCHEMES
 from pymtl.training.errors import ConfigError
+from pymtl.training.kinds import KINDS, Kind
 from pymtl.training.parsing import build
 
 if sys.version_info >= (3, 11):
@@ -24,18 +25,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-Kind = Literal["classification", "tagging", "regression", "multilabel", "ordinal", "language_model", "ctc"]
-OF_TOKENS = ("tagging", "language_model", "ctc")  # kinds whose heads read every token
+KindName = Literal[tuple(KINDS)]
 OF_SHARED_STATES = ("gradnorm", "gradient_aggregation")  # balancing by the gradients of states that all tasks share
-SCORES: dict[str, tuple[str, ...]] = {  # of each kind; a task is judged by the first it has
-    "classification": ("accuracy", "macro_f1"),
-    "tagging": ("f1", "accuracy"),
-    "regression": ("r2", "pearson", "spearman"),
-    "multilabel": ("f1",),
-    "ordinal": ("kappa", "accuracy"),
-    "language_model": ("perplexity",),
-    "ctc": ("label_accuracy",),
-}
 
 
 @dataclass(frozen=True)
@@ -52,25 +43,27 @@ class DataConfig:
     holdout_values: list[str] = dataclasses.field(default_factory=list)  # one of these values in it
 
 
-@dataclass(frozen=True)
-class TaskConfig:
-    """One task: a field of the records, a head, and the weight of its loss."""
+def _own_options() -> list[type]:
+    """Every kind's options, but those that another's derive from."""
+    every = dict.fromkeys(kind.Options for kind in KINDS.values())
+    return [one for one in every if not any(one is not other and issubclass(other, one) for other in every)]
 
-    kind: Kind
+
+@dataclass(frozen=True)
+class TaskConfig(*_own_options()):
+    """One task: a field of the records, a head, and the weight of its loss; and the options of its kind."""
+
+    kind: KindName
     dataset: str | None = None  # the data set it belongs to, where there are several
     field: str | None = None  # the record's field; the task's name if None
-    pooling: Literal["last", "mean", "max", "attention"] = "last"  # of a sentence's states
-    attention_heads: int = 1  # of pooling = "attention"
     weight: float = 1.0
-    label_smoothing: float = 0.0  # of classification and of tagging by softmax
-    decoder: Literal["softmax", "crf"] = "softmax"  # of tagging: each tag by itself, or the best sequence of tags
-    bio: bool = False  # of a crf: no I-x but after B-x or I-x
     skip: bool = False  # the head reads the embedded tokens too
     after: str | None = None  # the head reads what this task says too
-    order: list[str] = dataclasses.field(default_factory=list)  # of ordinal labels that are strings, from the lowest
-    num_targets: int = 1  # of regression
-    num_tokens: int = 5000  # of a language model: the most frequent ones
-    tied: bool = False  # of a language model: to the word embedding
+
+    @property
+    def rules(self) -> Kind:
+        """What its kind says of it."""
+        return KINDS[self.kind]
 
 
 @dataclass(frozen=True)
@@ -302,50 +295,29 @@ def _check_task(name: str, task: TaskConfig, config: Config, at: str) -> None:
     if task.dataset not in expected:
         names = ", ".join(config.datasets) or "none: there is one data set"
         raise ConfigError(f"{at}.dataset: expected one of {names}, got {task.dataset!r}")
-    _require(0 <= task.label_smoothing <= 1, f"{at}.label_smoothing", "a number from 0 to 1", task.label_smoothing)
     _require(0 <= task.weight < float("inf"), f"{at}.weight", "a number of at least 0", task.weight)
-    order = list(dict.fromkeys(task.order))
-    _require(order == task.order and len(order) != 1, f"{at}.order", "two labels or more, all different", task.order)
-    crf = task.decoder == "crf"
-    _require(not crf or task.kind == "tagging", f"{at}.decoder", "a crf for tagging only", task.decoder)
-    _require(not task.bio or crf, f"{at}.bio", "decoder = 'crf' with it", task.bio)
-    _require(not crf or task.label_smoothing == 0, f"{at}.label_smoothing", "0 for a crf", task.label_smoothing)
-    if task.label_smoothing > 0:
-        fits = task.kind in ("classification", "tagging")
-        _require(fits, f"{at}.label_smoothing", "none but for classes and tags", task.label_smoothing)
     default = TaskConfig(task.kind)
-    if task.kind in OF_TOKENS:
-        _require(task.pooling == default.pooling, f"{at}.pooling", f"none for {task.kind}", task.pooling)
-    for key, kinds in (
-        ("order", ("ordinal",)),
-        ("num_targets", ("regression",)),
-        ("num_tokens", ("language_model",)),
-        ("tied", ("language_model",)),
-    ):
-        value = getattr(task, key)
-        fits = value == getattr(default, key) or task.kind in kinds
-        _require(fits, f"{at}.{key}", f"none but for {' or '.join(kinds)}", value)
-    for key in ("attention_heads", "num_targets", "num_tokens"):
-        _require(getattr(task, key) >= 1, f"{at}.{key}", "a number above 0", getattr(task, key))
+    for option in dataclasses.fields(TaskConfig):
+        kinds = [kind.name for kind in KINDS.values() if kind.has_option(option.name)]
+        value = getattr(task, option.name)
+        fits = not kinds or task.kind in kinds or value == getattr(default, option.name)
+        _require(fits, f"{at}.{option.name}", f"none but for {' or '.join(kinds)}", value)
+    _require(0 <= task.label_smoothing <= 1, f"{at}.label_smoothing", "a number from 0 to 1", task.label_smoothing)
+    _require(task.attention_heads >= 1, f"{at}.attention_heads", "a number above 0", task.attention_heads)
     attention = task.attention_heads == 1 or task.pooling == "attention"
     _require(attention, f"{at}.attention_heads", "pooling = 'attention' with it", task.attention_heads)
+    for fits, key, expected in task.rules.requirements(task, config):
+        _require(fits, f"{at}.{key}", expected, getattr(task, key))
     if task.after is not None:
         _require(task.after in config.tasks and task.after != name, f"{at}.after", "another task", task.after)
-        kind = config.tasks[task.after].kind
-        fits = kind in ("classification", "tagging")
-        _require(fits, f"{at}.after", "a task of classes or tags", task.after)
-        same = config.tasks[task.after].dataset == task.dataset
-        _require(same, f"{at}.after", "a task of the same data set", task.after)
+        before = config.tasks[task.after]
+        _require(before.rules.is_discrete, f"{at}.after", "a task of classes or tags", task.after)
+        _require(before.dataset == task.dataset, f"{at}.after", "a task of the same data set", task.after)
     seen, after = {name}, task.after
     while after is not None:
         _require(after not in seen, f"{at}.after", "no circle of tasks", task.after)
         seen.add(after)
         after = config.tasks[after].after if after in config.tasks else None
-    if task.kind == "language_model":
-        _require(task.num_tokens > 2, f"{at}.num_tokens", "more than padding and the unknown token", task.num_tokens)
-        _require(config.model.words, f"{at}.kind", "a task with words", task.kind)
-        plain = not task.skip and task.after is None
-        _require(plain, f"{at}.skip", "a language model that reads its states alone", task.skip)
 
 
 def _check_model(config: Config, where: str) -> None:
@@ -393,11 +365,9 @@ def _check_training(config: Config, where: str) -> None:
         value = getattr(training, key)
         _require(0 <= value < 1, f"{where}: training.{key}", "a number from 0 to below 1", value)
     choices = ("mean", "exact_match", "delta", *config.tasks)
-    exact = training.select_by != "exact_match" or any(
-        t.kind in ("classification", "tagging") for t in config.tasks.values()
-    )
+    exact = training.select_by != "exact_match" or any(task.rules.is_discrete for task in config.tasks.values())
     _require(exact, f"{where}: training.select_by", "a task of classes or tags with exact_match", training.select_by)
-    known = [f"{name}/{score}" for name, task in config.tasks.items() for score in SCORES[task.kind]]
+    known = [f"{name}/{score}" for name, task in config.tasks.items() for score in task.rules.scores]
     for name, value in training.baseline.items():
         _require(name in known, f"{where}: training.baseline", f"scores of {', '.join(known)}", name)
         _require(value != 0, f"{where}: training.baseline", f"another score of {name} to be relative to than", value)

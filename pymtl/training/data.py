@@ -6,20 +6,17 @@ import csv
 import gzip
 import io
 import json
-import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pymtl.training.config import Config, DataConfig, FieldConfig, TaskConfig
+from pymtl.training.config import Config, DataConfig, FieldConfig
 from pymtl.training.errors import DataError
-
-BLANK = "<blank>"  # of CTC
+from pymtl.training.values import check_text, has_numbers, number_of, shown
 
 
 @dataclass(frozen=True)
@@ -181,27 +178,7 @@ def _of_field(cell: str | None, info: FieldConfig) -> Any:
     if cell is None:
         return None
     parts = cell.split()
-    return parts if info.kind == "category" else [_number(part) for part in parts]
-
-
-def _of_cell(cell: str, task: TaskConfig) -> Any:
-    if not cell.strip():
-        return None
-    if task.kind in ("tagging", "ctc"):
-        return cell.split()
-    if task.kind == "multilabel":
-        return [label.strip() for label in cell.split("|") if label.strip()]
-    if task.kind == "regression" and task.num_targets > 1:
-        return [_number(part) for part in cell.split()]
-    return _number(cell) if task.kind == "regression" or (task.kind == "ordinal" and not task.order) else cell.strip()
-
-
-def _number(cell: str) -> Any:
-    """The number a cell holds, or the cell, for a check to name it."""
-    try:
-        return float(cell)
-    except ValueError:
-        return cell
+    return parts if info.kind == "category" else [number_of(part) for part in parts]
 
 
 def _record(raw: dict[str, Any], config: Config, labelled: bool, dataset: str, cells: bool = False) -> Record:
@@ -220,23 +197,23 @@ def _record(raw: dict[str, Any], config: Config, labelled: bool, dataset: str, c
         first = next(iter(config.fields))
         if not isinstance(fields[first], list) or not fields[first]:
             name = config.fields[first].field or first
-            raise DataError(f"field {name!r}: expected a list of at least one token's, got {_shown(fields[first])}")
+            raise DataError(f"field {name!r}: expected a list of at least one token's, got {shown(fields[first])}")
         tokens = [""] * len(fields[first])
     for name, info in config.fields.items():
         _check_field(info.field or name, fields[name], info, len(tokens))
     labels = {}
     for name, task in config.tasks_of(dataset).items() if labelled else ():
-        if task.kind == "language_model":
-            labels[name] = True  # every text is its own label
+        if task.rules.labels_itself:
+            labels[name] = True
             continue
         field_name = task.field or name
         label = raw.get(field_name)
         if cells:
             if label is None:
                 raise DataError(f"expected a column {field_name!r}, got {', '.join(raw)}")
-            label = _of_cell(label, task)
+            label = task.rules.of_cell(label, task) if label.strip() else None
         if label is not None:
-            _check_label(field_name, label, task, len(tokens))
+            task.rules.check_label(field_name, label, task, len(tokens))
         labels[name] = label
     held_out = data.holdout_field is not None and raw.get(data.holdout_field) in data.holdout_values
     return Record(tokens, labels, fields, held_out)
@@ -246,16 +223,8 @@ def _tokens(raw: dict[str, Any], data: DataConfig) -> list[str]:
     tokens = raw.get(data.tokens)
     if not isinstance(tokens, list) or not tokens or not all(isinstance(t, str) for t in tokens):
         raise DataError(f"field {data.tokens!r}: expected a list of at least one string, got {tokens!r}")
-    _check_text(data.tokens, tokens)
+    check_text(data.tokens, tokens)
     return [t.lower() for t in tokens] if data.lowercase else tokens
-
-
-def _check_text(field: str, tokens: Sequence[str]) -> None:
-    """Half of a surrogate pair is JSON, but no text."""
-    try:
-        "".join(tokens).encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"field {field!r}: {error}") from None
 
 
 def _check_field(field: str, values: Any, info: FieldConfig, length: int) -> None:
@@ -265,79 +234,13 @@ def _check_field(field: str, values: Any, info: FieldConfig, length: int) -> Non
     else:
         one = "a number" if info.size == 1 else f"a list of {info.size} numbers"
         expected = f"a list of {length}, one a token, each {one}"
-        fits = isinstance(values, list) and len(values) == length and all(_has_numbers(v, info.size) for v in values)
+        fits = isinstance(values, list) and len(values) == length and all(has_numbers(v, info.size) for v in values)
     if not fits:
-        right = _is_category if info.kind == "category" else lambda value: _has_numbers(value, info.size)
-        raise DataError(f"field {field!r}: expected {expected}, got {_shown(values, right)}")
+        right = _is_category if info.kind == "category" else lambda value: has_numbers(value, info.size)
+        raise DataError(f"field {field!r}: expected {expected}, got {shown(values, right)}")
     if info.kind == "category":
-        _check_text(field, [value for value in values if isinstance(value, str)])
+        check_text(field, [value for value in values if isinstance(value, str)])
 
 
 def _is_category(value: Any) -> bool:
     return isinstance(value, str | int)
-
-
-def _has_numbers(value: Any, size: int) -> bool:
-    if size == 1 and _is_number(value):
-        return True
-    return isinstance(value, list) and len(value) == size and all(_is_number(number) for number in value)
-
-
-def _check_label(field: str, label: Any, task: TaskConfig, length: int) -> None:
-    def is_string(value: Any) -> bool:
-        return isinstance(value, str)
-
-    def strings(value: Any) -> bool:
-        return isinstance(value, list) and all(map(is_string, value))
-
-    right = {"regression": _is_number, "tagging": lambda tag: tag is None or is_string(tag)}.get(task.kind, is_string)
-    if task.kind == "regression":
-        many = f"a list of {task.num_targets} finite numbers"
-        if task.num_targets == 1:
-            expected, fits = "a finite number", _has_numbers(label, 1)
-        else:
-            numbers = isinstance(label, list) and any(value is not None for value in label)
-            expected, fits = (
-                f"{many}, some perhaps null",
-                numbers and _has_numbers([0.0 if value is None else value for value in label], task.num_targets),
-            )
-    elif task.kind == "ordinal":
-        expected = f"one of {', '.join(task.order)}" if task.order else "a finite number (or set an order of labels)"
-        fits = label in task.order if task.order else _is_number(label)
-    elif task.kind == "ctc":
-        expected = f"a list of at least one string, none of them {BLANK}"
-        fits = strings(label) and len(label) > 0 and BLANK not in label
-        # A path passes through a blank between equal neighbours.
-        needed = len(label) + sum(a == b for a, b in pairwise(label)) if fits else 0
-        if needed > length:
-            raise DataError(f"field {field!r}: expected labels that fit into {length} tokens, got {needed} steps")
-    else:
-        expected, fits = {
-            "classification": ("a string", isinstance(label, str)),
-            "tagging": (
-                f"a list of {length} strings (or null), one a token",
-                isinstance(label, list)
-                and len(label) == length
-                and all(tag is None or isinstance(tag, str) for tag in label),
-            ),
-            "multilabel": ("a list of strings", strings(label)),
-        }[task.kind]
-    if not fits:
-        raise DataError(f"field {field!r}: expected {expected}, got {_shown(label, right)}")
-    texts = [label] if isinstance(label, str) else label if isinstance(label, list) else []
-    _check_text(field, [text for text in texts if isinstance(text, str)])
-
-
-def _shown(value: Any, right: Callable[[Any], bool] | None = None) -> str:
-    """A value for an error; of a list its length, and the first element that is not ``right``."""
-    if not isinstance(value, list):
-        return repr(value)
-    wrong = next((i for i, item in enumerate(value) if right is not None and not right(item)), None)
-    return f"a list of {len(value)}" + ("" if wrong is None else f", in which {value[wrong]!r} is number {wrong + 1}")
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(float(value))
-    except OverflowError:
-        return False

@@ -112,9 +112,8 @@ def is_exported(folder: Path) -> bool:
 def _crfs(config: Config, vocabulary: Vocabulary, weights: Mapping[str, Tensor], folder: Path) -> dict[str, CRF]:
     crfs = {}
     for name, task in config.tasks.items():
-        if task.kind == "tagging" and task.decoder == "crf":
-            labels = vocabulary.labels[name]
-            crf = CRF(len(labels), labels if task.bio else None, batch_first=True)
+        crf = task.rules.crf(task, vocabulary.labels.get(name, []))
+        if crf is not None:
             own = {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}
             try:
                 crf.load_state_dict(own)

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pymtl.crf import CRF
-from pymtl.ctc import ctc_beam, ctc_greedy
-from pymtl.heads import OrdinalHead
 from pymtl.training.backends import Backend
-from pymtl.training.batches import NO_LABEL, Batch
+from pymtl.training.batches import Batch
 from pymtl.training.config import Config, TrainingConfig
 from pymtl.training.data import Record
 from pymtl.training.errors import DataError
+from pymtl.training.kinds import KINDS, Decoding, Scored
 from pymtl.training.vocabulary import Vocabulary
 
-LOWER_IS_BETTER = ("perplexity",)
+LOWER_IS_BETTER = tuple(kind.scores[0] for kind in KINDS.values() if kind.lower_is_better)
 
 
 def decode(
@@ -41,47 +39,23 @@ def decode(
         crfs: of the tasks whose tags are decoded together.
         beam_size: of the search for CTC's labels; 1 takes the likeliest at each step.
     """
-    lengths = batch.lengths
-    predictions: list[dict[str, Any]] = [{} for _ in range(lengths.shape[0])]
+    predictions: list[dict[str, Any]] = [{} for _ in range(batch.lengths.shape[0])]
     for name, z in logits.items():
         task = config.tasks[name]
-        labels = vocabulary.labels.get(name, [])
-        if task.kind == "regression":
-            values = z[:, 0].tolist() if task.num_targets == 1 else z.tolist()
-        elif task.kind == "classification":
-            best = z.softmax(-1).max(-1)
-            values = [labels[index] for index in best.indices.tolist()]
-            for prediction, p in zip(predictions, best.values.tolist()):
-                prediction[f"{name}/probability"] = p
-        elif task.kind == "ordinal":
-            values = [labels[index] for index in OrdinalHead.classes(z).tolist()]
-        elif task.kind == "tagging":
-            tags = crfs[name].decode(z, lengths)[0] if crfs and name in crfs else z.argmax(-1)
-            values = [[labels[i] for i in row[:length]] for row, length in zip(tags.tolist(), lengths.tolist())]
-        elif task.kind == "ctc":
-            best = ctc_greedy(z, lengths) if beam_size == 1 else [row for row, _ in ctc_beam(z, lengths, beam_size)]
-            values = [[labels[i] for i in row] for row in best]
-        elif task.kind == "multilabel":
-            values = [[label for label, yes in zip(labels, row) if yes] for row in (z > 0).tolist()]
-        else:
-            entropies, counts = _entropies(z, batch.targets[name])
-            values = [_perplexity(e, n) if n > 0 else None for e, n in zip(entropies, counts)]
-            for prediction, count in zip(predictions, counts):
-                prediction[f"{name}/tokens"] = count
-        for prediction, value in zip(predictions, values):
-            prediction[name] = value
+        given = Decoding(
+            task,
+            vocabulary.labels.get(name, []),
+            batch.lengths,
+            batch.targets.get(name),
+            (crfs or {}).get(name),
+            beam_size,
+        )
+        columns = {name: task.rules.decode(z, given)}
+        columns |= {f"{name}/{detail}": values for detail, values in task.rules.details(z, given).items()}
+        for key, values in columns.items():
+            for prediction, value in zip(predictions, values, strict=True):
+                prediction[key] = value
     return predictions
-
-
-def _entropies(z: Tensor, targets: Tensor) -> tuple[list[float], list[int]]:
-    """Of each sentence the sum of its predicted neighbours' cross-entropies, and their number."""
-    entropies = F.cross_entropy(z.flatten(0, -2), targets.flatten(), ignore_index=NO_LABEL, reduction="none")
-    sums = entropies.view(len(targets), -1).double().sum(1)
-    return sums.tolist(), (targets != NO_LABEL).flatten(1).sum(1).tolist()
-
-
-def _perplexity(entropy: float, count: int) -> float:
-    return math.exp(min(entropy / count, 700.0))  # a number still
 
 
 def score(
@@ -109,18 +83,10 @@ def score(
         if not pairs:
             continue
         truth, guess = [a for a, _, _ in pairs], [b for _, b, _ in pairs]
-        if task.kind == "language_model":
-            counts = [p[f"{name}/tokens"] for _, _, p in pairs]
-            total = sum(math.log(value) * count for value, count in zip(guess, counts) if count > 0)
-            own = {"perplexity": _perplexity(total, sum(counts))} if sum(counts) > 0 else {}
-        elif task.kind == "tagging":
-            own = _tagging(truth, guess, is_bio(labels[name]))
-        else:
-            if task.kind == "ordinal" and task.order:
-                truth, guess = ([float(task.order.index(v)) for v in values] for values in (truth, guess))
-            own = _SCORERS[task.kind](truth, guess)
+        of_task = [details_of(name, p) for _, _, p in pairs]
+        own = task.rules.score(truth, guess, of_task, Scored(task, labels.get(name, [])))
         scores |= {f"{name}/{metric}": value for metric, value in own.items()}
-    discrete = [name for name, task in config.tasks.items() if task.kind in ("classification", "tagging")]
+    discrete = [name for name, task in config.tasks.items() if task.rules.is_discrete]
     if discrete:
         right = [
             all(_is_right(r.labels.get(name), p.get(name)) for name in discrete)
@@ -132,95 +98,17 @@ def score(
     return scores
 
 
+def details_of(name: str, prediction: Mapping[str, Any]) -> dict[str, Any]:
+    """What a prediction says of a task besides its label."""
+    begin = f"{name}/"
+    return {key.removeprefix(begin): value for key, value in prediction.items() if key.startswith(begin)}
+
+
 def _is_right(truth: Any, guess: Any) -> bool:
     """Whether every label there is was found."""
     if isinstance(truth, list):
         return all(a is None or a == b for a, b in zip(truth, guess))
     return truth is None or truth == guess
-
-
-def _classification(truth: list[str], guess: list[str]) -> dict[str, float]:
-    from sklearn import metrics as sk
-
-    return {
-        "accuracy": float(sk.accuracy_score(truth, guess)),
-        "macro_f1": float(sk.f1_score(truth, guess, average="macro", zero_division=0.0)),
-    }
-
-
-def _ordinal(truth: list[float], guess: list[float]) -> dict[str, float]:
-    from sklearn import metrics as sk
-
-    truth = [float(value) for value in truth]
-    labels = sorted(set(truth) | set(guess))
-    if len(labels) < 2:
-        return {"kappa": 1.0, "accuracy": 1.0}  # all the same, and all of them found
-    names = [labels.index(value) for value in truth], [labels.index(value) for value in guess]
-    kappa = float(sk.cohen_kappa_score(*names, weights="quadratic"))
-    return {"kappa": kappa, "accuracy": float(sk.accuracy_score(*names))}
-
-
-def _tagging(truth: list[list[str | None]], guess: list[list[str]], bio: bool) -> dict[str, float]:
-    if bio:
-        from seqeval.metrics import f1_score
-
-        spans = [["O" if tag is None else tag for tag in tags] for tags in truth]
-        found = [
-            ["O" if tag is None else other for tag, other in zip(tags, others, strict=True)]
-            for tags, others in zip(truth, guess, strict=True)
-        ]
-        return {"f1": float(f1_score(spans, found))}
-    from sklearn import metrics as sk
-
-    flat = [(a, b) for tags, others in zip(truth, guess) for a, b in zip(tags, others) if a is not None]
-    return {"accuracy": float(sk.accuracy_score(*map(list, zip(*flat)))) if flat else 0.0}
-
-
-def _regression(truth: list[Any], guess: list[Any]) -> dict[str, float]:
-    from scipy import stats
-    from sklearn import metrics as sk
-
-    targets, outputs = ([row if isinstance(row, list) else [row] for row in rows] for rows in (truth, guess))
-    columns = []
-    for expected, actual in zip(zip(*targets), zip(*outputs), strict=True):
-        known = [(float(a), float(b)) for a, b in zip(expected, actual) if a is not None]
-        if len(known) > 1:
-            columns.append(list(zip(*known)))
-    if not columns:
-        return {}
-    scores: dict[str, list[float]] = {"r2": [], "pearson": [], "spearman": []}
-    for expected, actual in columns:
-        scores["r2"].append(float(sk.r2_score(expected, actual)))
-        constant = len(set(expected)) == 1 or len(set(actual)) == 1
-        for name, correlation in (("pearson", stats.pearsonr), ("spearman", stats.spearmanr)):
-            scores[name].append(0.0 if constant else float(correlation(expected, actual).statistic))
-    return {name: sum(values) / len(values) for name, values in scores.items()}
-
-
-def _multilabel(truth: list[list[str]], guess: list[list[str]]) -> dict[str, float]:
-    from sklearn import metrics as sk
-
-    labels = sorted({label for row in (*truth, *guess) for label in row})
-    flat = [[label in row for row in rows for label in labels] for rows in (truth, guess)]
-    return {"f1": float(sk.f1_score(*flat, labels=[True], average="micro", zero_division=0.0)) if labels else 0.0}
-
-
-def _ctc(truth: list[list[str]], guess: list[list[str]]) -> dict[str, float]:
-    from torchmetrics.functional.text import word_error_rate
-
-    # Labels may hold spaces, words may not.
-    ids = {label: str(i) for i, label in enumerate(sorted({label for row in (*truth, *guess) for label in row}))}
-    texts = [[" ".join(ids[label] for label in row) for row in rows] for rows in (guess, truth)]
-    return {"label_accuracy": 1 - float(word_error_rate(*texts))}
-
-
-_SCORERS = {
-    "classification": _classification,
-    "ordinal": _ordinal,
-    "regression": _regression,
-    "multilabel": _multilabel,
-    "ctc": _ctc,
-}
 
 
 def check_scorable(records: Sequence[Record], config: Config, where: str) -> None:
@@ -232,13 +120,13 @@ def check_scorable(records: Sequence[Record], config: Config, where: str) -> Non
     scored = []
     for name, task in config.tasks.items():
         count = sum(record.labels.get(name) is not None for record in records)
-        if count > 1 or (count == 1 and task.kind != "regression"):
+        if count >= task.rules.least_labels:
             scored.append(name)
     select_by = config.training.select_by
     if select_by == "delta":
         asked = [name.partition("/")[0] for name in config.training.baseline]
     elif select_by == "exact_match":
-        asked = [name for name, task in config.tasks.items() if task.kind in ("classification", "tagging")]
+        asked = [name for name, task in config.tasks.items() if task.rules.is_discrete]
     else:
         asked = list(config.tasks) if select_by == "mean" else [select_by]
     if not set(asked) & set(scored):
@@ -289,12 +177,6 @@ def delta(scores: Mapping[str, float], baseline: Mapping[str, float]) -> float:
             sign = -1 if _is_lower_better(name) else 1
             changes.append(sign * (scores[name] - base) / abs(base) if base != 0 else math.nan)
     return sum(changes) / len(changes) if changes else -math.inf
-
-
-def is_bio(tags: Iterable[str]) -> bool:
-    """Whether these are tags of spans: O, B-x and I-x, or B and I alone."""
-    tags = set(tags)
-    return all(tag in ("O", "B", "I") or tag.startswith(("B-", "I-")) for tag in tags) and not tags <= {"O"}
 
 
 @torch.no_grad()

@@ -13,12 +13,11 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
-from torch import Tensor
 
 from pymtl import ops
 from pymtl.joint_loss import JointLossResult
 from pymtl.training.backends import Backend
-from pymtl.training.batches import NO_LABEL, Batch, Encoder, buckets, schedule
+from pymtl.training.batches import Batch, Encoder, buckets, schedule
 from pymtl.training.config import OF_SHARED_STATES, Config
 from pymtl.training.data import Record
 from pymtl.training.errors import ConfigError, RunError
@@ -294,8 +293,9 @@ class Trainer:
         # Every process computes a loss of every task, so that all wait for the same gradients.
         scales = {}
         for task in whole.targets:
-            own = _labels_in(part.targets[task], self.config.tasks[task].kind) if task in part.targets and rows else 0
-            scales[task] = count * own / max(_labels_in(whole.targets[task], self.config.tasks[task].kind), 1)
+            count_labels = self.config.tasks[task].rules.count_labels
+            own = count_labels(part.targets[task]) if task in part.targets and rows else 0
+            scales[task] = count * own / max(count_labels(whole.targets[task]), 1)
         return part, scales
 
     def _add(self, position: _Position, results: list[JointLossResult], scales: list[dict[str, float] | None]) -> None:
@@ -350,15 +350,6 @@ def _accelerator(precision: str, device: str) -> Accelerator:
     # A batch may lack labels of a task, whose head then has no gradient.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(cpu=device == "cpu", mixed_precision=mixed, kwargs_handlers=[unused])
-
-
-def _labels_in(target: Tensor, kind: str) -> int:
-    """What a task's loss is a mean over: labels, or sequences for CTC."""
-    if target.is_floating_point():
-        return int((~target.isnan()).sum())
-    if kind == "ctc":
-        return int((target != NO_LABEL).any(1).sum())
-    return int((target != NO_LABEL).sum())
 
 
 def _schedule_of(config: Config, steps_an_epoch: int) -> Any:

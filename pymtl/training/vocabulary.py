@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pymtl.training.config import Config
-from pymtl.training.data import BLANK, Record
+from pymtl.training.config import Config, TaskConfig
+from pymtl.training.data import Record
 from pymtl.training.errors import DataError, RunError
 
 PADDING, UNKNOWN = "<pad>", "<unk>"
@@ -32,8 +32,8 @@ class Vocabulary:
             DataError: a task has no label.
         """
         records = list(records)
-        for name, task in config.tasks.items():
-            if task.kind == "regression" and all(record.labels.get(name) is None for record in records):
+        for name in config.tasks:
+            if all(record.labels.get(name) is None for record in records):
                 raise DataError(f"task {name!r}: no training record has a label")
         counts = Counter(token for record in records for token in record.tokens)
         kept = [token for token in _by_count(counts) if counts[token] >= config.training.min_count]
@@ -45,7 +45,7 @@ class Vocabulary:
                 categories[name] = SPECIAL + _by_count(seen)
         return Vocabulary(
             SPECIAL + [t for t in kept if t not in SPECIAL] if config.model.words else SPECIAL,
-            {name: _labels(name, records, config) for name in config.tasks if _has_labels(name, config)},
+            {name: _labels(name, records, task) for name, task in config.tasks.items() if task.rules.has_vocabulary},
             SPECIAL + characters if config.characters is not None else [],
             categories,
         )
@@ -74,8 +74,7 @@ class Vocabulary:
         labels = raw.get("labels")
         for name, task in config.tasks.items():
             own = labels.get(name) if isinstance(labels, dict) else None
-            numbers = isinstance(own, list) and len(own) > 0 and all(isinstance(v, int | float) for v in own)
-            if _has_labels(name, config) and not strings(own) and not (task.kind == "ordinal" and numbers):
+            if task.rules.has_vocabulary and not task.rules.is_vocabulary(own):
                 raise RunError(f"{where}: expected labels of task {name!r}")
         characters, categories = raw.get("characters", []), raw.get("categories", {})
         if config.characters is not None and not (strings(characters) and characters[:2] == SPECIAL):
@@ -86,34 +85,13 @@ class Vocabulary:
         return Vocabulary(raw["tokens"], labels, characters, categories)
 
 
-def _has_labels(task: str, config: Config) -> bool:
-    return config.tasks[task].kind not in ("regression", "language_model")
-
-
 def _by_count(counts: Counter[str]) -> list[str]:
     return [token for token, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
 
 
-def _labels(name: str, records: list[Record], config: Config) -> list[Any]:
-    kind = config.tasks[name].kind
+def _labels(name: str, records: list[Record], task: TaskConfig) -> list[Any]:
     values = [record.labels[name] for record in records if record.labels.get(name) is not None]
-    if kind == "classification":
-        labels = sorted(set(values))
-    elif kind == "ordinal":
-        labels = _ordered(name, values, config.tasks[name].order)
-    else:
-        labels = sorted({label for value in values for label in value if label is not None})
-        labels = [BLANK, *labels] if kind == "ctc" else labels
-    if not values or not labels:
+    labels = task.rules.vocabulary(name, values, task)
+    if not labels:
         raise DataError(f"task {name!r}: no training record has a label")
-    return labels
-
-
-def _ordered(name: str, values: list[Any], order: list[str]) -> list[Any]:
-    """The classes of an ordinal task, from the lowest."""
-    if order:
-        return order
-    labels = sorted({float(value) for value in values})
-    if len(labels) < 2:
-        raise DataError(f"task {name!r}: expected at least two different labels, got {labels}")
     return labels

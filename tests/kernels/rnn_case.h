@@ -227,7 +227,7 @@ RnnResult<T> run_forward(const RnnModel<T>& model, const RnnBatch<T>& batch, con
   result.h_n = Buffer<T>(batch.batch() * all_hidden);
   const bool has_cell = model.sizes.has_cell;
   if (has_cell) result.c_n = Buffer<T>(batch.batch() * all_hidden);
-  const int64_t kept = sizes_of(model.cell, static_cast<bool>(batch.zoneout_h)).kept;
+  const int64_t kept = sizes_of(model.cell).kept_with(static_cast<bool>(batch.zoneout_h));
   if (asked.saved && kept > 0) result.gates = Buffer<T>(batch.tokens() * kept * all_hidden);
   if (asked.saved && has_cell) result.cells = Buffer<Real<T>>(batch.tokens() * all_hidden);
   if (heads) result.logits = Buffer<T>(batch.tokens() * model.head_width);
@@ -376,7 +376,7 @@ void check_same(const RnnModel<T>& model, const RnnBatch<T>& all, const RnnResul
                 const std::vector<int64_t>& rows, const RnnBatch<T>& some, const RnnResult<T>& some_result) {
   const int64_t hidden = model.hidden_size;
   const int64_t all_hidden = model.all_hidden();
-  const int64_t kept = sizes_of(model.cell, static_cast<bool>(all.zoneout_h)).kept;
+  const int64_t kept = sizes_of(model.cell).kept_with(static_cast<bool>(all.zoneout_h));
   for (int64_t b = 0; b < some.batch(); ++b) {
     const int64_t a = rows[static_cast<size_t>(b)];
     for (int64_t t = 0; t < some.length(b); ++t) {

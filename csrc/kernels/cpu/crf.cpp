@@ -1,5 +1,5 @@
 // Splits a conditional random field's passes among workers and does in log space what scaled probabilities
-// could lose. The walks themselves are in crf_simd.h.
+// could lose. The walks themselves are in simd/crf.h.
 #include "../crf.h"
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-// Splits a call among workers; the walks themselves are in rnn_simd.h and rnn_backward_simd.h.
+// Splits a call among workers; the walks themselves are in simd/rnn.h and simd/rnn_backward.h.
 #include "../rnn.h"
 
 #include <algorithm>

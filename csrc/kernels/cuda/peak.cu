@@ -1,5 +1,5 @@
 #include "kernels/cuda/peak.h"
-#include "kernels/cuda/rnn_cluster.h"
+#include "kernels/cuda/rnn/cluster.h"
 
 namespace pymtl::cuda {
 namespace {

@@ -13,7 +13,7 @@
 #include "../check.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/rnn.h"
-#include "kernels/cuda/rnn_plans.h"
+#include "kernels/cuda/rnn/plans.h"
 
 namespace pymtl::test {
 namespace {

@@ -156,7 +156,7 @@ struct Problem {
   void check_forward(bool train) const {
     const int64_t H = model.hidden_size;
     const int64_t states = batch.batch() * model.all_hidden();
-    const int64_t kept = sizes_of(model.cell, static_cast<bool>(batch.zoneout_h)).kept;
+    const int64_t kept = sizes_of(model.cell).kept_with(static_cast<bool>(batch.zoneout_h));
     Buffer<double> h = copy_or_zeros(batch.h0, states);
     Buffer<double> c = model.sizes.has_cell ? copy_or_zeros(batch.c0, states) : Buffer<double>();
     Buffer<double> operand;

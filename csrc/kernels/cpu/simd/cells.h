@@ -1,0 +1,331 @@
+// The cells: what one step makes of its gates' sums, and of gradients on the way back. The walks over time
+// (rnn.h, rnn_backward.h) are the same for all of them.
+//
+// A panel of weights holds kUnitVectors vectors of units, each once per gate. Its sums start from the projected input;
+// the last kGates - kStarted gates' start from a bias of their own, and what was projected for them stays apart.
+#pragma once
+
+#include <array>
+#include <cmath>
+
+#include "../kernels.h"
+#include "activation.h"
+#include "panels.h"
+
+namespace pymtl {
+namespace {
+
+// Where an update finds what belongs to one vector of units of one sequence.
+template <typename T>
+struct CellPlace {
+  Real<T>* sums;             // [kVectors][lanes], free to be overwritten
+  const Real<T>* projected;  // [kVectors][lanes] W_ih x + b
+  Real<T>* cell;             // c
+  const T* before;           // h_{t-1}
+  T* after;                  // h_t
+  T* kept;                   // [kKept][H] for the backward pass, or null
+  Real<T>* kept_cell;        // c_t for it
+  int64_t stride;            // H, between the rows of `kept`
+  int64_t valid;             // units from here to the last
+};
+
+// Of some numbers: their mean, and 1 / sqrt(variance + epsilon).
+template <typename T>
+struct Moments {
+  Real<T> mean;
+  Real<T> scale;
+
+  PYMTL_INLINE Vec<T> normalised(Vec<T> x) const { return (x - broadcast(mean)) * broadcast(scale); }
+};
+
+// Of all numbers that for_each(take) gives to take(vector, valid), `count` in all; a vector is zero past `valid`.
+template <typename T, typename ForEach>
+PYMTL_INLINE Moments<T> moments_of(int64_t count, ForEach&& for_each) {
+  using R = Real<T>;
+  constexpr R kEpsilon = R(1e-5);
+  alignas(64) static constexpr std::array<R, kLanes<T>> kOnes = [] {
+    std::array<R, kLanes<T>> ones{};
+    for (R& one : ones) one = R(1);
+    return ones;
+  }();
+  Vec<T> sum = {};
+  for_each([&](Vec<T> x, int64_t) PYMTL_INLINE_LAMBDA { sum = sum + x; });
+  const R mean = sum_lanes<R>(sum) / static_cast<R>(count);
+  Vec<T> squares = {};
+  for_each([&](Vec<T> x, int64_t valid) PYMTL_INLINE_LAMBDA {
+    const Vec<T> apart = (x - broadcast(mean)) * load_part(kOnes.data(), valid);
+    squares = fma(apart, apart, squares);
+  });
+  const R variance = sum_lanes<R>(squares) / static_cast<R>(count);
+  return {mean, R(1) / std::sqrt(variance + kEpsilon)};
+}
+
+// Where the way back finds the same: `kept` from the forward pass, gradients of h and c.
+template <typename T>
+struct GradientPlace {
+  const T* kept;
+  const Real<T>* cell;         // c_t
+  const Real<T>* cell_before;  // c_{t-1}, or null: c0
+  const T* c0;                 // or null: zeros
+  const T* before;             // h_{t-1}, or null: zeros
+  const T* after;              // h_t, or h~ under zoneout
+  const T* grad_output;        // or null
+  Real<T>* grad_h;             // what came through W_hh
+  Real<T>* carried;            // what came beside it: LSTM: of c, GRU: of h
+  T* grad_gates;               // [kGradients][H]
+  int64_t stride;              // H
+  int64_t valid;
+};
+
+template <typename T>
+PYMTL_INLINE Vec<T> part_or_zero(const T* from, int64_t valid) {
+  return from == nullptr ? Vec<T>{} : load_part(from, valid);
+}
+
+template <typename T>
+PYMTL_INLINE Vec<T> cell_before(const GradientPlace<T>& at) {
+  return at.cell_before != nullptr ? load_part(at.cell_before, at.valid) : part_or_zero<T>(at.c0, at.valid);
+}
+
+// Long short-term memory: see rnn.h.
+struct LstmCell {
+  static constexpr bool kNormalised = false;
+  static constexpr int kGates = 4;        // i, f, g, o
+  static constexpr int kStarted = 4;      // gates whose sums start from the projected input
+  static constexpr int kUnitVectors = 1;  // of a panel
+  static constexpr bool kHasCell = true;
+  static constexpr int kKept = 4;  // i, f, g, o
+  static constexpr bool kKeepsCandidate = false;
+  static constexpr int kGradients = 4;      // of the gates before activation
+  static constexpr int kFirstHidden = 0;    // the first of those that W_hh has a part in
+  static constexpr int kInputRotation = 0;  // the row of W_ih, in blocks of H, that the first of them belongs to
+
+  template <typename T>
+  PYMTL_INLINE static void update(const CellPlace<T>& at) {
+    using R = Real<T>;
+    const Vec<T> i = sigmoid<R>(load(at.sums));
+    const Vec<T> f = sigmoid<R>(load(at.sums + kLanes<T>));
+    const Vec<T> g = tanh<R>(load(at.sums + 2 * kLanes<T>));
+    const Vec<T> o = sigmoid<R>(load(at.sums + 3 * kLanes<T>));
+    const Vec<T> c = fma(f, load(at.cell), i * g);
+    store(at.cell, c);
+    store(at.sums + 3 * kLanes<T>, o);
+    if (at.kept == nullptr) return;
+    store_part(at.kept, i, at.valid);
+    store_part(at.kept + at.stride, f, at.valid);
+    store_part(at.kept + 2 * at.stride, g, at.valid);
+    store_part(at.kept + 3 * at.stride, o, at.valid);
+    store_part(at.kept_cell, c, at.valid);
+  }
+
+  // A loop of its own: after the long chain of operations to c, another to h would leave the processor nothing to
+  // overlap it with.
+  template <typename T>
+  PYMTL_INLINE static void finish(const CellPlace<T>& at) {
+    store(at.after, load(at.sums + 3 * kLanes<T>) * tanh<Real<T>>(load(at.cell)));
+  }
+
+  //   do = dh tanh(c)         dc += dh o (1 - tanh(c)^2)
+  //   di = dc g               df = dc c_{t-1}             dg = dc i
+  //   da = (di i(1-i), df f(1-f), dg (1-g^2), do o(1-o))
+  //   dc_{t-1} = dc f         dh_{t-1} = da W_hh
+  template <typename T>
+  PYMTL_INLINE static void gradient(const GradientPlace<T>& at) {
+    const Vec<T> one = broadcast(Real<T>(1));
+    const Vec<T> i = load_part(at.kept, at.valid);
+    const Vec<T> f = load_part(at.kept + at.stride, at.valid);
+    const Vec<T> g = load_part(at.kept + 2 * at.stride, at.valid);
+    const Vec<T> o = load_part(at.kept + 3 * at.stride, at.valid);
+    const Vec<T> tanh_c = tanh<Real<T>>(load_part(at.cell, at.valid));
+    const Vec<T> c_before = cell_before<T>(at);
+    const Vec<T> dh = load(at.grad_h) + part_or_zero<T>(at.grad_output, at.valid);
+    const Vec<T> dc = fma(dh * o, one - tanh_c * tanh_c, load(at.carried));
+    store(at.carried, dc * f);
+    store_part(at.grad_gates, dc * g * (i * (one - i)), at.valid);
+    store_part(at.grad_gates + at.stride, dc * c_before * (f * (one - f)), at.valid);
+    store_part(at.grad_gates + 2 * at.stride, dc * i * (one - g * g), at.valid);
+    store_part(at.grad_gates + 3 * at.stride, dh * tanh_c * (o * (one - o)), at.valid);
+  }
+
+  // The c that the gates gave, before any zoneout: as the forward pass computed it.
+  template <typename T>
+  PYMTL_INLINE static Vec<T> candidate(const GradientPlace<T>& at) {
+    const Vec<T> i = load_part(at.kept, at.valid);
+    const Vec<T> f = load_part(at.kept + at.stride, at.valid);
+    const Vec<T> g = load_part(at.kept + 2 * at.stride, at.valid);
+    return fma(f, cell_before<T>(at), i * g);
+  }
+
+  // What of the gradient of h_{t-1} did not come through W_hh.
+  template <typename T>
+  PYMTL_INLINE static Vec<T> carried_to_h(const Real<T>*) {
+    return Vec<T>{};
+  }
+};
+
+// Gated recurrent unit: see rnn.h.
+struct GruCell {
+  static constexpr bool kNormalised = false;
+  static constexpr int kGates = 3;    // r, z, n
+  static constexpr int kStarted = 2;  // n's part of W_hh is multiplied by r before it meets the input's
+  static constexpr int kUnitVectors = 1;
+  static constexpr bool kHasCell = false;
+  static constexpr int kKept = 4;  // r, z, n, and n's part of h: q = W_hn h + b_hn
+  static constexpr bool kKeepsCandidate = false;
+  static constexpr int kGradients = 4;  // of n's part of x, r, z, and n's part of h: W_ih has a part in the first
+                                        // three, W_hh in the last three
+  static constexpr int kFirstHidden = 1;
+  static constexpr int kInputRotation = 2;
+
+  template <typename T>
+  PYMTL_INLINE static void update(const CellPlace<T>& at) {
+    using R = Real<T>;
+    const Vec<T> r = sigmoid<R>(load(at.sums));
+    const Vec<T> z = sigmoid<R>(load(at.sums + kLanes<T>));
+    const Vec<T> q = load(at.sums + 2 * kLanes<T>);
+    const Vec<T> n = tanh<R>(fma(r, q, load(at.projected + 2 * kLanes<T>)));
+    store(at.after, fma(z, load(at.before) - n, n));
+    if (at.kept == nullptr) return;
+    store_part(at.kept, r, at.valid);
+    store_part(at.kept + at.stride, z, at.valid);
+    store_part(at.kept + 2 * at.stride, n, at.valid);
+    store_part(at.kept + 3 * at.stride, q, at.valid);
+  }
+
+  template <typename T>
+  PYMTL_INLINE static void finish(const CellPlace<T>&) {}
+
+  //   dn = dh (1-z)           dz = dh (h_{t-1} - n)
+  //   da_n = dn (1-n^2)       dq = da_n r                 dr = da_n q
+  //   da = (da_n, dr r(1-r), dz z(1-z), dq)
+  //   dh_{t-1} = dh z + (da_r, da_z, dq) W_hh
+  template <typename T>
+  PYMTL_INLINE static void gradient(const GradientPlace<T>& at) {
+    const Vec<T> one = broadcast(Real<T>(1));
+    const Vec<T> r = load_part(at.kept, at.valid);
+    const Vec<T> z = load_part(at.kept + at.stride, at.valid);
+    const Vec<T> n = load_part(at.kept + 2 * at.stride, at.valid);
+    const Vec<T> q = load_part(at.kept + 3 * at.stride, at.valid);
+    const Vec<T> dh = load(at.grad_h) + load(at.carried) + part_or_zero<T>(at.grad_output, at.valid);
+    const Vec<T> da_n = dh * (one - z) * (one - n * n);
+    store(at.carried, dh * z);
+    store_part(at.grad_gates, da_n, at.valid);
+    store_part(at.grad_gates + at.stride, da_n * q * (r * (one - r)), at.valid);
+    store_part(at.grad_gates + 2 * at.stride, dh * (part_or_zero<T>(at.before, at.valid) - n) * (z * (one - z)),
+               at.valid);
+    store_part(at.grad_gates + 3 * at.stride, da_n * r, at.valid);
+  }
+
+  template <typename T>
+  PYMTL_INLINE static Vec<T> carried_to_h(const Real<T>* carried) {
+    return load(carried);
+  }
+};
+
+// The plain recurrent cell (Elman 1990): see rnn.h. One gate makes narrow panels: four vectors of units share one.
+template <bool kRelu>
+struct ElmanCell {
+  static constexpr bool kNormalised = false;
+  static constexpr int kGates = 1;
+  static constexpr int kStarted = 1;
+  static constexpr int kUnitVectors = 4;
+  static constexpr bool kHasCell = false;
+  static constexpr int kKept = 0;
+  static constexpr bool kKeepsCandidate = true;  // h~, of which zoneout leaves nothing in h
+  static constexpr int kGradients = 1;
+  static constexpr int kFirstHidden = 0;
+  static constexpr int kInputRotation = 0;
+
+  template <typename T>
+  PYMTL_INLINE static void update(const CellPlace<T>& at) {
+    const Vec<T> sum = load(at.sums);
+    if constexpr (kRelu) {
+      store(at.after, maximum<Real<T>>(sum, Vec<T>{}));
+    } else {
+      store(at.after, tanh<Real<T>>(sum));
+    }
+  }
+
+  template <typename T>
+  PYMTL_INLINE static void finish(const CellPlace<T>&) {}
+
+  //   tanh: da = dh (1-h^2)     relu: da = dh where h > 0     dh_{t-1} = da W_hh
+  template <typename T>
+  PYMTL_INLINE static void gradient(const GradientPlace<T>& at) {
+    const Vec<T> dh = load(at.grad_h) + part_or_zero<T>(at.grad_output, at.valid);
+    const Vec<T> h = load_part(at.after, at.valid);
+    if constexpr (kRelu) {
+      // Where h is not a number torch's gradient passes too.
+      store_part(at.grad_gates, select<Real<T>>(h <= Vec<T>{}, Vec<T>{}, dh), at.valid);
+    } else {
+      store_part(at.grad_gates, dh * (broadcast(Real<T>(1)) - h * h), at.valid);
+    }
+  }
+
+  template <typename T>
+  PYMTL_INLINE static Vec<T> carried_to_h(const Real<T>*) {
+    return Vec<T>{};
+  }
+};
+
+// A cell whose parts are normalised over all gates, and an LSTM's c too: see rnn.h. W_hh h_{t-1} itself is kept behind
+// what the cell keeps; its mean and variance are computed anew on the way back, which is cheaper than keeping them.
+template <typename Plain>
+struct Normalised : Plain {
+  static constexpr bool kNormalised = true;
+  static constexpr int kPlainKept = Plain::kKept;
+  static constexpr int kKept = Plain::kKept + Plain::kGates;
+  // The gradients of the plain cell's gates, of W_hh h_{t-1}, of g_hh, and of an LSTM's g_c and b_c.
+  static constexpr int kGainGradient = Plain::kGradients + Plain::kGates;
+  static constexpr int kCellGradient = kGainGradient + Plain::kGates;
+  static constexpr int kGradients = kCellGradient + (Plain::kHasCell ? 2 : 0);
+  static constexpr int kPlainFirstHidden = Plain::kFirstHidden;
+  static constexpr int kFirstHidden = Plain::kGradients;
+
+  // tanh of the normalised c.
+  template <typename T>
+  PYMTL_INLINE static Vec<T> squashed(Vec<T> normal, const RnnNorm<T>& norm, int64_t unit, int64_t valid) {
+    const Vec<T> shift = part_or_zero<T>(norm.b_c == nullptr ? nullptr : norm.b_c + unit, valid);
+    return tanh<Real<T>>(fma(load_part(norm.g_c + unit, valid), normal, shift));
+  }
+};
+
+// Blocks of H numbers that a token keeps for the backward pass.
+template <typename Cell>
+constexpr int64_t kept_blocks(bool zoneout_h) {
+  return Cell::kKept + (Cell::kKeepsCandidate && zoneout_h ? 1 : 0);
+}
+
+static_assert(kAsInTable<LstmCell, Cell::lstm> && kAsInTable<GruCell, Cell::gru> &&
+              kAsInTable<ElmanCell<false>, Cell::rnn_tanh> && kAsInTable<ElmanCell<true>, Cell::rnn_relu>);
+static_assert(kAsInTable<Normalised<LstmCell>, Cell::normalised_lstm> &&
+              kAsInTable<Normalised<GruCell>, Cell::normalised_gru> &&
+              kAsInTable<Normalised<ElmanCell<false>>, Cell::normalised_rnn_tanh> &&
+              kAsInTable<Normalised<ElmanCell<true>>, Cell::normalised_rnn_relu>);
+
+// Calls body.operator()<Cell>().
+template <typename Body>
+PYMTL_INLINE auto with_cell(Cell cell, Body&& body) {
+  switch (cell) {
+    case Cell::gru:
+      return body.template operator()<GruCell>();
+    case Cell::rnn_tanh:
+      return body.template operator()<ElmanCell<false>>();
+    case Cell::rnn_relu:
+      return body.template operator()<ElmanCell<true>>();
+    case Cell::normalised_lstm:
+      return body.template operator()<Normalised<LstmCell>>();
+    case Cell::normalised_gru:
+      return body.template operator()<Normalised<GruCell>>();
+    case Cell::normalised_rnn_tanh:
+      return body.template operator()<Normalised<ElmanCell<false>>>();
+    case Cell::normalised_rnn_relu:
+      return body.template operator()<Normalised<ElmanCell<true>>>();
+    case Cell::lstm:
+      break;
+  }
+  return body.template operator()<LstmCell>();
+}
+
+}  // namespace
+}  // namespace pymtl

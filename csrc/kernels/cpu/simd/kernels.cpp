@@ -1,0 +1,48 @@
+// All kernels but those for bfloat16, compiled once per instruction set: the build passes the flags and PYMTL_ISA, its
+// name.
+#include "../kernels.h"
+
+#include "activation.h"
+#include "crf.h"
+#include "dropout.h"
+#include "joint_loss.h"
+#include "layers.h"
+#include "peak.h"
+#include "pooling.h"
+
+namespace pymtl {
+namespace {
+
+template <typename T, Vec<T> (*function)(Vec<T>)>
+void map(const T* x, T* y, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLanes<T>) {
+    store_part(y + i, function(load_part(x + i, count - i)), count - i);
+  }
+}
+
+template <typename T>
+constexpr KernelsFor<T> kernels_for() {
+  return {
+      .drop = drop<T>,
+      .pool_rows = pool_rows<T>,
+      .loss_rows = loss_rows<T>,
+      .crf_factors = crf_factors<T>,
+      .crf_forward_walk = crf_forward_walk<T>,
+      .crf_backward_walk = crf_backward_walk<T>,
+      .crf_transition_gradient = crf_transition_gradient<T>,
+      .crf_transition_gradient_scratch = crf_transition_gradient_scratch<T>,
+      .crf_best_step = crf_best_step<T>,
+      .read_all = read_all<T>,
+      .exponential = map<T, exp<T>>,
+      .sigmoid = map<T, sigmoid<T>>,
+      .hyperbolic_tangent = map<T, tanh<T>>,
+  };
+}
+
+}  // namespace
+
+extern const Kernels PYMTL_JOIN(kernels_, PYMTL_ISA);
+const Kernels PYMTL_JOIN(kernels_, PYMTL_ISA) = {kernels_for<float>(), kernels_for<double>(), layers_for<float>(),
+                                                 layers_for<double>()};
+
+}  // namespace pymtl

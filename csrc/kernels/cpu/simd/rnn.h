@@ -1,0 +1,610 @@
+// The walk over time, forward. A worker takes one recurrence and some sequences through all steps, without
+// waiting for anyone, or as one of a team some of its hidden units (see team.h): its weights stay in its own cache,
+// and no gate leaves its registers in inference.
+#pragma once
+
+#include <limits>
+
+#include "rnn_pack.h"
+
+namespace pymtl {
+namespace {
+
+// to[r] = rows[r] * panel of V vectors, the first S of them plus from[r] and the others plus `rest`. A function of its
+// own, so that the accumulators have the registers to themselves.
+template <typename T, int R, int V, int S>
+__attribute__((noinline)) void add_product(const T* const* rows, int64_t depth, const T* panel, const Real<T>* from,
+                                           int64_t from_stride, const Real<T>* rest, Real<T>* to, int64_t to_stride) {
+  Vec<T> acc[R][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      acc[r][v] = v < S ? load(from + r * from_stride + v * kLanes<T>) : load(rest + (v - S) * kLanes<T>);
+    }
+  }
+  multiply_deep<T, R, V>(rows, depth, panel, acc);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) store(to + r * to_stride + v * kLanes<T>, acc[r][v]);
+  }
+}
+
+// How a walk's scratch memory is laid out. Every array starts on a cache line.
+template <typename T, typename Cell>
+struct RnnScratch {
+  using Layout = PackedRnn<T, Cell>;
+  // Gates of this many tokens are projected at a time: enough rows to use each panel of W_ih well, few
+  // enough to stay in the second-level cache until the walk reads them.
+  static constexpr int64_t kBlockBytes = 192 * 1024;
+  // h of this many tokens waits in first-level cache for the heads' projection.
+  static constexpr int64_t kHeadTokens = 4 * kTileRows;
+
+  int64_t rows;
+  int64_t units;
+  int64_t block;  // tokens of a block, unless one step alone has more
+  int64_t slots;  // steps of h that are kept
+  size_t pointers, waiting, waiting_rows, panel, gates, hidden, masked, cell, cell_before, sums, sum, max, size;
+
+  explicit RnnScratch(const RnnWalk<T>& walk) {
+    rows = walk.last_row - walk.first_row;
+    units = Layout{walk.input_size, walk.hidden_size}.units();
+    const int64_t fitting = kBlockBytes / (Cell::kGates * units * static_cast<int64_t>(sizeof(Real<T>)));
+    block = fitting < 2 * kTileRows ? 2 * kTileRows : fitting;
+    const int64_t all = walk.starts[walk.steps] - walk.starts[0];
+    if (block > all) block = all;
+    if (block < rows) block = rows;
+    // Every size below grows with `rows`, so that a plan made for the whole batch fits each slice of it.
+    const bool heads = walk.head_panels != nullptr;
+    slots = heads && rows > 0 ? (kHeadTokens + rows - 1) / rows + 1 : 2;
+    const int64_t kept = (heads ? kHeadTokens : 0) + 2 * rows;
+    size_t at = 0;
+    const auto take = [&at](int64_t count, size_t bytes) {
+      const size_t here = at;
+      at += (static_cast<size_t>(count) * bytes + 63) / 64 * 64;
+      return here;
+    };
+    pointers = take(block, sizeof(const T*));
+    waiting = take(heads ? kept : 0, sizeof(const T*));
+    waiting_rows = take(heads ? kept : 0, sizeof(Real<T>*));
+    const bool deep_input = !Cell::kNormalised && walk.input_size > walk.hidden_size;
+    const int64_t depth = deep_input ? walk.input_size : walk.hidden_size;
+    panel = take(walk.weights != nullptr ? Layout::panel_size(depth) : 0, sizeof(T));
+    gates = take(block * Cell::kGates * units, sizeof(Real<T>));
+    hidden = take(kept * units, sizeof(T));
+    masked = take(walk.masks.dropout != nullptr ? kept * units : 0, sizeof(T));
+    cell = take(Cell::kHasCell ? rows * units : 0, sizeof(Real<T>));
+    cell_before = take(walk.masks.zoneout_c != nullptr ? rows * units : 0, sizeof(Real<T>));
+    sums = take(Cell::kNormalised ? rows * Cell::kGates * units : 0, sizeof(Real<T>));
+    sum = take(walk.mean != nullptr ? 2 * rows * units : 0, sizeof(Real<T>));
+    max = take(walk.max != nullptr ? rows * units : 0, sizeof(Real<T>));
+    size = at;
+  }
+};
+
+template <typename T, typename Cell>
+size_t rnn_scratch(const RnnWalk<T>& walk) {
+  return RnnScratch<T, Cell>(walk).size;
+}
+
+// Takes rows of logits; a type of its own, so that all cells share one product.
+template <typename T>
+struct PartialLogits {
+  Real<T>* const* rows;
+
+  PYMTL_INLINE void operator()(int64_t n, int64_t column, int64_t valid, Vec<T> value) const {
+    store_part(rows[n] + column, value, valid);
+  }
+};
+
+template <typename T, typename Cell>
+class RnnWalker {
+  using R = Real<T>;
+  using Layout = PackedRnn<T, Cell>;
+  static constexpr int kVectors = Layout::kVectors;
+  alignas(64) static constexpr R kZeros[kVectors * kLanes<T>] = {};
+
+ public:
+  explicit RnnWalker(const RnnWalk<T>& walk)
+      : walk_(walk),
+        layout_{walk.input_size, walk.hidden_size},
+        scratch_(walk),
+        rows_(scratch_.rows),
+        units_(scratch_.units),
+        pointers_(at<const T*>(scratch_.pointers)),
+        waiting_(at<const T*>(scratch_.waiting)),
+        waiting_rows_(at<R*>(scratch_.waiting_rows)),
+        panel_(at<T>(scratch_.panel)),
+        gates_(at<R>(scratch_.gates)),
+        hidden_(shared(scratch_.hidden)),
+        masked_(walk.masks.dropout != nullptr ? shared(scratch_.masked) : nullptr),
+        cell_(at<R>(scratch_.cell)),
+        cell_before_(walk.masks.zoneout_c != nullptr ? at<R>(scratch_.cell_before) : nullptr),
+        sums_(at<R>(scratch_.sums)),
+        sum_(walk.mean != nullptr ? at<R>(scratch_.sum) : nullptr),
+        max_(walk.max != nullptr ? at<R>(scratch_.max) : nullptr) {}
+
+  void run() {
+    int64_t done = 0;
+    pack();
+    start_rows(rows_at(step_at(0)));
+    meet_others();
+    while (done < walk_.steps) {
+      const int64_t end = project_block(done);
+      const R* gates = gates_;
+      for (; done < end; ++done) {
+        const int64_t t = step_at(done);
+        const int64_t active = rows_at(t);
+        if (active > 0) {
+          step(t, active, gates);
+          finish_rows(t, active);
+          gates += active * gate_row();
+          slot_ = (slot_ + 1) % scratch_.slots;
+        }
+        start_rows(rows_at(step_at(done + 1)));
+        meet_others();
+        if (active > 0) queue_heads(t, active);
+      }
+    }
+    project_heads();
+  }
+
+ private:
+  template <typename U>
+  U* at(size_t offset) const {
+    return reinterpret_cast<U*>(static_cast<char*>(walk_.scratch) + offset);
+  }
+
+  // What all workers of a team read.
+  T* shared(size_t offset) const {
+    void* const memory = walk_.team == nullptr ? walk_.scratch : walk_.team->shared;
+    return reinterpret_cast<T*>(static_cast<char*>(memory) + offset);
+  }
+
+  int64_t step_at(int64_t k) const { return walk_.reverse ? walk_.steps - 1 - k : k; }
+
+  // All workers' h of this step, and initial h of the next, is there.
+  void meet_others() const {
+    if (team_size_ > 1) meet(*walk_.team, walk_.place);
+  }
+
+  // How many of this worker's sequences have a token at step t.
+  int64_t rows_at(int64_t t) const {
+    if (t < 0 || t >= walk_.steps) return 0;
+    const int64_t rows = walk_.starts[t + 1] - walk_.starts[t] - walk_.first_row;
+    return rows < 0 ? 0 : rows < rows_ ? rows : rows_;
+  }
+
+  int64_t token(int64_t t, int64_t row) const { return walk_.starts[t] + walk_.first_row + row; }
+
+  // Of this worker's units; none past H, but in the last one's vector.
+  int64_t first_unit() const { return first_panel_ * Layout::kPanelUnits; }
+  int64_t last_unit() const {
+    const int64_t last = last_panel_ * Layout::kPanelUnits;
+    const int64_t all = padded_units<T>(walk_.hidden_size);
+    return last < all ? last : all;
+  }
+
+  // Numbers of the projected gates of a token.
+  int64_t gate_row() const { return Cell::kGates * units_; }
+
+  // The panel's part of a projected token.
+  static int64_t gate_column(int64_t panel) { return panel * kVectors * kLanes<T>; }
+
+  T* hidden(int64_t slot, int64_t row) const { return hidden_ + (slot * rows_ + row) * units_; }
+
+  // What W_hh is multiplied with.
+  const T* operand(int64_t slot, int64_t row) const {
+    return (masked_ != nullptr ? masked_ : hidden_) + (slot * rows_ + row) * units_;
+  }
+
+  // Elements of the sums over tokens; as many rounding errors stand behind them.
+  int64_t sum_size() const { return rows_ * units_; }
+
+  int64_t previous_slot() const { return (slot_ + scratch_.slots - 1) % scratch_.slots; }
+
+  // Weights that are read once only are packed when they are, into memory that stays in the cache.
+  bool reads_input_once() const { return walk_.starts[walk_.steps] - walk_.starts[0] <= scratch_.block; }
+  bool reads_hidden_once() const { return walk_.steps == 1; }
+
+  void pack() const {
+    if (walk_.weights == nullptr) return;
+    for (int64_t panel = first_panel_; panel < last_panel_; ++panel) {
+      T* const packed = walk_.packed_here;
+      if (!Cell::kNormalised && !reads_input_once()) {
+        pack_gates<T, Cell>(walk_.weights->w_ih, walk_.input_size, walk_.hidden_size, panel,
+                            packed + layout_.input_panel(panel));
+      }
+      if (!reads_hidden_once()) {
+        pack_gates<T, Cell>(walk_.weights->w_hh, walk_.hidden_size, walk_.hidden_size, panel,
+                            packed + layout_.hidden_panel(panel));
+      }
+      pack_biases<T, Cell>(*walk_.weights, walk_.hidden_size, panel, packed + layout_.bias(panel));
+    }
+  }
+
+  const T* input_panel(int64_t panel) const {
+    if (walk_.weights == nullptr || !reads_input_once()) return walk_.packed + layout_.input_panel(panel);
+    pack_gates<T, Cell>(walk_.weights->w_ih, walk_.input_size, walk_.hidden_size, panel, panel_);
+    return panel_;
+  }
+
+  const T* hidden_panel(int64_t panel) const {
+    if (walk_.weights == nullptr || !reads_hidden_once()) return walk_.packed + layout_.hidden_panel(panel);
+    pack_gates<T, Cell>(walk_.weights->w_hh, walk_.hidden_size, walk_.hidden_size, panel, panel_);
+    return panel_;
+  }
+
+  // gates_ = W_ih x + b for the tokens of the next steps, in walking order; a normalised cell's input is W_ih x
+  // already. Returns the step to stop at.
+  int64_t project_block(int64_t first) {
+    int64_t count = 0;
+    int64_t end = first;
+    for (; end < walk_.steps; ++end) {
+      const int64_t t = step_at(end);
+      const int64_t active = rows_at(t);
+      if (count + active > scratch_.block) break;
+      for (int64_t row = 0; row < active; ++row) pointers_[count++] = walk_.input + token(t, row) * walk_.input_stride;
+    }
+    for (int64_t panel = first_panel_; panel < last_panel_; ++panel) {
+      const R* const bias = reinterpret_cast<const R*>(walk_.packed + layout_.bias(panel));
+      R* const gates = gates_ + gate_column(panel);
+      if constexpr (Cell::kNormalised) {
+        for (int64_t row = 0; row < count; ++row) take_gates(pointers_[row], panel, bias, gates + row * gate_row());
+        continue;
+      }
+      const T* const w_ih = input_panel(panel);
+      for_row_groups(count, [&]<int Rows>(int64_t row) {
+        add_product<T, Rows, kVectors, kVectors>(pointers_ + row, walk_.input_size, w_ih, bias, 0, nullptr,
+                                                 gates + row * gate_row(), gate_row());
+      });
+    }
+    return end;
+  }
+
+  // Calls body(gate, unit, valid, place) for each vector of a panel that holds units, `place` its number.
+  template <typename Body>
+  PYMTL_INLINE void for_vectors(int64_t panel, Body&& body) const {
+    for (int gate = 0; gate < Cell::kGates; ++gate) {
+      for (int v = 0; v < Cell::kUnitVectors; ++v) {
+        const int64_t unit = panel * Layout::kPanelUnits + v * kLanes<T>;
+        if (unit < walk_.hidden_size) body(gate, unit, walk_.hidden_size - unit, gate * Cell::kUnitVectors + v);
+      }
+    }
+  }
+
+  // gates <- a panel's part of a projected row, plus the bias.
+  void take_gates(const T* projected, int64_t panel, const R* bias, R* gates) const {
+    for_vectors(panel, [&](int gate, int64_t unit, int64_t valid, int place) PYMTL_INLINE_LAMBDA {
+      const Vec<T> x = load_part(projected + gate * walk_.hidden_size + unit, valid);
+      store(gates + place * kLanes<T>, x + load(bias + place * kLanes<T>));
+    });
+  }
+
+  // Of the `active` sequences of the next step those whose first it is take their initial state.
+  void start_rows(int64_t active) {
+    for (; started_ < active; ++started_) {
+      set_state(walk_.h0, started_, hidden(previous_slot(), started_));
+      if constexpr (Cell::kHasCell) set_state(walk_.c0, started_, cell_ + started_ * units_);
+      if (masked_ != nullptr) mask_row(previous_slot(), started_);
+      for (int64_t unit = first_unit(); unit < last_unit(); unit += kLanes<T>) {
+        if (sum_ != nullptr) store(sum_ + started_ * units_ + unit, Vec<T>{});
+        if (sum_ != nullptr) store(sum_ + sum_size() + started_ * units_ + unit, Vec<T>{});
+        if (max_ != nullptr) store(max_ + started_ * units_ + unit, broadcast(-std::numeric_limits<R>::infinity()));
+      }
+    }
+  }
+
+  template <typename Number>
+  void set_state(const T* initial, int64_t row, Number* state) const {
+    for (int64_t unit = first_unit(); unit < last_unit(); unit += kLanes<T>) {
+      Vec<T> value = {};
+      if (initial != nullptr) {
+        value = load_part(initial + (walk_.first_row + row) * walk_.hidden_size + unit, walk_.hidden_size - unit);
+      }
+      store(state + unit, value);
+    }
+  }
+
+  // Recurrent dropout, on this worker's units.
+  void mask_row(int64_t slot, int64_t row) const {
+    const T* const factors = walk_.masks.dropout + (walk_.first_row + row) * walk_.hidden_size;
+    T* const to = masked_ + (slot * rows_ + row) * units_;
+    for (int64_t unit = first_unit(); unit < last_unit(); unit += kLanes<T>) {
+      store(to + unit, load(hidden(slot, row) + unit) * load_part(factors + unit, walk_.hidden_size - unit));
+    }
+  }
+
+  void step(int64_t t, int64_t active, const R* gates) {
+    for (int64_t row = 0; row < active; ++row) pointers_[row] = operand(previous_slot(), row);
+    if constexpr (Cell::kNormalised) {
+      normalised_step(t, active, gates);
+    } else {
+      plain_step(t, active, gates);
+    }
+    for (int64_t row = 0; row < active && masked_ != nullptr; ++row) mask_row(slot_, row);
+  }
+
+  void plain_step(int64_t t, int64_t active, const R* gates) {
+    for_panels(first_panel_, last_panel_, t, [&](int64_t panel) {
+      const T* const w_hh = hidden_panel(panel);
+      const R* const from = gates + gate_column(panel);
+      const R* const rest = reinterpret_cast<const R*>(walk_.packed + layout_.bias(panel)) + kVectors * kLanes<T>;
+      for (int64_t first = 0; first < active; first += kUpdateRows) {
+        const int64_t count = active - first < kUpdateRows ? active - first : kUpdateRows;
+        alignas(64) R sums[kUpdateRows][kVectors][kLanes<T>];
+        for_row_groups(count, [&]<int Rows>(int64_t row) {
+          add_product<T, Rows, kVectors, Cell::kStarted * Cell::kUnitVectors>(
+              pointers_ + first + row, walk_.hidden_size, w_hh, from + (first + row) * gate_row(), gate_row(), rest,
+              &sums[row][0][0], kVectors * kLanes<T>);
+        });
+        const int64_t unit = panel * Layout::kPanelUnits;
+        for (int v = 0; v < Cell::kUnitVectors && unit + v * kLanes<T> < walk_.hidden_size; ++v) {
+          const Cells cells{t,
+                            first,
+                            count,
+                            unit + v * kLanes<T>,
+                            &sums[0][v][0],
+                            kVectors * kLanes<T>,
+                            from + first * gate_row() + v * kLanes<T>};
+          step_cells(cells);
+        }
+      }
+    });
+  }
+
+  // All gates of a row meet before any cell is updated, and all c before h is computed.
+  void normalised_step(int64_t t, int64_t active, const R* gates) {
+    for_panels(first_panel_, last_panel_, t, [&](int64_t panel) {
+      const T* const w_hh = hidden_panel(panel);
+      R* const sums = sums_ + gate_column(panel);
+      for_row_groups(active, [&]<int Rows>(int64_t row) {
+        add_product<T, Rows, kVectors, kVectors>(pointers_ + row, walk_.hidden_size, w_hh, kZeros, 0, nullptr,
+                                                 sums + row * gate_row(), gate_row());
+      });
+    });
+    for (int64_t row = 0; row < active; ++row) normalise_gates(token(t, row), gates + row * gate_row(), row);
+    const auto for_cells = [&](auto&& body) PYMTL_INLINE_LAMBDA {
+      for (int64_t unit = 0; unit < walk_.hidden_size; unit += kLanes<T>) {
+        const int64_t column = gate_column(unit / Layout::kPanelUnits) + unit % Layout::kPanelUnits;
+        body(Cells{t, 0, active, unit, sums_ + column, gate_row(), gates + column});
+      }
+    };
+    if constexpr (Cell::kHasCell) {
+      for_cells([&](const Cells& cells) PYMTL_INLINE_LAMBDA { update_cells(cells); });
+      for (int64_t row = 0; row < active; ++row) squash_cell(row);
+      for_cells([&](const Cells& cells) PYMTL_INLINE_LAMBDA { give_states(cells); });
+    } else {
+      for_cells([&](const Cells& cells) PYMTL_INLINE_LAMBDA { step_cells(cells); });
+    }
+  }
+
+  // sums_ <- a row's normalised W_hh h_{t-1}, with what was projected from the input where the cell wants their sum.
+  void normalise_gates(int64_t token, const R* projected, int64_t row) const {
+    R* const sums = sums_ + row * gate_row();
+    const auto for_all = [&](auto&& take) PYMTL_INLINE_LAMBDA {
+      for (int64_t panel = 0; panel < layout_.panels(); ++panel) {
+        for_vectors(panel, [&](int, int64_t, int64_t valid, int place) PYMTL_INLINE_LAMBDA {
+          take(load(sums + gate_column(panel) + place * kLanes<T>), valid);
+        });
+      }
+    };
+    const Moments<T> moments = moments_of<T>(Cell::kGates * walk_.hidden_size, for_all);
+    for (int64_t panel = 0; panel < layout_.panels(); ++panel) {
+      const R* const rest = reinterpret_cast<const R*>(walk_.packed + layout_.bias(panel));
+      for_vectors(panel, [&](int gate, int64_t unit, int64_t valid, int place) PYMTL_INLINE_LAMBDA {
+        const int64_t row_of = gate * walk_.hidden_size + unit;
+        const int64_t column = gate_column(panel) + place * kLanes<T>;
+        const Vec<T> sum = load(sums + column);
+        if (walk_.gates != nullptr) {
+          store_part(walk_.gates + (token * kept() + Cell::kPlainKept) * walk_.hidden_size + row_of, sum, valid);
+        }
+        const Vec<T> from = gate < Cell::kStarted ? load(projected + column)
+                                                  : load(rest + (kVectors + gate - Cell::kStarted) * kLanes<T>);
+        store(sums + column, fma(load_part(walk_.norm.g_hh + row_of, valid), moments.normalised(sum), from));
+      });
+    }
+  }
+
+  // h <- o tanh(LN(c)), o where the cell's update has left it.
+  void squash_cell(int64_t row) const {
+    const R* const cell = cell_ + row * units_;
+    const int64_t H = walk_.hidden_size;
+    const Moments<T> moments = moments_of<T>(H, [&](auto&& take) PYMTL_INLINE_LAMBDA {
+      for (int64_t unit = 0; unit < H; unit += kLanes<T>) take(load(cell + unit), H - unit);
+    });
+    for (int64_t unit = 0; unit < H; unit += kLanes<T>) {
+      const int64_t column = gate_column(unit / Layout::kPanelUnits) + 3 * kLanes<T>;
+      const Vec<T> o = load(sums_ + row * gate_row() + column);
+      const Vec<T> squashed =
+          Cell::template squashed<T>(moments.normalised(load(cell + unit)), walk_.norm, unit, H - unit);
+      store(hidden(slot_, row) + unit, o * squashed);
+    }
+  }
+
+  // Sequences that are updated together: a few tiles, since every update waits for long chains of operations,
+  // which only other sequences' can fill.
+  static constexpr int64_t kUpdateRows = 4 * kTileRows;
+
+  // One vector of units of `count` sequences from `first` on, at step t.
+  struct Cells {
+    int64_t t, first, count, unit;
+    R* sums;  // of the gates, rows `stride` apart
+    int64_t stride;
+    const R* projected;  // rows a token's gates apart
+  };
+
+  int64_t kept() const { return kept_blocks<Cell>(walk_.masks.zoneout_h != nullptr); }
+
+  PYMTL_INLINE CellPlace<T> place(const Cells& cells, int64_t r) const {
+    const int64_t unit = cells.unit;
+    CellPlace<T> at{};
+    at.sums = cells.sums + r * cells.stride;
+    at.projected = cells.projected + r * gate_row();
+    if constexpr (Cell::kHasCell) at.cell = cell_ + (cells.first + r) * units_ + unit;
+    at.before = hidden(previous_slot(), cells.first + r) + unit;
+    at.after = hidden(slot_, cells.first + r) + unit;
+    at.stride = walk_.hidden_size;
+    at.valid = walk_.hidden_size - unit;
+    if (kept() > 0 && walk_.gates != nullptr) {
+      const int64_t here = token(cells.t, cells.first + r);
+      at.kept = walk_.gates + here * kept() * walk_.hidden_size + unit;
+      if constexpr (Cell::kHasCell) at.kept_cell = walk_.cells + here * walk_.hidden_size + unit;
+    }
+    return at;
+  }
+
+  // From the gates' sums to h.
+  __attribute__((noinline)) void step_cells(const Cells& cells) const {
+    update_cells(cells);
+    for (int64_t r = 0; r < cells.count; ++r) Cell::template finish<T>(place(cells, r));
+    give_states(cells);
+  }
+
+  PYMTL_INLINE void update_cells(const Cells& cells) const {
+    if (cell_before_ != nullptr) {
+      const int64_t from = cells.first * units_ + cells.unit;
+      for (int64_t r = 0; r < cells.count; ++r) {
+        store(cell_before_ + from + r * units_, load(cell_ + from + r * units_));
+      }
+    }
+    for (int64_t r = 0; r < cells.count; ++r) Cell::template update<T>(place(cells, r));
+  }
+
+  PYMTL_INLINE void give_states(const Cells& cells) const {
+    const int64_t first = cells.first, count = cells.count, unit = cells.unit;
+    const int64_t valid = walk_.hidden_size - unit;
+    if (walk_.masks.zoneout_h != nullptr || cell_before_ != nullptr) zone_out(cells);
+    T* const hidden_state = hidden(slot_, first) + unit;
+    if (walk_.output != nullptr) {
+      T* const output = walk_.output + token(cells.t, first) * walk_.output_stride + unit;
+      for (int64_t r = 0; r < count; ++r) {
+        store_part(output + r * walk_.output_stride, load(hidden_state + r * units_), valid);
+      }
+    }
+    if (sum_ != nullptr) {
+      R* const sum = sum_ + first * units_ + unit;
+      for (int64_t r = 0; r < count; ++r) {
+        Vec<T> total = load(sum + r * units_);
+        Vec<T> error = load(sum + sum_size() + r * units_);
+        add_compensated<R>(load(hidden_state + r * units_), total, error);
+        store(sum + r * units_, total);
+        store(sum + sum_size() + r * units_, error);
+      }
+    }
+    if (max_ != nullptr) {
+      R* const max = max_ + first * units_ + unit;
+      for (int64_t r = 0; r < count; ++r) {
+        store(max + r * units_, maximum<R>(load(max + r * units_), load(hidden_state + r * units_)));
+      }
+    }
+  }
+
+  // d before + (1 - d) now: one of them where d is 1 or 0, even if the other is infinite.
+  static PYMTL_INLINE Vec<T> mixed(Vec<T> d, Vec<T> before, Vec<T> now) {
+    const Vec<T> one = broadcast(R(1));
+    const Vec<T> mix = fma(d, before, (one - d) * now);
+    return select<R>(d == one, before, select<R>(d == Vec<T>{}, now, mix));
+  }
+
+  __attribute__((noinline)) void zone_out(const Cells& cells) const {
+    const RnnMasks<T>& masks = walk_.masks;
+    for (int64_t r = 0; r < cells.count; ++r) {
+      const int64_t here = token(cells.t, cells.first + r);
+      const CellPlace<T> at = place(cells, r);
+      if (masks.zoneout_h != nullptr) {
+        if (Cell::kKeepsCandidate && at.kept != nullptr) {
+          store_part(at.kept + Cell::kKept * at.stride, load(at.after), at.valid);
+        }
+        const Vec<T> d = load_part(masks.zoneout_h + here * masks.zoneout_h_stride + cells.unit, at.valid);
+        store(at.after, mixed(d, load(at.before), load(at.after)));
+      }
+      if (cell_before_ != nullptr) {
+        const Vec<T> d = load_part(masks.zoneout_c + here * masks.zoneout_c_stride + cells.unit, at.valid);
+        const R* const before = cell_before_ + (cells.first + r) * units_ + cells.unit;
+        const Vec<T> c = mixed(d, load(before), load(at.cell));
+        store(at.cell, c);
+        if (at.kept_cell != nullptr) store_part(at.kept_cell, c, at.valid);
+      }
+    }
+  }
+
+  // Sequences whose last step this was give their final state and features.
+  void finish_rows(int64_t t, int64_t active) {
+    const int64_t staying = walk_.reverse ? (t == 0 ? 0 : active) : rows_at(t + 1);
+    for (int64_t row = staying; row < active; ++row) {
+      const int64_t to = (walk_.first_row + row) * walk_.hidden_size;
+      const int64_t pooled = (walk_.first_row + row) * walk_.pooled_stride;
+      const Vec<T> length = broadcast(static_cast<R>(sum_ != nullptr ? length_of(row) : 1));
+      for (int64_t unit = first_unit(); unit < last_unit(); unit += kLanes<T>) {
+        const int64_t valid = walk_.hidden_size - unit;
+        store_part(walk_.h_n + to + unit, load(hidden(slot_, row) + unit), valid);
+        if constexpr (Cell::kHasCell) store_part(walk_.c_n + to + unit, load(cell_ + row * units_ + unit), valid);
+        if (sum_ != nullptr) store_part(walk_.mean + pooled + unit, load(sum_ + row * units_ + unit) / length, valid);
+        if (max_ != nullptr) store_part(walk_.max + pooled + unit, load(max_ + row * units_ + unit), valid);
+      }
+    }
+  }
+
+  // The step before gives h to the heads.
+  void queue_heads(int64_t t, int64_t active) {
+    if (walk_.head_panels == nullptr) return;
+    for (int64_t row = 0; row < active; ++row) {
+      waiting_[waiting_count_] = hidden(previous_slot(), row);
+      waiting_rows_[waiting_count_++] = walk_.partial + token(t, row) * walk_.head_width;
+    }
+    if (++waiting_steps_ == scratch_.slots - 1) project_heads();
+  }
+
+  int64_t length_of(int64_t row) const {
+    int64_t length = walk_.steps;
+    while (length > 0 && rows_at(length - 1) <= row) --length;
+    return length;
+  }
+
+  // The waiting h through the heads' weights.
+  void project_heads() {
+    if (waiting_count_ > 0) {
+      const PanelLayout<T> layout{walk_.hidden_size, walk_.head_width};
+      multiply_panels<T>(waiting_, waiting_count_, layout, walk_.head_panels, PartialLogits<T>{waiting_rows_},
+                         first_panel(layout.panels(), walk_.place, team_size_),
+                         first_panel(layout.panels(), walk_.place + 1, team_size_));
+    }
+    waiting_count_ = 0;
+    waiting_steps_ = 0;
+  }
+
+  const RnnWalk<T>& walk_;
+  const Layout layout_;
+  const RnnScratch<T, Cell> scratch_;
+  const int64_t rows_;
+  const int64_t units_;
+  const T** const pointers_;
+  const T** const waiting_;
+  R** const waiting_rows_;
+  T* const panel_;
+  R* const gates_;
+  T* const hidden_;
+  T* const masked_;  // D h, or null
+  R* const cell_;
+  R* const cell_before_;  // c_{t-1} for zoneout, or null
+  R* const sums_;         // of a normalised cell's gates
+  R* const sum_;
+  R* const max_;
+  const int64_t team_size_ = walk_.team == nullptr ? 1 : walk_.team->size;
+  const int64_t first_panel_ = first_panel(layout_.panels(), walk_.place, team_size_);
+  const int64_t last_panel_ = first_panel(layout_.panels(), walk_.place + 1, team_size_);
+  int64_t slot_ = 1;           // of the step being computed; the one before holds its h_{t-1}
+  int64_t started_ = 0;        // sequences that have their initial state
+  int64_t waiting_count_ = 0;  // tokens whose h waits for the heads
+  int64_t waiting_steps_ = 0;
+};
+
+template <typename T, typename Cell>
+void rnn_walk(const RnnWalk<T>& walk) {
+  RnnWalker<T, Cell>(walk).run();
+}
+
+}  // namespace
+}  // namespace pymtl

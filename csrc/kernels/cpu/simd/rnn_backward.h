@@ -1,0 +1,343 @@
+// The walk back over time: from the gradients of the states to those of the gates before activation and of the
+// initial state. The formulas are the cells'.
+#pragma once
+
+#include "rnn.h"
+
+namespace pymtl {
+namespace {
+
+template <typename T, typename Cell>
+PanelLayout<T> rnn_backward_layout(int64_t hidden_size) {
+  return {Cell::kGates * hidden_size, hidden_size};
+}
+
+template <typename T, typename Cell>
+int64_t rnn_backward_packed_size(int64_t hidden_size) {
+  return rnn_backward_layout<T, Cell>(hidden_size).size();
+}
+
+template <typename T, typename Cell>
+void pack_rnn_backward(const T* w_hh, int64_t hidden_size, int64_t part, int64_t parts, T* packed) {
+  pack_columns(w_hh, rnn_backward_layout<T, Cell>(hidden_size), packed, part, parts);
+}
+
+// Gradients for every sequence, and a row pointer for each: of h through W_hh, what the cell passes beside it, and what
+// zoneout passes beside the cell. Of a normalised cell two rows of numbers besides.
+template <typename T>
+struct RnnBackwardScratch {
+  size_t hidden, carried, zoned, rows, pointers, size;
+
+  explicit RnnBackwardScratch(const RnnBackwardWalk<T>& walk) {
+    const size_t count = static_cast<size_t>(walk.last_row - walk.first_row);
+    const size_t row = static_cast<size_t>(padded_units<T>(walk.hidden_size)) * sizeof(Real<T>);
+    const size_t state = (count * row + 63) / 64 * 64;
+    const bool zoneout = walk.masks.zoneout_h != nullptr || walk.masks.zoneout_c != nullptr;
+    hidden = 0;
+    carried = state;
+    zoned = 2 * state;
+    rows = zoned + (zoneout ? state : 0);
+    pointers = rows + (sizes_of(walk.cell).normalised ? 2 * row : 0);
+    size = pointers + count * sizeof(const T*);
+  }
+};
+
+template <typename T>
+size_t rnn_backward_scratch(const RnnBackwardWalk<T>& walk) {
+  return RnnBackwardScratch<T>(walk).size;
+}
+
+// Takes the gradients of h that come through W_hh; a type of its own, so that all cells share one product.
+template <typename T>
+struct HiddenGradients {
+  Real<T>* to;  // rows `stride` apart
+  int64_t stride;
+  const T* dropout;  // [rows, H] or null
+  int64_t size;      // H
+
+  PYMTL_INLINE void operator()(int64_t row, int64_t unit, int64_t valid, Vec<T> value) const {
+    if (dropout != nullptr) value = value * load_part(dropout + row * size + unit, valid);
+    store(to + row * stride + unit, value);
+  }
+};
+
+template <typename T, typename Cell>
+class RnnBackwardWalker {
+  using R = Real<T>;
+
+ public:
+  explicit RnnBackwardWalker(const RnnBackwardWalk<T>& walk)
+      : walk_(walk), rows_(walk.last_row - walk.first_row), size_(walk.hidden_size), units_(padded_units<T>(size_)) {
+    const RnnBackwardScratch<T> scratch(walk);
+    char* const memory = static_cast<char*>(walk.scratch);
+    grad_h_ = reinterpret_cast<R*>(memory + scratch.hidden);
+    carried_ = reinterpret_cast<R*>(memory + scratch.carried);
+    zoned_ = scratch.rows > scratch.zoned ? reinterpret_cast<R*>(memory + scratch.zoned) : nullptr;
+    rows_of_units_ = reinterpret_cast<R*>(memory + scratch.rows);
+    pointers_ = reinterpret_cast<const T**>(memory + scratch.pointers);
+    const PanelLayout<T> layout = rnn_backward_layout<T, Cell>(size_);
+    const int64_t team_size = walk.team == nullptr ? 1 : walk.team->size;
+    first_panel_ = first_panel(layout.panels(), walk.place, team_size);
+    last_panel_ = first_panel(layout.panels(), walk.place + 1, team_size);
+    first_unit_ = layout.first_column(first_panel_);
+    last_unit_ = layout.first_column(last_panel_);
+  }
+
+  void run() {
+    const T* const dropout = walk_.masks.dropout;
+    const HiddenGradients<T> take{grad_h_, units_, dropout == nullptr ? nullptr : dropout + walk_.first_row * size_,
+                                  size_};
+    for (int64_t k = walk_.steps - 1; k >= 0; --k) {
+      const int64_t t = walk_.reverse ? walk_.steps - 1 - k : k;
+      const int64_t before = walk_.reverse ? t + 1 : t - 1;  // the step whose state this one starts from
+      const int64_t active = rows_at(t);
+      for (; started_ < active; ++started_) {
+        set_gradient(walk_.grad_h_n, started_, grad_h_);
+        set_gradient(Cell::kHasCell ? walk_.grad_c_n : nullptr, started_, carried_);
+        if (zoned_ != nullptr) set_gradient(nullptr, started_, zoned_);
+      }
+      // In a forward recurrence all sequences go on to t - 1; in a reverse one the longer ones go on to t + 1.
+      const int64_t going_on = rows_at(before) < active ? rows_at(before) : active;
+      for (int64_t row = 0; row < active; ++row) {
+        if constexpr (Cell::kNormalised) {
+          normalised_gradients(t, row, row < going_on ? before : kInitialState);
+        } else {
+          gate_gradients(t, row, row < going_on ? before : kInitialState);
+        }
+        pointers_[row] = walk_.grad_gates + (token(t, row) * Cell::kGradients + Cell::kFirstHidden) * size_;
+      }
+      if (walk_.team != nullptr) meet(*walk_.team, walk_.place);  // the gradients of all units' gates are there
+      const int64_t wanted = walk_.grad_h0 != nullptr ? active : going_on;
+      multiply_panels<T>(pointers_, wanted, rnn_backward_layout<T, Cell>(size_), walk_.packed, take, first_panel_,
+                         last_panel_, t);
+      for (int64_t row = going_on; row < active; ++row) give_gradients(row);
+    }
+  }
+
+ private:
+  static constexpr int64_t kInitialState = -1;
+
+  int64_t rows_at(int64_t t) const {
+    if (t < 0 || t >= walk_.steps) return 0;
+    const int64_t rows = walk_.starts[t + 1] - walk_.starts[t] - walk_.first_row;
+    return rows < 0 ? 0 : rows < rows_ ? rows : rows_;
+  }
+
+  int64_t token(int64_t t, int64_t row) const { return walk_.starts[t] + walk_.first_row + row; }
+
+  void set_gradient(const T* given, int64_t row, R* state) const {
+    for (int64_t unit = first_unit_; unit < last_unit_; unit += kLanes<T>) {
+      Vec<T> value = {};
+      if (given != nullptr) value = load_part(given + (walk_.first_row + row) * size_ + unit, size_ - unit);
+      store(state + row * units_ + unit, value);
+    }
+  }
+
+  // Of the initial state.
+  void give_gradients(int64_t row) const {
+    const int64_t to = (walk_.first_row + row) * size_;
+    for (int64_t unit = first_unit_; unit < last_unit_; unit += kLanes<T>) {
+      const R* const carried = carried_ + row * units_ + unit;
+      if (walk_.grad_h0 != nullptr) {
+        Vec<T> value = load(grad_h_ + row * units_ + unit) + Cell::template carried_to_h<T>(carried);
+        if (zoned_ != nullptr) value = value + load(zoned_ + row * units_ + unit);
+        store_part(walk_.grad_h0 + to + unit, value, size_ - unit);
+      }
+      if (Cell::kHasCell && walk_.grad_c0 != nullptr)
+        store_part(walk_.grad_c0 + to + unit, load(carried), size_ - unit);
+    }
+  }
+
+  // Where the gradients of a token's first unit are found; of another one, moved() by `unit`.
+  GradientPlace<T> place(int64_t t, int64_t row, int64_t before) const {
+    const int64_t here = token(t, row);
+    const T* initial = walk_.h0 == nullptr ? nullptr : walk_.h0 + (walk_.first_row + row) * size_;
+    GradientPlace<T> at{};
+    at.stride = size_;
+    const int64_t kept = kept_blocks<Cell>(walk_.masks.zoneout_h != nullptr);
+    if (kept > 0) at.kept = walk_.gates + here * kept * size_;
+    if constexpr (Cell::kHasCell) {
+      at.cell = walk_.cells + here * size_;
+      at.cell_before = before == kInitialState ? nullptr : walk_.cells + token(before, row) * size_;
+      at.c0 = walk_.c0 == nullptr ? nullptr : walk_.c0 + (walk_.first_row + row) * size_;
+    } else {
+      at.before = before == kInitialState ? initial : walk_.output + token(before, row) * walk_.output_stride;
+      at.after = walk_.output + here * walk_.output_stride;
+      if (kept > Cell::kKept) at.after = at.kept + Cell::kKept * size_;
+    }
+    at.grad_output = walk_.grad_output == nullptr ? nullptr : walk_.grad_output + here * walk_.output_stride;
+    at.grad_h = grad_h_ + row * units_;
+    at.carried = carried_ + row * units_;
+    at.grad_gates = walk_.grad_gates + here * Cell::kGradients * size_;
+    at.valid = size_;
+    return at;
+  }
+
+  static PYMTL_INLINE GradientPlace<T> moved(GradientPlace<T> at, int64_t unit) {
+    const auto move = [unit](auto*& pointer) PYMTL_INLINE_LAMBDA {
+      if (pointer != nullptr) pointer += unit;
+    };
+    move(at.kept);
+    move(at.cell);
+    move(at.cell_before);
+    move(at.c0);
+    move(at.before);
+    move(at.after);
+    move(at.grad_output);
+    move(at.grad_h);
+    move(at.carried);
+    move(at.grad_gates);
+    at.valid -= unit;
+    return at;
+  }
+
+  void gate_gradients(int64_t t, int64_t row, int64_t before) const {
+    const GradientPlace<T> first = place(t, row, before);
+    for (int64_t unit = first_unit_; unit < last_unit_; unit += kLanes<T>) {
+      GradientPlace<T> at = moved(first, unit);
+      if (zoned_ == nullptr) {
+        Cell::template gradient<T>(at);
+        continue;
+      }
+      const Vec<T> beside = part_zoneout(t, row, unit, at);
+      alignas(64) R candidate[kLanes<T>];
+      if constexpr (Cell::kHasCell) {
+        store(candidate, Cell::template candidate<T>(at));
+        at.cell = candidate;
+      }
+      Cell::template gradient<T>(at);
+      if constexpr (Cell::kHasCell) store(at.carried, load(at.carried) + beside);
+    }
+  }
+
+  // Leaves to the cell its share of the gradients of h_t and c_t, all of it in grad_h and carried. What passes by the
+  // cell: that of h is put aside, that of c is returned.
+  PYMTL_INLINE Vec<T> part_zoneout(int64_t t, int64_t row, int64_t unit, GradientPlace<T>& at) const {
+    const RnnMasks<T>& masks = walk_.masks;
+    const int64_t here = token(t, row);
+    const auto factor = [&](const T* factors, int64_t stride) PYMTL_INLINE_LAMBDA {
+      return part_or_zero<T>(factors == nullptr ? nullptr : factors + here * stride + unit, at.valid);
+    };
+    const Vec<T> one = broadcast(R(1));
+    R* const zoned = zoned_ + row * units_ + unit;
+    const Vec<T> d_h = factor(masks.zoneout_h, masks.zoneout_h_stride);
+    const Vec<T> dh = load(at.grad_h) + part_or_zero<T>(at.grad_output, at.valid) + load(zoned) +
+                      Cell::template carried_to_h<T>(at.carried);
+    store(zoned, d_h * dh);
+    store(at.grad_h, (one - d_h) * dh);
+    at.grad_output = nullptr;
+    const Vec<T> d_c = factor(masks.zoneout_c, masks.zoneout_c_stride);
+    const Vec<T> dc = Cell::kHasCell ? load(at.carried) : Vec<T>{};
+    store(at.carried, (one - d_c) * dc);
+    return d_c * dc;
+  }
+
+  // With u = g * da for a normalised sum q, M numbers of it, and q^ = (q - mean) / deviation:
+  //
+  //   dg = da q^          dq = (u - sum(u) / M - q^ sum(u q^) / M) / deviation
+  void normalised_gradients(int64_t t, int64_t row, int64_t before) const {
+    const GradientPlace<T> first = place(t, row, before);
+    if constexpr (Cell::kHasCell) {
+      normalised_cell_gradients(t, row, first);
+    } else {
+      gate_gradients(t, row, before);
+    }
+    const T* const q = first.kept + Cell::kPlainKept * size_;
+    const T* const of_sums = first.grad_gates + Cell::kPlainFirstHidden * size_;
+    T* const grad_q = first.grad_gates + Cell::kFirstHidden * size_;
+    T* const grad_g = first.grad_gates + Cell::kGainGradient * size_;
+    const int64_t numbers = Cell::kGates * size_;
+    const Moments<T> moments = moments_of<T>(numbers, [&](auto&& take) PYMTL_INLINE_LAMBDA {
+      for (int64_t k = 0; k < numbers; k += kLanes<T>) take(load_part(q + k, numbers - k), numbers - k);
+    });
+    Vec<T> sum = {};
+    Vec<T> product = {};
+    for (int64_t k = 0; k < numbers; k += kLanes<T>) {
+      const int64_t valid = numbers - k;
+      const Vec<T> normal = moments.normalised(load_part(q + k, valid));
+      const Vec<T> da = load_part(of_sums + k, valid);
+      const Vec<T> u = da * load_part(walk_.norm.g_hh + k, valid);
+      store_part(grad_g + k, da * normal, valid);
+      sum = sum + u;
+      product = fma(u, normal, product);
+    }
+    const Vec<T> mean = broadcast(sum_lanes<R>(sum) / static_cast<R>(numbers));
+    const Vec<T> slope = broadcast(sum_lanes<R>(product) / static_cast<R>(numbers));
+    for (int64_t k = 0; k < numbers; k += kLanes<T>) {
+      const int64_t valid = numbers - k;
+      const Vec<T> normal = moments.normalised(load_part(q + k, valid));
+      const Vec<T> u = load_part(of_sums + k, valid) * load_part(walk_.norm.g_hh + k, valid);
+      store_part(grad_q + k, (u - mean - normal * slope) * broadcast(moments.scale), valid);
+    }
+  }
+
+  // Of an LSTM whose c is normalised on its way to h: the plain cell's gradients, and those of g_c and b_c.
+  void normalised_cell_gradients(int64_t t, int64_t row, const GradientPlace<T>& first) const {
+    R* const candidates = rows_of_units_;
+    R* const through_norm = rows_of_units_ + units_;
+    for (int64_t unit = 0; unit < size_; unit += kLanes<T>) {
+      store(candidates + unit, Cell::template candidate<T>(moved(first, unit)));
+    }
+    const Moments<T> moments = moments_of<T>(size_, [&](auto&& take) PYMTL_INLINE_LAMBDA {
+      for (int64_t unit = 0; unit < size_; unit += kLanes<T>) take(load(candidates + unit), size_ - unit);
+    });
+    const Vec<T> one = broadcast(R(1));
+    Vec<T> sum = {};
+    Vec<T> product = {};
+    for (int64_t unit = 0; unit < size_; unit += kLanes<T>) {
+      GradientPlace<T> at = moved(first, unit);
+      Vec<T> beside = {};
+      if (zoned_ != nullptr) beside = part_zoneout(t, row, unit, at);
+      const Vec<T> dh = load(at.grad_h) + part_or_zero<T>(at.grad_output, at.valid);
+      const Vec<T> o = load_part(at.kept + 3 * size_, at.valid);
+      const Vec<T> normal = moments.normalised(load(candidates + unit));
+      const Vec<T> squashed = Cell::template squashed<T>(normal, walk_.norm, unit, at.valid);
+      const Vec<T> dy = dh * o * (one - squashed * squashed);
+      const Vec<T> u = dy * load_part(walk_.norm.g_c + unit, at.valid);
+      store_part(at.grad_gates + 3 * size_, dh * squashed * (o * (one - o)), at.valid);
+      store_part(at.grad_gates + Cell::kCellGradient * size_, dy * normal, at.valid);
+      store_part(at.grad_gates + (Cell::kCellGradient + 1) * size_, dy, at.valid);
+      store(through_norm + unit, u);
+      // What passes by the cell waits where h's gradient was.
+      store(at.grad_h, beside);
+      sum = sum + u;
+      product = fma(u, normal, product);
+    }
+    const Vec<T> mean = broadcast(sum_lanes<R>(sum) / static_cast<R>(size_));
+    const Vec<T> slope = broadcast(sum_lanes<R>(product) / static_cast<R>(size_));
+    for (int64_t unit = 0; unit < size_; unit += kLanes<T>) {
+      const GradientPlace<T> at = moved(first, unit);
+      const Vec<T> i = load_part(at.kept, at.valid);
+      const Vec<T> f = load_part(at.kept + size_, at.valid);
+      const Vec<T> g = load_part(at.kept + 2 * size_, at.valid);
+      const Vec<T> normal = moments.normalised(load(candidates + unit));
+      const Vec<T> through = (load(through_norm + unit) - mean - normal * slope) * broadcast(moments.scale);
+      const Vec<T> dc = load(at.carried) + through;
+      store(at.carried, fma(dc, f, load(at.grad_h)));
+      store_part(at.grad_gates, dc * g * (i * (one - i)), at.valid);
+      store_part(at.grad_gates + size_, dc * cell_before<T>(at) * (f * (one - f)), at.valid);
+      store_part(at.grad_gates + 2 * size_, dc * i * (one - g * g), at.valid);
+    }
+  }
+
+  const RnnBackwardWalk<T>& walk_;
+  const int64_t rows_;
+  const int64_t size_;
+  const int64_t units_;
+  R* grad_h_;
+  R* carried_;
+  R* zoned_;          // or null, without zoneout
+  R* rows_of_units_;  // [2][units] of a normalised cell
+  const T** pointers_;
+  int64_t first_panel_, last_panel_;  // this worker's of the hidden units
+  int64_t first_unit_, last_unit_;
+  int64_t started_ = 0;
+};
+
+template <typename T, typename Cell>
+void rnn_backward_walk(const RnnBackwardWalk<T>& walk) {
+  RnnBackwardWalker<T, Cell>(walk).run();
+}
+
+}  // namespace
+}  // namespace pymtl

@@ -1,0 +1,17 @@
+"""The kinds of tasks, each a class in a file of its own."""
+
+from pymtl.training.kinds.base import NO_LABEL, Decoding, Kind, Scored
+from pymtl.training.kinds.classification import Classification
+from pymtl.training.kinds.ctc import CTC
+from pymtl.training.kinds.language_model import LanguageModel
+from pymtl.training.kinds.multilabel import Multilabel
+from pymtl.training.kinds.ordinal import Ordinal
+from pymtl.training.kinds.regression import Regression
+from pymtl.training.kinds.tagging import Tagging
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (Classification(), Tagging(), Regression(), Multilabel(), Ordinal(), LanguageModel(), CTC())
+}
+
+__all__ = ["KINDS", "NO_LABEL", "Decoding", "Kind", "Scored"]

@@ -1,0 +1,61 @@
+"""Checks of single values of records, and how errors show them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pymtl.training.errors import DataError
+
+
+def number_of(cell: str) -> Any:
+    """The number a cell of CSV holds, or the cell, for a check to name it."""
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number, and no truth value."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
+def has_numbers(value: Any, size: int) -> bool:
+    """Whether it is a list of so many finite numbers; of one, also a number by itself."""
+    if size == 1 and is_number(value):
+        return True
+    return isinstance(value, list) and len(value) == size and all(is_number(number) for number in value)
+
+
+def is_string(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def are_strings(value: Any) -> bool:
+    """Whether it is a list of strings."""
+    return isinstance(value, list) and all(map(is_string, value))
+
+
+def check_text(field: str, texts: Sequence[str]) -> None:
+    """Half of a surrogate pair is JSON, but no text.
+
+    Raises:
+        DataError: there is such a half.
+    """
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"field {field!r}: {error}") from None
+
+
+def shown(value: Any, right: Callable[[Any], bool] | None = None) -> str:
+    """A value for an error; of a list its length, and the first element that is not ``right``."""
+    if not isinstance(value, list):
+        return repr(value)
+    wrong = next((i for i, item in enumerate(value) if right is not None and not right(item)), None)
+    return f"a list of {len(value)}" + ("" if wrong is None else f", in which {value[wrong]!r} is number {wrong + 1}")
