@@ -71,8 +71,8 @@ test-cuda: gpu
 # NVIDIA's tools over every kernel; of what a cluster's blocks send one another they see less than of a block's own.
 sanitize-cuda: gpu
 	for tool in memcheck racecheck synccheck; do \
-	  compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/pytest -q -m cuda tests/test_cuda_lstm.py \
-	    tests/test_cuda_ops.py tests/test_cuda_steps.py \
+	  compute-sanitizer --tool $$tool --error-exitcode 1 $(BIN)/pytest -q -m cuda tests/cuda/test_lstm.py \
+	    tests/cuda/test_ops.py tests/cuda/test_steps.py \
 	    -k "as_nn_lstms or tf32 or out_of_range or the_reference or pack or plain_pytorch" || exit 1; done
 
 # EWT, the folder of the English Web Treebank's data (see examples/README.md), adds its training step.

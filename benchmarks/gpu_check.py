@@ -318,8 +318,8 @@ def finished(command: list[str], log: Path, seconds: float) -> Row:
 
 
 def test_rows(out: Path, seconds: float) -> Iterator[tuple[str, Row]]:
-    files = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/test_cuda_*.py"))
-    files.remove("tests/test_cuda_on_host.py")
+    files = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("tests/cuda/test_*.py"))
+    files.remove("tests/cuda/test_on_host.py")
     until = time.monotonic() + seconds
     command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider"]
     if importlib.util.find_spec("xdist"):

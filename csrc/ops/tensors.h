@@ -16,6 +16,7 @@
 
 #include "kernels/bfloat16.h"
 #include "kernels/executor.h"
+#include "ops/stable_values.h"
 
 namespace pymtl::ops {
 
@@ -148,7 +149,7 @@ inline Tensor make(const Tensor& like, const Sizes& sizes, ScalarType type) {
   int32_t device = 0;
   check_call(aoti_torch_get_device_type(like.get(), &device), "aoti_torch_get_device_type");
   AtenTensorHandle made = nullptr;
-  const int32_t number = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  const int32_t number = unboxed<int32_t>(boxed(type));
   const AOTITorchError error = aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
                                                         strides.data(), number, device, like.get_device(), &made);
   check(error == TORCH_SUCCESS, "no memory for a result of size ", text(sizes));

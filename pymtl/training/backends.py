@@ -11,7 +11,7 @@ from pymtl import reference
 from pymtl.crf import CRF
 from pymtl.heads import CRFHead
 from pymtl.joint_loss import JointLoss, JointLossResult
-from pymtl.reference.models import MultiTaskModel as ReferenceModel
+from pymtl.training.reference_model import MultiTaskModel as ReferenceModel
 from pymtl.training import building
 from pymtl.training.batches import Batch
 from pymtl.training.config import Config

@@ -15,9 +15,9 @@ namespace pymtl::ops::cuda {
 // Calls an overload of torch's with these arguments; the one result.
 template <typename... Args>
 Tensor call(const char* name, const char* overload, const Args&... args) {
-  std::array<StableIValue, sizeof...(Args)> stack{torch::stable::detail::from(args)...};
+  std::array<StableIValue, sizeof...(Args)> stack{boxed(args)...};
   check_call(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION), name);
-  return torch::stable::detail::to<Tensor>(stack[0]);
+  return unboxed<Tensor>(stack[0]);
 }
 
 inline Tensor concatenated(const Tensors& tensors, int64_t dim) {

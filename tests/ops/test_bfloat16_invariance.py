@@ -1,5 +1,6 @@
 import pytest
 import torch
+from ops.test_bfloat16 import CASES, assert_bits, fused, head_of, sample_of
 from samples import (
     ALL_OPTIONS,
     BOTH,
@@ -16,7 +17,6 @@ from samples import (
     transposed,
     with_gradients,
 )
-from test_ops_bfloat16 import CASES, assert_bits, fused, head_of, sample_of
 
 from pymtl import ops
 

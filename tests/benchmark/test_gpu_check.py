@@ -12,7 +12,7 @@ import pytest
 from pymtl.benchmark import gpu
 from pymtl.benchmark.guarded import guarded
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 LIBRARY = os.environ.get("PYMTL_CUDA_ON_HOST", "")
 
 
@@ -60,7 +60,7 @@ def stand_in(tmp_path):
         tool = tmp_path / name
         tool.write_text('#!/bin/sh\nuntil [ "${1##*/python*}" = "" ]; do shift; done\nexec "$@"\n')
         tool.chmod(0o755)
-    path = os.pathsep.join([str(TESTS / "gpu_stand_in"), str(TESTS.parent)])
+    path = os.pathsep.join([str(TESTS / "support" / "gpu_stand_in"), str(TESTS.parent)])
     return os.environ | {"PYTHONPATH": path, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
 
 

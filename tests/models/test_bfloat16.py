@@ -3,9 +3,19 @@ from functools import partial
 
 import pytest
 import torch
-from test_models import BIDIRECTIONAL, ENCODERS, MIXED, VALID, batch, loss_weights, models, plain_loss, targets_of
-from test_models import results as results_of
-from test_ops_bfloat16 import BF16, assert_bits, assert_parity
+from models.test_models import (
+    BIDIRECTIONAL,
+    ENCODERS,
+    MIXED,
+    VALID,
+    batch,
+    loss_weights,
+    models,
+    plain_loss,
+    targets_of,
+)
+from models.test_models import results as results_of
+from ops.test_bfloat16 import BF16, assert_bits, assert_parity
 from torch import nn
 
 import pymtl

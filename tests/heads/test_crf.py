@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from pymtl import CRF, LSTM, ClassificationHead, CRFHead, CRFLoss, JointLoss, MultiTaskModel, ops, reference
-from pymtl.reference.models import MultiTaskModel as ReferenceModel
+from pymtl.training.reference_model import MultiTaskModel as ReferenceModel
 
 LABELS = ["B-x", "B-y", "I-x", "I-y", "O"]
 LENGTHS = [4, 7, 1, 5]

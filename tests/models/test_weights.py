@@ -3,8 +3,8 @@ import pickle
 
 import pytest
 import torch
+from models.test_models import MIXED, VOCABULARY, B, E, H, batch, loss_weights, models, targets_of
 from parity import assert_same_bits
-from test_models import MIXED, VOCABULARY, B, E, H, batch, loss_weights, models, targets_of
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 

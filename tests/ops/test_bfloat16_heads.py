@@ -3,8 +3,8 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from ops.test_bfloat16 import BF16, assert_bits, assert_parity
 from samples import shifted, sizes_of, spread, transposed
-from test_ops_bfloat16 import BF16, assert_bits, assert_parity
 from torch.library import opcheck
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 

@@ -18,8 +18,8 @@ from modules import (
     with_data,
     with_gradients,
 )
+from ops.test_bfloat16 import BF16, assert_bits, assert_parity
 from samples import spread, transposed
-from test_ops_bfloat16 import BF16, assert_bits, assert_parity
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.checkpoint import checkpoint

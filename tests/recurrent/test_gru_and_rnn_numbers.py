@@ -16,9 +16,9 @@ from modules import (
     states_of,
     with_gradients,
 )
+from ops.test_bfloat16 import BF16, assert_bits
+from ops.test_bfloat16 import assert_parity as assert_bfloat16_parity
 from parity import assert_same_bits
-from test_ops_bfloat16 import BF16, assert_bits
-from test_ops_bfloat16 import assert_parity as assert_bfloat16_parity
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence, pad_sequence
 
 import pymtl

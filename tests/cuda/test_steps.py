@@ -186,7 +186,7 @@ def test_no_sequences_give_empty_results_and_zero_gradients(case, gpu):
 
 
 REFUSED = {
-    "a GRU's c0": (RNNCase(3, 5, mode="GRU"), {"c0": torch.zeros(2, 3, 5)}, "c0: expected none"),
+    "a GRU's c0": (RNNCase(3, 5, mode="GRU"), {"c0": torch.zeros(2, 3, 5)}, "c0: expected None"),
     "h0 of another size": (RNNCase(3, 5, mode="GRU"), {"h0": torch.zeros(2, 3, 6)}, r"h0: expected size \[2, 3, 5\]"),
     "dropout of another size": (RNNCase(3, 5), {"dropout": torch.ones(2, 3, 1)}, r"dropout: expected size \[2, 3, 5\]"),
     "zoneout of another size": (RNNCase(3, 5), {"zoneout_h": torch.ones(9)}, r"zoneout_h: expected size \[10\]"),

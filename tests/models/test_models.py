@@ -20,7 +20,7 @@ from pymtl import (
     RegressionHead,
     TokenClassificationHead,
 )
-from pymtl.reference.models import MultiTaskModel as ReferenceModel
+from pymtl.training.reference_model import MultiTaskModel as ReferenceModel
 
 VOCABULARY, E, H = 30, 9, 11
 LENGTHS = [4, 7, 1, 5, 2]  # all different: nobody orders ties

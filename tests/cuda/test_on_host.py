@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 LIBRARY = os.environ.get("PYMTL_CUDA_ON_HOST", "")
 
 # What a GPU promises less of: bits that depend on nothing else, and errors about values, for which it would have to
@@ -21,11 +21,11 @@ NOT_PROMISED = (
 )
 OF_THE_CPU = {
     # Near 1 the slope of tanh multiplies a rounding of h by ten, and of so few numbers one side has the better luck.
-    "test_ops_rnn.py": "not (at_every_size and RNN_TANH)",
-    "test_ops_packing.py": "",
-    "test_ops_pooling.py": "",
-    "test_ops_joint_loss.py": "",
-    "test_ops_crf.py": "gradcheck or reference or opcheck",
+    "ops/test_rnn.py": "not (at_every_size and RNN_TANH)",
+    "ops/test_packing.py": "",
+    "ops/test_pooling.py": "",
+    "ops/test_joint_loss.py": "",
+    "ops/test_crf.py": "gradcheck or reference or opcheck",
 }
 
 
@@ -46,6 +46,8 @@ def test_the_cpu_s_tests_hold_for_the_cuda_kernels(file):
     run([f"tests/{file}"], " and ".join([*words, *filter(None, [OF_THE_CPU[file]])]))
 
 
-@pytest.mark.parametrize("file", sorted(path.name for path in TESTS.glob("test_cuda_*.py") if path != Path(__file__)))
+@pytest.mark.parametrize(
+    "file", sorted(path.name for path in Path(__file__).parent.glob("test_*.py") if path != Path(__file__))
+)
 def test_the_tests_of_a_gpu_pass_on_the_host(file):
-    run([f"tests/{file}"], "")
+    run([f"tests/cuda/{file}"], "")

@@ -1,8 +1,8 @@
 """Dropout of embedded tokens and states."""
 
 import torch
+from models.test_models import LENGTHS, MIXED, VALID, VOCABULARY, B, E, H, T, batch
 from parity import assert_same_bits
-from test_models import LENGTHS, MIXED, VALID, VOCABULARY, B, E, H, T, batch
 from torch import nn
 from torch.nn.utils.rnn import pad_packed_sequence
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from parity import assert_parity, assert_same_bits
-from test_compile import KINDS, Tagger, batch_of, needs_a_compiler, tagger, with_gradients
+from recurrent.test_compile import KINDS, Tagger, batch_of, needs_a_compiler, tagger, with_gradients
 from torch import nn
 from torch.export import Dim
 

@@ -19,7 +19,7 @@ from pymtl.__main__ import COMMANDS, main
 from pymtl.training.kinds.tagging import mark_spans
 from pymtl.training.run import Run
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PNG = b"\x89PNG\r\n\x1a\n"
 DONE = [
     "config.json",
