@@ -5,6 +5,7 @@
 #   make test-cuda, make bench-cuda    the tests that need a GPU, and the benchmarks on one
 #   make gpu-check   what benchmarks/gpu_check.py needs on a machine with a GPU where nothing can be built
 #   make bench-avx2  the grids as on a CPU without AVX-512
+#   make docs    the documentation's site, in build/docs
 #   make lint    style checks       make format     mend what can be mended
 #   make clean   remove what was made here
 PYTHON ?= python3
@@ -16,7 +17,7 @@ CXX_FILES := $(wildcard $(foreach folder,csrc/* csrc/*/* csrc/*/*/* tests/kernel
   tests/kernels/*/*/*/*,$(folder)/*.h $(folder)/*.cpp $(folder)/*.cu))
 TOOLS := cmake ninja
 
-.PHONY: demo test test-kernels test-asan gpu gpu-check test-cuda sanitize-cuda bench bench-avx2 bench-cuda wheel lint format clean install
+.PHONY: demo test test-kernels test-asan gpu gpu-check test-cuda sanitize-cuda bench bench-avx2 bench-cuda wheel docs lint format clean install
 
 demo: install
 	$(BIN)/pymtl train examples/snips/snips.toml --run runs/snips --overwrite
@@ -105,6 +106,10 @@ gpu-check: $(VENV)/.torch $(VENV)/.tools
 wheel: $(VENV)/.torch
 	sh packaging/make_wheel.sh $(BIN)/python "$(TORCH)"
 
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
+	@echo "build/docs/index.html"
+
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -140,6 +145,10 @@ $(VENV)/.installed: $(VENV)/.torch $(NATIVE)
 
 $(VENV)/.bench: $(VENV)/.installed
 	$(BIN)/pip install -q -e ".[bench]"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/pip install -q -e ".[docs]"
 	touch $@
 
 clean:

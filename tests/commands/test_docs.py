@@ -4,7 +4,9 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -19,7 +21,11 @@ def blocks(path):
     return [match.groupdict() for match in BLOCK.finditer(path.read_text(encoding="utf-8"))]
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+def documents():
+    return sorted(str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md"))
+
+
+@pytest.mark.parametrize("name", documents())
 def test_the_blocks_of_a_document_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT))
@@ -54,12 +60,28 @@ def test_the_python_of_the_readme_runs():
 
 
 def test_the_documents_name_every_scheme_method_and_kind():
-    from typing import get_args
-
     from pymtl.balancing import METHODS
     from pymtl.sharing import SCHEMES
-    from pymtl.training.config import Kind
+    from pymtl.training.kinds import KINDS
 
     text = (ROOT / "docs" / "multi_task.md").read_text(encoding="utf-8")
-    for name in (*SCHEMES, *METHODS, *get_args(Kind)):
+    for name in (*SCHEMES, *METHODS, *KINDS):
         assert f"| `{name}` |" in text, name
+
+
+@pytest.mark.parametrize(("folder", "table"), [("sharing", "SCHEMES"), ("balancing", "METHODS")])
+def test_every_scheme_and_method_has_a_page_of_its_own(folder, table):
+    for name, made in getattr(import_module(f"pymtl.{folder}"), table).items():
+        text = (ROOT / "docs" / folder / f"{name}.md").read_text(encoding="utf-8")
+        assert f"pymtl.{folder}.{made.__name__}" in text, name
+
+
+@pytest.mark.parametrize("module", ["pymtl", "pymtl.sharing", "pymtl.balancing", "pymtl.ops", "pymtl.reference"])
+def test_the_reference_has_every_public_name(module):
+    pages = [path.read_text(encoding="utf-8") for path in (ROOT / "docs").rglob("*.md")]
+    listed = {name for page in pages for name in re.findall(r"^\.\. auto\w+:: (\S+)", page, re.MULTILINE)}
+    public = import_module(module)
+    modules = {name for name in public.__all__ if isinstance(getattr(public, name), ModuleType)}
+    values = {name for name in public.__all__ if isinstance(getattr(public, name), (str, dict))}
+    missing = {f"{module}.{name}" for name in {*public.__all__} - modules - values} - listed
+    assert missing == set()
