@@ -118,7 +118,7 @@ def smoke_cases(small: bool) -> list[Smoke]:
                 cases.append(Smoke(f"cluster of {blocks}x{units}, rows {rows}", dtype, size, rows + 3, ragged))
     for blocks, rows in itertools.product((4, 17, 64), (8, 16, 32, 64)):
         dtype, ragged = next(halves)
-        cases.append(Smoke(f"team of {blocks}x16, rows {rows}", dtype, 16 * blocks - 3 * ragged, rows + 3, ragged))
+        cases.append(Smoke(f"group of {blocks}x16, rows {rows}", dtype, 16 * blocks - 3 * ragged, rows + 3, ragged))
     for blocks, (rows, ragged) in itertools.product((1, 2, 3, 5, 8, 11, 13, 16), ((1, 0), (2, 1), (4, 0), (8, 1))):
         size = 32 * blocks - 3 * ragged
         cases.append(Smoke(f"cluster of {blocks}x32, rows {rows}", FLOAT32, size, rows + 1, bool(ragged)))

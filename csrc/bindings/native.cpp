@@ -58,8 +58,8 @@ PYBIND11_MODULE(_native, m) {
           sizes["normalised"] = cell.normalised;
           sizes["has_cell"] = cell.has_cell;
           sizes["gates"] = cell.gates;
-          sizes["kept"] = cell.kept;
-          sizes["kept_candidate"] = cell.kept_candidate;
+          sizes["reserve"] = cell.reserve;
+          sizes["reserve_candidate"] = cell.reserve_candidate;
           sizes["gradients"] = cell.gradients;
           cells.append(sizes);
         }

@@ -19,6 +19,6 @@ struct RealOf<BFloat16> {
   using Type = float;
 };
 template <typename T>
-using Real = typename RealOf<T>::Type;
+using Accum = typename RealOf<T>::Type;
 
 }  // namespace pymtl

@@ -22,13 +22,13 @@ struct CellSizes {
   bool normalised;   // layer normalisation
   bool has_cell;     // whether there is a c
   // Blocks of H numbers:
-  int64_t gates;           // the rows of W_ih and of W_hh
-  int64_t kept;            // what a token keeps for the backward pass: its part of the reserve
-  int64_t kept_candidate;  // under zoneout besides: h~
+  int64_t gates;              // the rows of W_ih and of W_hh
+  int64_t reserve;            // what a token keeps for the backward pass: its part of the reserve
+  int64_t reserve_candidate;  // under zoneout besides: h~
   int64_t gradients;  // of a token's gates, and of the biases: of a_n, a_r, a_z and q_n of a GRU, otherwise of a. A
                       // normalised cell has besides: of W_hh h_{t-1}, of g_hh, and of an LSTM of g_c and b_c
 
-  int64_t kept_with(bool zoneout_h) const { return kept + (zoneout_h ? kept_candidate : 0); }
+  int64_t reserve_with(bool zoneout_h) const { return reserve + (zoneout_h ? reserve_candidate : 0); }
 };
 
 inline constexpr CellSizes kCells[] = {
@@ -44,7 +44,7 @@ inline const CellSizes& sizes_of(Cell cell) { return kCells[static_cast<int>(cel
 // Whether a kernel's cell has the sizes of the table's.
 template <typename KernelCell, Cell kCell>
 inline constexpr bool kAsInTable = kCells[static_cast<int>(kCell)].gates == KernelCell::kGates &&
-                                   kCells[static_cast<int>(kCell)].kept == KernelCell::kKept &&
+                                   kCells[static_cast<int>(kCell)].reserve == KernelCell::kReserve &&
                                    kCells[static_cast<int>(kCell)].gradients == KernelCell::kGradients &&
                                    kCells[static_cast<int>(kCell)].has_cell == KernelCell::kHasCell;
 

@@ -2,8 +2,8 @@
 //
 // The depth is summed in `parts` equal parts, one for each recurrence that wrote a part of x: each part
 // from zero in order of k, then the parts in order, then the bias. This is the order of the projection
-// fused into the LSTM's walk, so both give the same bits; and a row's result depends on that row alone. T is float,
-// double or BFloat16, whose sums are float.
+// fused into the LSTM's time loop, so both give the same bits; and a row's result depends on that row alone. T is
+// float, double or BFloat16, whose sums are float.
 #pragma once
 
 #include <cstddef>

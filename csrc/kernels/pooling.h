@@ -1,5 +1,5 @@
 // Sentence features from the packed states of an encoder: mean and maximum over each sequence's tokens.
-// A recurrence that walked backwards is summed backwards, the order of the pooling fused into the walk,
+// A recurrence that ran backwards is summed backwards, the order of the pooling fused into the time loop,
 // so both give the same bits. The mean's sums carry their rounding errors along (Kahan 1965).
 #pragma once
 

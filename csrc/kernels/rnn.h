@@ -39,7 +39,7 @@
 // every sum over k runs in one order, bias first, then the input's k = 0..I-1, then the state's k = 0..H-1, in
 // chains of at most 64 products.
 //
-// T is float, double or BFloat16. In bfloat16 sums, c and everything between two products are float (Real<T>); h is
+// T is float, double or BFloat16. In bfloat16 sums, c and everything between two products are float (Accum<T>); h is
 // rounded at every step, since it is the next step's operand.
 //
 // Arrays are row-major and contiguous unless a stride is named; strides count elements. Nothing may alias.
@@ -51,6 +51,7 @@
 #include "bfloat16.h"
 #include "cells.h"
 #include "executor.h"
+#include "prepacked.h"
 
 namespace pymtl {
 
@@ -80,7 +81,7 @@ struct RnnWeights {
   const T* w_hh;  // [gates * H, H]
   const T* b_ih;  // [gates * H] or null: zeros
   const T* b_hh;  // [gates * H] or null: zeros
-  bool reverse;   // walk each sequence from its last token to its first
+  bool reverse;   // run over each sequence from its last token to its first
   RnnNorm<T> norm = {};
 };
 
@@ -94,7 +95,7 @@ struct RnnMasks {
   int64_t zoneout_c_stride = 0;
 };
 
-// The projection of heads fused into the walk (see heads.h), and sentence features.
+// The projection of heads fused into the time loop (see heads.h), and sentence features.
 template <typename T>
 struct RnnHeads {
   int64_t width;    // C: columns of all heads together; 0: none
@@ -116,8 +117,8 @@ struct RnnForward {
   T* output;                     // [N, G*H] h of every token, or null: not wanted
   T* h_n;                        // [G, B, H] h after each sequence's last step
   T* c_n;                        // [G, B, H]
-  T* gates;                      // [G, N, kept * H] for the backward pass; or null, with cells
-  Real<T>* cells;                // [G, N, H] c of every token, for the backward pass; or null, with gates
+  T* gates;                      // [G, N, reserve * H] for the backward pass; or null, with cells
+  Accum<T>* cells;               // [G, N, H] c of every token, for the backward pass; or null, with gates
   RnnHeads<T> heads;
   RnnMasks<T> masks;
 };
@@ -139,8 +140,8 @@ struct RnnBackward {
   const T* h0;
   const T* c0;
   const T* output;                            // [N, G*H] from the forward pass
-  const T* gates;                             // [G, N, kept * H] from the forward pass
-  const Real<T>* cells;                       // [G, N, H] from the forward pass
+  const T* gates;                             // [G, N, reserve * H] from the forward pass
+  const Accum<T>* cells;                      // [G, N, H] from the forward pass
   const T* grad_output;                       // [N, G*H] or null: zeros
   const T* grad_h_n;                          // [G, B, H] or null: zeros
   const T* grad_c_n;                          // [G, B, H] or null: zeros
@@ -156,9 +157,9 @@ struct RnnBackward {
 template <typename T>
 size_t rnn_packed_size(Cell cell, int64_t recurrences, int64_t input_size, int64_t hidden_size);
 
-// What the layout of packed weights depends on: how many numbers a vector of the instruction set in use holds.
+// What weights packed now, under the instruction set in use, have to say of themselves.
 template <typename T>
-int64_t rnn_packed_lanes();
+PrepackedHeader rnn_prepacked_header(Cell cell);
 
 // Packs weights [G] into panels, for RnnForward::packed. packed: 64-byte aligned.
 template <typename T>

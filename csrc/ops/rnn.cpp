@@ -29,14 +29,9 @@ RnnShape shape_of(const Call<T>& call) {
           layer.cell};
 }
 
-// Packed weights as a tensor: what they are packed for, on a cache line of its own, and the panels.
+// Prepacked weights as a tensor: a header, and the panels behind it.
 template <typename T>
-constexpr int64_t kHeader = 64 / sizeof(T);
-
-struct PackHeader {
-  int64_t lanes;
-  int64_t cell;
-};
+constexpr int64_t kHeader = PrepackedHeader::kBytes / sizeof(T);
 
 template <typename T>
 Tensor checked_packed(const Tensor& packed, const Name& name, Cell cell, int64_t recurrences, int64_t input_size,
@@ -45,12 +40,15 @@ Tensor checked_packed(const Tensor& packed, const Name& name, Cell cell, int64_t
   check_type(packed, name, type);
   check(packed.dim() == 1 && packed.numel() > kHeader<T> && packed.is_contiguous(), name,
         ": expected weights from rnn_pack, got something else");
-  PackHeader header;
+  PrepackedHeader header;
   std::memcpy(&header, packed.const_data_ptr(), sizeof header);
-  check(header.lanes == rnn_packed_lanes<T>(), name, ": expected weights packed for vectors of ", rnn_packed_lanes<T>(),
+  const PrepackedHeader own = rnn_prepacked_header<T>(cell);
+  const bool readable = header.version == own.version && header.dtype == own.dtype && header.scheme == own.scheme;
+  check(readable, name, ": expected weights from this version's rnn_pack of dtype ", torch::headeronly::toString(type),
+        ", got something else");
+  check(header.lanes == own.lanes, name, ": expected weights packed for vectors of ", own.lanes,
         " numbers, which the instruction set in use has, got them for ", header.lanes);
-  check(header.cell == static_cast<int64_t>(cell), name,
-        ": expected weights packed for this mode, got those of another");
+  check(header.cell == own.cell, name, ": expected weights packed for this mode, got those of another");
   const int64_t size =
       kHeader<T> + static_cast<int64_t>(rnn_packed_size<T>(cell, recurrences, input_size, hidden_size));
   check_sizes(packed, name, {size});
@@ -107,7 +105,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const RnnArguments& a
       args.h_n = write<T>(h_n);
       args.c_n = write<T>(c_n);
       args.gates = write<T>(reserve.gates);
-      args.cells = write<Real<T>>(reserve.cells);
+      args.cells = write<Accum<T>>(reserve.cells);
       run(args);
     }
     return std::make_tuple(output, h_n, c_n, reserve.gates, reserve.cells);
@@ -165,7 +163,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> rnn_backward(
       args.c0 = read<T>(call.c0);
       args.output = read<T>(reserve.output);
       args.gates = read<T>(reserve.gates);
-      args.cells = read<Real<T>>(reserve.cells);
+      args.cells = read<Accum<T>>(reserve.cells);
       args.grad_output = read<T>(above.output);
       args.grad_h_n = read<T>(above.h_n);
       args.grad_c_n = read<T>(above.c_n);
@@ -276,7 +274,7 @@ Tensor rnn_pack(Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors b
     const Tensor packed = make(first, {kHeader<T> + static_cast<int64_t>(size)});
     T* const memory = write<T>(packed);
     std::fill_n(memory, kHeader<T>, T{});
-    const PackHeader header{rnn_packed_lanes<T>(), static_cast<int64_t>(layer.cell)};
+    const PrepackedHeader header = rnn_prepacked_header<T>(layer.cell);
     std::memcpy(memory, &header, sizeof header);
     pymtl::rnn_pack(layer.cell, layer.weights.data(), layer.recurrences, layer.input_size, layer.hidden_size,
                     memory + kHeader<T>, torch_executor());

@@ -77,7 +77,7 @@ struct Layer {
   int64_t input_size;
   int64_t hidden_size;
   bool has_biases;
-  Tensors kept;
+  Tensors copies;
   std::vector<RnnWeights<T>> weights;
 
   // Without weight_ih the cells are normalised; norm: g_hh of all recurrences, then an LSTM's g_c, then its b_c or
@@ -110,8 +110,8 @@ struct Layer {
           " and ", hidden_size, " columns");
     const int64_t rows = sizes.gates * hidden_size;
     const auto keep = [&](const Tensors& list, const char* name, size_t at, size_t g, const Sizes& expected) {
-      kept.push_back(checked(list[at], Name(name, g), like.scalar_type(), expected, like));
-      return read<T>(kept.back());
+      copies.push_back(checked(list[at], Name(name, g), like.scalar_type(), expected, like));
+      return read<T>(copies.back());
     };
     for (size_t g = 0; g < count; ++g) {
       weights.push_back({sizes.normalised ? nullptr : keep(weight_ih, "weight_ih", g, g, {rows, input_size}),
@@ -196,8 +196,8 @@ int64_t inputs_of(const Layer<T>& layer, const Tensor& input) {
 // What the forward pass leaves for the backward pass, besides the output: the reserve.
 struct RnnReserve {
   Tensor output;  // as the call's
-  Tensor gates;   // [G, N, kept * H]
-  Tensor cells;   // [G, N, H] in Real<T>; of an LSTM
+  Tensor gates;   // [G, N, reserve * H]
+  Tensor cells;   // [G, N, H] in Accum<T>; of an LSTM
 };
 
 // The gradients of a call's results; one that is missing is zeros.
@@ -232,16 +232,16 @@ struct RnnCall {
   Sizes cell_state() const { return layer.cell_state(batch.batch); }
   Sizes no_state() const { return {0, batch.batch, layer.hidden_size}; }
   Sizes output_sizes() const { return batch.with(layer.recurrences * layer.hidden_size); }
-  int64_t kept() const { return layer.sizes.kept_with(masks.zoneout_h.has_value()); }
+  int64_t reserve_blocks() const { return layer.sizes.reserve_with(masks.zoneout_h.has_value()); }
 
   // Uninitialised but for the output; empty where no backward pass is to come.
   RnnReserve make_reserve(const Tensor& output, bool wanted) const {
-    return {output, make(input, gate_sizes(wanted)), make(input, cell_sizes(wanted), real_type(type))};
+    return {output, make(input, gate_sizes(wanted)), make(input, cell_sizes(wanted), accum_type(type))};
   }
   RnnReserve checked(const RnnReserve& given) const {
     return {ops::checked(given.output, "output", type, output_sizes(), input),
             ops::checked(given.gates, "gates", type, gate_sizes(true), input),
-            ops::checked(given.cells, "cells", real_type(type), cell_sizes(true), input)};
+            ops::checked(given.cells, "cells", accum_type(type), cell_sizes(true), input)};
   }
   RnnResultGradients checked(const RnnResultGradients& given) const {
     return {ops::checked(given.output, "grad_output", type, output_sizes(), input),
@@ -251,7 +251,7 @@ struct RnnCall {
 
  private:
   Sizes gate_sizes(bool wanted) const {
-    return {wanted ? layer.recurrences : 0, batch.tokens, kept() * layer.hidden_size};
+    return {wanted ? layer.recurrences : 0, batch.tokens, reserve_blocks() * layer.hidden_size};
   }
   Sizes cell_sizes(bool wanted) const {
     return {wanted && layer.sizes.has_cell ? layer.recurrences : 0, batch.tokens, layer.hidden_size};

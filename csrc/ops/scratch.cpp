@@ -7,10 +7,10 @@
 namespace pymtl::ops {
 namespace {
 
-constexpr size_t kKeptByEach = size_t{16} << 20;
-constexpr size_t kKeptBesides = size_t{64} << 20;  // by all threads together
+constexpr size_t kReserveByEach = size_t{16} << 20;
+constexpr size_t kReserveBesides = size_t{64} << 20;  // by all threads together
 
-std::atomic<size_t> kept_besides{0};
+std::atomic<size_t> reserve_besides{0};
 
 // Null if there is no memory.
 void* allocate(size_t bytes) { return std::aligned_alloc(64, (bytes + 63) / 64 * 64); }
@@ -32,8 +32,8 @@ struct Block {
     if (size >= bytes) return true;
     release();
     const size_t besides = beyond(bytes);
-    if (kept_besides.fetch_add(besides) + besides > kKeptBesides) {
-      kept_besides.fetch_sub(besides);
+    if (reserve_besides.fetch_add(besides) + besides > kReserveBesides) {
+      reserve_besides.fetch_sub(besides);
       return false;
     }
     size = bytes;
@@ -44,26 +44,26 @@ struct Block {
 
   void release() {
     std::free(memory);
-    kept_besides.fetch_sub(beyond(size));
+    reserve_besides.fetch_sub(beyond(size));
     memory = nullptr;
     size = 0;
   }
 
-  static size_t beyond(size_t bytes) { return bytes > kKeptByEach ? bytes - kKeptByEach : 0; }
+  static size_t beyond(size_t bytes) { return bytes > kReserveByEach ? bytes - kReserveByEach : 0; }
 };
 
 thread_local Block block;
 
 }  // namespace
 
-Scratch::Scratch(size_t bytes) : kept_(!block.in_use && block.grow(bytes)) {
-  memory_ = kept_ ? block.memory : allocate(bytes);
+Scratch::Scratch(size_t bytes) : reserve_(!block.in_use && block.grow(bytes)) {
+  memory_ = reserve_ ? block.memory : allocate(bytes);
   if (memory_ == nullptr) throw std::bad_alloc();
-  if (kept_) block.in_use = true;
+  if (reserve_) block.in_use = true;
 }
 
 Scratch::~Scratch() {
-  if (kept_) {
+  if (reserve_) {
     block.in_use = false;
   } else {
     std::free(memory_);

@@ -19,7 +19,7 @@ class Scratch {
 
  private:
   void* memory_;
-  bool kept_;  // it is the thread's own block, not this call's
+  bool reserve_;  // it is the thread's own block, not this call's
 };
 
 }  // namespace pymtl::ops

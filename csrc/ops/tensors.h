@@ -186,8 +186,8 @@ auto with_layer_type(const Tensor& tensor, const Name& name, Function&& function
   return type == ScalarType::Float ? function.template operator()<float>() : function.template operator()<double>();
 }
 
-// The dtype of Real<T>.
-inline ScalarType real_type(ScalarType type) {
+// The dtype of Accum<T>.
+inline ScalarType accum_type(ScalarType type) {
   return type == ScalarType::BFloat16 || type == ScalarType::Half ? ScalarType::Float : type;
 }
 

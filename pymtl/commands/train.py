@@ -11,8 +11,6 @@ from pymtl.commands import positive
 
 if TYPE_CHECKING:
     from pymtl.training.config import Config
-    from pymtl.training.run import Run
-    from pymtl.training.vocabulary import Vocabulary
 
 EXAMPLES = """examples:
   pymtl train examples/snips/snips.toml
@@ -72,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     from pymtl.training import config as configuration
     from pymtl.training.data import read_sets, read_test_sets
     from pymtl.training.errors import ConfigError, RunError
+    from pymtl.training.fitting import Fitting, vocabulary_to_resume
     from pymtl.training.metrics import check_scorable
     from pymtl.training.run import Run
     from pymtl.training.vocabulary import Vocabulary
@@ -88,133 +87,19 @@ def run(arguments: argparse.Namespace) -> int:
     check_scorable([record for records in valid.values() for record in records], config, files)
     test = read_test_sets(config)
     if arguments.resume:
-        vocabulary = _resumable(run, config, arguments.backend)
+        vocabulary = vocabulary_to_resume(run, config, arguments.backend)
     else:
         if run.exists() and not arguments.overwrite:
             raise RunError(f"{run.folder}: holds a run already: pass --resume, --overwrite or another --run")
         if run.holds_other_files():
             raise RunError(f"{run.path('config.json')}: is not of a run: pass another --run")
         vocabulary = Vocabulary.of([record for records in train.values() for record in records], config)
-    sets = (train, valid, test)
-    scores = train_run(run, config, vocabulary, sets, arguments.backend, arguments.resume, console, arguments.device)
+    fitting = Fitting(run, config, vocabulary, arguments.backend, arguments.device)
+    scores = fitting.fit((train, valid, test), arguments.resume, _Screen(console, config))
     if scores is not None:
         console.print(scores_table(scores, sum(map(len, test.values()))))
     console.print(f"run folder: {run.folder}", markup=False, soft_wrap=True)
     return 0
-
-
-def train_run(
-    run: Run,
-    config: Config,
-    vocabulary: Vocabulary,
-    sets: tuple[Any, Any, Any],
-    backend_name: str,
-    resume: bool,
-    console: Any,
-    device: str = "cpu",
-) -> dict[str, float] | None:
-    """Trains (or resumes) a run to its end and returns its scores on the test sets, if there are some.
-
-    Args:
-        run: its folder.
-        config, vocabulary: what to train.
-        sets: the records to train on, to validate and to test, of each data set.
-        backend_name: as ``--backend``.
-        resume: go on from the run's last state.
-        console: where to show it.
-        device: ``"cpu"`` or ``"cuda"``.
-    """
-    import torch
-
-    from pymtl.training import building
-    from pymtl.training.backends import Backend
-    from pymtl.training.errors import ConfigError
-    from pymtl.training.plots import training_curves
-    from pymtl.training.trainer import Trainer, test_scores
-    from pymtl.training.warm_start import freeze, warm_start
-
-    train, valid, test = sets
-    torch.manual_seed(config.seed)
-    try:
-        backend = Backend(backend_name, config, vocabulary)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"model: {error}") from None
-    lines = []
-    if config.model.vectors is not None:
-        count = building.load_vectors(backend.model, config, vocabulary)
-        lines.append(f"{count:,} of {len(vocabulary.tokens):,} tokens have vectors in {config.model.vectors}")
-        if config.model.freeze_vectors:
-            building.word_embedding(backend.model.embedding).weight.requires_grad_(False)
-    if config.warm_start is not None and resume:
-        freeze(backend.model, config)
-    elif config.warm_start is not None:
-        taken = warm_start(backend.model, config, vocabulary)
-        state = "frozen" if config.warm_start.freeze else "to be trained on"
-        lines.append(f"{len(taken)} parameters taken from {config.warm_start.run}, {state}")
-    screen = _Screen(console, config)
-    trainer = Trainer(run, config, vocabulary, backend, train, valid, screen, device)
-    main = trainer.accelerator.is_main_process
-    if resume:
-        trainer.resume()
-        screen.best = max((epoch["selection"] for epoch in trainer.epochs), default=screen.best)
-    elif main:
-        run.create(config, vocabulary, backend_name)  # an earlier run goes only when this one can begin
-    if main:
-        parameters = sum(p.numel() for p in backend.model.parameters())
-        counts = [sum(map(len, records.values())) for records in (train, valid)]
-        processes = trainer.accelerator.num_processes
-        there = trainer.accelerator.device
-        where = f"{torch.get_num_threads()} threads" if there.type == "cpu" else torch.cuda.get_device_name(there)
-        console.print(
-            f"{run.folder.name}: {counts[0]:,} sentences to train on, {counts[1]:,} to validate, "
-            f"{len(vocabulary.tokens):,} tokens, {parameters:,} parameters, {where}"
-            f"{f', {processes} processes' if processes > 1 else ''}, backend {backend_name}",
-            *lines,
-            sep="\n",
-            markup=False,
-            soft_wrap=True,
-        )
-    # Adam's means of gradients decay, for a word that does not come, into numbers too small for fast arithmetic.
-    torch.set_flush_denormal(True)
-    try:
-        trainer.fit()
-    except KeyboardInterrupt:
-        done = len(trainer.epochs)
-        saved = f"--resume goes on; {run.folder} holds the best so far" if done else "nothing is saved yet"
-        saved = "--resume goes on within the first" if not done and run.exists() else saved
-        console.print(f"\ninterrupted after {done} epochs: {saved}", markup=False, soft_wrap=True)
-        raise
-    finally:
-        torch.set_flush_denormal(False)
-        trainer.close()
-    if not main:
-        return None
-    run.save_figure("curves.png", training_curves(trainer.epochs))
-    if not test:
-        return None
-    best, _, _ = run.load_backend()
-    scores = test_scores(best.to(trainer.accelerator.device), test, config, vocabulary)
-    run.write_json("test.json", scores)
-    return scores
-
-
-def _resumable(run: Run, config: Config, backend: str) -> Any:
-    """The vocabulary of the run to resume, if it is of the same configuration."""
-    from pymtl.training.errors import RunError
-
-    saved, vocabulary, trained_with = run.load()
-    if trained_with != backend:
-        raise RunError(f"{run.folder}: was trained with --backend {trained_with}, not {backend}")
-
-    def fixed(c: Config) -> dict[str, Any]:
-        changeable = ("epochs", "patience", "learning_rate", "checkpoint_steps", "tensorboard", "clip_norm")
-        training = {f"training.{name}": value for name, value in vars(c.training).items() if name not in changeable}
-        return {name: value for name, value in vars(c).items() if name != "training"} | training
-
-    if fixed(saved) != fixed(config):
-        differing = [name for name in fixed(config) if fixed(saved)[name] != fixed(config)[name]]
-        raise RunError(f"{run.folder}: was trained with another configuration: {', '.join(differing)}")
-    return vocabulary
 
 
 def scores_table(scores: dict[str, float], sentences: int) -> Any:
@@ -243,6 +128,9 @@ class _Screen:
         self.config = config
         self.header: list[str] | None = None
         self.best = float("-inf")
+
+    def say(self, *lines: str) -> None:
+        self.console.print(*lines, sep="\n", markup=False, soft_wrap=True)
 
     def steps(self, epoch: int, total: int, first: int = 0) -> Iterator[int]:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

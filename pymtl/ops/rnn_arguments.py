@@ -127,13 +127,13 @@ class CellSizes(NamedTuple):
     normalised: bool
     has_cell: bool
     gates: int
-    kept: int
-    kept_candidate: int
+    reserve: int
+    reserve_candidate: int
     gradients: int
 
-    def kept_with(self, zoneout_h: bool) -> int:
+    def reserve_with(self, zoneout_h: bool) -> int:
         """What a token keeps for the backward pass, in blocks of H numbers."""
-        return self.kept + (self.kept_candidate if zoneout_h else 0)
+        return self.reserve + (self.reserve_candidate if zoneout_h else 0)
 
 
 _CELLS = {(cell.mode, cell.normalised): cell for cell in (CellSizes(**sizes) for sizes in _native.cells())}

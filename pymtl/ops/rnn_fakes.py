@@ -11,6 +11,7 @@ from torch import Tensor
 import pymtl.ops.library  # noqa: F401  (defines torch.ops.pymtl)
 from pymtl.ops.autograd import check_one_device, fake_batch
 from pymtl.ops.rnn_arguments import RNNArguments, cell_of
+from pymtl.reference.rnn import accum_dtype
 
 
 @torch.library.register_fake("pymtl::rnn_frozen")
@@ -67,15 +68,10 @@ def _rnn_training_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor,
     recurrences, hidden_size = len(given.weight_hh), given.weight_hh[0].shape[1]
     tokens = input.shape[0] if given.batch_sizes is not None else input.shape[0] * input.shape[1]
     cell = cell_of(given.mode, given.normalised)
-    kept = cell.kept_with(given.zoneout_h is not None)
-    gates = input.new_empty(recurrences, tokens, kept * hidden_size)
-    cells = input.new_empty(recurrences if cell.has_cell else 0, tokens, hidden_size, dtype=_real(input.dtype))
+    reserve = cell.reserve_with(given.zoneout_h is not None)
+    gates = input.new_empty(recurrences, tokens, reserve * hidden_size)
+    cells = input.new_empty(recurrences if cell.has_cell else 0, tokens, hidden_size, dtype=accum_dtype(input.dtype))
     return *_results(given), gates, cells
-
-
-def _real(dtype: torch.dtype) -> torch.dtype:
-    """What numbers of a dtype are computed with."""
-    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
 @torch.library.register_fake("pymtl::rnn_backward")

@@ -21,14 +21,14 @@ class Route(NamedTuple):
 
 
 ON_CPU = "this library's CPU kernels take the dtype"
-PERSISTENT = "the GPU holds all weights of the LSTM in one kernel"
-PER_STEP_OPTIONS = "torch has no such options: the GPU's kernels go step by step"
-PER_STEP_LENGTHS = "torch would wait for lengths on the GPU: the GPU's kernels go step by step"
+PERSISTENT = "a persistent kernel holds the weights of the LSTM on the GPU"
+PER_STEP_OPTIONS = "torch has no such options: per-step kernels of the GPU have them"
+PER_STEP_LENGTHS = "torch would wait for lengths on the GPU: per-step kernels of the GPU do not"
 NO_PROJECTION = "proj_size: no kernel projects h"
 NO_DTYPE = "no kernel takes the dtype on this device"
 NO_AUTOCAST = "no kernel takes the dtype of autocast"
 NO_DEVICE = "no kernels are loaded for this device"
-NOT_FASTER = "on a GPU kernels of torch's run GRUs, RNNs and LSTMs too large to be held"
+NOT_FASTER = "on a GPU torch runs GRUs, RNNs and LSTMs that no persistent kernel holds"
 
 REASONS = (
     ON_CPU,

@@ -95,7 +95,7 @@ def normalised_projection(
     parts = input.chunk(inputs, dim=-1)
     return torch.cat(
         [
-            (_normalised(F.linear(parts[g // readers], w).to(_real(input.dtype))) * gain).to(input.dtype)
+            (_normalised(F.linear(parts[g // readers], w).to(accum_dtype(input.dtype))) * gain).to(input.dtype)
             for g, (w, gain) in enumerate(zip(weight_ih, gain_ih, strict=True))
         ],
         dim=-1,
@@ -156,26 +156,26 @@ def _recurrence(
     hidden_size = weights.weight_hh.shape[1]
     batch = sizes[0]
     dtype = tokens.dtype
-    real = _real(dtype)
+    accum = accum_dtype(dtype)
     h = tokens.new_zeros(batch, hidden_size) if h0 is None else h0
-    c = tokens.new_zeros(batch, hidden_size, dtype=real) if c0 is None else c0.to(real)
+    c = tokens.new_zeros(batch, hidden_size, dtype=accum) if c0 is None else c0.to(accum)
     # Cast once: the gradient of a cast at every step would be summed in bfloat16.
-    weight_ih = None if weights.weight_ih is None else weights.weight_ih.to(real)
-    weight_hh = weights.weight_hh.to(real)
-    bias_ih, bias_hh = (0, 0) if weights.biases is None else (b.to(real) for b in weights.biases)
-    gain_hh, *norm_c = (n.to(real) for n in weights.norm) if weights.norm else (None,)
-    steps = list(tokens.to(real).split(sizes))
+    weight_ih = None if weights.weight_ih is None else weights.weight_ih.to(accum)
+    weight_hh = weights.weight_hh.to(accum)
+    bias_ih, bias_hh = (0, 0) if weights.biases is None else (b.to(accum) for b in weights.biases)
+    gain_hh, *norm_c = (n.to(accum) for n in weights.norm) if weights.norm else (None,)
+    steps = list(tokens.to(accum).split(sizes))
     zoneouts = [
-        None if z is None else list(z.to(real).split(sizes)) if z.shape[0] > 1 else [z.to(real)] * len(sizes)
+        None if z is None else list(z.to(accum).split(sizes)) if z.shape[0] > 1 else [z.to(accum)] * len(sizes)
         for z in masks[1:]
     ]
     outputs: list[Tensor] = [tokens.new_empty(0)] * len(sizes)
     for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
         active = sizes[t]
-        before, c_before = h[:active].to(real), c[:active]
+        before, c_before = h[:active].to(accum), c[:active]
         operand = before
         if masks.dropout is not None:
-            operand = (before * masks.dropout[:active].to(real)).to(dtype).to(real)
+            operand = (before * masks.dropout[:active].to(accum)).to(dtype).to(accum)
         x = steps[t] if weight_ih is None else steps[t] @ weight_ih.t()
         q = operand @ weight_hh.t()
         if gain_hh is not None:
@@ -194,8 +194,8 @@ def _recurrence(
     return torch.cat(outputs), h, c.to(dtype)
 
 
-def _real(dtype: torch.dtype) -> torch.dtype:
-    """What numbers of a dtype are computed with."""
+def accum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What sums of numbers of a dtype are computed in, and c."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 

@@ -214,7 +214,7 @@ struct Asked {
 template <typename T>
 struct RnnResult {
   Buffer<T> output, h_n, c_n, gates, logits, mean, max;  // null: not asked for
-  Buffer<Real<T>> cells;
+  Buffer<Accum<T>> cells;
 };
 
 template <typename T>
@@ -227,9 +227,9 @@ RnnResult<T> run_forward(const RnnModel<T>& model, const RnnBatch<T>& batch, con
   result.h_n = Buffer<T>(batch.batch() * all_hidden);
   const bool has_cell = model.sizes.has_cell;
   if (has_cell) result.c_n = Buffer<T>(batch.batch() * all_hidden);
-  const int64_t kept = sizes_of(model.cell).kept_with(static_cast<bool>(batch.zoneout_h));
-  if (asked.saved && kept > 0) result.gates = Buffer<T>(batch.tokens() * kept * all_hidden);
-  if (asked.saved && has_cell) result.cells = Buffer<Real<T>>(batch.tokens() * all_hidden);
+  const int64_t reserve = sizes_of(model.cell).reserve_with(static_cast<bool>(batch.zoneout_h));
+  if (asked.saved && reserve > 0) result.gates = Buffer<T>(batch.tokens() * reserve * all_hidden);
+  if (asked.saved && has_cell) result.cells = Buffer<Accum<T>>(batch.tokens() * all_hidden);
   if (heads) result.logits = Buffer<T>(batch.tokens() * model.head_width);
   if (asked.mean) result.mean = Buffer<T>(batch.batch() * all_hidden);
   if (asked.max) result.max = Buffer<T>(batch.batch() * all_hidden);
@@ -376,7 +376,7 @@ void check_same(const RnnModel<T>& model, const RnnBatch<T>& all, const RnnResul
                 const std::vector<int64_t>& rows, const RnnBatch<T>& some, const RnnResult<T>& some_result) {
   const int64_t hidden = model.hidden_size;
   const int64_t all_hidden = model.all_hidden();
-  const int64_t kept = sizes_of(model.cell).kept_with(static_cast<bool>(all.zoneout_h));
+  const int64_t reserve = sizes_of(model.cell).reserve_with(static_cast<bool>(all.zoneout_h));
   for (int64_t b = 0; b < some.batch(); ++b) {
     const int64_t a = rows[static_cast<size_t>(b)];
     for (int64_t t = 0; t < some.length(b); ++t) {
@@ -387,7 +387,7 @@ void check_same(const RnnModel<T>& model, const RnnBatch<T>& all, const RnnResul
       for (int64_t g = 0; g < model.recurrences; ++g) {
         const int64_t row_a = g * all.tokens() + token_a;
         const int64_t row_b = g * some.tokens() + token_b;
-        check_same_row("gates", result.gates, row_a, some_result.gates, row_b, kept * hidden);
+        check_same_row("gates", result.gates, row_a, some_result.gates, row_b, reserve * hidden);
         check_same_row("cells", result.cells, row_a, some_result.cells, row_b, hidden);
       }
     }

@@ -29,7 +29,7 @@ Buffer<bool> directions(int64_t recurrences, Random& random) {
   return reverse;
 }
 
-// The first token, in the order of the walk, that holds a sequence's maximum of a column; NaN is above all.
+// The first token, in the order of the time loop, that holds a sequence's maximum of a column; NaN is above all.
 template <typename T>
 int64_t largest_token(const RnnBatch<T>& batch, bool backward, const Buffer<T>& input, int64_t width, int64_t row,
                       int64_t column) {

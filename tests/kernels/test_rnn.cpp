@@ -65,7 +65,7 @@ struct Reference {
 };
 
 // With `forced`, every step starts from the state that the kernel wrote for the step before, and the heads
-// and features from the states that it wrote: then a bound is of one step's rounding, however long the walk.
+// and features from the states that it wrote: then a bound is of one step's rounding, however long the time loop.
 template <typename Value, typename T>
 Reference<Value> reference_forward(const RnnModel<T>& model, const RnnBatch<T>& batch, const RnnResult<T>* forced) {
   const int64_t G = model.recurrences;
@@ -329,7 +329,7 @@ void check_case(const ModelOptions& options, int64_t batch_size, int64_t steps, 
   check_within("grad_c0", back.grad_c0, expected_back.grad_c0);
   if (random.below(3) == 0) check_products(model, batch, result, back);  // some cases are enough
 
-  // The whole walk at once, by the error that a plain loop in T makes. Some cases are enough.
+  // The whole time loop at once, by the error that a plain loop in T makes. Some cases are enough.
   if (random.below(4) != 0) return;
   const Reference<long double> truth = reference_forward<long double, T>(model, batch, nullptr);
   const Reference<T> plain = reference_forward<T, T>(model, batch, nullptr);

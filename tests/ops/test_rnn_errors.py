@@ -285,14 +285,27 @@ def test_bad_heads_are_refused_by_name_and_values(options, message):
         ops.rnn_heads(sample.input, None, sample.weights, **options)
 
 
+def with_word(packed, place, value):
+    """With another word in the header."""
+    other = packed.clone()
+    other.view(torch.int32)[place] = value
+    return other
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
         (lambda p: p[:-1], r"packed.*expected size \[\d+\], got \[\d+\]"),
         (lambda p: p[None], r"packed: expected weights from rnn_pack, got something else"),
         (lambda p: p.double(), r"packed.*expected dtype Float, got Double"),
+        (torch.zeros_like, r"packed: expected weights from this version's rnn_pack of dtype Float, got something else"),
+        (lambda p: with_word(p, 0, 2), r"packed: expected weights from this version's rnn_pack"),
+        (lambda p: with_word(p, 1, 2), r"packed: expected weights from this version's rnn_pack"),
+        (lambda p: with_word(p, 2, 1), r"packed: expected weights from this version's rnn_pack"),
+        (lambda p: with_word(p, 3, 1), r"packed: expected weights packed for vectors of \d+ numbers, .* for 1"),
+        (lambda p: with_word(p, 4, 1), r"packed: expected weights packed for this mode"),
     ],
-    ids=["size", "rank", "dtype"],
+    ids=["size", "rank", "dtype", "zeros", "version", "header's dtype", "scheme", "lanes", "cell"],
 )
 @pytest.mark.parametrize("call", [call_lstm, call_rnn_heads])
 def test_packed_weights_that_do_not_fit_are_refused(edit, message, call):

@@ -1,5 +1,5 @@
 // Splits a conditional random field's passes among workers and does in log space what scaled probabilities
-// could lose. The walks themselves are in simd/crf.h.
+// could lose. The time loops themselves are in simd/crf.h.
 #include "../crf.h"
 
 #include <algorithm>
@@ -71,8 +71,8 @@ struct CrfPlan {
     std::fill(lossy, lossy + chain.batch, static_cast<unsigned char>(all_lossy));
   }
 
-  CrfWalk<T> walk(const CrfChain<T>& chain, int64_t slice) const {
-    CrfWalk<T> result{};
+  CrfTimeLoop<T> loop(const CrfChain<T>& chain, int64_t slice) const {
+    CrfTimeLoop<T> result{};
     result.chain = chain;
     result.starts = starts;
     result.first_row = bounds[slice];
@@ -242,11 +242,11 @@ void crf_forward(const CrfForward<T>& args, void* memory, const Executor& given)
   CrfPlan<T> plan(args.chain, workspace, given);
   plan.prepare(args.chain, false);
   for_each(plan.executor, plan.slices, [&](int64_t slice) {
-    CrfWalk<T> walk = plan.walk(args.chain, slice);
-    walk.alphas = args.alphas;
-    walk.scales = args.scales;
-    if (!plan.all_lossy && walk.first_row < walk.last_row) active_kernels().of<T>().crf_forward_walk(walk);
-    for (int64_t row = walk.first_row; row < walk.last_row; ++row) {
+    CrfTimeLoop<T> loop = plan.loop(args.chain, slice);
+    loop.alphas = args.alphas;
+    loop.scales = args.scales;
+    if (!plan.all_lossy && loop.first_row < loop.last_row) active_kernels().of<T>().crf_forward_time_loop(loop);
+    for (int64_t row = loop.first_row; row < loop.last_row; ++row) {
       const LogSpace<T> sequence(args.chain, plan.starts, row);
       double log_partition = plan.log_partition[row];
       if (plan.lossy[row] != 0) log_partition = sequence.forward(args.alphas, args.scales);
@@ -273,13 +273,13 @@ void crf_backward(const CrfBackward<T>& args, void* memory, const Executor& give
   plan.prepare(chain, true);
   for (int64_t row = 0; row < chain.batch; ++row) plan.lossy[row] = args.scales[row] < 0;  // tokens of step 0
   for_each(plan.executor, plan.slices, [&](int64_t slice) {
-    CrfWalk<T> walk = plan.walk(chain, slice);
-    walk.alphas = const_cast<double*>(args.alphas);  // read only, in this pass
-    walk.scales = const_cast<double*>(args.scales);
-    walk.grad_result = args.grad_result;
-    walk.marginals = plan.marginals;
-    walk.factors = plan.factors;
-    if (walk.first_row < walk.last_row) kernels.crf_backward_walk(walk);
+    CrfTimeLoop<T> loop = plan.loop(chain, slice);
+    loop.alphas = const_cast<double*>(args.alphas);  // read only, in this pass
+    loop.scales = const_cast<double*>(args.scales);
+    loop.grad_result = args.grad_result;
+    loop.marginals = plan.marginals;
+    loop.factors = plan.factors;
+    if (loop.first_row < loop.last_row) kernels.crf_backward_time_loop(loop);
   });
 
   for (int64_t t = 0; t < chain.steps; ++t) {

@@ -18,7 +18,7 @@ namespace pymtl {
 // One worker's part of rnn_forward: one recurrence, the sequences [first_row, last_row) of the batch, and of the
 // hidden units those in the place-th of `team->size` equal parts; all without a team.
 template <typename T>
-struct RnnWalk {
+struct RnnTimeLoop {
   Cell cell;
   const int64_t* starts;  // [steps + 1] the first token of each step
   int64_t steps;
@@ -29,21 +29,22 @@ struct RnnWalk {
   int64_t hidden_size;
   const T* input;  // [N, I] rows `input_stride` apart
   int64_t input_stride;
-  const T* packed;               // this recurrence's weights, from pack_rnn
-  const RnnWeights<T>* weights;  // null, or the same before packing: the walk writes to `packed_here` what it needs
-  T* packed_here;                // rnn_packed_size
-  const T* h0;                   // [B, H] or null
+  const T* packed;  // this recurrence's weights, from pack_rnn
+  const RnnWeights<T>*
+      weights;     // null, or the same before packing: the time loop writes to `packed_here` what it needs
+  T* packed_here;  // rnn_packed_size
+  const T* h0;     // [B, H] or null
   const T* c0;
   T* output;  // [N, ...] rows `output_stride` apart, or null
   int64_t output_stride;
   T* h_n;                // [B, H]
   T* c_n;                // [B, H]
   T* gates;              // [N, K*H] or null: K numbers of a unit are kept for the backward pass
-  Real<T>* cells;        // [N, H] or null
+  Accum<T>* cells;       // [N, H] or null
   const T* head_panels;  // from pack_heads, or null
   int64_t head_width;
-  Real<T>* partial;  // [N, head_width] this recurrence's part of the logits
-  T* mean;           // [B, ...] rows `pooled_stride` apart, or null
+  Accum<T>* partial;  // [N, head_width] this recurrence's part of the logits
+  T* mean;            // [B, ...] rows `pooled_stride` apart, or null
   T* max;
   int64_t pooled_stride;
   RnnMasks<T> masks;  // of this recurrence alone
@@ -55,7 +56,7 @@ struct RnnWalk {
 
 // One worker's part of rnn_backward, as of rnn_forward.
 template <typename T>
-struct RnnBackwardWalk {
+struct RnnBackwardTimeLoop {
   Cell cell;
   const int64_t* starts;
   int64_t steps;
@@ -68,7 +69,7 @@ struct RnnBackwardWalk {
   const T* c0;
   const T* output;  // rows `output_stride` apart
   const T* gates;
-  const Real<T>* cells;
+  const Accum<T>* cells;
   const T* grad_output;  // rows `output_stride` apart
   int64_t output_stride;
   const T* grad_h_n;
@@ -121,14 +122,14 @@ struct RnnInputGradient {
   int64_t hidden_size;
   const T* grad_gates;  // [N, D*H]
   const T* packed;      // from pack_rnn_input_gradient; none of a normalised cell
-  Real<T>* part;        // [N, I] this recurrence's share, to be added to others'; or null:
+  Accum<T>* part;       // [N, I] this recurrence's share, to be added to others'; or null:
   T* result;            // [N, I] rows `result_stride` apart, all of the gradient
   int64_t result_stride;
 };
 
 // One worker's part of a conditional random field's forward or backward pass: sequences [first_row, last_row).
 template <typename T>
-struct CrfWalk {
+struct CrfTimeLoop {
   CrfChain<T> chain;
   const int64_t* starts;  // [steps + 1] the first token of each step
   int64_t first_row;
@@ -166,13 +167,13 @@ struct LayersFor {
   // The panels of one of `parts` equal parts of the hidden units.
   void (*pack_rnn)(Cell cell, const RnnWeights<T>& weights, int64_t input_size, int64_t hidden_size, int64_t part,
                    int64_t parts, T* packed);
-  size_t (*rnn_scratch)(const RnnWalk<T>& walk);
-  void (*rnn_walk)(const RnnWalk<T>& walk);
+  size_t (*rnn_scratch)(const RnnTimeLoop<T>& loop);
+  void (*rnn_time_loop)(const RnnTimeLoop<T>& loop);
 
   int64_t (*rnn_backward_packed_size)(Cell cell, int64_t hidden_size);
   void (*pack_rnn_backward)(Cell cell, const T* w_hh, int64_t hidden_size, int64_t part, int64_t parts, T* packed);
-  size_t (*rnn_backward_scratch)(const RnnBackwardWalk<T>& walk);
-  void (*rnn_backward_walk)(const RnnBackwardWalk<T>& walk);
+  size_t (*rnn_backward_scratch)(const RnnBackwardTimeLoop<T>& loop);
+  void (*rnn_backward_time_loop)(const RnnBackwardTimeLoop<T>& loop);
 
   size_t (*rnn_weight_gradient_scratch)(const RnnWeightGradient<T>& args);
   void (*rnn_weight_gradient)(const RnnWeightGradient<T>& args);
@@ -192,10 +193,10 @@ struct LayersFor {
   void (*heads_weight_gradient)(const HeadsBackward<T>& args, int64_t first, int64_t last, void* scratch);
   // output = ((partial[0] + partial[1]) + ...) + bias over rows [first, last); partials `stride` apart, rows of output
   // `output_stride`
-  void (*sum_parts)(const Real<T>* partial, int64_t stride, int64_t parts, const T* bias, int64_t width, int64_t first,
+  void (*sum_parts)(const Accum<T>* partial, int64_t stride, int64_t parts, const T* bias, int64_t width, int64_t first,
                     int64_t last, T* output, int64_t output_stride);
 
-  int64_t (*multiply_adds)(int64_t rounds, Real<T>* sink);
+  int64_t (*multiply_adds)(int64_t rounds, Accum<T>* sink);
 };
 
 template <typename T>
@@ -207,8 +208,8 @@ struct KernelsFor {
 
   // factors = exp(scores - the largest), which is returned; sets *lossy where they are too far apart.
   double (*crf_factors)(const T* scores, int64_t count, double* factors, bool* lossy);
-  void (*crf_forward_walk)(const CrfWalk<T>& walk);
-  void (*crf_backward_walk)(const CrfWalk<T>& walk);
+  void (*crf_forward_time_loop)(const CrfTimeLoop<T>& loop);
+  void (*crf_backward_time_loop)(const CrfTimeLoop<T>& loop);
   void (*crf_transition_gradient)(const CrfTransitions& args, int64_t first, int64_t last, void* scratch);
   size_t (*crf_transition_gradient_scratch)(int64_t tokens, int64_t classes, int64_t columns);
   void (*crf_best_step)(const CrfChain<T>& chain, const T* before, const T* emissions, T* scores, int32_t* best);

@@ -22,7 +22,7 @@ template <typename T>
 double peak_gflops(int runs) {
   constexpr int64_t kRounds = 500'000;
   double best = 0;
-  Real<T> sink = 1;
+  Accum<T> sink = 1;
   for (int run = 0; run < runs; ++run) {
     const Clock::time_point start = Clock::now();
     const int64_t operations = active_layers<T>().multiply_adds(kRounds, &sink);

@@ -1,4 +1,4 @@
-// Splits a call among workers; the walks themselves are in simd/rnn.h and simd/rnn_backward.h.
+// Splits a call among workers; the time loops themselves are in simd/rnn.h and simd/rnn_backward.h.
 #include "../rnn.h"
 
 #include <algorithm>
@@ -29,7 +29,7 @@ RnnMasks<T> masks_of(const RnnMasks<T>& masks, const RnnShape& shape, int64_t g)
   return result;
 }
 
-// How long the first worker of a team waits for the others: a small part of what its walk takes alone.
+// How long the first worker of a team waits for the others: a small part of what its time loop takes alone.
 double patience(const RnnShape& shape) {
   constexpr double kMultiplyAddsASecond = 25e9;
   return 0.05 * static_cast<double>(work_of(shape) / shape.recurrences) / kMultiplyAddsASecond;
@@ -66,7 +66,7 @@ struct ForwardPlan {
   int64_t* bounds;
   T* packed;
   T* head_panels;
-  Real<T>* partial;
+  Accum<T>* partial;
   Team* teams;
   char* scratch;
   size_t bytes;
@@ -84,7 +84,7 @@ struct ForwardPlan {
     bounds = workspace.take<int64_t>(slices + 1);
     packed = workspace.take<T>(args.packed == nullptr ? shape.recurrences * packed_size : 0);
     head_panels = workspace.take<T>(shape.recurrences * head_size);
-    partial = workspace.take<Real<T>>(args.heads.width > 0 ? shape.recurrences * shape.tokens * args.heads.width : 0);
+    partial = workspace.take<Accum<T>>(args.heads.width > 0 ? shape.recurrences * shape.tokens * args.heads.width : 0);
     teams = workspace.take<Team>(team_workers > 1 ? shape.recurrences : 0);
     scratch_size = largest_scratch(args, kernels);
     scratch = workspace.take<char>(tasks(shape) * static_cast<int64_t>(scratch_size));
@@ -93,23 +93,23 @@ struct ForwardPlan {
 
   int64_t tasks(const RnnShape& shape) const { return shape.recurrences * slices * team_workers; }
 
-  // Scratch memory of a walk over all sequences: no slice needs more.
+  // Scratch memory of a time loop over all sequences: no slice needs more.
   static size_t largest_scratch(const RnnForward<T>& args, const LayersFor<T>& kernels) {
     const int64_t starts[2] = {0, args.shape.tokens};
-    RnnWalk<T> walk{};
-    walk.cell = args.shape.cell;
-    walk.starts = starts;
-    walk.steps = 1;
-    walk.last_row = args.shape.batch;
-    walk.input_size = args.shape.input_size;
-    walk.hidden_size = args.shape.hidden_size;
-    walk.weights = args.packed == nullptr ? args.weights : nullptr;
+    RnnTimeLoop<T> loop{};
+    loop.cell = args.shape.cell;
+    loop.starts = starts;
+    loop.steps = 1;
+    loop.last_row = args.shape.batch;
+    loop.input_size = args.shape.input_size;
+    loop.hidden_size = args.shape.hidden_size;
+    loop.weights = args.packed == nullptr ? args.weights : nullptr;
     static const T some{};
-    walk.head_panels = args.heads.width > 0 ? &some : nullptr;
-    walk.mean = args.heads.mean;
-    walk.max = args.heads.max;
-    walk.masks = args.masks;
-    return kernels.rnn_scratch(walk);
+    loop.head_panels = args.heads.width > 0 ? &some : nullptr;
+    loop.mean = args.heads.mean;
+    loop.max = args.heads.max;
+    loop.masks = args.masks;
+    return kernels.rnn_scratch(loop);
   }
 };
 
@@ -136,8 +136,9 @@ size_t rnn_packed_size(Cell cell, int64_t recurrences, int64_t input_size, int64
 }
 
 template <typename T>
-int64_t rnn_packed_lanes() {
-  return active_layers<T>().lanes;
+PrepackedHeader rnn_prepacked_header(Cell cell) {
+  const auto lanes = static_cast<uint32_t>(active_layers<T>().lanes);
+  return {PrepackedHeader::kVersion, prepacked_dtype<T>, 0, lanes, static_cast<uint32_t>(cell)};
 }
 
 template <typename T>
@@ -162,11 +163,11 @@ void rnn_forward(const RnnForward<T>& args, void* workspace, const Executor& giv
   const int64_t hidden = shape.hidden_size;
   const int64_t all_hidden = shape.recurrences * hidden;
   const RnnHeads<T>& heads = args.heads;
-  const int64_t kept = sizes_of(shape.cell).kept_with(args.masks.zoneout_h != nullptr);
+  const int64_t reserve = sizes_of(shape.cell).reserve_with(args.masks.zoneout_h != nullptr);
   fill_starts(shape, plan.starts);
   fill_bounds(shape, plan.starts, plan.slices, plan.bounds);
 
-  // A worker that has a recurrence, or some of its units, to itself packs those weights in its walk, into its own
+  // A worker that has a recurrence, or some of its units, to itself packs those weights in its time loop, into its own
   // cache; workers that share out the sequences share one pack, made before.
   const auto pack_heads = [&](int64_t g) {
     if (heads.width > 0) {
@@ -188,54 +189,54 @@ void rnn_forward(const RnnForward<T>& args, void* workspace, const Executor& giv
   const bool in_teams = plan.team_workers > 1 && !TeamRest::is_on();
   for (int64_t g = 0; g < shape.recurrences && in_teams; ++g) plan.teams[g] = Team{};
 
-  const int64_t walks = plan.team_workers > 1 && !in_teams ? shape.recurrences : plan.tasks(shape);
-  for_each(plan.executor, walks, [&](int64_t task) {
-    RnnWalk<T> walk{};
-    walk.scratch = plan.scratch + static_cast<size_t>(task) * plan.scratch_size;
+  const int64_t loops = plan.team_workers > 1 && !in_teams ? shape.recurrences : plan.tasks(shape);
+  for_each(plan.executor, loops, [&](int64_t task) {
+    RnnTimeLoop<T> loop{};
+    loop.scratch = plan.scratch + static_cast<size_t>(task) * plan.scratch_size;
     int64_t g, slice = 0;
     if (in_teams) {
       g = task % shape.recurrences;  // so that neighbours are of different teams: a thread may have several tasks
-      walk.team = &plan.teams[g];
-      walk.place = join(*walk.team, plan.team_workers, patience(shape), walk.scratch);
-      if (walk.place < 0) return;
+      loop.team = &plan.teams[g];
+      loop.place = join(*loop.team, plan.team_workers, patience(shape), loop.scratch);
+      if (loop.place < 0) return;
     } else {
       g = task / plan.slices;
       slice = task % plan.slices;
     }
     if (plan.slices == 1) {
-      if (walk.place == 0) pack_heads(g);  // the others of a team read them after they have met
-      walk.weights = args.packed == nullptr ? &args.weights[g] : nullptr;
-      walk.packed_here = plan.packed + g * plan.packed_size;
+      if (loop.place == 0) pack_heads(g);  // the others of a team read them after they have met
+      loop.weights = args.packed == nullptr ? &args.weights[g] : nullptr;
+      loop.packed_here = plan.packed + g * plan.packed_size;
     }
     const int64_t state = g * shape.batch * hidden;
-    walk.cell = shape.cell;
-    walk.starts = plan.starts;
-    walk.steps = shape.steps;
-    walk.first_row = plan.bounds[slice];
-    walk.last_row = plan.bounds[slice + 1];
-    walk.reverse = args.weights[g].reverse;
-    walk.input_size = shape.input_size;
-    walk.hidden_size = hidden;
-    walk.input = args.input + input_column(shape, g);
-    walk.input_stride = shape.inputs * shape.input_size;
-    walk.packed = (args.packed == nullptr ? plan.packed : args.packed) + g * plan.packed_size;
-    walk.h0 = at(args.h0, state);
-    walk.c0 = at(args.c0, state);
-    walk.output = at(args.output, g * hidden);
-    walk.output_stride = all_hidden;
-    walk.h_n = args.h_n + state;
-    walk.c_n = at(args.c_n, state);
-    walk.gates = at(args.gates, g * shape.tokens * kept * hidden);
-    walk.cells = at(args.cells, g * shape.tokens * hidden);
-    walk.head_panels = heads.width > 0 ? plan.head_panels + g * plan.head_size : nullptr;
-    walk.head_width = heads.width;
-    walk.partial = at(plan.partial, g * shape.tokens * heads.width);
-    walk.mean = at(heads.mean, g * hidden);
-    walk.max = at(heads.max, g * hidden);
-    walk.pooled_stride = all_hidden;
-    walk.masks = masks_of(args.masks, shape, g);
-    walk.norm = args.weights[g].norm;
-    if (walk.last_row > walk.first_row) kernels.rnn_walk(walk);
+    loop.cell = shape.cell;
+    loop.starts = plan.starts;
+    loop.steps = shape.steps;
+    loop.first_row = plan.bounds[slice];
+    loop.last_row = plan.bounds[slice + 1];
+    loop.reverse = args.weights[g].reverse;
+    loop.input_size = shape.input_size;
+    loop.hidden_size = hidden;
+    loop.input = args.input + input_column(shape, g);
+    loop.input_stride = shape.inputs * shape.input_size;
+    loop.packed = (args.packed == nullptr ? plan.packed : args.packed) + g * plan.packed_size;
+    loop.h0 = at(args.h0, state);
+    loop.c0 = at(args.c0, state);
+    loop.output = at(args.output, g * hidden);
+    loop.output_stride = all_hidden;
+    loop.h_n = args.h_n + state;
+    loop.c_n = at(args.c_n, state);
+    loop.gates = at(args.gates, g * shape.tokens * reserve * hidden);
+    loop.cells = at(args.cells, g * shape.tokens * hidden);
+    loop.head_panels = heads.width > 0 ? plan.head_panels + g * plan.head_size : nullptr;
+    loop.head_width = heads.width;
+    loop.partial = at(plan.partial, g * shape.tokens * heads.width);
+    loop.mean = at(heads.mean, g * hidden);
+    loop.max = at(heads.max, g * hidden);
+    loop.pooled_stride = all_hidden;
+    loop.masks = masks_of(args.masks, shape, g);
+    loop.norm = args.weights[g].norm;
+    if (loop.last_row > loop.first_row) kernels.rnn_time_loop(loop);
   });
   if (in_teams) TeamRest::begin_if_late(plan.teams, shape.recurrences);
 
@@ -264,7 +265,7 @@ struct BackwardPlan {
   int64_t* bounds;
   T* packed;
   T* input_packed;
-  Real<T>* input_parts;
+  Accum<T>* input_parts;
   Team* teams;
   char* scratch;
   size_t bytes;
@@ -285,13 +286,13 @@ struct BackwardPlan {
     input_packed = workspace.take<T>(args.grad_input != nullptr ? shape.recurrences * input_packed_size : 0);
     // Of an input that one recurrence reads, its part is the whole.
     const bool sum = args.grad_input != nullptr && shape.recurrences > shape.inputs;
-    input_parts = workspace.take<Real<T>>(sum ? shape.recurrences * shape.tokens * shape.input_size : 0);
-    // The walks' scratch memory serves the weights' gradients after them.
-    RnnBackwardWalk<T> walk{};
-    walk.cell = shape.cell;
-    walk.last_row = shape.batch;
-    walk.hidden_size = shape.hidden_size;
-    walk.masks = args.masks;
+    input_parts = workspace.take<Accum<T>>(sum ? shape.recurrences * shape.tokens * shape.input_size : 0);
+    // The time loops' scratch memory serves the weights' gradients after them.
+    RnnBackwardTimeLoop<T> loop{};
+    loop.cell = shape.cell;
+    loop.last_row = shape.batch;
+    loop.hidden_size = shape.hidden_size;
+    loop.masks = args.masks;
     RnnWeightGradient<T> gradient{};
     gradient.cell = shape.cell;
     gradient.input_size = shape.input_size;
@@ -299,7 +300,7 @@ struct BackwardPlan {
     gradient.tokens = shape.tokens;
     gradient.dropout = args.masks.dropout;
     gradient.last_column = largest_share(sizes_of(shape.cell).gradients * shape.hidden_size, slices * team_workers);
-    scratch_size = std::max(kernels.rnn_backward_scratch(walk), kernels.rnn_weight_gradient_scratch(gradient));
+    scratch_size = std::max(kernels.rnn_backward_scratch(loop), kernels.rnn_weight_gradient_scratch(gradient));
     scratch_size = (scratch_size + 63) / 64 * 64;
     teams = workspace.take<Team>(team_workers > 1 ? shape.recurrences : 0);
     scratch = workspace.take<char>(tasks(shape) * static_cast<int64_t>(scratch_size));
@@ -323,7 +324,7 @@ void rnn_backward(const RnnBackward<T>& args, void* workspace, const Executor& g
   const RnnShape& shape = args.shape;
   const int64_t hidden = shape.hidden_size;
   const CellSizes& sizes = sizes_of(shape.cell);
-  const int64_t kept = sizes.kept_with(args.masks.zoneout_h != nullptr);
+  const int64_t reserve = sizes.reserve_with(args.masks.zoneout_h != nullptr);
   fill_starts(shape, plan.starts);
   fill_bounds(shape, plan.starts, plan.slices, plan.bounds);
 
@@ -342,17 +343,17 @@ void rnn_backward(const RnnBackward<T>& args, void* workspace, const Executor& g
   const bool in_teams = plan.team_workers > 1 && !TeamRest::is_on();
   for (int64_t g = 0; g < shape.recurrences && in_teams; ++g) plan.teams[g] = Team{};
 
-  const int64_t walks = plan.team_workers > 1 && !in_teams ? shape.recurrences : plan.tasks(shape);
-  for_each(plan.executor, walks, [&](int64_t task) {
-    RnnBackwardWalk<T> walk{};
-    walk.scratch = plan.scratch + static_cast<size_t>(task) * plan.scratch_size;
+  const int64_t loops = plan.team_workers > 1 && !in_teams ? shape.recurrences : plan.tasks(shape);
+  for_each(plan.executor, loops, [&](int64_t task) {
+    RnnBackwardTimeLoop<T> loop{};
+    loop.scratch = plan.scratch + static_cast<size_t>(task) * plan.scratch_size;
     int64_t g, slice = 0;
     if (in_teams) {
       g = task % shape.recurrences;
-      walk.team = &plan.teams[g];
-      walk.place = join(*walk.team, plan.team_workers, patience(shape), nullptr);
-      if (walk.place < 0) return;
-      pack(g, walk.place, walk.team->size);
+      loop.team = &plan.teams[g];
+      loop.place = join(*loop.team, plan.team_workers, patience(shape), nullptr);
+      if (loop.place < 0) return;
+      pack(g, loop.place, loop.team->size);
     } else {
       g = task / plan.slices;
       slice = task % plan.slices;
@@ -360,44 +361,44 @@ void rnn_backward(const RnnBackward<T>& args, void* workspace, const Executor& g
     }
     const int64_t state = g * shape.batch * hidden;
     const int64_t tokens = g * shape.tokens * hidden;
-    walk.cell = shape.cell;
-    walk.starts = plan.starts;
-    walk.steps = shape.steps;
-    walk.first_row = plan.bounds[slice];
-    walk.last_row = plan.bounds[slice + 1];
-    walk.reverse = args.weights[g].reverse;
-    walk.hidden_size = hidden;
-    walk.packed = plan.packed + g * plan.packed_size;
-    walk.h0 = at(args.h0, state);
-    walk.c0 = at(args.c0, state);
-    walk.output = args.output + g * hidden;
-    walk.output_stride = shape.recurrences * hidden;
-    walk.gates = at(args.gates, kept * tokens);
-    walk.cells = at(args.cells, tokens);
-    walk.grad_output = at(args.grad_output, g * hidden);
-    walk.grad_h_n = at(args.grad_h_n, state);
-    walk.grad_c_n = at(args.grad_c_n, state);
-    walk.grad_gates = args.grad_gates + sizes.gradients * tokens;
-    walk.grad_h0 = at(args.grad_h0, state);
-    walk.grad_c0 = at(args.grad_c0, state);
-    walk.masks = masks_of(args.masks, shape, g);
-    walk.norm = args.weights[g].norm;
-    if (walk.last_row == walk.first_row) return;
-    kernels.rnn_backward_walk(walk);
+    loop.cell = shape.cell;
+    loop.starts = plan.starts;
+    loop.steps = shape.steps;
+    loop.first_row = plan.bounds[slice];
+    loop.last_row = plan.bounds[slice + 1];
+    loop.reverse = args.weights[g].reverse;
+    loop.hidden_size = hidden;
+    loop.packed = plan.packed + g * plan.packed_size;
+    loop.h0 = at(args.h0, state);
+    loop.c0 = at(args.c0, state);
+    loop.output = args.output + g * hidden;
+    loop.output_stride = shape.recurrences * hidden;
+    loop.gates = at(args.gates, reserve * tokens);
+    loop.cells = at(args.cells, tokens);
+    loop.grad_output = at(args.grad_output, g * hidden);
+    loop.grad_h_n = at(args.grad_h_n, state);
+    loop.grad_c_n = at(args.grad_c_n, state);
+    loop.grad_gates = args.grad_gates + sizes.gradients * tokens;
+    loop.grad_h0 = at(args.grad_h0, state);
+    loop.grad_c0 = at(args.grad_c0, state);
+    loop.masks = masks_of(args.masks, shape, g);
+    loop.norm = args.weights[g].norm;
+    if (loop.last_row == loop.first_row) return;
+    kernels.rnn_backward_time_loop(loop);
     if (args.grad_input == nullptr) return;
     // The gate gradients just written are in this worker's cache. Another worker's would first have to leave
     // its, and to be taken back by it for the next call.
     RnnInputGradient<T> input{};
     input.cell = shape.cell;
     input.starts = plan.starts;
-    const int64_t workers = walk.team == nullptr ? 1 : walk.team->size;
-    input.first_step = shape.steps * walk.place / workers;
-    input.last_step = shape.steps * (walk.place + 1) / workers;
-    input.first_row = walk.first_row;
-    input.last_row = walk.last_row;
+    const int64_t workers = loop.team == nullptr ? 1 : loop.team->size;
+    input.first_step = shape.steps * loop.place / workers;
+    input.last_step = shape.steps * (loop.place + 1) / workers;
+    input.first_row = loop.first_row;
+    input.last_row = loop.last_row;
     input.input_size = shape.input_size;
     input.hidden_size = hidden;
-    input.grad_gates = walk.grad_gates;
+    input.grad_gates = loop.grad_gates;
     input.packed = plan.input_packed + g * plan.input_packed_size;
     const bool sum = shape.recurrences > shape.inputs;
     input.part = sum ? plan.input_parts + g * shape.tokens * shape.input_size : nullptr;
@@ -451,7 +452,7 @@ void rnn_backward(const RnnBackward<T>& args, void* workspace, const Executor& g
 
 #define PYMTL_INSTANTIATE(T)                                                                          \
   template size_t rnn_packed_size<T>(Cell, int64_t, int64_t, int64_t);                                \
-  template int64_t rnn_packed_lanes<T>();                                                             \
+  template PrepackedHeader rnn_prepacked_header<T>(Cell);                                             \
   template void rnn_pack(Cell, const RnnWeights<T>*, int64_t, int64_t, int64_t, T*, const Executor&); \
   template size_t rnn_forward_workspace(const RnnForward<T>&, const Executor&);                       \
   template void rnn_forward(const RnnForward<T>&, void*, const Executor&);                            \

@@ -47,8 +47,8 @@ inline int64_t slice_count(const RnnShape& shape, const Executor& executor) {
 // Where a slice would have few sequences, or few steps, it would read all weights for little arithmetic; where the
 // weights are small, meeting would take longer than a step. A team smaller than there are slices would leave threads
 // idle, and one whose members are not all first, second, ... in line on their threads would wait for them in vain.
-// A normalised cell wants all units of a sequence in one place. number: the bytes of one; most: how many a walk can
-// employ.
+// A normalised cell wants all units of a sequence in one place. number: the bytes of one; most: how many a time loop
+// can employ.
 inline int64_t team_size(const RnnShape& shape, const Executor& executor, size_t number, int64_t most) {
   constexpr int64_t kLeastSequences = 4;
   constexpr int64_t kFewSteps = 2;

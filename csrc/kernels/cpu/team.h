@@ -1,4 +1,4 @@
-// Workers that share one walk over time, each with some of the hidden units, where there are too few sequences to give
+// Workers that share one time loop, each with some of the hidden units, where there are too few sequences to give
 // every worker some of those. After each step they meet, since the next one reads all of h.
 //
 // A worker may come late or never: its thread may be busy, or an executor may run all tasks on one. The first to come

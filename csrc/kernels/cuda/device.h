@@ -70,7 +70,7 @@ __device__ __forceinline__ Float16 from_float<Float16>(float x) {
 
 // The same with what a T is computed in, which of double is double.
 template <typename T>
-__device__ __forceinline__ Real<T> to_real(T x) {
+__device__ __forceinline__ Accum<T> to_accum(T x) {
   if constexpr (std::is_same_v<T, double>) {
     return x;
   } else {
@@ -78,7 +78,7 @@ __device__ __forceinline__ Real<T> to_real(T x) {
   }
 }
 template <typename T>
-__device__ __forceinline__ T from_real(Real<T> x) {
+__device__ __forceinline__ T from_accum(Accum<T> x) {
   if constexpr (std::is_same_v<T, double>) {
     return x;
   } else {

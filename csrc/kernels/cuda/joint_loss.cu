@@ -74,12 +74,12 @@ __global__ void add_totals(const __grid_constant__ Launch<T> launch) {
         total = not_a_number();
         bad_row = row < bad_row ? row : bad_row;
       } else {
-        total += task.weight != nullptr ? static_cast<double>(to_real(task.weight[target])) : 1.0;
+        total += task.weight != nullptr ? static_cast<double>(to_accum(task.weight[target])) : 1.0;
       }
     }
   } else {
     for (int64_t i = thread_index(); i < task.rows * task.classes; i += block_threads()) {
-      total += is_missing(task, static_cast<double>(to_real(task.value_targets[i]))) ? 0.0 : 1.0;
+      total += is_missing(task, static_cast<double>(to_accum(task.value_targets[i]))) ? 0.0 : 1.0;
     }
   }
   total = block_sum(total);
@@ -92,11 +92,11 @@ __global__ void add_totals(const __grid_constant__ Launch<T> launch) {
 // A warp's row: every lane gets the row's loss.
 template <typename T>
 __device__ double cross_entropy_row(const LossTask<T>& task, double scale, const T* logits, int64_t target, T* grad) {
-  using R = Real<T>;
+  using R = Accum<T>;
   R shift = -static_cast<R>(__builtin_inff());
   bool nan = false;
   for (int64_t c = lane_index(); c < task.classes; c += kWarp) {
-    const R z = to_real(logits[c]);
+    const R z = to_accum(logits[c]);
     nan = nan || z != z;
     shift = z > shift ? z : shift;
   }
@@ -110,20 +110,20 @@ __device__ double cross_entropy_row(const LossTask<T>& task, double scale, const
   double smooth = 0.0;  // of what smoothing spreads the target over: weights, and weighted distances
   double spread = 0.0;
   for (int64_t c = lane_index(); c < task.classes; c += kWarp) {
-    const R distance = to_real(logits[c]) - shift;
+    const R distance = to_accum(logits[c]) - shift;
     sum += static_cast<double>(exponential(distance));
     if (smoothing > 0) {
-      const double weight = task.weight != nullptr ? static_cast<double>(to_real(task.weight[c])) : 1.0;
+      const double weight = task.weight != nullptr ? static_cast<double>(to_accum(task.weight[c])) : 1.0;
       spread += weight;
       smooth -= weight * static_cast<double>(distance);
     }
   }
   sum = warp_sum(sum);
   const double log_sum = log(sum);
-  const double target_weight = task.weight != nullptr ? static_cast<double>(to_real(task.weight[target])) : 1.0;
+  const double target_weight = task.weight != nullptr ? static_cast<double>(to_accum(task.weight[target])) : 1.0;
   const double hard = (1.0 - smoothing) * target_weight;
   const double even = smoothing / static_cast<double>(task.classes);
-  double loss = hard * (log_sum - static_cast<double>(to_real(logits[target]) - shift));
+  double loss = hard * (log_sum - static_cast<double>(to_accum(logits[target]) - shift));
   if (smoothing > 0) {
     spread = warp_sum(spread);
     loss += even * (warp_sum(smooth) + spread * log_sum);
@@ -131,12 +131,12 @@ __device__ double cross_entropy_row(const LossTask<T>& task, double scale, const
   if (grad == nullptr) return loss;
   const double factor = scale * (hard + even * spread) / sum;
   for (int64_t c = lane_index(); c < task.classes; c += kWarp) {
-    double value = factor * static_cast<double>(exponential(to_real(logits[c]) - shift));
+    double value = factor * static_cast<double>(exponential(to_accum(logits[c]) - shift));
     if (smoothing > 0) {
-      value -= scale * even * (task.weight != nullptr ? static_cast<double>(to_real(task.weight[c])) : 1.0);
+      value -= scale * even * (task.weight != nullptr ? static_cast<double>(to_accum(task.weight[c])) : 1.0);
     }
     if (c == target) value -= scale * hard;
-    grad[c] = from_real<T>(static_cast<R>(value));
+    grad[c] = from_accum<T>(static_cast<R>(value));
   }
   return loss;
 }
@@ -151,7 +151,7 @@ __device__ double entry_loss(const LossTask<T>& task, double scale, double z, do
     return (z - y) * (z - y);
   }
   // -log sigmoid(z) = max(-z, 0) + log(1 + exp(-|z|))
-  const double positive = task.weight != nullptr ? static_cast<double>(to_real(task.weight[c])) : 1.0;
+  const double positive = task.weight != nullptr ? static_cast<double>(to_accum(task.weight[c])) : 1.0;
   const double e = exp(z < 0 ? z : -z);
   const double tail = log1p(e);
   const double p = z < 0 ? e / (1.0 + e) : 1.0 / (1.0 + e);
@@ -170,16 +170,16 @@ __device__ double row_loss(const LossTask<T>& task, double scale, int64_t row) {
     }
     const double nothing = target == task.ignore_index ? 0.0 : not_a_number();
     for (int64_t c = lane_index(); c < task.classes && grad != nullptr; c += kWarp) {
-      grad[c] = from_real<T>(static_cast<Real<T>>(nothing));
+      grad[c] = from_accum<T>(static_cast<Accum<T>>(nothing));
     }
     return nothing;
   }
   double loss = 0.0;
   for (int64_t c = lane_index(); c < task.classes; c += kWarp) {
     double of_entry = 0.0;
-    const auto target = static_cast<double>(to_real(task.value_targets[row * task.classes + c]));
-    loss += entry_loss(task, scale, static_cast<double>(to_real(logits[c])), target, c, &of_entry);
-    if (grad != nullptr) grad[c] = from_real<T>(static_cast<Real<T>>(of_entry));
+    const auto target = static_cast<double>(to_accum(task.value_targets[row * task.classes + c]));
+    loss += entry_loss(task, scale, static_cast<double>(to_accum(logits[c])), target, c, &of_entry);
+    if (grad != nullptr) grad[c] = from_accum<T>(static_cast<Accum<T>>(of_entry));
   }
   return warp_sum(loss);
 }
@@ -210,7 +210,7 @@ __global__ void finish(const __grid_constant__ Launch<T> launch) {
   for (int64_t i = thread_index(); i < blocks; i += block_threads()) sum += launch.sums[block_index()][i];
   sum = block_sum(sum);
   const double total = launch.totals[block_index()];
-  if (thread_index() == 0) *task.loss = from_real<T>(static_cast<Real<T>>(total == 0.0 ? 0.0 : sum / total));
+  if (thread_index() == 0) *task.loss = from_accum<T>(static_cast<Accum<T>>(total == 0.0 ? 0.0 : sum / total));
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // The losses of K tasks and their gradients on a GPU; the formulas are those of kernels/joint_loss.h.
 //
-// T is float, double, BFloat16 or Float16; exponentials are Real<T>, sums float64 over blocks of fixed size, so that
+// T is float, double, BFloat16 or Float16; exponentials are Accum<T>, sums float64 over blocks of fixed size, so that
 // results repeat bit for bit. A class target that is neither in [0, C) nor ignore_index makes its task's loss and
 // gradient NaN, and its row is written down: nothing outside an array is read, and nobody waits to raise an error.
 // Pointers are to memory of the current device, all work goes to `stream`.

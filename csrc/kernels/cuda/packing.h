@@ -33,7 +33,7 @@ struct StatesBefore {
   int64_t row_bytes;           // of H numbers
   const int64_t* batch_sizes;  // [T] or null: all B
   const int64_t* ends;         // [T] or null with batch_sizes
-  const char* reverse;         // [G], on the host: whether a recurrence walks from the last token to the first
+  const char* reverse;         // [G], on the host: whether a recurrence runs from the last token to the first
   const void* output;          // [N, G, row] h of every token
   const void* h0;              // [G, B, row] or null: zeros
   void* before;                // [N, G, row]; rows behind the last token become zeros

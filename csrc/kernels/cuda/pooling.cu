@@ -20,15 +20,15 @@ __global__ void pool(const __grid_constant__ Pool<T> args) {
     const bool reverse = (args.reverse >> (feature / (args.features / args.recurrences)) & 1U) != 0;
     const int64_t length = tokens.length(sequence);
     const bool mean = args.kind == Pooling::mean;
-    Real<T> value = mean ? Real<T>(0) : -static_cast<Real<T>>(__builtin_inff());
-    Real<T> error = 0;
+    Accum<T> value = mean ? Accum<T>(0) : -static_cast<Accum<T>>(__builtin_inff());
+    Accum<T> error = 0;
     int64_t best = 0;
     for (int64_t k = 0; k < length; ++k) {
       const int64_t token = tokens.start(reverse ? length - 1 - k : k) + sequence;
-      const Real<T> h = to_real(args.input[token * args.features + feature]);
+      const Accum<T> h = to_accum(args.input[token * args.features + feature]);
       if (mean) {  // with the rounding errors carried along
-        const Real<T> term = h - error;
-        const Real<T> sum = value + term;
+        const Accum<T> term = h - error;
+        const Accum<T> sum = value + term;
         error = sum - value - term;
         if (error != error) error = 0;  // an infinite sum has no error, and stays infinite
         value = sum;
@@ -40,7 +40,7 @@ __global__ void pool(const __grid_constant__ Pool<T> args) {
         value = h;
       }
     }
-    args.output[i] = from_real<T>(mean && length > 0 ? value / static_cast<Real<T>>(length) : value);
+    args.output[i] = from_accum<T>(mean && length > 0 ? value / static_cast<Accum<T>>(length) : value);
     if (!mean) args.argmax[i] = best;
   }
 }
@@ -53,12 +53,12 @@ __global__ void pool_gradient(const __grid_constant__ PoolBackward<T> args) {
     const bool there = step < tokens.steps;
     const int64_t sequence = there ? token - tokens.start(step) : 0;
     const bool mean = args.kind == Pooling::mean;
-    const Real<T> length = mean ? static_cast<Real<T>>(tokens.length(sequence)) : Real<T>(1);
+    const Accum<T> length = mean ? static_cast<Accum<T>>(tokens.length(sequence)) : Accum<T>(1);
     for (int64_t feature = lane_index(); feature < args.features; feature += kWarp) {
       const int64_t from = sequence * args.features + feature;
       const bool chosen = there && (mean || args.argmax[from] == token);
-      const Real<T> grad = chosen ? to_real(args.grad_output[from]) / length : Real<T>(0);
-      args.grad_input[token * args.features + feature] = from_real<T>(grad);
+      const Accum<T> grad = chosen ? to_accum(args.grad_output[from]) / length : Accum<T>(0);
+      args.grad_input[token * args.features + feature] = from_accum<T>(grad);
     }
   }
 }

@@ -2,7 +2,7 @@
 // sequence, and each block owns some hidden units. With thread-block clusters (Hopper, sm_90) the blocks of a cluster
 // send one another h (forward) or parts of the gradient of h (backward) at every step; one launch runs all recurrences
 // and all slices of the batch, each by a cluster of its own. 16-bit weights that no cluster holds, or a device without
-// clusters, take teams of blocks all over the device, which meet in its memory. What neither holds goes step by step
+// clusters, take groups of blocks all over the device, which meet in its memory. What neither holds goes step by step
 // (kernels/cuda/rnn_step.h). The formulas, the letters and the layout are those of kernels/rnn.h; the products with
 // W_ih and the gradients of the weights are matrix products over all tokens, which the caller makes.
 //
@@ -85,7 +85,7 @@ int64_t rnn_hidden_size_limit();
 // A way to share out a call among blocks, of which a call takes the one that `chosen` is true of.
 struct RnnChoice {
   std::string name;
-  int64_t at_once;  // clusters or teams that the device runs at the same time
+  int64_t at_once;  // clusters or groups that the device runs at the same time
   int64_t waves;    // of these, that run one after the other
   double step;      // microseconds of a step of one wave, estimated
   bool chosen;

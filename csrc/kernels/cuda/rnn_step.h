@@ -28,7 +28,7 @@ struct RnnSteps {
   int64_t recurrences;         // G, of the whole call
   int64_t first;               // the first of these
   int64_t count;               // how many these are
-  uint32_t reverse;            // bit k: whether recurrence first + k walks from the last token to the first
+  uint32_t reverse;            // bit k: whether recurrence first + k runs from the last token to the first
   int64_t steps;               // T
   int64_t batch;               // B
   int64_t tokens;              // N: rows of everything that is of tokens; more than there are is fine
@@ -40,18 +40,18 @@ struct RnnSteps {
 template <typename T>
 struct RnnStepForward {
   RnnSteps at;
-  const Real<T>* projected;  // [N, G, gates * H] W_ih x, or what stands for it in a normalised cell
-  const T* b_ih;             // [G, gates * H] or null: zeros
-  const T* b_hh;             // [G, gates * H] or null: zeros
-  RnnNorm<T> norm;           // of a normalised cell: of all recurrences, [G, ...] each
+  const Accum<T>* projected;  // [N, G, gates * H] W_ih x, or what stands for it in a normalised cell
+  const T* b_ih;              // [G, gates * H] or null: zeros
+  const T* b_hh;              // [G, gates * H] or null: zeros
+  RnnNorm<T> norm;            // of a normalised cell: of all recurrences, [G, ...] each
   RnnMasks<T> masks;
-  Real<T>* sums;   // [count, B, gates * H]; overwritten
-  T* h;            // [G, B, H] before the step, and after it
-  T* operand;      // [G, B, H] D h of recurrent dropout, to be multiplied next; null without
-  Real<T>* c;      // [G, B, H] as h; of an LSTM
-  T* output;       // [N, G*H]
-  T* gates;        // [G, N, kept * H] for the backward pass; or null, with cells
-  Real<T>* cells;  // [G, N, H] of an LSTM
+  Accum<T>* sums;   // [count, B, gates * H]; overwritten
+  T* h;             // [G, B, H] before the step, and after it
+  T* operand;       // [G, B, H] D h of recurrent dropout, to be multiplied next; null without
+  Accum<T>* c;      // [G, B, H] as h; of an LSTM
+  T* output;        // [N, G*H]
+  T* gates;         // [G, N, reserve * H] for the backward pass; or null, with cells
+  Accum<T>* cells;  // [G, N, H] of an LSTM
 };
 
 template <typename T>
@@ -63,14 +63,14 @@ struct RnnStepBackward {
   const T* c0;      // [G, B, H] or null: zeros
   const T* output;  // from the forward pass
   const T* gates;
-  const Real<T>* cells;
-  const T* grad_output;    // [N, G*H] or null: zeros
-  const Real<T>* product;  // [count, B, H] operand W_hh of the step before; at first zeros
-  Real<T>* grad_h;         // [G, B, H] of h after the step but for the product; then of h before it. At first of h_n
-  Real<T>* grad_c;         // [G, B, H] of c, likewise; of an LSTM
-  T* operand;              // [count, B, gates * H] of W_hh h_{t-1}, to be multiplied next; at first zeros
-  T* grad_gates;           // [N, G, gradients * H]
-  T* before;               // [N, G*H] what W_hh was multiplied by, or null: not wanted
+  const Accum<T>* cells;
+  const T* grad_output;     // [N, G*H] or null: zeros
+  const Accum<T>* product;  // [count, B, H] operand W_hh of the step before; at first zeros
+  Accum<T>* grad_h;         // [G, B, H] of h after the step but for the product; then of h before it. At first of h_n
+  Accum<T>* grad_c;         // [G, B, H] of c, likewise; of an LSTM
+  T* operand;               // [count, B, gates * H] of W_hh h_{t-1}, to be multiplied next; at first zeros
+  T* grad_gates;            // [N, G, gradients * H]
+  T* before;                // [N, G*H] what W_hh was multiplied by, or null: not wanted
 };
 
 template <typename T>

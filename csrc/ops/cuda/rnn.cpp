@@ -1,4 +1,4 @@
-// The recurrent ops on a GPU: LSTMs whose weights it holds at once in one kernel, all else step by step. Matrix
+// The recurrent ops on a GPU: persistent kernels for LSTMs whose weights they hold, per-step kernels for all else. Matrix
 // products over all tokens are torch's.
 #include "kernels/cuda/rnn.h"
 
@@ -22,9 +22,9 @@ using pymtl::cuda::RnnShape;
 template <typename T>
 using Call = RnnCall<T, Batch>;
 
-// Whether one kernel walks the whole sequence, with all weights held.
+// Whether a persistent kernel takes the call: one that holds all weights for the whole sequence.
 template <typename T>
-bool is_held(const Call<T>& call) {
+bool is_persistent(const Call<T>& call) {
   if constexpr (std::is_same_v<T, double>) {
     return false;
   } else {
@@ -121,12 +121,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const RnnArguments& a
     const Tensor rows = torch::stable::view(input, {batch.tokens, inputs * I});
     const Tensor projected =
         layer.sizes.normalised
-            ? converted(rows, real_type(call.type))
+            ? converted(rows, accum_type(call.type))
             : by_input(or_none(arguments.weight_ih), inputs, [&](const Tensor& weight, size_t p) {
                 const Tensor part = inputs == 1 ? rows : columns(rows, static_cast<int64_t>(p) * I, I);
-                return product(part, transposed(weight), real_type(call.type), arguments.allow_tf32);
+                return product(part, transposed(weight), accum_type(call.type), arguments.allow_tf32);
               });
-    if (!is_held(call)) {
+    if (!is_persistent(call)) {
       const StepWeights<T> weights(layer, arguments);
       const StepStates last = steps_forward(call, weights, projected, reserve, stream.get());
       return std::make_tuple(output, last.h, last.c, reserve.gates, reserve.cells);
@@ -176,17 +176,17 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> rnn_backward(
     const Tensor& input = call.input;
     const bool allow_tf32 = arguments.allow_tf32;
 
-    const bool held = is_held(call);
-    Tensor grad_h0 = make(input, needs.state && held ? call.state() : call.no_state());
-    Tensor grad_c0 = make(input, needs.state && held ? call.cell_state() : call.no_state());
+    const bool persistent = is_persistent(call);
+    Tensor grad_h0 = make(input, needs.state && persistent ? call.state() : call.no_state());
+    Tensor grad_c0 = make(input, needs.state && persistent ? call.cell_state() : call.no_state());
     const int64_t each = layer.sizes.gradients * H;  // of a recurrence's gradients of a token
     const Sizes gate_sizes = {N, G * each};
     const Tensor grad_gates = batch.exact() ? make(input, gate_sizes) : torch::stable::new_zeros(input, gate_sizes);
     // What was multiplied by W_hh at each token: h before it, of the same sequence.
     const Sizes before_sizes = {needs.weight_hh ? N : 0, G * H};
-    const bool whole = held || batch.exact();  // whether all rows are written
+    const bool whole = persistent || batch.exact();  // whether all rows are written
     const Tensor before = whole ? make(input, before_sizes) : torch::stable::new_zeros(input, before_sizes);
-    if (!held) {
+    if (!persistent) {
       const StepWeights<T> weights(layer, arguments);
       const StepGradients initial = steps_backward(call, weights, reserve, above, grad_gates, before, stream.get());
       if (needs.state) {

@@ -46,7 +46,7 @@ struct StepWeights {
 // a b, matrix by matrix, in what their type is computed with. Of float32 in TF32 where torch's own products are: unlike
 // the products over all tokens (see product()), these do not follow what cuDNN's layers are told.
 inline Tensor batched_product(const Tensor& a, const Tensor& b) {
-  const ScalarType type = real_type(a.scalar_type());
+  const ScalarType type = accum_type(a.scalar_type());
   const Tensor result = call("aten::bmm", "dtype", a, b, type);
   check_type(result, "product", type);
   return result;
@@ -68,9 +68,9 @@ inline Tensor converted(const Tensor& tensor, ScalarType type) {
   return tensor.scalar_type() == type ? tensor : states_of(tensor, tensor, sizes_of(tensor), type);
 }
 
-// Calls walk(at) for as many recurrences at a time as a kernel takes.
-template <typename T, typename Walk>
-void with_recurrences(const Layer<T>& layer, const Batch& batch, const Walk& walk) {
+// Calls loop(at) for as many recurrences at a time as a kernel takes.
+template <typename T, typename TimeLoop>
+void with_recurrences(const Layer<T>& layer, const Batch& batch, const TimeLoop& loop) {
   if (batch.batch == 0) return;
   // The sequences of all recurrences are a launch's blocks.
   constexpr int64_t kMost = INT32_MAX / pymtl::cuda::kRecurrences;
@@ -81,7 +81,7 @@ void with_recurrences(const Layer<T>& layer, const Batch& batch, const Walk& wal
     for (int64_t k = 0; k < count; ++k) {
       if (layer.weights[static_cast<size_t>(first + k)].reverse) reverse |= uint32_t{1} << k;
     }
-    walk(pymtl::cuda::RnnSteps{layer.cell, layer.recurrences, first, count, reverse, batch.steps, batch.batch,
+    loop(pymtl::cuda::RnnSteps{layer.cell, layer.recurrences, first, count, reverse, batch.steps, batch.batch,
                                batch.tokens, layer.hidden_size, batch.sizes(), batch.ends()});
   }
 }
@@ -90,33 +90,33 @@ struct StepStates {
   Tensor h, c;  // [G, B, H]; c of an LSTM, else of no recurrence
 };
 
-// projected: [N, G * gates * H] in Real<T>. The reserve with the output is written to; the last states are returned.
+// projected: [N, G * gates * H] in Accum<T>. The reserve with the output is written to; the last states are returned.
 template <typename T>
 StepStates steps_forward(const RnnCall<T, Batch>& call, const StepWeights<T>& weights, const Tensor& projected,
                          const RnnReserve& reserve, void* stream) {
   const Masks<T>& masks = call.masks;
   const Tensor h = states_of(call.h0, call.input, call.state(), call.type);
-  const Tensor c = states_of(call.c0, call.input, call.cell_state(), real_type(call.type));
+  const Tensor c = states_of(call.c0, call.input, call.cell_state(), accum_type(call.type));
   const Tensor operand = masks.dropout.has_value() ? ops::cuda::call("aten::mul", "Tensor", h, *masks.dropout) : h;
   pymtl::cuda::RnnStepForward<T> args{};
-  args.projected = read<Real<T>>(projected);
+  args.projected = read<Accum<T>>(projected);
   args.b_ih = read<T>(weights.b_ih);
   args.b_hh = read<T>(weights.b_hh);
   args.norm = weights.norm();
   args.masks = masks.masks();
   args.h = write<T>(h);
   args.operand = masks.dropout.has_value() ? write<T>(operand) : nullptr;
-  args.c = write<Real<T>>(c);
+  args.c = write<Accum<T>>(c);
   args.output = write<T>(reserve.output);
   args.gates = write<T>(reserve.gates);
-  args.cells = write<Real<T>>(reserve.cells);
+  args.cells = write<Accum<T>>(reserve.cells);
   with_recurrences(call.layer, call.batch, [&](const pymtl::cuda::RnnSteps& at) {
     args.at = at;
     const Tensor across = torch::stable::transpose(of_recurrences(weights.w_hh, at), 1, 2);
     const Tensor multiplied = of_recurrences(operand, at);
     for (int64_t step = 0; step < call.batch.steps; ++step) {
       const Tensor sums = batched_product(multiplied, across);
-      args.sums = write<Real<T>>(sums);
+      args.sums = write<Accum<T>>(sums);
       pymtl::cuda::rnn_step_forward(args, step, stream);
     }
   });
@@ -132,7 +132,7 @@ template <typename T>
 StepGradients steps_backward(const RnnCall<T, Batch>& call, const StepWeights<T>& weights, const RnnReserve& reserve,
                              const RnnResultGradients& above, const Tensor& grad_gates, const Tensor& before,
                              void* stream) {
-  const ScalarType real = real_type(call.type);
+  const ScalarType real = accum_type(call.type);
   const int64_t H = call.layer.hidden_size;
   const Tensor grad_h = states_of(above.h_n, call.input, call.state(), real);
   const Tensor grad_c = states_of(above.c_n, call.input, call.cell_state(), real);
@@ -144,10 +144,10 @@ StepGradients steps_backward(const RnnCall<T, Batch>& call, const StepWeights<T>
   args.c0 = read<T>(call.c0);
   args.output = read<T>(reserve.output);
   args.gates = read<T>(reserve.gates);
-  args.cells = read<Real<T>>(reserve.cells);
+  args.cells = read<Accum<T>>(reserve.cells);
   args.grad_output = read<T>(above.output);
-  args.grad_h = write<Real<T>>(grad_h);
-  args.grad_c = write<Real<T>>(grad_c);
+  args.grad_h = write<Accum<T>>(grad_h);
+  args.grad_c = write<Accum<T>>(grad_c);
   args.grad_gates = write<T>(grad_gates);
   args.before = write<T>(before);
   with_recurrences(call.layer, call.batch, [&](const pymtl::cuda::RnnSteps& at) {
@@ -158,11 +158,11 @@ StepGradients steps_backward(const RnnCall<T, Batch>& call, const StepWeights<T>
     Tensor product = torch::stable::new_zeros(call.input, {at.count, B, H}, real);
     args.operand = write<T>(operand);
     for (int64_t step = call.batch.steps - 1; step >= 0; --step) {
-      args.product = read<Real<T>>(product);
+      args.product = read<Accum<T>>(product);
       pymtl::cuda::rnn_step_backward(args, step, stream);
       product = batched_product(operand, weight);
     }
-    args.product = read<Real<T>>(product);
+    args.product = read<Accum<T>>(product);
     pymtl::cuda::rnn_step_initial_gradient(args, write<T>(grad_h0), stream);
   });
   return {grad_h0, converted(grad_c, call.type)};

@@ -339,9 +339,9 @@ void all_cases() {
   std::printf("         largest error: %.2f of its bound\n", largest_part_of_bound);
 }
 
-// Teams of blocks all over the device, as where there are no clusters.
+// Groups of blocks all over the device, as where there are no clusters.
 template <typename T>
-void teams() {
+void groups() {
   Random random(9);
   largest_part_of_bound = 0.0;
   cuda::emulator::clusters_at_once = 0;
@@ -353,7 +353,7 @@ void teams() {
   }
   check_case<T>({2, 3, 4, 20, true, true, true}, random);
   check_case<T>({33, 2, 2, 3, true, true, true}, random);
-  // More rows to a team, or several launches, because few blocks run at the same time.
+  // More rows to a group, or several launches, because few blocks run at the same time.
   for (const int blocks : {2, 4}) {
     cuda::emulator::blocks_at_once = blocks;
     for (const int64_t B : {9, 17, 33, 70}) check_case<T>({2, B, 3, 20, true, true, true}, random);
@@ -388,7 +388,7 @@ void tf32() {
   std::printf("         largest error: %.2f of its bound\n", largest_part_of_bound);
 }
 
-// With TF32 allowed, many sequences are walked in TF32, and one is not.
+// With TF32 allowed, many sequences run in TF32, and one is not.
 void tf32_where_faster() {
   Random random(11);
   for (const int64_t B : {1, 40}) {
@@ -416,7 +416,7 @@ void every_choice() {
   for (const int64_t H : {270, 384, 400, 512}) {
     for (const bool backward : {false, true}) {
       const std::vector<cuda::RnnChoice> choices = cuda::rnn_choices<T>({2, 1, 3, 3, H, nullptr}, backward);
-      CHECK(choices.size() == 2 * 2 + 4, choices.size());  // two kinds of clusters and the teams
+      CHECK(choices.size() == 2 * 2 + 4, choices.size());  // two kinds of clusters and the groups
       CHECK(std::count_if(choices.begin(), choices.end(), [](const auto& choice) { return choice.chosen; }) == 1);
     }
   }
@@ -430,7 +430,7 @@ void every_choice() {
     forced(std::string("cluster of 12x32") + rows, {2, 19, 4, 270, true, true, true});
     forced(std::string("cluster of 16x32") + rows, {1, 3, 3, 511, false, true, false});
     forced(std::string("cluster of 8x64") + rows, {1, 11, 3, 500, true, false, true});
-    forced(std::string("team of 17x16") + rows, {1, 11, 3, 270, true, true, true});
+    forced(std::string("group of 17x16") + rows, {1, 11, 3, 270, true, true, true});
   }
   bool refused = false;
   cuda::rnn_force_choice("cluster of 3x64, rows 8");
@@ -463,7 +463,7 @@ int main() {
       {"float", all_cases<float>},
       {"bfloat16", all_cases<pymtl::BFloat16>},
       {"float16", all_cases<pymtl::Float16>},
-      {"teams, bfloat16", teams<pymtl::BFloat16>},
+      {"groups, bfloat16", groups<pymtl::BFloat16>},
       {"float in TF32", tf32},
       {"float in TF32 where faster", tf32_where_faster},
       {"every choice, bfloat16", every_choice<pymtl::BFloat16>},

@@ -146,17 +146,17 @@ struct Problem {
   }
 
   // The recurrences in two parts, where there are two.
-  template <typename Walk>
-  void in_parts(const Walk& walk) const {
+  template <typename TimeLoop>
+  void in_parts(const TimeLoop& loop) const {
     const int64_t half = (model.recurrences + 1) / 2;
-    walk(steps(0, half));
-    if (half < model.recurrences) walk(steps(half, model.recurrences - half));
+    loop(steps(0, half));
+    if (half < model.recurrences) loop(steps(half, model.recurrences - half));
   }
 
   void check_forward(bool train) const {
     const int64_t H = model.hidden_size;
     const int64_t states = batch.batch() * model.all_hidden();
-    const int64_t kept = sizes_of(model.cell).kept_with(static_cast<bool>(batch.zoneout_h));
+    const int64_t reserve = sizes_of(model.cell).reserve_with(static_cast<bool>(batch.zoneout_h));
     Buffer<double> h = copy_or_zeros(batch.h0, states);
     Buffer<double> c = model.sizes.has_cell ? copy_or_zeros(batch.c0, states) : Buffer<double>();
     Buffer<double> operand;
@@ -166,7 +166,7 @@ struct Problem {
     }
     Buffer<double> output(batch.tokens() * model.all_hidden());
     Buffer<double> gates, cells;
-    if (train && kept > 0) gates = Buffer<double>(batch.tokens() * kept * model.all_hidden());
+    if (train && reserve > 0) gates = Buffer<double>(batch.tokens() * reserve * model.all_hidden());
     if (train && model.sizes.has_cell) cells = Buffer<double>(batch.tokens() * model.all_hidden());
     in_parts([&](const RnnSteps& at) {
       Buffer<double> sums(at.count * at.batch * model.sizes.gates * H);

@@ -1,4 +1,4 @@
-// The cells: what one step makes of its gates' sums, and of gradients on the way back. The walks over time
+// The cells: what one step makes of its gates' sums, and of gradients on the way back. The time loops
 // (rnn.h, rnn_backward.h) are the same for all of them.
 //
 // A panel of weights holds kUnitVectors vectors of units, each once per gate. Its sums start from the projected input;
@@ -18,22 +18,22 @@ namespace {
 // Where an update finds what belongs to one vector of units of one sequence.
 template <typename T>
 struct CellPlace {
-  Real<T>* sums;             // [kVectors][lanes], free to be overwritten
-  const Real<T>* projected;  // [kVectors][lanes] W_ih x + b
-  Real<T>* cell;             // c
-  const T* before;           // h_{t-1}
-  T* after;                  // h_t
-  T* kept;                   // [kKept][H] for the backward pass, or null
-  Real<T>* kept_cell;        // c_t for it
-  int64_t stride;            // H, between the rows of `kept`
-  int64_t valid;             // units from here to the last
+  Accum<T>* sums;             // [kVectors][lanes], free to be overwritten
+  const Accum<T>* projected;  // [kVectors][lanes] W_ih x + b
+  Accum<T>* cell;             // c
+  const T* before;            // h_{t-1}
+  T* after;                   // h_t
+  T* reserve;                 // [kReserve][H] for the backward pass, or null
+  Accum<T>* reserve_cell;     // c_t for it
+  int64_t stride;             // H, between the rows of `reserve`
+  int64_t valid;              // units from here to the last
 };
 
 // Of some numbers: their mean, and 1 / sqrt(variance + epsilon).
 template <typename T>
 struct Moments {
-  Real<T> mean;
-  Real<T> scale;
+  Accum<T> mean;
+  Accum<T> scale;
 
   PYMTL_INLINE Vec<T> normalised(Vec<T> x) const { return (x - broadcast(mean)) * broadcast(scale); }
 };
@@ -41,7 +41,7 @@ struct Moments {
 // Of all numbers that for_each(take) gives to take(vector, valid), `count` in all; a vector is zero past `valid`.
 template <typename T, typename ForEach>
 PYMTL_INLINE Moments<T> moments_of(int64_t count, ForEach&& for_each) {
-  using R = Real<T>;
+  using R = Accum<T>;
   constexpr R kEpsilon = R(1e-5);
   alignas(64) static constexpr std::array<R, kLanes<T>> kOnes = [] {
     std::array<R, kLanes<T>> ones{};
@@ -60,20 +60,20 @@ PYMTL_INLINE Moments<T> moments_of(int64_t count, ForEach&& for_each) {
   return {mean, R(1) / std::sqrt(variance + kEpsilon)};
 }
 
-// Where the way back finds the same: `kept` from the forward pass, gradients of h and c.
+// Where the way back finds the same: `reserve` from the forward pass, gradients of h and c.
 template <typename T>
 struct GradientPlace {
-  const T* kept;
-  const Real<T>* cell;         // c_t
-  const Real<T>* cell_before;  // c_{t-1}, or null: c0
-  const T* c0;                 // or null: zeros
-  const T* before;             // h_{t-1}, or null: zeros
-  const T* after;              // h_t, or h~ under zoneout
-  const T* grad_output;        // or null
-  Real<T>* grad_h;             // what came through W_hh
-  Real<T>* carried;            // what came beside it: LSTM: of c, GRU: of h
-  T* grad_gates;               // [kGradients][H]
-  int64_t stride;              // H
+  const T* reserve;
+  const Accum<T>* cell;         // c_t
+  const Accum<T>* cell_before;  // c_{t-1}, or null: c0
+  const T* c0;                  // or null: zeros
+  const T* before;              // h_{t-1}, or null: zeros
+  const T* after;               // h_t, or h~ under zoneout
+  const T* grad_output;         // or null
+  Accum<T>* grad_h;             // what came through W_hh
+  Accum<T>* carried;            // what came beside it: LSTM: of c, GRU: of h
+  T* grad_gates;                // [kGradients][H]
+  int64_t stride;               // H
   int64_t valid;
 };
 
@@ -94,7 +94,7 @@ struct LstmCell {
   static constexpr int kStarted = 4;      // gates whose sums start from the projected input
   static constexpr int kUnitVectors = 1;  // of a panel
   static constexpr bool kHasCell = true;
-  static constexpr int kKept = 4;  // i, f, g, o
+  static constexpr int kReserve = 4;  // i, f, g, o
   static constexpr bool kKeepsCandidate = false;
   static constexpr int kGradients = 4;      // of the gates before activation
   static constexpr int kFirstHidden = 0;    // the first of those that W_hh has a part in
@@ -102,7 +102,7 @@ struct LstmCell {
 
   template <typename T>
   PYMTL_INLINE static void update(const CellPlace<T>& at) {
-    using R = Real<T>;
+    using R = Accum<T>;
     const Vec<T> i = sigmoid<R>(load(at.sums));
     const Vec<T> f = sigmoid<R>(load(at.sums + kLanes<T>));
     const Vec<T> g = tanh<R>(load(at.sums + 2 * kLanes<T>));
@@ -110,19 +110,19 @@ struct LstmCell {
     const Vec<T> c = fma(f, load(at.cell), i * g);
     store(at.cell, c);
     store(at.sums + 3 * kLanes<T>, o);
-    if (at.kept == nullptr) return;
-    store_part(at.kept, i, at.valid);
-    store_part(at.kept + at.stride, f, at.valid);
-    store_part(at.kept + 2 * at.stride, g, at.valid);
-    store_part(at.kept + 3 * at.stride, o, at.valid);
-    store_part(at.kept_cell, c, at.valid);
+    if (at.reserve == nullptr) return;
+    store_part(at.reserve, i, at.valid);
+    store_part(at.reserve + at.stride, f, at.valid);
+    store_part(at.reserve + 2 * at.stride, g, at.valid);
+    store_part(at.reserve + 3 * at.stride, o, at.valid);
+    store_part(at.reserve_cell, c, at.valid);
   }
 
   // A loop of its own: after the long chain of operations to c, another to h would leave the processor nothing to
   // overlap it with.
   template <typename T>
   PYMTL_INLINE static void finish(const CellPlace<T>& at) {
-    store(at.after, load(at.sums + 3 * kLanes<T>) * tanh<Real<T>>(load(at.cell)));
+    store(at.after, load(at.sums + 3 * kLanes<T>) * tanh<Accum<T>>(load(at.cell)));
   }
 
   //   do = dh tanh(c)         dc += dh o (1 - tanh(c)^2)
@@ -131,12 +131,12 @@ struct LstmCell {
   //   dc_{t-1} = dc f         dh_{t-1} = da W_hh
   template <typename T>
   PYMTL_INLINE static void gradient(const GradientPlace<T>& at) {
-    const Vec<T> one = broadcast(Real<T>(1));
-    const Vec<T> i = load_part(at.kept, at.valid);
-    const Vec<T> f = load_part(at.kept + at.stride, at.valid);
-    const Vec<T> g = load_part(at.kept + 2 * at.stride, at.valid);
-    const Vec<T> o = load_part(at.kept + 3 * at.stride, at.valid);
-    const Vec<T> tanh_c = tanh<Real<T>>(load_part(at.cell, at.valid));
+    const Vec<T> one = broadcast(Accum<T>(1));
+    const Vec<T> i = load_part(at.reserve, at.valid);
+    const Vec<T> f = load_part(at.reserve + at.stride, at.valid);
+    const Vec<T> g = load_part(at.reserve + 2 * at.stride, at.valid);
+    const Vec<T> o = load_part(at.reserve + 3 * at.stride, at.valid);
+    const Vec<T> tanh_c = tanh<Accum<T>>(load_part(at.cell, at.valid));
     const Vec<T> c_before = cell_before<T>(at);
     const Vec<T> dh = load(at.grad_h) + part_or_zero<T>(at.grad_output, at.valid);
     const Vec<T> dc = fma(dh * o, one - tanh_c * tanh_c, load(at.carried));
@@ -150,15 +150,15 @@ struct LstmCell {
   // The c that the gates gave, before any zoneout: as the forward pass computed it.
   template <typename T>
   PYMTL_INLINE static Vec<T> candidate(const GradientPlace<T>& at) {
-    const Vec<T> i = load_part(at.kept, at.valid);
-    const Vec<T> f = load_part(at.kept + at.stride, at.valid);
-    const Vec<T> g = load_part(at.kept + 2 * at.stride, at.valid);
+    const Vec<T> i = load_part(at.reserve, at.valid);
+    const Vec<T> f = load_part(at.reserve + at.stride, at.valid);
+    const Vec<T> g = load_part(at.reserve + 2 * at.stride, at.valid);
     return fma(f, cell_before<T>(at), i * g);
   }
 
   // What of the gradient of h_{t-1} did not come through W_hh.
   template <typename T>
-  PYMTL_INLINE static Vec<T> carried_to_h(const Real<T>*) {
+  PYMTL_INLINE static Vec<T> carried_to_h(const Accum<T>*) {
     return Vec<T>{};
   }
 };
@@ -170,7 +170,7 @@ struct GruCell {
   static constexpr int kStarted = 2;  // n's part of W_hh is multiplied by r before it meets the input's
   static constexpr int kUnitVectors = 1;
   static constexpr bool kHasCell = false;
-  static constexpr int kKept = 4;  // r, z, n, and n's part of h: q = W_hn h + b_hn
+  static constexpr int kReserve = 4;  // r, z, n, and n's part of h: q = W_hn h + b_hn
   static constexpr bool kKeepsCandidate = false;
   static constexpr int kGradients = 4;  // of n's part of x, r, z, and n's part of h: W_ih has a part in the first
                                         // three, W_hh in the last three
@@ -179,17 +179,17 @@ struct GruCell {
 
   template <typename T>
   PYMTL_INLINE static void update(const CellPlace<T>& at) {
-    using R = Real<T>;
+    using R = Accum<T>;
     const Vec<T> r = sigmoid<R>(load(at.sums));
     const Vec<T> z = sigmoid<R>(load(at.sums + kLanes<T>));
     const Vec<T> q = load(at.sums + 2 * kLanes<T>);
     const Vec<T> n = tanh<R>(fma(r, q, load(at.projected + 2 * kLanes<T>)));
     store(at.after, fma(z, load(at.before) - n, n));
-    if (at.kept == nullptr) return;
-    store_part(at.kept, r, at.valid);
-    store_part(at.kept + at.stride, z, at.valid);
-    store_part(at.kept + 2 * at.stride, n, at.valid);
-    store_part(at.kept + 3 * at.stride, q, at.valid);
+    if (at.reserve == nullptr) return;
+    store_part(at.reserve, r, at.valid);
+    store_part(at.reserve + at.stride, z, at.valid);
+    store_part(at.reserve + 2 * at.stride, n, at.valid);
+    store_part(at.reserve + 3 * at.stride, q, at.valid);
   }
 
   template <typename T>
@@ -201,11 +201,11 @@ struct GruCell {
   //   dh_{t-1} = dh z + (da_r, da_z, dq) W_hh
   template <typename T>
   PYMTL_INLINE static void gradient(const GradientPlace<T>& at) {
-    const Vec<T> one = broadcast(Real<T>(1));
-    const Vec<T> r = load_part(at.kept, at.valid);
-    const Vec<T> z = load_part(at.kept + at.stride, at.valid);
-    const Vec<T> n = load_part(at.kept + 2 * at.stride, at.valid);
-    const Vec<T> q = load_part(at.kept + 3 * at.stride, at.valid);
+    const Vec<T> one = broadcast(Accum<T>(1));
+    const Vec<T> r = load_part(at.reserve, at.valid);
+    const Vec<T> z = load_part(at.reserve + at.stride, at.valid);
+    const Vec<T> n = load_part(at.reserve + 2 * at.stride, at.valid);
+    const Vec<T> q = load_part(at.reserve + 3 * at.stride, at.valid);
     const Vec<T> dh = load(at.grad_h) + load(at.carried) + part_or_zero<T>(at.grad_output, at.valid);
     const Vec<T> da_n = dh * (one - z) * (one - n * n);
     store(at.carried, dh * z);
@@ -217,7 +217,7 @@ struct GruCell {
   }
 
   template <typename T>
-  PYMTL_INLINE static Vec<T> carried_to_h(const Real<T>* carried) {
+  PYMTL_INLINE static Vec<T> carried_to_h(const Accum<T>* carried) {
     return load(carried);
   }
 };
@@ -230,7 +230,7 @@ struct ElmanCell {
   static constexpr int kStarted = 1;
   static constexpr int kUnitVectors = 4;
   static constexpr bool kHasCell = false;
-  static constexpr int kKept = 0;
+  static constexpr int kReserve = 0;
   static constexpr bool kKeepsCandidate = true;  // h~, of which zoneout leaves nothing in h
   static constexpr int kGradients = 1;
   static constexpr int kFirstHidden = 0;
@@ -240,9 +240,9 @@ struct ElmanCell {
   PYMTL_INLINE static void update(const CellPlace<T>& at) {
     const Vec<T> sum = load(at.sums);
     if constexpr (kRelu) {
-      store(at.after, maximum<Real<T>>(sum, Vec<T>{}));
+      store(at.after, maximum<Accum<T>>(sum, Vec<T>{}));
     } else {
-      store(at.after, tanh<Real<T>>(sum));
+      store(at.after, tanh<Accum<T>>(sum));
     }
   }
 
@@ -256,14 +256,14 @@ struct ElmanCell {
     const Vec<T> h = load_part(at.after, at.valid);
     if constexpr (kRelu) {
       // Where h is not a number torch's gradient passes too.
-      store_part(at.grad_gates, select<Real<T>>(h <= Vec<T>{}, Vec<T>{}, dh), at.valid);
+      store_part(at.grad_gates, select<Accum<T>>(h <= Vec<T>{}, Vec<T>{}, dh), at.valid);
     } else {
-      store_part(at.grad_gates, dh * (broadcast(Real<T>(1)) - h * h), at.valid);
+      store_part(at.grad_gates, dh * (broadcast(Accum<T>(1)) - h * h), at.valid);
     }
   }
 
   template <typename T>
-  PYMTL_INLINE static Vec<T> carried_to_h(const Real<T>*) {
+  PYMTL_INLINE static Vec<T> carried_to_h(const Accum<T>*) {
     return Vec<T>{};
   }
 };
@@ -273,8 +273,8 @@ struct ElmanCell {
 template <typename Plain>
 struct Normalised : Plain {
   static constexpr bool kNormalised = true;
-  static constexpr int kPlainKept = Plain::kKept;
-  static constexpr int kKept = Plain::kKept + Plain::kGates;
+  static constexpr int kPlainReserve = Plain::kReserve;
+  static constexpr int kReserve = Plain::kReserve + Plain::kGates;
   // The gradients of the plain cell's gates, of W_hh h_{t-1}, of g_hh, and of an LSTM's g_c and b_c.
   static constexpr int kGainGradient = Plain::kGradients + Plain::kGates;
   static constexpr int kCellGradient = kGainGradient + Plain::kGates;
@@ -286,14 +286,14 @@ struct Normalised : Plain {
   template <typename T>
   PYMTL_INLINE static Vec<T> squashed(Vec<T> normal, const RnnNorm<T>& norm, int64_t unit, int64_t valid) {
     const Vec<T> shift = part_or_zero<T>(norm.b_c == nullptr ? nullptr : norm.b_c + unit, valid);
-    return tanh<Real<T>>(fma(load_part(norm.g_c + unit, valid), normal, shift));
+    return tanh<Accum<T>>(fma(load_part(norm.g_c + unit, valid), normal, shift));
   }
 };
 
 // Blocks of H numbers that a token keeps for the backward pass.
 template <typename Cell>
-constexpr int64_t kept_blocks(bool zoneout_h) {
-  return Cell::kKept + (Cell::kKeepsCandidate && zoneout_h ? 1 : 0);
+constexpr int64_t reserve_blocks(bool zoneout_h) {
+  return Cell::kReserve + (Cell::kKeepsCandidate && zoneout_h ? 1 : 0);
 }
 
 static_assert(kAsInTable<LstmCell, Cell::lstm> && kAsInTable<GruCell, Cell::gru> &&

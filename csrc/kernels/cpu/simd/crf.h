@@ -1,4 +1,4 @@
-// The walks of a conditional random field over the steps of some sequences; see crf.h.
+// The time loops of a conditional random field over the steps of some sequences; see crf.h.
 #pragma once
 
 #include <cmath>
@@ -50,37 +50,37 @@ double crf_factors(const T* scores, int64_t count, double* factors, bool* lossy)
 }
 
 template <typename T>
-void crf_forward_walk(const CrfWalk<T>& walk) {
-  const CrfChain<T>& chain = walk.chain;
+void crf_forward_time_loop(const CrfTimeLoop<T>& loop) {
+  const CrfChain<T>& chain = loop.chain;
   const int64_t C = chain.classes;
-  double* const scores = walk.scratch;
+  double* const scores = loop.scratch;
   double* const products = scores + C;
   for (int64_t t = 0; t < chain.steps; ++t) {
-    const int64_t active = walk.starts[t + 1] - walk.starts[t];
-    const int64_t last = active < walk.last_row ? active : walk.last_row;
-    const int64_t next = t + 1 < chain.steps ? walk.starts[t + 2] - walk.starts[t + 1] : 0;
-    if (last <= walk.first_row) break;
+    const int64_t active = loop.starts[t + 1] - loop.starts[t];
+    const int64_t last = active < loop.last_row ? active : loop.last_row;
+    const int64_t next = t + 1 < chain.steps ? loop.starts[t + 2] - loop.starts[t + 1] : 0;
+    if (last <= loop.first_row) break;
     if (t > 0) {
-      const int64_t before = walk.starts[t - 1];
-      for (int64_t row = walk.first_row; row < last; ++row) {
-        walk.rows[row - walk.first_row] = walk.alphas + (before + row) * C;
+      const int64_t before = loop.starts[t - 1];
+      for (int64_t row = loop.first_row; row < last; ++row) {
+        loop.rows[row - loop.first_row] = loop.alphas + (before + row) * C;
       }
-      multiply_panels<double>(walk.rows, last - walk.first_row, PanelLayout<double>{C, C}, walk.packed,
+      multiply_panels<double>(loop.rows, last - loop.first_row, PanelLayout<double>{C, C}, loop.packed,
                               [&](int64_t n, int64_t column, int64_t valid, Vec<double> value)
                                   PYMTL_INLINE_LAMBDA { store_part(products + n * C + column, value, valid); });
     }
-    for (int64_t row = walk.first_row; row < last; ++row) {
-      const int64_t token = walk.starts[t] + row;
+    for (int64_t row = loop.first_row; row < last; ++row) {
+      const int64_t token = loop.starts[t] + row;
       const T* const emissions = chain.emissions + token * C;
       for (int64_t c = 0; c < C; ++c) scores[c] = static_cast<double>(emissions[c]);
       if (t == 0) {
         for (int64_t c = 0; c < C; ++c) scores[c] += static_cast<double>(chain.start[c]);
-        walk.log_partition[row] = 0;
-        walk.products[row] = 1;
+        loop.log_partition[row] = 0;
+        loop.products[row] = 1;
       }
       bool lossy = false;
       const double shift = shifted_exponentials(scores, C, kEmissionRange, &lossy);
-      const double* const predicted = products + (row - walk.first_row) * C;
+      const double* const predicted = products + (row - loop.first_row) * C;
       Vec<double> sums = {};
       for (int64_t c = 0; c < C; c += kLanes<double>) {
         Vec<double> p = load_part(scores + c, C - c);
@@ -89,7 +89,7 @@ void crf_forward_walk(const CrfWalk<T>& walk) {
         store_part(scores + c, p, C - c);
       }
       const double scale = sum_lanes<double>(sums);
-      double* const alphas = walk.alphas + token * C;
+      double* const alphas = loop.alphas + token * C;
       Vec<double> least = broadcast(1.0);
       for (int64_t c = 0; c < C; c += kLanes<double>) {
         const Vec<double> alpha = load_part(scores + c, C - c) / broadcast(scale);
@@ -98,67 +98,67 @@ void crf_forward_walk(const CrfWalk<T>& walk) {
         store_part(alphas + c, alpha, C - c);
       }
       if (!(-max_lanes<double>(-least) > kLeastProbability) || !(scale > 0)) lossy = true;
-      if (lossy) walk.lossy[row] = 1;
-      walk.scales[token] = scale;
-      walk.log_partition[row] += shift + (t > 0 ? walk.transition_shift : 0);
+      if (lossy) loop.lossy[row] = 1;
+      loop.scales[token] = scale;
+      loop.log_partition[row] += shift + (t > 0 ? loop.transition_shift : 0);
       // Logarithms are slow: one of a product for as long as that is far from the largest and the smallest number.
       const auto moderate = [](double x) { return x > 1e-100 && x < 1e100; };
       if (moderate(scale)) {
-        walk.products[row] *= scale;
+        loop.products[row] *= scale;
       } else {
-        walk.log_partition[row] += log_of(scale);
+        loop.log_partition[row] += log_of(scale);
       }
-      if (!moderate(walk.products[row])) {
-        walk.log_partition[row] += log_of(walk.products[row]);
-        walk.products[row] = 1;
+      if (!moderate(loop.products[row])) {
+        loop.log_partition[row] += log_of(loop.products[row]);
+        loop.products[row] = 1;
       }
       if (row >= next) {
         double sum = 0;
-        for (int64_t c = 0; c < C; ++c) sum += alphas[c] * walk.end[c];
-        if (!(sum > 0)) walk.lossy[row] = 1;
-        walk.log_partition[row] += log_of(walk.products[row]) + log_of(sum) + walk.end_shift;
+        for (int64_t c = 0; c < C; ++c) sum += alphas[c] * loop.end[c];
+        if (!(sum > 0)) loop.lossy[row] = 1;
+        loop.log_partition[row] += log_of(loop.products[row]) + log_of(sum) + loop.end_shift;
       }
     }
   }
 }
 
 // Backward probabilities times the gradient of each sequence's result. Writes the marginals times that gradient
-// to walk.marginals, and for every token but a sequence's first what its predecessors' probabilities are
-// multiplied with, for the gradient of the transitions, to walk.factors.
+// to loop.marginals, and for every token but a sequence's first what its predecessors' probabilities are
+// multiplied with, for the gradient of the transitions, to loop.factors.
 template <typename T>
-void crf_backward_walk(const CrfWalk<T>& walk) {
-  const CrfChain<T>& chain = walk.chain;
+void crf_backward_time_loop(const CrfTimeLoop<T>& loop) {
+  const CrfChain<T>& chain = loop.chain;
   const int64_t C = chain.classes;
-  double* const scores = walk.scratch;
+  double* const scores = loop.scratch;
   double* const betas = scores + C;
   for (int64_t t = chain.steps - 1; t >= 0; --t) {
-    const int64_t active = walk.starts[t + 1] - walk.starts[t];
-    const int64_t next = t + 1 < chain.steps ? walk.starts[t + 2] - walk.starts[t + 1] : 0;
-    const int64_t last = active < walk.last_row ? active : walk.last_row;
+    const int64_t active = loop.starts[t + 1] - loop.starts[t];
+    const int64_t next = t + 1 < chain.steps ? loop.starts[t + 2] - loop.starts[t + 1] : 0;
+    const int64_t last = active < loop.last_row ? active : loop.last_row;
     const int64_t going_on = next < last ? next : last;
-    if (going_on > walk.first_row) {
-      for (int64_t row = walk.first_row; row < going_on; ++row) {
-        walk.rows[row - walk.first_row] = walk.factors + (walk.starts[t + 1] + row) * C;
+    if (going_on > loop.first_row) {
+      for (int64_t row = loop.first_row; row < going_on; ++row) {
+        loop.rows[row - loop.first_row] = loop.factors + (loop.starts[t + 1] + row) * C;
       }
-      multiply_panels<double>(walk.rows, going_on - walk.first_row, PanelLayout<double>{C, C}, walk.packed,
+      multiply_panels<double>(loop.rows, going_on - loop.first_row, PanelLayout<double>{C, C}, loop.packed,
                               [&](int64_t n, int64_t column, int64_t valid, Vec<double> value)
                                   PYMTL_INLINE_LAMBDA { store_part(betas + n * C + column, value, valid); });
     }
-    for (int64_t row = walk.first_row; row < last; ++row) {
-      const int64_t token = walk.starts[t] + row;
-      double* const factors = walk.factors + token * C;
-      double* const marginals = walk.marginals + token * C;
-      if (walk.lossy[row] != 0) {  // log space will do this one
+    for (int64_t row = loop.first_row; row < last; ++row) {
+      const int64_t token = loop.starts[t] + row;
+      double* const factors = loop.factors + token * C;
+      double* const marginals = loop.marginals + token * C;
+      if (loop.lossy[row] != 0) {  // log space will do this one
         for (int64_t c = 0; c < C; ++c) factors[c] = 0;
         continue;
       }
-      const double* const alphas = walk.alphas + token * C;
-      double* const beta = betas + (row - walk.first_row) * C;
+      const double* const alphas = loop.alphas + token * C;
+      double* const beta = betas + (row - loop.first_row) * C;
       if (row >= next) {
         double sum = 0;
-        for (int64_t c = 0; c < C; ++c) sum += alphas[c] * walk.end[c];
-        const double factor = static_cast<double>(walk.grad_result[row]) / sum;
-        for (int64_t c = 0; c < C; ++c) beta[c] = walk.end[c] * factor;
+        for (int64_t c = 0; c < C; ++c) sum += alphas[c] * loop.end[c];
+        const double factor = static_cast<double>(loop.grad_result[row]) / sum;
+        for (int64_t c = 0; c < C; ++c) beta[c] = loop.end[c] * factor;
       }
       for (int64_t c = 0; c < C; ++c) {
         // What no path reaches may have any backward probability, infinity too.
@@ -173,7 +173,7 @@ void crf_backward_walk(const CrfWalk<T>& walk) {
       for (int64_t c = 0; c < C; ++c) scores[c] = static_cast<double>(emissions[c]);
       bool lossy = false;
       shifted_exponentials(scores, C, kEmissionRange, &lossy);
-      const double inverse = 1 / walk.scales[token];
+      const double inverse = 1 / loop.scales[token];
       for (int64_t c = 0; c < C; ++c) factors[c] = scores[c] * beta[c] * inverse;
     }
   }

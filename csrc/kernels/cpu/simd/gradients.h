@@ -32,8 +32,8 @@ struct WeightGradientScratch {
     transposed = 0;
     panels = (static_cast<size_t>(columns * block) * sizeof(T) + 63) / 64 * 64;
     totals = panels + static_cast<size_t>(PanelLayout<T>{block, kPanelVectors * kLanes<T>}.size()) * sizeof(T);
-    errors = totals + static_cast<size_t>(columns) * sizeof(Real<T>);
-    size = errors + static_cast<size_t>(columns) * sizeof(Real<T>);
+    errors = totals + static_cast<size_t>(columns) * sizeof(Accum<T>);
+    size = errors + static_cast<size_t>(columns) * sizeof(Accum<T>);
   }
 };
 
@@ -67,8 +67,8 @@ class WeightGradient {
     block_ = scratch.block;
     transposed_ = reinterpret_cast<T*>(bytes + scratch.transposed);
     panels_ = reinterpret_cast<T*>(bytes + scratch.panels);
-    totals_ = reinterpret_cast<Real<T>*>(bytes + scratch.totals);
-    errors_ = reinterpret_cast<Real<T>*>(bytes + scratch.errors);
+    totals_ = reinterpret_cast<Accum<T>*>(bytes + scratch.totals);
+    errors_ = reinterpret_cast<Accum<T>*>(bytes + scratch.errors);
   }
 
   // Tokens that one call of `start` takes.
@@ -86,7 +86,7 @@ class WeightGradient {
         Vec<T> square[n];
 #pragma GCC unroll 16
         for (int i = 0; i < n; ++i) square[i] = load_group<T>(row, k + i * kDepthGroup<T>, count, valid);
-        transpose<Real<T>>(square);
+        transpose<Accum<T>>(square);
         T* const to = transposed_ + column * block_ + k;
         if (valid >= n) {
 #pragma GCC unroll 16
@@ -111,7 +111,7 @@ class WeightGradient {
         total = load_part(totals_ + column, valid);
         error = load_part(errors_ + column, valid);
       }
-      add_compensated<Real<T>>(sum, total, error);
+      add_compensated<Accum<T>>(sum, total, error);
       store_part(totals_ + column, total, valid);
       store_part(errors_ + column, error, valid);
       if (is_last()) store_part(bias + first_column_ + column, total, valid);
@@ -120,14 +120,14 @@ class WeightGradient {
 
   // weight [outputs, width] += dy^T x, for this worker's rows of it; rows: x of the block's tokens. sums: as
   // many numbers as weight_gradient_sums says.
-  void add_product(const T* const* rows, int64_t width, T* weight, Real<T>* sums = nullptr) const {
+  void add_product(const T* const* rows, int64_t width, T* weight, Accum<T>* sums = nullptr) const {
     const RowRange all[1] = {{0, outputs_, 0}};
     add_product(rows, width, weight, all, sums);
   }
 
   // The same where only some columns of dy belong to rows of the weight.
   template <int N>
-  void add_product(const T* const* rows, int64_t width, T* weight, const RowRange (&ranges)[N], Real<T>* sums) const {
+  void add_product(const T* const* rows, int64_t width, T* weight, const RowRange (&ranges)[N], Accum<T>* sums) const {
     const PanelLayout<T> layout{count_, width};
     for (int64_t panel = 0; panel < layout.panels(); ++panel) {
       const int64_t column = layout.first_column(panel);
@@ -164,7 +164,7 @@ class WeightGradient {
   bool is_last() const { return first_ + count_ == tokens_; }
 
   template <int R, int V>
-  __attribute__((noinline)) void add_tile(int64_t row, Real<T>* sums, T* result, int64_t stride, int64_t valid) const {
+  __attribute__((noinline)) void add_tile(int64_t row, Accum<T>* sums, T* result, int64_t stride, int64_t valid) const {
     const T* rows[R];
     for (int r = 0; r < R; ++r) rows[r] = transposed_ + (row + r) * block_;
     Vec<T> acc[R][V] = {};
@@ -190,10 +190,10 @@ class WeightGradient {
   int64_t first_column_;
   int64_t columns_;
   int64_t block_;
-  T* transposed_;    // dy of the block, [columns][block]
-  T* panels_;        // one panel of x of the block
-  Real<T>* totals_;  // of the bias's sums, [columns]
-  Real<T>* errors_;  // of the same
+  T* transposed_;     // dy of the block, [columns][block]
+  T* panels_;         // one panel of x of the block
+  Accum<T>* totals_;  // of the bias's sums, [columns]
+  Accum<T>* errors_;  // of the same
   int64_t first_ = 0;
   int64_t count_ = 0;
 };

@@ -75,7 +75,7 @@ struct HeadsWeightGradientScratch {
 
   HeadsWeightGradientScratch(const HeadsBackward<T>& args, int64_t columns) : product(args.rows, args.width, columns) {
     sums = (product.size + 63) / 64 * 64;
-    size = sums + static_cast<size_t>(weight_gradient_sums<T>(columns, args.features)) * sizeof(Real<T>);
+    size = sums + static_cast<size_t>(weight_gradient_sums<T>(columns, args.features)) * sizeof(Accum<T>);
   }
 };
 
@@ -88,7 +88,7 @@ template <typename T>
 void heads_weight_gradient(const HeadsBackward<T>& args, int64_t first_column, int64_t last_column, void* memory) {
   const HeadsWeightGradientScratch<T> scratch(args, last_column - first_column);
   WeightGradient<T> gradient(args.grad_output, args.rows, args.width, first_column, last_column, memory);
-  Real<T>* const sums = reinterpret_cast<Real<T>*>(static_cast<char*>(memory) + scratch.sums);
+  Accum<T>* const sums = reinterpret_cast<Accum<T>*>(static_cast<char*>(memory) + scratch.sums);
   const T* rows[WeightGradientScratch<T>::kMost];
   for (int64_t first = 0; first < args.rows; first += gradient.block()) {
     const int64_t count = args.rows - first < gradient.block() ? args.rows - first : gradient.block();
@@ -100,12 +100,12 @@ void heads_weight_gradient(const HeadsBackward<T>& args, int64_t first_column, i
 }
 
 template <typename T>
-void sum_parts(const Real<T>* partial, int64_t stride, int64_t parts, const T* bias, int64_t width, int64_t first,
+void sum_parts(const Accum<T>* partial, int64_t stride, int64_t parts, const T* bias, int64_t width, int64_t first,
                int64_t last, T* output, int64_t output_stride) {
   for (int64_t n = first; n < last; ++n) {
     for (int64_t column = 0; column < width; column += kLanes<T>) {
       const int64_t valid = width - column;
-      const Real<T>* const from = partial + n * width + column;
+      const Accum<T>* const from = partial + n * width + column;
       Vec<T> value = load_part(from, valid);
       for (int64_t part = 1; part < parts; ++part) value = value + load_part(from + part * stride, valid);
       if (bias != nullptr) value = value + load_part(bias + column, valid);

@@ -24,11 +24,11 @@ struct RnnKernels {
                    int64_t parts, T* packed) {
     with_cell(cell, [&]<typename C>() { pack_rnn<T, C>(weights, input_size, hidden_size, part, parts, packed); });
   }
-  static size_t scratch(const RnnWalk<T>& args) {
+  static size_t scratch(const RnnTimeLoop<T>& args) {
     return with_cell(args.cell, [&]<typename C>() { return rnn_scratch<T, C>(args); });
   }
-  static void walk(const RnnWalk<T>& args) {
-    with_cell(args.cell, [&]<typename C>() { rnn_walk<T, C>(args); });
+  static void loop(const RnnTimeLoop<T>& args) {
+    with_cell(args.cell, [&]<typename C>() { rnn_time_loop<T, C>(args); });
   }
   static int64_t backward_packed_size(Cell cell, int64_t hidden_size) {
     return with_cell(cell, [&]<typename C>() { return rnn_backward_packed_size<T, C>(hidden_size); });
@@ -36,8 +36,8 @@ struct RnnKernels {
   static void pack_backward(Cell cell, const T* w_hh, int64_t hidden_size, int64_t part, int64_t parts, T* packed) {
     with_cell(cell, [&]<typename C>() { pack_rnn_backward<T, C>(w_hh, hidden_size, part, parts, packed); });
   }
-  static void backward_walk(const RnnBackwardWalk<T>& args) {
-    with_cell(args.cell, [&]<typename C>() { rnn_backward_walk<T, C>(args); });
+  static void backward_loop(const RnnBackwardTimeLoop<T>& args) {
+    with_cell(args.cell, [&]<typename C>() { rnn_backward_time_loop<T, C>(args); });
   }
   static size_t weight_gradient_scratch(const RnnWeightGradient<T>& args) {
     return with_cell(args.cell, [&]<typename C>() { return rnn_weight_gradient_scratch<T, C>(args); });
@@ -65,11 +65,11 @@ constexpr LayersFor<T> layers_for() {
       .rnn_packed_size = RnnKernels<T>::packed_size,
       .pack_rnn = RnnKernels<T>::pack,
       .rnn_scratch = RnnKernels<T>::scratch,
-      .rnn_walk = RnnKernels<T>::walk,
+      .rnn_time_loop = RnnKernels<T>::loop,
       .rnn_backward_packed_size = RnnKernels<T>::backward_packed_size,
       .pack_rnn_backward = RnnKernels<T>::pack_backward,
       .rnn_backward_scratch = rnn_backward_scratch<T>,
-      .rnn_backward_walk = RnnKernels<T>::backward_walk,
+      .rnn_backward_time_loop = RnnKernels<T>::backward_loop,
       .rnn_weight_gradient_scratch = RnnKernels<T>::weight_gradient_scratch,
       .rnn_weight_gradient = RnnKernels<T>::weight_gradient,
       .rnn_input_gradient_packed_size = RnnKernels<T>::input_gradient_packed_size,

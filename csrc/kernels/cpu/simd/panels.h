@@ -104,7 +104,7 @@ constexpr int64_t kChain = 64;
 // acc[r][v] += sum_k rows[r][k] * panel[k][v]; above kChain in chains of their own, added in order.
 template <typename T, int R, int V>
 PYMTL_INLINE void multiply_deep(const T* const* rows, int64_t depth, const T* panel, Vec<T> (&acc)[R][V]) {
-  alignas(64) Real<T> sums[R][V][kLanes<T>];
+  alignas(64) Accum<T> sums[R][V][kLanes<T>];
   for (int64_t k = 0;; k += kChain) {
     const bool last = depth - k <= kChain;
     const T* parts[R];
@@ -139,17 +139,17 @@ PYMTL_INLINE Vec<T> load_group(RowAt&& row_at, int64_t k, int64_t depth, int64_t
 
 template <typename T>
 PYMTL_INLINE void store_group(T* to, Vec<T> group) {
-  store(reinterpret_cast<Real<T>*>(to), group);
+  store(reinterpret_cast<Accum<T>*>(to), group);
 }
 
-// A square of rows x depth groups, transposed by moving whole groups: as bits, in vectors of Real<T>.
+// A square of rows x depth groups, transposed by moving whole groups: as bits, in vectors of Accum<T>.
 template <typename T>
 PYMTL_INLINE void transpose_groups(const T* rows, int64_t row_stride, T* to, int64_t stride) {
   constexpr int n = kLanes<T>;
   Vec<T> square[n];
 #pragma GCC unroll 16
-  for (int i = 0; i < n; ++i) square[i] = load(reinterpret_cast<const Real<T>*>(rows + i * row_stride));
-  transpose<Real<T>>(square);
+  for (int i = 0; i < n; ++i) square[i] = load(reinterpret_cast<const Accum<T>*>(rows + i * row_stride));
+  transpose<Accum<T>>(square);
 #pragma GCC unroll 16
   for (int i = 0; i < n; ++i) store_group<T>(to + i * stride, square[i]);
 }
@@ -250,7 +250,7 @@ PYMTL_INLINE void with_vectors(int64_t vectors, Body&& body) {
 // products[r][v] = sum_k rows[r][k] * panel[k][v]. A function of its own, shared by all who multiply so: inlined into
 // each, the tiles' sizes would make for as many copies.
 template <typename T, int R, int V>
-__attribute__((noinline)) void multiply_rows(const T* const* rows, int64_t depth, const T* panel, Real<T>* products) {
+__attribute__((noinline)) void multiply_rows(const T* const* rows, int64_t depth, const T* panel, Accum<T>* products) {
   Vec<T> acc[R][V] = {};
   multiply_deep<T, R, V>(rows, depth, panel, acc);
 #pragma GCC unroll 8
@@ -263,7 +263,7 @@ __attribute__((noinline)) void multiply_rows(const T* const* rows, int64_t depth
 // A tile's products: rows x a panel's vectors.
 template <typename T>
 struct Products {
-  alignas(64) Real<T> values[kTileRows * kPanelVectors * kLanes<T>];
+  alignas(64) Accum<T> values[kTileRows * kPanelVectors * kLanes<T>];
 
   // Of a panel of `vectors`.
   Vec<T> at(int64_t row, int64_t vectors, int64_t v) const { return load(values + (row * vectors + v) * kLanes<T>); }
@@ -272,7 +272,7 @@ struct Products {
 template <typename T>
 void add(const Products<T>& products, int64_t vectors, Products<T>& sums) {
   for (int64_t v = 0; v < vectors; ++v) {
-    Real<T>* const sum = sums.values + v * kLanes<T>;
+    Accum<T>* const sum = sums.values + v * kLanes<T>;
     store(sum, load(sum) + load(products.values + v * kLanes<T>));
   }
 }
@@ -285,7 +285,7 @@ PYMTL_INLINE void for_tiles(int64_t rows, int64_t vectors, Body&& body) {
   });
 }
 
-// Calls body(panel) for [first_panel, last_panel), at every other step of a walk from the last on: what one step read
+// Calls body(panel) for [first_panel, last_panel), at every other step of a runs from the last on: what one step read
 // last, the next one finds in the cache, where going round would find nothing of weights larger than it.
 template <typename Body>
 PYMTL_INLINE void for_panels(int64_t first_panel, int64_t last_panel, int64_t step, Body&& body) {

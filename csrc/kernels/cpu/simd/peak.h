@@ -8,12 +8,12 @@ namespace {
 
 // Returns the number of floating-point operations done; *sink keeps the compiler from leaving them out.
 template <typename T>
-int64_t multiply_adds(int64_t rounds, Real<T>* sink) {
+int64_t multiply_adds(int64_t rounds, Accum<T>* sink) {
   constexpr int kChains = 12;  // more than latency times throughput, fewer than the registers
   Vec<T> acc[kChains];
 #pragma GCC unroll 16
-  for (int c = 0; c < kChains; ++c) acc[c] = broadcast(Real<T>(c));
-  const Vec<T> x = broadcast(Real<T>(0.5));
+  for (int c = 0; c < kChains; ++c) acc[c] = broadcast(Accum<T>(c));
+  const Vec<T> x = broadcast(Accum<T>(0.5));
   const Vec<T> w = broadcast(*sink);
   for (int64_t i = 0; i < rounds; ++i) {
 #pragma GCC unroll 16
@@ -22,7 +22,7 @@ int64_t multiply_adds(int64_t rounds, Real<T>* sink) {
   }
   Vec<T> sum = acc[0];
   for (int c = 1; c < kChains; ++c) sum = sum + acc[c];
-  *sink = sum_lanes<Real<T>>(sum);
+  *sink = sum_lanes<Accum<T>>(sum);
   return 2 * rounds * kChains * kLanes<T> * kDepthGroup<T> / kSteps<T>;
 }
 

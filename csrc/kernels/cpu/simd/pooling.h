@@ -1,4 +1,4 @@
-// Mean and maximum of h over the tokens of each sequence, in the order the recurrence walked them.
+// Mean and maximum of h over the tokens of each sequence, in the order the recurrence ran over them.
 #pragma once
 
 #include <limits>

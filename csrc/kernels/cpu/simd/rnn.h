@@ -1,4 +1,4 @@
-// The walk over time, forward. A worker takes one recurrence and some sequences through all steps, without
+// The time loop, forward. A worker takes one recurrence and some sequences through all steps, without
 // waiting for anyone, or as one of a team some of its hidden units (see team.h): its weights stay in its own cache,
 // and no gate leaves its registers in inference.
 #pragma once
@@ -13,8 +13,8 @@ namespace {
 // to[r] = rows[r] * panel of V vectors, the first S of them plus from[r] and the others plus `rest`. A function of its
 // own, so that the accumulators have the registers to themselves.
 template <typename T, int R, int V, int S>
-__attribute__((noinline)) void add_product(const T* const* rows, int64_t depth, const T* panel, const Real<T>* from,
-                                           int64_t from_stride, const Real<T>* rest, Real<T>* to, int64_t to_stride) {
+__attribute__((noinline)) void add_product(const T* const* rows, int64_t depth, const T* panel, const Accum<T>* from,
+                                           int64_t from_stride, const Accum<T>* rest, Accum<T>* to, int64_t to_stride) {
   Vec<T> acc[R][V];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -31,12 +31,12 @@ __attribute__((noinline)) void add_product(const T* const* rows, int64_t depth, 
   }
 }
 
-// How a walk's scratch memory is laid out. Every array starts on a cache line.
+// How a time loop's scratch memory is laid out. Every array starts on a cache line.
 template <typename T, typename Cell>
 struct RnnScratch {
   using Layout = PackedRnn<T, Cell>;
   // Gates of this many tokens are projected at a time: enough rows to use each panel of W_ih well, few
-  // enough to stay in the second-level cache until the walk reads them.
+  // enough to stay in the second-level cache until the time loop reads them.
   static constexpr int64_t kBlockBytes = 192 * 1024;
   // h of this many tokens waits in first-level cache for the heads' projection.
   static constexpr int64_t kHeadTokens = 4 * kTileRows;
@@ -47,18 +47,18 @@ struct RnnScratch {
   int64_t slots;  // steps of h that are kept
   size_t pointers, waiting, waiting_rows, panel, gates, hidden, masked, cell, cell_before, sums, sum, max, size;
 
-  explicit RnnScratch(const RnnWalk<T>& walk) {
-    rows = walk.last_row - walk.first_row;
-    units = Layout{walk.input_size, walk.hidden_size}.units();
-    const int64_t fitting = kBlockBytes / (Cell::kGates * units * static_cast<int64_t>(sizeof(Real<T>)));
+  explicit RnnScratch(const RnnTimeLoop<T>& loop) {
+    rows = loop.last_row - loop.first_row;
+    units = Layout{loop.input_size, loop.hidden_size}.units();
+    const int64_t fitting = kBlockBytes / (Cell::kGates * units * static_cast<int64_t>(sizeof(Accum<T>)));
     block = fitting < 2 * kTileRows ? 2 * kTileRows : fitting;
-    const int64_t all = walk.starts[walk.steps] - walk.starts[0];
+    const int64_t all = loop.starts[loop.steps] - loop.starts[0];
     if (block > all) block = all;
     if (block < rows) block = rows;
     // Every size below grows with `rows`, so that a plan made for the whole batch fits each slice of it.
-    const bool heads = walk.head_panels != nullptr;
+    const bool heads = loop.head_panels != nullptr;
     slots = heads && rows > 0 ? (kHeadTokens + rows - 1) / rows + 1 : 2;
-    const int64_t kept = (heads ? kHeadTokens : 0) + 2 * rows;
+    const int64_t reserve = (heads ? kHeadTokens : 0) + 2 * rows;
     size_t at = 0;
     const auto take = [&at](int64_t count, size_t bytes) {
       const size_t here = at;
@@ -66,32 +66,32 @@ struct RnnScratch {
       return here;
     };
     pointers = take(block, sizeof(const T*));
-    waiting = take(heads ? kept : 0, sizeof(const T*));
-    waiting_rows = take(heads ? kept : 0, sizeof(Real<T>*));
-    const bool deep_input = !Cell::kNormalised && walk.input_size > walk.hidden_size;
-    const int64_t depth = deep_input ? walk.input_size : walk.hidden_size;
-    panel = take(walk.weights != nullptr ? Layout::panel_size(depth) : 0, sizeof(T));
-    gates = take(block * Cell::kGates * units, sizeof(Real<T>));
-    hidden = take(kept * units, sizeof(T));
-    masked = take(walk.masks.dropout != nullptr ? kept * units : 0, sizeof(T));
-    cell = take(Cell::kHasCell ? rows * units : 0, sizeof(Real<T>));
-    cell_before = take(walk.masks.zoneout_c != nullptr ? rows * units : 0, sizeof(Real<T>));
-    sums = take(Cell::kNormalised ? rows * Cell::kGates * units : 0, sizeof(Real<T>));
-    sum = take(walk.mean != nullptr ? 2 * rows * units : 0, sizeof(Real<T>));
-    max = take(walk.max != nullptr ? rows * units : 0, sizeof(Real<T>));
+    waiting = take(heads ? reserve : 0, sizeof(const T*));
+    waiting_rows = take(heads ? reserve : 0, sizeof(Accum<T>*));
+    const bool deep_input = !Cell::kNormalised && loop.input_size > loop.hidden_size;
+    const int64_t depth = deep_input ? loop.input_size : loop.hidden_size;
+    panel = take(loop.weights != nullptr ? Layout::panel_size(depth) : 0, sizeof(T));
+    gates = take(block * Cell::kGates * units, sizeof(Accum<T>));
+    hidden = take(reserve * units, sizeof(T));
+    masked = take(loop.masks.dropout != nullptr ? reserve * units : 0, sizeof(T));
+    cell = take(Cell::kHasCell ? rows * units : 0, sizeof(Accum<T>));
+    cell_before = take(loop.masks.zoneout_c != nullptr ? rows * units : 0, sizeof(Accum<T>));
+    sums = take(Cell::kNormalised ? rows * Cell::kGates * units : 0, sizeof(Accum<T>));
+    sum = take(loop.mean != nullptr ? 2 * rows * units : 0, sizeof(Accum<T>));
+    max = take(loop.max != nullptr ? rows * units : 0, sizeof(Accum<T>));
     size = at;
   }
 };
 
 template <typename T, typename Cell>
-size_t rnn_scratch(const RnnWalk<T>& walk) {
-  return RnnScratch<T, Cell>(walk).size;
+size_t rnn_scratch(const RnnTimeLoop<T>& loop) {
+  return RnnScratch<T, Cell>(loop).size;
 }
 
 // Takes rows of logits; a type of its own, so that all cells share one product.
 template <typename T>
 struct PartialLogits {
-  Real<T>* const* rows;
+  Accum<T>* const* rows;
 
   PYMTL_INLINE void operator()(int64_t n, int64_t column, int64_t valid, Vec<T> value) const {
     store_part(rows[n] + column, value, valid);
@@ -99,17 +99,17 @@ struct PartialLogits {
 };
 
 template <typename T, typename Cell>
-class RnnWalker {
-  using R = Real<T>;
+class RnnTimeLoopRun {
+  using R = Accum<T>;
   using Layout = PackedRnn<T, Cell>;
   static constexpr int kVectors = Layout::kVectors;
   alignas(64) static constexpr R kZeros[kVectors * kLanes<T>] = {};
 
  public:
-  explicit RnnWalker(const RnnWalk<T>& walk)
-      : walk_(walk),
-        layout_{walk.input_size, walk.hidden_size},
-        scratch_(walk),
+  explicit RnnTimeLoopRun(const RnnTimeLoop<T>& loop)
+      : loop_(loop),
+        layout_{loop.input_size, loop.hidden_size},
+        scratch_(loop),
         rows_(scratch_.rows),
         units_(scratch_.units),
         pointers_(at<const T*>(scratch_.pointers)),
@@ -118,19 +118,19 @@ class RnnWalker {
         panel_(at<T>(scratch_.panel)),
         gates_(at<R>(scratch_.gates)),
         hidden_(shared(scratch_.hidden)),
-        masked_(walk.masks.dropout != nullptr ? shared(scratch_.masked) : nullptr),
+        masked_(loop.masks.dropout != nullptr ? shared(scratch_.masked) : nullptr),
         cell_(at<R>(scratch_.cell)),
-        cell_before_(walk.masks.zoneout_c != nullptr ? at<R>(scratch_.cell_before) : nullptr),
+        cell_before_(loop.masks.zoneout_c != nullptr ? at<R>(scratch_.cell_before) : nullptr),
         sums_(at<R>(scratch_.sums)),
-        sum_(walk.mean != nullptr ? at<R>(scratch_.sum) : nullptr),
-        max_(walk.max != nullptr ? at<R>(scratch_.max) : nullptr) {}
+        sum_(loop.mean != nullptr ? at<R>(scratch_.sum) : nullptr),
+        max_(loop.max != nullptr ? at<R>(scratch_.max) : nullptr) {}
 
   void run() {
     int64_t done = 0;
     pack();
     start_rows(rows_at(step_at(0)));
     meet_others();
-    while (done < walk_.steps) {
+    while (done < loop_.steps) {
       const int64_t end = project_block(done);
       const R* gates = gates_;
       for (; done < end; ++done) {
@@ -153,36 +153,36 @@ class RnnWalker {
  private:
   template <typename U>
   U* at(size_t offset) const {
-    return reinterpret_cast<U*>(static_cast<char*>(walk_.scratch) + offset);
+    return reinterpret_cast<U*>(static_cast<char*>(loop_.scratch) + offset);
   }
 
   // What all workers of a team read.
   T* shared(size_t offset) const {
-    void* const memory = walk_.team == nullptr ? walk_.scratch : walk_.team->shared;
+    void* const memory = loop_.team == nullptr ? loop_.scratch : loop_.team->shared;
     return reinterpret_cast<T*>(static_cast<char*>(memory) + offset);
   }
 
-  int64_t step_at(int64_t k) const { return walk_.reverse ? walk_.steps - 1 - k : k; }
+  int64_t step_at(int64_t k) const { return loop_.reverse ? loop_.steps - 1 - k : k; }
 
   // All workers' h of this step, and initial h of the next, is there.
   void meet_others() const {
-    if (team_size_ > 1) meet(*walk_.team, walk_.place);
+    if (team_size_ > 1) meet(*loop_.team, loop_.place);
   }
 
   // How many of this worker's sequences have a token at step t.
   int64_t rows_at(int64_t t) const {
-    if (t < 0 || t >= walk_.steps) return 0;
-    const int64_t rows = walk_.starts[t + 1] - walk_.starts[t] - walk_.first_row;
+    if (t < 0 || t >= loop_.steps) return 0;
+    const int64_t rows = loop_.starts[t + 1] - loop_.starts[t] - loop_.first_row;
     return rows < 0 ? 0 : rows < rows_ ? rows : rows_;
   }
 
-  int64_t token(int64_t t, int64_t row) const { return walk_.starts[t] + walk_.first_row + row; }
+  int64_t token(int64_t t, int64_t row) const { return loop_.starts[t] + loop_.first_row + row; }
 
   // Of this worker's units; none past H, but in the last one's vector.
   int64_t first_unit() const { return first_panel_ * Layout::kPanelUnits; }
   int64_t last_unit() const {
     const int64_t last = last_panel_ * Layout::kPanelUnits;
-    const int64_t all = padded_units<T>(walk_.hidden_size);
+    const int64_t all = padded_units<T>(loop_.hidden_size);
     return last < all ? last : all;
   }
 
@@ -205,50 +205,50 @@ class RnnWalker {
   int64_t previous_slot() const { return (slot_ + scratch_.slots - 1) % scratch_.slots; }
 
   // Weights that are read once only are packed when they are, into memory that stays in the cache.
-  bool reads_input_once() const { return walk_.starts[walk_.steps] - walk_.starts[0] <= scratch_.block; }
-  bool reads_hidden_once() const { return walk_.steps == 1; }
+  bool reads_input_once() const { return loop_.starts[loop_.steps] - loop_.starts[0] <= scratch_.block; }
+  bool reads_hidden_once() const { return loop_.steps == 1; }
 
   void pack() const {
-    if (walk_.weights == nullptr) return;
+    if (loop_.weights == nullptr) return;
     for (int64_t panel = first_panel_; panel < last_panel_; ++panel) {
-      T* const packed = walk_.packed_here;
+      T* const packed = loop_.packed_here;
       if (!Cell::kNormalised && !reads_input_once()) {
-        pack_gates<T, Cell>(walk_.weights->w_ih, walk_.input_size, walk_.hidden_size, panel,
+        pack_gates<T, Cell>(loop_.weights->w_ih, loop_.input_size, loop_.hidden_size, panel,
                             packed + layout_.input_panel(panel));
       }
       if (!reads_hidden_once()) {
-        pack_gates<T, Cell>(walk_.weights->w_hh, walk_.hidden_size, walk_.hidden_size, panel,
+        pack_gates<T, Cell>(loop_.weights->w_hh, loop_.hidden_size, loop_.hidden_size, panel,
                             packed + layout_.hidden_panel(panel));
       }
-      pack_biases<T, Cell>(*walk_.weights, walk_.hidden_size, panel, packed + layout_.bias(panel));
+      pack_biases<T, Cell>(*loop_.weights, loop_.hidden_size, panel, packed + layout_.bias(panel));
     }
   }
 
   const T* input_panel(int64_t panel) const {
-    if (walk_.weights == nullptr || !reads_input_once()) return walk_.packed + layout_.input_panel(panel);
-    pack_gates<T, Cell>(walk_.weights->w_ih, walk_.input_size, walk_.hidden_size, panel, panel_);
+    if (loop_.weights == nullptr || !reads_input_once()) return loop_.packed + layout_.input_panel(panel);
+    pack_gates<T, Cell>(loop_.weights->w_ih, loop_.input_size, loop_.hidden_size, panel, panel_);
     return panel_;
   }
 
   const T* hidden_panel(int64_t panel) const {
-    if (walk_.weights == nullptr || !reads_hidden_once()) return walk_.packed + layout_.hidden_panel(panel);
-    pack_gates<T, Cell>(walk_.weights->w_hh, walk_.hidden_size, walk_.hidden_size, panel, panel_);
+    if (loop_.weights == nullptr || !reads_hidden_once()) return loop_.packed + layout_.hidden_panel(panel);
+    pack_gates<T, Cell>(loop_.weights->w_hh, loop_.hidden_size, loop_.hidden_size, panel, panel_);
     return panel_;
   }
 
-  // gates_ = W_ih x + b for the tokens of the next steps, in walking order; a normalised cell's input is W_ih x
+  // gates_ = W_ih x + b for the tokens of the next steps, in the time loop's order; a normalised cell's input is W_ih x
   // already. Returns the step to stop at.
   int64_t project_block(int64_t first) {
     int64_t count = 0;
     int64_t end = first;
-    for (; end < walk_.steps; ++end) {
+    for (; end < loop_.steps; ++end) {
       const int64_t t = step_at(end);
       const int64_t active = rows_at(t);
       if (count + active > scratch_.block) break;
-      for (int64_t row = 0; row < active; ++row) pointers_[count++] = walk_.input + token(t, row) * walk_.input_stride;
+      for (int64_t row = 0; row < active; ++row) pointers_[count++] = loop_.input + token(t, row) * loop_.input_stride;
     }
     for (int64_t panel = first_panel_; panel < last_panel_; ++panel) {
-      const R* const bias = reinterpret_cast<const R*>(walk_.packed + layout_.bias(panel));
+      const R* const bias = reinterpret_cast<const R*>(loop_.packed + layout_.bias(panel));
       R* const gates = gates_ + gate_column(panel);
       if constexpr (Cell::kNormalised) {
         for (int64_t row = 0; row < count; ++row) take_gates(pointers_[row], panel, bias, gates + row * gate_row());
@@ -256,7 +256,7 @@ class RnnWalker {
       }
       const T* const w_ih = input_panel(panel);
       for_row_groups(count, [&]<int Rows>(int64_t row) {
-        add_product<T, Rows, kVectors, kVectors>(pointers_ + row, walk_.input_size, w_ih, bias, 0, nullptr,
+        add_product<T, Rows, kVectors, kVectors>(pointers_ + row, loop_.input_size, w_ih, bias, 0, nullptr,
                                                  gates + row * gate_row(), gate_row());
       });
     }
@@ -269,7 +269,7 @@ class RnnWalker {
     for (int gate = 0; gate < Cell::kGates; ++gate) {
       for (int v = 0; v < Cell::kUnitVectors; ++v) {
         const int64_t unit = panel * Layout::kPanelUnits + v * kLanes<T>;
-        if (unit < walk_.hidden_size) body(gate, unit, walk_.hidden_size - unit, gate * Cell::kUnitVectors + v);
+        if (unit < loop_.hidden_size) body(gate, unit, loop_.hidden_size - unit, gate * Cell::kUnitVectors + v);
       }
     }
   }
@@ -277,7 +277,7 @@ class RnnWalker {
   // gates <- a panel's part of a projected row, plus the bias.
   void take_gates(const T* projected, int64_t panel, const R* bias, R* gates) const {
     for_vectors(panel, [&](int gate, int64_t unit, int64_t valid, int place) PYMTL_INLINE_LAMBDA {
-      const Vec<T> x = load_part(projected + gate * walk_.hidden_size + unit, valid);
+      const Vec<T> x = load_part(projected + gate * loop_.hidden_size + unit, valid);
       store(gates + place * kLanes<T>, x + load(bias + place * kLanes<T>));
     });
   }
@@ -285,8 +285,8 @@ class RnnWalker {
   // Of the `active` sequences of the next step those whose first it is take their initial state.
   void start_rows(int64_t active) {
     for (; started_ < active; ++started_) {
-      set_state(walk_.h0, started_, hidden(previous_slot(), started_));
-      if constexpr (Cell::kHasCell) set_state(walk_.c0, started_, cell_ + started_ * units_);
+      set_state(loop_.h0, started_, hidden(previous_slot(), started_));
+      if constexpr (Cell::kHasCell) set_state(loop_.c0, started_, cell_ + started_ * units_);
       if (masked_ != nullptr) mask_row(previous_slot(), started_);
       for (int64_t unit = first_unit(); unit < last_unit(); unit += kLanes<T>) {
         if (sum_ != nullptr) store(sum_ + started_ * units_ + unit, Vec<T>{});
@@ -301,7 +301,7 @@ class RnnWalker {
     for (int64_t unit = first_unit(); unit < last_unit(); unit += kLanes<T>) {
       Vec<T> value = {};
       if (initial != nullptr) {
-        value = load_part(initial + (walk_.first_row + row) * walk_.hidden_size + unit, walk_.hidden_size - unit);
+        value = load_part(initial + (loop_.first_row + row) * loop_.hidden_size + unit, loop_.hidden_size - unit);
       }
       store(state + unit, value);
     }
@@ -309,10 +309,10 @@ class RnnWalker {
 
   // Recurrent dropout, on this worker's units.
   void mask_row(int64_t slot, int64_t row) const {
-    const T* const factors = walk_.masks.dropout + (walk_.first_row + row) * walk_.hidden_size;
+    const T* const factors = loop_.masks.dropout + (loop_.first_row + row) * loop_.hidden_size;
     T* const to = masked_ + (slot * rows_ + row) * units_;
     for (int64_t unit = first_unit(); unit < last_unit(); unit += kLanes<T>) {
-      store(to + unit, load(hidden(slot, row) + unit) * load_part(factors + unit, walk_.hidden_size - unit));
+      store(to + unit, load(hidden(slot, row) + unit) * load_part(factors + unit, loop_.hidden_size - unit));
     }
   }
 
@@ -330,17 +330,17 @@ class RnnWalker {
     for_panels(first_panel_, last_panel_, t, [&](int64_t panel) {
       const T* const w_hh = hidden_panel(panel);
       const R* const from = gates + gate_column(panel);
-      const R* const rest = reinterpret_cast<const R*>(walk_.packed + layout_.bias(panel)) + kVectors * kLanes<T>;
+      const R* const rest = reinterpret_cast<const R*>(loop_.packed + layout_.bias(panel)) + kVectors * kLanes<T>;
       for (int64_t first = 0; first < active; first += kUpdateRows) {
         const int64_t count = active - first < kUpdateRows ? active - first : kUpdateRows;
         alignas(64) R sums[kUpdateRows][kVectors][kLanes<T>];
         for_row_groups(count, [&]<int Rows>(int64_t row) {
           add_product<T, Rows, kVectors, Cell::kStarted * Cell::kUnitVectors>(
-              pointers_ + first + row, walk_.hidden_size, w_hh, from + (first + row) * gate_row(), gate_row(), rest,
+              pointers_ + first + row, loop_.hidden_size, w_hh, from + (first + row) * gate_row(), gate_row(), rest,
               &sums[row][0][0], kVectors * kLanes<T>);
         });
         const int64_t unit = panel * Layout::kPanelUnits;
-        for (int v = 0; v < Cell::kUnitVectors && unit + v * kLanes<T> < walk_.hidden_size; ++v) {
+        for (int v = 0; v < Cell::kUnitVectors && unit + v * kLanes<T> < loop_.hidden_size; ++v) {
           const Cells cells{t,
                             first,
                             count,
@@ -360,13 +360,13 @@ class RnnWalker {
       const T* const w_hh = hidden_panel(panel);
       R* const sums = sums_ + gate_column(panel);
       for_row_groups(active, [&]<int Rows>(int64_t row) {
-        add_product<T, Rows, kVectors, kVectors>(pointers_ + row, walk_.hidden_size, w_hh, kZeros, 0, nullptr,
+        add_product<T, Rows, kVectors, kVectors>(pointers_ + row, loop_.hidden_size, w_hh, kZeros, 0, nullptr,
                                                  sums + row * gate_row(), gate_row());
       });
     });
     for (int64_t row = 0; row < active; ++row) normalise_gates(token(t, row), gates + row * gate_row(), row);
     const auto for_cells = [&](auto&& body) PYMTL_INLINE_LAMBDA {
-      for (int64_t unit = 0; unit < walk_.hidden_size; unit += kLanes<T>) {
+      for (int64_t unit = 0; unit < loop_.hidden_size; unit += kLanes<T>) {
         const int64_t column = gate_column(unit / Layout::kPanelUnits) + unit % Layout::kPanelUnits;
         body(Cells{t, 0, active, unit, sums_ + column, gate_row(), gates + column});
       }
@@ -390,19 +390,19 @@ class RnnWalker {
         });
       }
     };
-    const Moments<T> moments = moments_of<T>(Cell::kGates * walk_.hidden_size, for_all);
+    const Moments<T> moments = moments_of<T>(Cell::kGates * loop_.hidden_size, for_all);
     for (int64_t panel = 0; panel < layout_.panels(); ++panel) {
-      const R* const rest = reinterpret_cast<const R*>(walk_.packed + layout_.bias(panel));
+      const R* const rest = reinterpret_cast<const R*>(loop_.packed + layout_.bias(panel));
       for_vectors(panel, [&](int gate, int64_t unit, int64_t valid, int place) PYMTL_INLINE_LAMBDA {
-        const int64_t row_of = gate * walk_.hidden_size + unit;
+        const int64_t row_of = gate * loop_.hidden_size + unit;
         const int64_t column = gate_column(panel) + place * kLanes<T>;
         const Vec<T> sum = load(sums + column);
-        if (walk_.gates != nullptr) {
-          store_part(walk_.gates + (token * kept() + Cell::kPlainKept) * walk_.hidden_size + row_of, sum, valid);
+        if (loop_.gates != nullptr) {
+          store_part(loop_.gates + (token * reserve() + Cell::kPlainReserve) * loop_.hidden_size + row_of, sum, valid);
         }
         const Vec<T> from = gate < Cell::kStarted ? load(projected + column)
                                                   : load(rest + (kVectors + gate - Cell::kStarted) * kLanes<T>);
-        store(sums + column, fma(load_part(walk_.norm.g_hh + row_of, valid), moments.normalised(sum), from));
+        store(sums + column, fma(load_part(loop_.norm.g_hh + row_of, valid), moments.normalised(sum), from));
       });
     }
   }
@@ -410,7 +410,7 @@ class RnnWalker {
   // h <- o tanh(LN(c)), o where the cell's update has left it.
   void squash_cell(int64_t row) const {
     const R* const cell = cell_ + row * units_;
-    const int64_t H = walk_.hidden_size;
+    const int64_t H = loop_.hidden_size;
     const Moments<T> moments = moments_of<T>(H, [&](auto&& take) PYMTL_INLINE_LAMBDA {
       for (int64_t unit = 0; unit < H; unit += kLanes<T>) take(load(cell + unit), H - unit);
     });
@@ -418,7 +418,7 @@ class RnnWalker {
       const int64_t column = gate_column(unit / Layout::kPanelUnits) + 3 * kLanes<T>;
       const Vec<T> o = load(sums_ + row * gate_row() + column);
       const Vec<T> squashed =
-          Cell::template squashed<T>(moments.normalised(load(cell + unit)), walk_.norm, unit, H - unit);
+          Cell::template squashed<T>(moments.normalised(load(cell + unit)), loop_.norm, unit, H - unit);
       store(hidden(slot_, row) + unit, o * squashed);
     }
   }
@@ -435,7 +435,7 @@ class RnnWalker {
     const R* projected;  // rows a token's gates apart
   };
 
-  int64_t kept() const { return kept_blocks<Cell>(walk_.masks.zoneout_h != nullptr); }
+  int64_t reserve() const { return reserve_blocks<Cell>(loop_.masks.zoneout_h != nullptr); }
 
   PYMTL_INLINE CellPlace<T> place(const Cells& cells, int64_t r) const {
     const int64_t unit = cells.unit;
@@ -445,12 +445,12 @@ class RnnWalker {
     if constexpr (Cell::kHasCell) at.cell = cell_ + (cells.first + r) * units_ + unit;
     at.before = hidden(previous_slot(), cells.first + r) + unit;
     at.after = hidden(slot_, cells.first + r) + unit;
-    at.stride = walk_.hidden_size;
-    at.valid = walk_.hidden_size - unit;
-    if (kept() > 0 && walk_.gates != nullptr) {
+    at.stride = loop_.hidden_size;
+    at.valid = loop_.hidden_size - unit;
+    if (reserve() > 0 && loop_.gates != nullptr) {
       const int64_t here = token(cells.t, cells.first + r);
-      at.kept = walk_.gates + here * kept() * walk_.hidden_size + unit;
-      if constexpr (Cell::kHasCell) at.kept_cell = walk_.cells + here * walk_.hidden_size + unit;
+      at.reserve = loop_.gates + here * reserve() * loop_.hidden_size + unit;
+      if constexpr (Cell::kHasCell) at.reserve_cell = loop_.cells + here * loop_.hidden_size + unit;
     }
     return at;
   }
@@ -474,13 +474,13 @@ class RnnWalker {
 
   PYMTL_INLINE void give_states(const Cells& cells) const {
     const int64_t first = cells.first, count = cells.count, unit = cells.unit;
-    const int64_t valid = walk_.hidden_size - unit;
-    if (walk_.masks.zoneout_h != nullptr || cell_before_ != nullptr) zone_out(cells);
+    const int64_t valid = loop_.hidden_size - unit;
+    if (loop_.masks.zoneout_h != nullptr || cell_before_ != nullptr) zone_out(cells);
     T* const hidden_state = hidden(slot_, first) + unit;
-    if (walk_.output != nullptr) {
-      T* const output = walk_.output + token(cells.t, first) * walk_.output_stride + unit;
+    if (loop_.output != nullptr) {
+      T* const output = loop_.output + token(cells.t, first) * loop_.output_stride + unit;
       for (int64_t r = 0; r < count; ++r) {
-        store_part(output + r * walk_.output_stride, load(hidden_state + r * units_), valid);
+        store_part(output + r * loop_.output_stride, load(hidden_state + r * units_), valid);
       }
     }
     if (sum_ != nullptr) {
@@ -509,13 +509,13 @@ class RnnWalker {
   }
 
   __attribute__((noinline)) void zone_out(const Cells& cells) const {
-    const RnnMasks<T>& masks = walk_.masks;
+    const RnnMasks<T>& masks = loop_.masks;
     for (int64_t r = 0; r < cells.count; ++r) {
       const int64_t here = token(cells.t, cells.first + r);
       const CellPlace<T> at = place(cells, r);
       if (masks.zoneout_h != nullptr) {
-        if (Cell::kKeepsCandidate && at.kept != nullptr) {
-          store_part(at.kept + Cell::kKept * at.stride, load(at.after), at.valid);
+        if (Cell::kKeepsCandidate && at.reserve != nullptr) {
+          store_part(at.reserve + Cell::kReserve * at.stride, load(at.after), at.valid);
         }
         const Vec<T> d = load_part(masks.zoneout_h + here * masks.zoneout_h_stride + cells.unit, at.valid);
         store(at.after, mixed(d, load(at.before), load(at.after)));
@@ -525,40 +525,40 @@ class RnnWalker {
         const R* const before = cell_before_ + (cells.first + r) * units_ + cells.unit;
         const Vec<T> c = mixed(d, load(before), load(at.cell));
         store(at.cell, c);
-        if (at.kept_cell != nullptr) store_part(at.kept_cell, c, at.valid);
+        if (at.reserve_cell != nullptr) store_part(at.reserve_cell, c, at.valid);
       }
     }
   }
 
   // Sequences whose last step this was give their final state and features.
   void finish_rows(int64_t t, int64_t active) {
-    const int64_t staying = walk_.reverse ? (t == 0 ? 0 : active) : rows_at(t + 1);
+    const int64_t staying = loop_.reverse ? (t == 0 ? 0 : active) : rows_at(t + 1);
     for (int64_t row = staying; row < active; ++row) {
-      const int64_t to = (walk_.first_row + row) * walk_.hidden_size;
-      const int64_t pooled = (walk_.first_row + row) * walk_.pooled_stride;
+      const int64_t to = (loop_.first_row + row) * loop_.hidden_size;
+      const int64_t pooled = (loop_.first_row + row) * loop_.pooled_stride;
       const Vec<T> length = broadcast(static_cast<R>(sum_ != nullptr ? length_of(row) : 1));
       for (int64_t unit = first_unit(); unit < last_unit(); unit += kLanes<T>) {
-        const int64_t valid = walk_.hidden_size - unit;
-        store_part(walk_.h_n + to + unit, load(hidden(slot_, row) + unit), valid);
-        if constexpr (Cell::kHasCell) store_part(walk_.c_n + to + unit, load(cell_ + row * units_ + unit), valid);
-        if (sum_ != nullptr) store_part(walk_.mean + pooled + unit, load(sum_ + row * units_ + unit) / length, valid);
-        if (max_ != nullptr) store_part(walk_.max + pooled + unit, load(max_ + row * units_ + unit), valid);
+        const int64_t valid = loop_.hidden_size - unit;
+        store_part(loop_.h_n + to + unit, load(hidden(slot_, row) + unit), valid);
+        if constexpr (Cell::kHasCell) store_part(loop_.c_n + to + unit, load(cell_ + row * units_ + unit), valid);
+        if (sum_ != nullptr) store_part(loop_.mean + pooled + unit, load(sum_ + row * units_ + unit) / length, valid);
+        if (max_ != nullptr) store_part(loop_.max + pooled + unit, load(max_ + row * units_ + unit), valid);
       }
     }
   }
 
   // The step before gives h to the heads.
   void queue_heads(int64_t t, int64_t active) {
-    if (walk_.head_panels == nullptr) return;
+    if (loop_.head_panels == nullptr) return;
     for (int64_t row = 0; row < active; ++row) {
       waiting_[waiting_count_] = hidden(previous_slot(), row);
-      waiting_rows_[waiting_count_++] = walk_.partial + token(t, row) * walk_.head_width;
+      waiting_rows_[waiting_count_++] = loop_.partial + token(t, row) * loop_.head_width;
     }
     if (++waiting_steps_ == scratch_.slots - 1) project_heads();
   }
 
   int64_t length_of(int64_t row) const {
-    int64_t length = walk_.steps;
+    int64_t length = loop_.steps;
     while (length > 0 && rows_at(length - 1) <= row) --length;
     return length;
   }
@@ -566,16 +566,16 @@ class RnnWalker {
   // The waiting h through the heads' weights.
   void project_heads() {
     if (waiting_count_ > 0) {
-      const PanelLayout<T> layout{walk_.hidden_size, walk_.head_width};
-      multiply_panels<T>(waiting_, waiting_count_, layout, walk_.head_panels, PartialLogits<T>{waiting_rows_},
-                         first_panel(layout.panels(), walk_.place, team_size_),
-                         first_panel(layout.panels(), walk_.place + 1, team_size_));
+      const PanelLayout<T> layout{loop_.hidden_size, loop_.head_width};
+      multiply_panels<T>(waiting_, waiting_count_, layout, loop_.head_panels, PartialLogits<T>{waiting_rows_},
+                         first_panel(layout.panels(), loop_.place, team_size_),
+                         first_panel(layout.panels(), loop_.place + 1, team_size_));
     }
     waiting_count_ = 0;
     waiting_steps_ = 0;
   }
 
-  const RnnWalk<T>& walk_;
+  const RnnTimeLoop<T>& loop_;
   const Layout layout_;
   const RnnScratch<T, Cell> scratch_;
   const int64_t rows_;
@@ -592,9 +592,9 @@ class RnnWalker {
   R* const sums_;         // of a normalised cell's gates
   R* const sum_;
   R* const max_;
-  const int64_t team_size_ = walk_.team == nullptr ? 1 : walk_.team->size;
-  const int64_t first_panel_ = first_panel(layout_.panels(), walk_.place, team_size_);
-  const int64_t last_panel_ = first_panel(layout_.panels(), walk_.place + 1, team_size_);
+  const int64_t team_size_ = loop_.team == nullptr ? 1 : loop_.team->size;
+  const int64_t first_panel_ = first_panel(layout_.panels(), loop_.place, team_size_);
+  const int64_t last_panel_ = first_panel(layout_.panels(), loop_.place + 1, team_size_);
   int64_t slot_ = 1;           // of the step being computed; the one before holds its h_{t-1}
   int64_t started_ = 0;        // sequences that have their initial state
   int64_t waiting_count_ = 0;  // tokens whose h waits for the heads
@@ -602,8 +602,8 @@ class RnnWalker {
 };
 
 template <typename T, typename Cell>
-void rnn_walk(const RnnWalk<T>& walk) {
-  RnnWalker<T, Cell>(walk).run();
+void rnn_time_loop(const RnnTimeLoop<T>& loop) {
+  RnnTimeLoopRun<T, Cell>(loop).run();
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The walk back over time: from the gradients of the states to those of the gates before activation and of the
+// The time loop back: from the gradients of the states to those of the gates before activation and of the
 // initial state. The formulas are the cells'.
 #pragma once
 
@@ -28,29 +28,29 @@ template <typename T>
 struct RnnBackwardScratch {
   size_t hidden, carried, zoned, rows, pointers, size;
 
-  explicit RnnBackwardScratch(const RnnBackwardWalk<T>& walk) {
-    const size_t count = static_cast<size_t>(walk.last_row - walk.first_row);
-    const size_t row = static_cast<size_t>(padded_units<T>(walk.hidden_size)) * sizeof(Real<T>);
+  explicit RnnBackwardScratch(const RnnBackwardTimeLoop<T>& loop) {
+    const size_t count = static_cast<size_t>(loop.last_row - loop.first_row);
+    const size_t row = static_cast<size_t>(padded_units<T>(loop.hidden_size)) * sizeof(Accum<T>);
     const size_t state = (count * row + 63) / 64 * 64;
-    const bool zoneout = walk.masks.zoneout_h != nullptr || walk.masks.zoneout_c != nullptr;
+    const bool zoneout = loop.masks.zoneout_h != nullptr || loop.masks.zoneout_c != nullptr;
     hidden = 0;
     carried = state;
     zoned = 2 * state;
     rows = zoned + (zoneout ? state : 0);
-    pointers = rows + (sizes_of(walk.cell).normalised ? 2 * row : 0);
+    pointers = rows + (sizes_of(loop.cell).normalised ? 2 * row : 0);
     size = pointers + count * sizeof(const T*);
   }
 };
 
 template <typename T>
-size_t rnn_backward_scratch(const RnnBackwardWalk<T>& walk) {
-  return RnnBackwardScratch<T>(walk).size;
+size_t rnn_backward_scratch(const RnnBackwardTimeLoop<T>& loop) {
+  return RnnBackwardScratch<T>(loop).size;
 }
 
 // Takes the gradients of h that come through W_hh; a type of its own, so that all cells share one product.
 template <typename T>
 struct HiddenGradients {
-  Real<T>* to;  // rows `stride` apart
+  Accum<T>* to;  // rows `stride` apart
   int64_t stride;
   const T* dropout;  // [rows, H] or null
   int64_t size;      // H
@@ -62,38 +62,38 @@ struct HiddenGradients {
 };
 
 template <typename T, typename Cell>
-class RnnBackwardWalker {
-  using R = Real<T>;
+class RnnBackwardTimeLoopRun {
+  using R = Accum<T>;
 
  public:
-  explicit RnnBackwardWalker(const RnnBackwardWalk<T>& walk)
-      : walk_(walk), rows_(walk.last_row - walk.first_row), size_(walk.hidden_size), units_(padded_units<T>(size_)) {
-    const RnnBackwardScratch<T> scratch(walk);
-    char* const memory = static_cast<char*>(walk.scratch);
+  explicit RnnBackwardTimeLoopRun(const RnnBackwardTimeLoop<T>& loop)
+      : loop_(loop), rows_(loop.last_row - loop.first_row), size_(loop.hidden_size), units_(padded_units<T>(size_)) {
+    const RnnBackwardScratch<T> scratch(loop);
+    char* const memory = static_cast<char*>(loop.scratch);
     grad_h_ = reinterpret_cast<R*>(memory + scratch.hidden);
     carried_ = reinterpret_cast<R*>(memory + scratch.carried);
     zoned_ = scratch.rows > scratch.zoned ? reinterpret_cast<R*>(memory + scratch.zoned) : nullptr;
     rows_of_units_ = reinterpret_cast<R*>(memory + scratch.rows);
     pointers_ = reinterpret_cast<const T**>(memory + scratch.pointers);
     const PanelLayout<T> layout = rnn_backward_layout<T, Cell>(size_);
-    const int64_t team_size = walk.team == nullptr ? 1 : walk.team->size;
-    first_panel_ = first_panel(layout.panels(), walk.place, team_size);
-    last_panel_ = first_panel(layout.panels(), walk.place + 1, team_size);
+    const int64_t team_size = loop.team == nullptr ? 1 : loop.team->size;
+    first_panel_ = first_panel(layout.panels(), loop.place, team_size);
+    last_panel_ = first_panel(layout.panels(), loop.place + 1, team_size);
     first_unit_ = layout.first_column(first_panel_);
     last_unit_ = layout.first_column(last_panel_);
   }
 
   void run() {
-    const T* const dropout = walk_.masks.dropout;
-    const HiddenGradients<T> take{grad_h_, units_, dropout == nullptr ? nullptr : dropout + walk_.first_row * size_,
+    const T* const dropout = loop_.masks.dropout;
+    const HiddenGradients<T> take{grad_h_, units_, dropout == nullptr ? nullptr : dropout + loop_.first_row * size_,
                                   size_};
-    for (int64_t k = walk_.steps - 1; k >= 0; --k) {
-      const int64_t t = walk_.reverse ? walk_.steps - 1 - k : k;
-      const int64_t before = walk_.reverse ? t + 1 : t - 1;  // the step whose state this one starts from
+    for (int64_t k = loop_.steps - 1; k >= 0; --k) {
+      const int64_t t = loop_.reverse ? loop_.steps - 1 - k : k;
+      const int64_t before = loop_.reverse ? t + 1 : t - 1;  // the step whose state this one starts from
       const int64_t active = rows_at(t);
       for (; started_ < active; ++started_) {
-        set_gradient(walk_.grad_h_n, started_, grad_h_);
-        set_gradient(Cell::kHasCell ? walk_.grad_c_n : nullptr, started_, carried_);
+        set_gradient(loop_.grad_h_n, started_, grad_h_);
+        set_gradient(Cell::kHasCell ? loop_.grad_c_n : nullptr, started_, carried_);
         if (zoned_ != nullptr) set_gradient(nullptr, started_, zoned_);
       }
       // In a forward recurrence all sequences go on to t - 1; in a reverse one the longer ones go on to t + 1.
@@ -104,11 +104,11 @@ class RnnBackwardWalker {
         } else {
           gate_gradients(t, row, row < going_on ? before : kInitialState);
         }
-        pointers_[row] = walk_.grad_gates + (token(t, row) * Cell::kGradients + Cell::kFirstHidden) * size_;
+        pointers_[row] = loop_.grad_gates + (token(t, row) * Cell::kGradients + Cell::kFirstHidden) * size_;
       }
-      if (walk_.team != nullptr) meet(*walk_.team, walk_.place);  // the gradients of all units' gates are there
-      const int64_t wanted = walk_.grad_h0 != nullptr ? active : going_on;
-      multiply_panels<T>(pointers_, wanted, rnn_backward_layout<T, Cell>(size_), walk_.packed, take, first_panel_,
+      if (loop_.team != nullptr) meet(*loop_.team, loop_.place);  // the gradients of all units' gates are there
+      const int64_t wanted = loop_.grad_h0 != nullptr ? active : going_on;
+      multiply_panels<T>(pointers_, wanted, rnn_backward_layout<T, Cell>(size_), loop_.packed, take, first_panel_,
                          last_panel_, t);
       for (int64_t row = going_on; row < active; ++row) give_gradients(row);
     }
@@ -118,57 +118,57 @@ class RnnBackwardWalker {
   static constexpr int64_t kInitialState = -1;
 
   int64_t rows_at(int64_t t) const {
-    if (t < 0 || t >= walk_.steps) return 0;
-    const int64_t rows = walk_.starts[t + 1] - walk_.starts[t] - walk_.first_row;
+    if (t < 0 || t >= loop_.steps) return 0;
+    const int64_t rows = loop_.starts[t + 1] - loop_.starts[t] - loop_.first_row;
     return rows < 0 ? 0 : rows < rows_ ? rows : rows_;
   }
 
-  int64_t token(int64_t t, int64_t row) const { return walk_.starts[t] + walk_.first_row + row; }
+  int64_t token(int64_t t, int64_t row) const { return loop_.starts[t] + loop_.first_row + row; }
 
   void set_gradient(const T* given, int64_t row, R* state) const {
     for (int64_t unit = first_unit_; unit < last_unit_; unit += kLanes<T>) {
       Vec<T> value = {};
-      if (given != nullptr) value = load_part(given + (walk_.first_row + row) * size_ + unit, size_ - unit);
+      if (given != nullptr) value = load_part(given + (loop_.first_row + row) * size_ + unit, size_ - unit);
       store(state + row * units_ + unit, value);
     }
   }
 
   // Of the initial state.
   void give_gradients(int64_t row) const {
-    const int64_t to = (walk_.first_row + row) * size_;
+    const int64_t to = (loop_.first_row + row) * size_;
     for (int64_t unit = first_unit_; unit < last_unit_; unit += kLanes<T>) {
       const R* const carried = carried_ + row * units_ + unit;
-      if (walk_.grad_h0 != nullptr) {
+      if (loop_.grad_h0 != nullptr) {
         Vec<T> value = load(grad_h_ + row * units_ + unit) + Cell::template carried_to_h<T>(carried);
         if (zoned_ != nullptr) value = value + load(zoned_ + row * units_ + unit);
-        store_part(walk_.grad_h0 + to + unit, value, size_ - unit);
+        store_part(loop_.grad_h0 + to + unit, value, size_ - unit);
       }
-      if (Cell::kHasCell && walk_.grad_c0 != nullptr)
-        store_part(walk_.grad_c0 + to + unit, load(carried), size_ - unit);
+      if (Cell::kHasCell && loop_.grad_c0 != nullptr)
+        store_part(loop_.grad_c0 + to + unit, load(carried), size_ - unit);
     }
   }
 
   // Where the gradients of a token's first unit are found; of another one, moved() by `unit`.
   GradientPlace<T> place(int64_t t, int64_t row, int64_t before) const {
     const int64_t here = token(t, row);
-    const T* initial = walk_.h0 == nullptr ? nullptr : walk_.h0 + (walk_.first_row + row) * size_;
+    const T* initial = loop_.h0 == nullptr ? nullptr : loop_.h0 + (loop_.first_row + row) * size_;
     GradientPlace<T> at{};
     at.stride = size_;
-    const int64_t kept = kept_blocks<Cell>(walk_.masks.zoneout_h != nullptr);
-    if (kept > 0) at.kept = walk_.gates + here * kept * size_;
+    const int64_t reserve = reserve_blocks<Cell>(loop_.masks.zoneout_h != nullptr);
+    if (reserve > 0) at.reserve = loop_.gates + here * reserve * size_;
     if constexpr (Cell::kHasCell) {
-      at.cell = walk_.cells + here * size_;
-      at.cell_before = before == kInitialState ? nullptr : walk_.cells + token(before, row) * size_;
-      at.c0 = walk_.c0 == nullptr ? nullptr : walk_.c0 + (walk_.first_row + row) * size_;
+      at.cell = loop_.cells + here * size_;
+      at.cell_before = before == kInitialState ? nullptr : loop_.cells + token(before, row) * size_;
+      at.c0 = loop_.c0 == nullptr ? nullptr : loop_.c0 + (loop_.first_row + row) * size_;
     } else {
-      at.before = before == kInitialState ? initial : walk_.output + token(before, row) * walk_.output_stride;
-      at.after = walk_.output + here * walk_.output_stride;
-      if (kept > Cell::kKept) at.after = at.kept + Cell::kKept * size_;
+      at.before = before == kInitialState ? initial : loop_.output + token(before, row) * loop_.output_stride;
+      at.after = loop_.output + here * loop_.output_stride;
+      if (reserve > Cell::kReserve) at.after = at.reserve + Cell::kReserve * size_;
     }
-    at.grad_output = walk_.grad_output == nullptr ? nullptr : walk_.grad_output + here * walk_.output_stride;
+    at.grad_output = loop_.grad_output == nullptr ? nullptr : loop_.grad_output + here * loop_.output_stride;
     at.grad_h = grad_h_ + row * units_;
     at.carried = carried_ + row * units_;
-    at.grad_gates = walk_.grad_gates + here * Cell::kGradients * size_;
+    at.grad_gates = loop_.grad_gates + here * Cell::kGradients * size_;
     at.valid = size_;
     return at;
   }
@@ -177,7 +177,7 @@ class RnnBackwardWalker {
     const auto move = [unit](auto*& pointer) PYMTL_INLINE_LAMBDA {
       if (pointer != nullptr) pointer += unit;
     };
-    move(at.kept);
+    move(at.reserve);
     move(at.cell);
     move(at.cell_before);
     move(at.c0);
@@ -213,7 +213,7 @@ class RnnBackwardWalker {
   // Leaves to the cell its share of the gradients of h_t and c_t, all of it in grad_h and carried. What passes by the
   // cell: that of h is put aside, that of c is returned.
   PYMTL_INLINE Vec<T> part_zoneout(int64_t t, int64_t row, int64_t unit, GradientPlace<T>& at) const {
-    const RnnMasks<T>& masks = walk_.masks;
+    const RnnMasks<T>& masks = loop_.masks;
     const int64_t here = token(t, row);
     const auto factor = [&](const T* factors, int64_t stride) PYMTL_INLINE_LAMBDA {
       return part_or_zero<T>(factors == nullptr ? nullptr : factors + here * stride + unit, at.valid);
@@ -242,7 +242,7 @@ class RnnBackwardWalker {
     } else {
       gate_gradients(t, row, before);
     }
-    const T* const q = first.kept + Cell::kPlainKept * size_;
+    const T* const q = first.reserve + Cell::kPlainReserve * size_;
     const T* const of_sums = first.grad_gates + Cell::kPlainFirstHidden * size_;
     T* const grad_q = first.grad_gates + Cell::kFirstHidden * size_;
     T* const grad_g = first.grad_gates + Cell::kGainGradient * size_;
@@ -256,7 +256,7 @@ class RnnBackwardWalker {
       const int64_t valid = numbers - k;
       const Vec<T> normal = moments.normalised(load_part(q + k, valid));
       const Vec<T> da = load_part(of_sums + k, valid);
-      const Vec<T> u = da * load_part(walk_.norm.g_hh + k, valid);
+      const Vec<T> u = da * load_part(loop_.norm.g_hh + k, valid);
       store_part(grad_g + k, da * normal, valid);
       sum = sum + u;
       product = fma(u, normal, product);
@@ -266,7 +266,7 @@ class RnnBackwardWalker {
     for (int64_t k = 0; k < numbers; k += kLanes<T>) {
       const int64_t valid = numbers - k;
       const Vec<T> normal = moments.normalised(load_part(q + k, valid));
-      const Vec<T> u = load_part(of_sums + k, valid) * load_part(walk_.norm.g_hh + k, valid);
+      const Vec<T> u = load_part(of_sums + k, valid) * load_part(loop_.norm.g_hh + k, valid);
       store_part(grad_q + k, (u - mean - normal * slope) * broadcast(moments.scale), valid);
     }
   }
@@ -289,11 +289,11 @@ class RnnBackwardWalker {
       Vec<T> beside = {};
       if (zoned_ != nullptr) beside = part_zoneout(t, row, unit, at);
       const Vec<T> dh = load(at.grad_h) + part_or_zero<T>(at.grad_output, at.valid);
-      const Vec<T> o = load_part(at.kept + 3 * size_, at.valid);
+      const Vec<T> o = load_part(at.reserve + 3 * size_, at.valid);
       const Vec<T> normal = moments.normalised(load(candidates + unit));
-      const Vec<T> squashed = Cell::template squashed<T>(normal, walk_.norm, unit, at.valid);
+      const Vec<T> squashed = Cell::template squashed<T>(normal, loop_.norm, unit, at.valid);
       const Vec<T> dy = dh * o * (one - squashed * squashed);
-      const Vec<T> u = dy * load_part(walk_.norm.g_c + unit, at.valid);
+      const Vec<T> u = dy * load_part(loop_.norm.g_c + unit, at.valid);
       store_part(at.grad_gates + 3 * size_, dh * squashed * (o * (one - o)), at.valid);
       store_part(at.grad_gates + Cell::kCellGradient * size_, dy * normal, at.valid);
       store_part(at.grad_gates + (Cell::kCellGradient + 1) * size_, dy, at.valid);
@@ -307,9 +307,9 @@ class RnnBackwardWalker {
     const Vec<T> slope = broadcast(sum_lanes<R>(product) / static_cast<R>(size_));
     for (int64_t unit = 0; unit < size_; unit += kLanes<T>) {
       const GradientPlace<T> at = moved(first, unit);
-      const Vec<T> i = load_part(at.kept, at.valid);
-      const Vec<T> f = load_part(at.kept + size_, at.valid);
-      const Vec<T> g = load_part(at.kept + 2 * size_, at.valid);
+      const Vec<T> i = load_part(at.reserve, at.valid);
+      const Vec<T> f = load_part(at.reserve + size_, at.valid);
+      const Vec<T> g = load_part(at.reserve + 2 * size_, at.valid);
       const Vec<T> normal = moments.normalised(load(candidates + unit));
       const Vec<T> through = (load(through_norm + unit) - mean - normal * slope) * broadcast(moments.scale);
       const Vec<T> dc = load(at.carried) + through;
@@ -320,7 +320,7 @@ class RnnBackwardWalker {
     }
   }
 
-  const RnnBackwardWalk<T>& walk_;
+  const RnnBackwardTimeLoop<T>& loop_;
   const int64_t rows_;
   const int64_t size_;
   const int64_t units_;
@@ -335,8 +335,8 @@ class RnnBackwardWalker {
 };
 
 template <typename T, typename Cell>
-void rnn_backward_walk(const RnnBackwardWalk<T>& walk) {
-  RnnBackwardWalker<T, Cell>(walk).run();
+void rnn_backward_time_loop(const RnnBackwardTimeLoop<T>& loop) {
+  RnnBackwardTimeLoopRun<T, Cell>(loop).run();
 }
 
 }  // namespace

@@ -23,8 +23,8 @@ struct RnnWeightGradientScratch {
     const int64_t columns = args.last_column - args.first_column;
     rows = (product.size + 63) / 64 * 64;
     ih_sums = rows + static_cast<size_t>(product.block) * sizeof(const T*);
-    hh_sums = ih_sums + static_cast<size_t>(weight_gradient_sums<T>(columns, args.input_size)) * sizeof(Real<T>);
-    zeros = hh_sums + static_cast<size_t>(weight_gradient_sums<T>(columns, args.hidden_size)) * sizeof(Real<T>);
+    hh_sums = ih_sums + static_cast<size_t>(weight_gradient_sums<T>(columns, args.input_size)) * sizeof(Accum<T>);
+    zeros = hh_sums + static_cast<size_t>(weight_gradient_sums<T>(columns, args.hidden_size)) * sizeof(Accum<T>);
     masked = zeros + static_cast<size_t>(args.hidden_size) * sizeof(T);
     size = masked + static_cast<size_t>(args.dropout != nullptr ? product.block * args.hidden_size : 0) * sizeof(T);
   }
@@ -69,8 +69,8 @@ void rnn_weight_gradient(const RnnWeightGradient<T>& args) {
   const RnnWeightGradientScratch<T, Cell> scratch(args);
   char* const memory = static_cast<char*>(args.scratch);
   const T** const rows = reinterpret_cast<const T**>(memory + scratch.rows);
-  Real<T>* const ih_sums = reinterpret_cast<Real<T>*>(memory + scratch.ih_sums);
-  Real<T>* const hh_sums = reinterpret_cast<Real<T>*>(memory + scratch.hh_sums);
+  Accum<T>* const ih_sums = reinterpret_cast<Accum<T>*>(memory + scratch.ih_sums);
+  Accum<T>* const hh_sums = reinterpret_cast<Accum<T>*>(memory + scratch.hh_sums);
   T* const zeros = reinterpret_cast<T*>(memory + scratch.zeros);
   T* const masked = reinterpret_cast<T*>(memory + scratch.masked);
   for (int64_t unit = 0; unit < args.hidden_size; ++unit) zeros[unit] = T{};

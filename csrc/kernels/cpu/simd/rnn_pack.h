@@ -1,4 +1,4 @@
-// A recurrence's weights in panels, as the walk over time reads them.
+// A recurrence's weights in panels, as the time loop reads them.
 #pragma once
 
 #include "cells.h"
@@ -12,7 +12,7 @@ constexpr int64_t padded_units(int64_t hidden_size) {
 }
 
 // A recurrence's weights in panels of units, U vectors of them: W_ih [panels][I][gates][U][lanes], W_hh
-// [panels][H][gates][U][lanes] and what sums start from [panels][biases][U][lanes], in Real<T>: b_ih + b_hh for the
+// [panels][H][gates][U][lanes] and what sums start from [panels][biases][U][lanes], in Accum<T>: b_ih + b_hh for the
 // gates whose sums over the input and over h are one, b_ih and b_hh for those whose are not. Units past H are zero. A
 // normalised cell has no W_ih.
 template <typename T, typename Cell>

@@ -67,11 +67,11 @@ using Vec = typename VectorOf<T>::Type;
 template <typename T>
 using IntVec = typename VectorOf<T>::Int;
 template <typename T>
-constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(Real<T>));
+constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(Accum<T>));
 
 // How many numbers of consecutive depth lie side by side in a lane of a panel (see panels.h).
 template <typename T>
-constexpr int kDepthGroup = static_cast<int>(sizeof(Real<T>) / sizeof(T));
+constexpr int kDepthGroup = static_cast<int>(sizeof(Accum<T>) / sizeof(T));
 template <typename T>
 constexpr int64_t padded_depth(int64_t depth) {
   return (depth + kDepthGroup<T> - 1) / kDepthGroup<T> * kDepthGroup<T>;

@@ -101,16 +101,16 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
   float grad_c = there && args.grad_c_n != nullptr ? args.grad_c_n[state] : 0.0F;
   const float c0 = there && args.c0 != nullptr ? args.c0[state] : 0.0F;
 
-  Walk walk(shape, place.first_row, !place.weights->reverse);
-  const int steps = walk.steps();
+  TimeLoop loop(shape, place.first_row, !place.weights->reverse);
+  const int steps = loop.steps();
   const auto bytes = static_cast<uint32_t>(plan.units() * kRows * 4);
   if (thread_index() == 0) Arrivals::start(barriers, steps, bytes);
   sync_cluster();
 
-  const auto load_next = [&](Kept& kept) {
-    load_kept(kept, args, g, walk.token() + row, unit, there && row < walk.sequences());
+  const auto load_next = [&](Reserve& reserve) {
+    load_reserve(reserve, args, g, loop.token() + row, unit, there && row < loop.sequences());
   };
-  const auto load_c = [&] { return load_cell(args, g, walk.token() + row, unit, there && row < walk.sequences(), c0); };
+  const auto load_c = [&] { return load_cell(args, g, loop.token() + row, unit, there && row < loop.sequences(), c0); };
   // What was sent during step s is the gradient of h before that step.
   bool active = false;
   const auto receive = [&](int s) {
@@ -122,32 +122,32 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
   };
 
   // c is loaded a step sooner than all else, since a step needs c before it, too.
-  Kept next{};
+  Reserve next{};
   float next_c = 0.0F;
   float c_behind = c0;  // of the step behind the next one
   int64_t next_token = 0;
   if (steps > 0) {
-    next_token = walk.token() + row;
+    next_token = loop.token() + row;
     load_next(next);
     next_c = load_c();
   }
   if (steps > 1) {
-    walk.advance();
+    loop.advance();
     c_behind = load_c();
   }
 
   for (int s = 0; s < steps; ++s) {
     const int64_t token = next_token;
-    const Kept kept = next;
+    const Reserve reserve = next;
     const float c = next_c;
     next_c = c_behind;
     c_behind = c0;
     if (s + 1 < steps) {  // while this step computes
-      next_token = walk.token() + row;
+      next_token = loop.token() + row;
       load_next(next);
     }
     if (s + 2 < steps) {
-      walk.advance();
+      loop.advance();
       c_behind = load_c();
     }
     if (s > 0) receive(s - 1);
@@ -155,10 +155,10 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
     // Two in turn: a warp may still multiply by those of the step before, since what it sends then goes to other
     // blocks.
     float* const gradients = all_gradients + s % 2 * memory.gradient_floats;
-    active = kept.active;
+    active = reserve.active;
     float grads[4] = {};
     if (active) {
-      gate_gradients(grads, kept, c, next_c, grad_h, grad_c);
+      gate_gradients(grads, reserve, c, next_c, grad_h, grad_c);
       float* const at = args.grad_gates + (token * G + g) * 4 * H + unit;
 #pragma unroll
       for (int q = 0; q < 4; ++q) at[q * H] = grads[q];

@@ -1,7 +1,8 @@
-// The backward recurrence in 16-bit types, by teams of blocks: grad_h [H, rows] = W_hh^T [H, 4H] grad_gates [4H, rows].
+// The backward recurrence in 16-bit types, by groups of blocks: grad_h [H, rows] = W_hh^T [H, 4H] grad_gates [4H,
+// rows].
 //
 // A block sums over the gates of all units for its own 16 units of h: one tile of rows, along k for each block of the
-// team 4 steps of 16, its two unit tiles by gates i and f, then g and o. The warps share the sum over k, an eighth of
+// group 4 steps of 16, its two unit tiles by gates i and f, then g and o. The warps share the sum over k, an eighth of
 // the blocks each, in registers, and add up their parts through shared memory. The cells are a thread's (lane 4 r + j)
 // of row r of the batch and the units 2j and 2j + 1 of a tile of 8.
 #include "kernels/cuda/rnn/grid.h"
@@ -11,18 +12,18 @@
 namespace pymtl::cuda {
 namespace {
 
-constexpr int kBlocksOfWarp = kTeamBlocks / kTeamWarps;
+constexpr int kBlocksOfWarp = kGroupBlocks / kGroupWarps;
 
 template <typename T>
-using Backward = TeamLaunch<RnnBackward<T>, T>;
+using Backward = GroupLaunch<RnnBackward<T>, T>;
 
 template <typename T, int kColumns>
-__global__ void __launch_bounds__(kTeamWarps* kWarp, 1) backward(const __grid_constant__ Backward<T> launch) {
+__global__ void __launch_bounds__(kGroupWarps* kWarp, 1) backward(const __grid_constant__ Backward<T> launch) {
   const RnnBackward<T>& args = launch.args;
   const RnnShape& shape = args.shape;
-  const TeamPlan& plan = launch.plan;
+  const GroupPlan& plan = launch.plan;
   const int64_t buffer_words = plan.backward_words();
-  const TeamPlace place(launch, buffer_words);
+  const GroupPlace place(launch, buffer_words);
   const int64_t G = shape.recurrences;
   const int64_t B = shape.batch;
   const int64_t H = shape.hidden_size;
@@ -39,15 +40,15 @@ __global__ void __launch_bounds__(kTeamWarps* kWarp, 1) backward(const __grid_co
   for (int block = 0; block < kBlocksOfWarp; ++block) {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      const int64_t from = (static_cast<int64_t>(kBlocksOfWarp) * warp + block) * kTeamUnits + k / 2 * 8 + 2 * j;
-      load_weights_across(w[block][k], place.weights->w_hh, H, place.rank * kTeamUnits + r, k % 2, from);
+      const int64_t from = (static_cast<int64_t>(kBlocksOfWarp) * warp + block) * kGroupUnits + k / 2 * 8 + 2 * j;
+      load_weights_across(w[block][k], place.weights->w_hh, H, place.rank * kGroupUnits + r, k % 2, from);
     }
   }
 
   constexpr int kOwn = kItems<kColumns>;
-  const auto item_of = [&](int i) { return warp + i * kTeamWarps; };
+  const auto item_of = [&](int i) { return warp + i * kGroupWarps; };
   const auto unit_of = [&](int i) {
-    return static_cast<int64_t>(place.rank) * kTeamUnits + item_of(i) % 2 * 8 + 2 * j;
+    return static_cast<int64_t>(place.rank) * kGroupUnits + item_of(i) % 2 * 8 + 2 * j;
   };
   const auto units_there = [&](int i) {
     if (item_of(i) >= 2 * kColumns || unit_of(i) >= H) return 0;
@@ -69,27 +70,27 @@ __global__ void __launch_bounds__(kTeamWarps* kWarp, 1) backward(const __grid_co
     }
   }
 
-  Walk walk(shape, place.first_row, !place.weights->reverse);
-  const int steps = walk.steps();
-  const auto load_all = [&](Kept(&kept)[kOwn]) {
+  TimeLoop loop(shape, place.first_row, !place.weights->reverse);
+  const int steps = loop.steps();
+  const auto load_all = [&](Reserve(&reserve)[kOwn]) {
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
-      const int valid = row_of(i) < walk.sequences() ? units_there(i) : 0;
-      load_kept(kept[i], args, g, walk.token() + row_of(i), unit_of(i), valid, aligned);
+      const int valid = row_of(i) < loop.sequences() ? units_there(i) : 0;
+      load_reserve(reserve[i], args, g, loop.token() + row_of(i), unit_of(i), valid, aligned);
     }
   };
   const auto load_all_cells = [&](float (&cells)[kOwn][2]) {
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
-      const int valid = row_of(i) < walk.sequences() ? units_there(i) : 0;
-      load_cells(cells[i], args, g, walk.token() + row_of(i), unit_of(i), valid, c0[i]);
+      const int valid = row_of(i) < loop.sequences() ? units_there(i) : 0;
+      load_cells(cells[i], args, g, loop.token() + row_of(i), unit_of(i), valid, c0[i]);
     }
   };
 
   // The gradient of h before step s: what the gates of all units at that step give.
   bool active[kOwn] = {};
   const auto receive = [&](int s) {
-    wait_for_team(place.arrived, static_cast<uint32_t>(plan.blocks) * static_cast<uint32_t>(s + 1));
+    wait_for_group(place.arrived, static_cast<uint32_t>(plan.blocks) * static_cast<uint32_t>(s + 1));
     const auto* const words = reinterpret_cast<const uint4*>(place.words + s % 2 * buffer_words) + 2 * lane;
 #pragma unroll 1
     for (int column = 0; column < kColumns; ++column) {
@@ -109,7 +110,7 @@ __global__ void __launch_bounds__(kTeamWarps* kWarp, 1) backward(const __grid_co
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int at = part_index<kColumns>(half * 8 + r, column, 2 * j);
-        reinterpret_cast<float2*>(parts + warp * kTeamUnits * 8 * kColumns + at)[0] =
+        reinterpret_cast<float2*>(parts + warp * kGroupUnits * 8 * kColumns + at)[0] =
             float2{acc[0][2 * half] + acc[1][2 * half], acc[0][2 * half + 1] + acc[1][2 * half + 1]};
       }
     }
@@ -123,8 +124,8 @@ __global__ void __launch_bounds__(kTeamWarps* kWarp, 1) backward(const __grid_co
         const int at = part_index<kColumns>(item % 2 * 8 + 2 * j + e, item / 2, r);
         float sum = 0.0F;
 #pragma unroll
-        for (int part = 0; part < kTeamWarps; ++part) {
-          sum += parts[part * kTeamUnits * 8 * kColumns + at];
+        for (int part = 0; part < kGroupWarps; ++part) {
+          sum += parts[part * kGroupUnits * 8 * kColumns + at];
         }
         if (active[i]) grad_h[i][e] = sum;
       }
@@ -132,29 +133,29 @@ __global__ void __launch_bounds__(kTeamWarps* kWarp, 1) backward(const __grid_co
   };
 
   // c is loaded a step sooner than all else, since a step needs c before it, too.
-  Kept next[kOwn];
+  Reserve next[kOwn];
   float next_c[kOwn][2];
   float c_behind[kOwn][2];  // of the step behind the next one
   int64_t next_token = 0;
   if (steps > 0) {
-    next_token = walk.token();
+    next_token = loop.token();
     load_all(next);
     load_all_cells(next_c);
   }
 #pragma unroll
   for (int i = 0; i < 2 * kOwn; ++i) c_behind[i / 2][i % 2] = c0[i / 2][i % 2];
   if (steps > 1) {
-    walk.advance();
+    loop.advance();
     load_all_cells(c_behind);
   }
 
   for (int s = 0; s < steps; ++s) {
     const int64_t first_token = next_token;
-    Kept kept[kOwn];
+    Reserve reserve[kOwn];
     float c[kOwn][2];
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
-      kept[i] = next[i];
+      reserve[i] = next[i];
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         c[i][e] = next_c[i][e];
@@ -163,11 +164,11 @@ __global__ void __launch_bounds__(kTeamWarps* kWarp, 1) backward(const __grid_co
       }
     }
     if (s + 1 < steps) {  // while this step computes
-      next_token = walk.token();
+      next_token = loop.token();
       load_all(next);
     }
     if (s + 2 < steps) {
-      walk.advance();
+      loop.advance();
       load_all_cells(c_behind);
     }
     if (s > 0) receive(s - 1);
@@ -176,8 +177,8 @@ __global__ void __launch_bounds__(kTeamWarps* kWarp, 1) backward(const __grid_co
     for (int i = 0; i < kOwn; ++i) {
       const int item = item_of(i);
       if (item >= 2 * kColumns) continue;
-      gate_gradients<T>(pairs[i], kept[i], c[i], next_c[i], grad_h[i], grad_c[i]);
-      active[i] = kept[i].valid > 0;
+      gate_gradients<T>(pairs[i], reserve[i], c[i], next_c[i], grad_h[i], grad_c[i]);
+      active[i] = reserve[i].valid > 0;
       const int64_t at = (static_cast<int64_t>(item / 2) * plan.blocks + place.rank) * kWarp + lane;
       reinterpret_cast<uint4*>(place.words + s % 2 * buffer_words)[2 * at + item % 2] =
           uint4{pairs[i][0], pairs[i][1], pairs[i][2], pairs[i][3]};
@@ -190,7 +191,7 @@ __global__ void __launch_bounds__(kTeamWarps* kWarp, 1) backward(const __grid_co
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
         T* const to = args.grad_gates + ((token * G + g) * 4 + q) * H + unit_of(i);
-        store_pair(to, pairs[i][q], kept[i].valid, aligned);
+        store_pair(to, pairs[i][q], reserve[i].valid, aligned);
       }
     }
   }
@@ -222,9 +223,9 @@ auto kernel_for(int rows) -> void (*)(Backward<T>) {
   }
 }
 
-Grid grid_of(const TeamPlan& plan) {
-  const size_t bytes = static_cast<size_t>(kTeamWarps) * (plan.rows / 8) * kWarp * sizeof(float4);
-  return {plan.teams * plan.blocks, kTeamWarps * kWarp, 0, bytes};
+Grid grid_of(const GroupPlan& plan) {
+  const size_t bytes = static_cast<size_t>(kGroupWarps) * (plan.rows / 8) * kWarp * sizeof(float4);
+  return {plan.groups * plan.blocks, kGroupWarps * kWarp, 0, bytes};
 }
 
 }  // namespace
@@ -235,16 +236,16 @@ int backward_blocks_at_once(int rows) {
 }
 
 template <typename T>
-void run_backward(const RnnBackward<T>& args, const TeamPlan& plan, void* workspace, Stream stream) {
-  for_each_team_launch<RnnBackward<T>, T>(args, plan, plan.backward_words(), workspace, stream,
-                                          [&](const Backward<T>& backward, const TeamPlan& own) {
-                                            launch_together(kernel_for<T>(plan.rows), grid_of(own), stream, backward);
-                                          });
+void run_backward(const RnnBackward<T>& args, const GroupPlan& plan, void* workspace, Stream stream) {
+  for_each_group_launch<RnnBackward<T>, T>(args, plan, plan.backward_words(), workspace, stream,
+                                           [&](const Backward<T>& backward, const GroupPlan& own) {
+                                             launch_together(kernel_for<T>(plan.rows), grid_of(own), stream, backward);
+                                           });
 }
 
 template int backward_blocks_at_once<BFloat16>(int);
 template int backward_blocks_at_once<Float16>(int);
-template void run_backward(const RnnBackward<BFloat16>&, const TeamPlan&, void*, Stream);
-template void run_backward(const RnnBackward<Float16>&, const TeamPlan&, void*, Stream);
+template void run_backward(const RnnBackward<BFloat16>&, const GroupPlan&, void*, Stream);
+template void run_backward(const RnnBackward<Float16>&, const GroupPlan&, void*, Stream);
 
 }  // namespace pymtl::cuda

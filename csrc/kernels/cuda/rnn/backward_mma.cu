@@ -112,26 +112,26 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
     }
   }
 
-  Walk walk(shape, place.first_row, !place.weights->reverse);
-  const int steps = walk.steps();
+  TimeLoop loop(shape, place.first_row, !place.weights->reverse);
+  const int steps = loop.steps();
   const auto bytes = static_cast<uint32_t>(memory.part_bytes);
   if (thread_index() == 0) Arrivals::start(barriers, steps, bytes);
   sync_cluster();
 
-  const auto load_all = [&](Kept(&kept)[kColumns]) {
+  const auto load_all = [&](Reserve(&reserve)[kColumns]) {
 #pragma unroll
     for (int column = 0; column < kColumns; ++column) {
       const int row = place.first_row + column * 8 + r;
-      const int valid = row < walk.sequences() ? units_there : 0;
-      load_kept(kept[column], args, g, walk.token() + row, unit, valid, aligned);
+      const int valid = row < loop.sequences() ? units_there : 0;
+      load_reserve(reserve[column], args, g, loop.token() + row, unit, valid, aligned);
     }
   };
   const auto load_all_cells = [&](float (&cells)[kColumns][2]) {
 #pragma unroll
     for (int column = 0; column < kColumns; ++column) {
       const int row = place.first_row + column * 8 + r;
-      const int valid = row < walk.sequences() ? units_there : 0;
-      load_cells(cells[column], args, g, walk.token() + row, unit, valid, c0[column]);
+      const int valid = row < loop.sequences() ? units_there : 0;
+      load_cells(cells[column], args, g, loop.token() + row, unit, valid, c0[column]);
     }
   };
   // What was sent during step s, added to nothing else: the gradient of h before that step.
@@ -153,29 +153,29 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
   };
 
   // c is loaded a step sooner than all else, since a step needs c before it, too.
-  Kept next[kColumns];
+  Reserve next[kColumns];
   float next_c[kColumns][2];
   float c_behind[kColumns][2];  // of the step behind the next one
   int64_t next_token = 0;
   if (steps > 0) {
-    next_token = walk.token();
+    next_token = loop.token();
     load_all(next);
     load_all_cells(next_c);
   }
 #pragma unroll
   for (int i = 0; i < 2 * kColumns; ++i) c_behind[i / 2][i % 2] = c0[i / 2][i % 2];
   if (steps > 1) {
-    walk.advance();
+    loop.advance();
     load_all_cells(c_behind);
   }
 
   for (int s = 0; s < steps; ++s) {
     const int64_t first_token = next_token;
-    Kept kept[kColumns];
+    Reserve reserve[kColumns];
     float c[kColumns][2];
 #pragma unroll
     for (int column = 0; column < kColumns; ++column) {
-      kept[column] = next[column];
+      reserve[column] = next[column];
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         c[column][i] = next_c[column][i];
@@ -184,11 +184,11 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
       }
     }
     if (s + 1 < steps) {  // while this step computes
-      next_token = walk.token();
+      next_token = loop.token();
       load_all(next);
     }
     if (s + 2 < steps) {
-      walk.advance();
+      loop.advance();
       load_all_cells(c_behind);
     }
     if (s > 0 && owner) receive(s - 1);
@@ -199,14 +199,14 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
 #pragma unroll
     for (int column = 0; column < kColumns && owner; ++column) {
       uint32_t pairs[4];
-      gate_gradients<T>(pairs, kept[column], c[column], next_c[column], grad_h[column], grad_c[column]);
-      active[column] = kept[column].valid > 0;
+      gate_gradients<T>(pairs, reserve[column], c[column], next_c[column], grad_h[column], grad_c[column]);
+      active[column] = reserve[column].valid > 0;
       const int64_t token = first_token + place.first_row + column * 8 + r;
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
         gradients[((2 * (2 * warp + q / 2) + q % 2) * kColumns + column) * kWarp] = pairs[q];
         T* const to = args.grad_gates + ((token * G + g) * 4 + q) * H + unit;
-        store_pair(to, pairs[q], kept[column].valid, aligned);
+        store_pair(to, pairs[q], reserve[column].valid, aligned);
       }
     }
     sync_threads();

@@ -112,25 +112,25 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
     c0[column] = there && args.c0 != nullptr ? args.c0[state_of(column)] : 0.0F;
   }
 
-  Walk walk(shape, place.first_row, !place.weights->reverse);
-  const int steps = walk.steps();
+  TimeLoop loop(shape, place.first_row, !place.weights->reverse);
+  const int steps = loop.steps();
   const auto bytes = static_cast<uint32_t>(memory.part_floats * 4);
   if (thread_index() == 0) Arrivals::start(barriers, steps, bytes);
   sync_cluster();
 
-  const auto load_next = [&](Kept(&kept)[kColumns]) {
+  const auto load_next = [&](Reserve(&reserve)[kColumns]) {
 #pragma unroll
     for (int column = 0; column < kColumns; ++column) {
       const int row = row_of(column);
-      load_kept(kept[column], args, g, walk.token() + row, unit, row < walk.sequences() && unit < H);
+      load_reserve(reserve[column], args, g, loop.token() + row, unit, row < loop.sequences() && unit < H);
     }
   };
   const auto load_cells = [&](float (&cells)[kColumns]) {
 #pragma unroll
     for (int column = 0; column < kColumns; ++column) {
       const int row = row_of(column);
-      const bool there = row < walk.sequences() && unit < H;
-      cells[column] = load_cell(args, g, walk.token() + row, unit, there, c0[column]);
+      const bool there = row < loop.sequences() && unit < H;
+      cells[column] = load_cell(args, g, loop.token() + row, unit, there, c0[column]);
     }
   };
   // What was sent during step s is the gradient of h before that step.
@@ -149,39 +149,39 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
   };
 
   // c is loaded a step sooner than all else, since a step needs c before it, too.
-  Kept next[kColumns] = {};
+  Reserve next[kColumns] = {};
   float next_c[kColumns] = {};
   float c_behind[kColumns];  // of the step behind the next one
   int64_t next_token = 0;
   if (steps > 0) {
-    next_token = walk.token();
+    next_token = loop.token();
     load_next(next);
     load_cells(next_c);
   }
 #pragma unroll
   for (int column = 0; column < kColumns; ++column) c_behind[column] = c0[column];
   if (steps > 1) {
-    walk.advance();
+    loop.advance();
     load_cells(c_behind);
   }
 
   for (int s = 0; s < steps; ++s) {
     const int64_t first_token = next_token;
-    Kept kept[kColumns];
+    Reserve reserve[kColumns];
     float c[kColumns];
 #pragma unroll
     for (int column = 0; column < kColumns; ++column) {
-      kept[column] = next[column];
+      reserve[column] = next[column];
       c[column] = next_c[column];
       next_c[column] = c_behind[column];
       c_behind[column] = c0[column];
     }
     if (s + 1 < steps) {  // while this step computes
-      next_token = walk.token();
+      next_token = loop.token();
       load_next(next);
     }
     if (s + 2 < steps) {
-      walk.advance();
+      loop.advance();
       load_cells(c_behind);
     }
     if (s > 0) receive(s - 1);
@@ -192,9 +192,9 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
 #pragma unroll
     for (int column = 0; column < kColumns; ++column) {
       float grads[4] = {};
-      active[column] = kept[column].active;
+      active[column] = reserve[column].active;
       if (active[column]) {
-        gate_gradients(grads, kept[column], c[column], next_c[column], grad_h[column], grad_c[column]);
+        gate_gradients(grads, reserve[column], c[column], next_c[column], grad_h[column], grad_c[column]);
         float* const at = args.grad_gates + ((first_token + row_of(column)) * G + g) * 4 * H + unit;
 #pragma unroll
         for (int q = 0; q < 4; ++q) at[q * H] = grads[q];

@@ -108,15 +108,15 @@ double step_time(const Plan& plan) {
   const int overflow = plan.units() > 256 ? plan.units() - 256 : 0;
   return (plan.rows == 8 ? 0.6 : 0.8) + 2.0 * 4 * plan.units_of_block() * overflow / (128 * 1750.0);
 }
-double step_time(Pass pass, const TeamPlan& plan) {
+double step_time(Pass pass, const GroupPlan& plan) {
   return 1.5 + plan.rows * plan.blocks * (pass == Pass::forward ? 0.0007 : 0.0027);
 }
 
-// A way to share out a call: a cluster or a team for each recurrence and slice of the batch.
+// A way to share out a call: a cluster or a group for each recurrence and slice of the batch.
 struct Choice {
   Plan cluster{};
-  TeamPlan team{};
-  int at_once = 0;     // how many clusters or teams run at the same time
+  GroupPlan group{};
+  int at_once = 0;     // how many clusters or groups run at the same time
   double step = 0.0;   // microseconds, estimated
   double waves = 0.0;  // that run one after the other
 
@@ -124,9 +124,9 @@ struct Choice {
   double time() const { return waves * step; }  // of each step
 
   std::string name() const {
-    if (team.blocks > 0) {
-      return "team of " + std::to_string(team.blocks) + "x" + std::to_string(kTeamUnits) + ", rows " +
-             std::to_string(team.rows);
+    if (group.blocks > 0) {
+      return "group of " + std::to_string(group.blocks) + "x" + std::to_string(kGroupUnits) + ", rows " +
+             std::to_string(group.rows);
     }
     return "cluster of " + std::to_string(cluster.blocks) + "x" + std::to_string(cluster.units_of_block()) + ", rows " +
            std::to_string(cluster.rows) + (cluster.tf32 ? ", tf32" : "");
@@ -159,13 +159,13 @@ void for_each_choice(Pass pass, const RnnShape& shape, const Consider& consider)
     for (const int rows : {8, 16}) {
       for (const Plan& plan : clusters_of_16_bits(shape.hidden_size, rows)) consider_cluster(plan);
     }
-    const int blocks = rounded_up(shape.hidden_size, kTeamUnits);
+    const int blocks = rounded_up(shape.hidden_size, kGroupUnits);
     for (const int rows : {8, 16, 32, 64}) {
-      if (blocks > kTeamBlocks) break;
+      if (blocks > kGroupBlocks) break;
       const int at_once = blocks_at_once<T>(pass, rows) / blocks;
       if (at_once == 0) continue;
       const int64_t all = shape.recurrences * rounded_up(shape.batch, rows);
-      const TeamPlan plan{blocks, rows, static_cast<int>(all < at_once ? all : at_once)};
+      const GroupPlan plan{blocks, rows, static_cast<int>(all < at_once ? all : at_once)};
       consider(Choice{{}, plan, at_once, step_time(pass, plan), waves(rows, at_once)});
     }
   }
@@ -224,7 +224,7 @@ int64_t rnn_hidden_size_limit() {
   return answer(Pass::forward, 0, 0, 0, kType<T>, [] {
     RnnShape shape{1, 1, 1, 1, 0, nullptr};
     int limit = 0;
-    for (shape.hidden_size = 16; shape.hidden_size <= kTeamBlocks * kTeamUnits; shape.hidden_size += 16) {
+    for (shape.hidden_size = 16; shape.hidden_size <= kGroupBlocks * kGroupUnits; shape.hidden_size += 16) {
       if (!choose<T>(Pass::forward, shape, "").found() || !choose<T>(Pass::backward, shape, "").found()) break;
       limit = static_cast<int>(shape.hidden_size);
     }
@@ -248,14 +248,14 @@ void rnn_force_choice(const std::string& name) { forced().set(name); }
 
 template <typename T>
 size_t rnn_forward_workspace(const RnnShape& shape) {
-  const TeamPlan team = chosen<T>(Pass::forward, shape).team;
-  return team.blocks > 0 ? team_workspace(team, team.forward_words()) : 0;
+  const GroupPlan group = chosen<T>(Pass::forward, shape).group;
+  return group.blocks > 0 ? group_workspace(group, group.forward_words()) : 0;
 }
 
 template <typename T>
 size_t rnn_backward_workspace(const RnnShape& shape) {
-  const TeamPlan team = chosen<T>(Pass::backward, shape).team;
-  return team.blocks > 0 ? team_workspace(team, team.backward_words()) : 0;
+  const GroupPlan group = chosen<T>(Pass::backward, shape).group;
+  return group.blocks > 0 ? group_workspace(group, group.backward_words()) : 0;
 }
 
 template <typename T>
@@ -265,7 +265,7 @@ void rnn_forward(const RnnForward<T>& args, [[maybe_unused]] void* workspace, vo
     if (choice.cluster.tf32) return run_forward_tf32(args, choice.cluster, static_cast<Stream>(stream));
   }
   if (choice.cluster.blocks > 0) return run_forward(args, choice.cluster, static_cast<Stream>(stream));
-  if constexpr (!std::is_same_v<T, float>) run_forward(args, choice.team, workspace, static_cast<Stream>(stream));
+  if constexpr (!std::is_same_v<T, float>) run_forward(args, choice.group, workspace, static_cast<Stream>(stream));
 }
 
 template <typename T>
@@ -275,7 +275,7 @@ void rnn_backward(const RnnBackward<T>& args, [[maybe_unused]] void* workspace, 
     if (choice.cluster.tf32) return run_backward_tf32(args, choice.cluster, static_cast<Stream>(stream));
   }
   if (choice.cluster.blocks > 0) return run_backward(args, choice.cluster, static_cast<Stream>(stream));
-  if constexpr (!std::is_same_v<T, float>) run_backward(args, choice.team, workspace, static_cast<Stream>(stream));
+  if constexpr (!std::is_same_v<T, float>) run_backward(args, choice.group, workspace, static_cast<Stream>(stream));
 }
 
 #define PYMTL_INSTANTIATE(T)                                             \

@@ -1,4 +1,4 @@
-// What the kernels of the recurrence share: how work is shared out, and the walk along a slice's steps.
+// What the kernels of the recurrence share: how work is shared out, and the time loop along a slice's steps.
 #pragma once
 
 #include "kernels/cuda/device.h"
@@ -46,10 +46,10 @@ struct Place {
 };
 
 // The steps at which a slice of the batch has tokens, one after the other, in either direction.
-class Walk {
+class TimeLoop {
  public:
   // Every thread of a warp calls this. first_row: the slice's longest sequence.
-  __device__ Walk(const RnnShape& shape, int64_t first_row, bool from_the_end)
+  __device__ TimeLoop(const RnnShape& shape, int64_t first_row, bool from_the_end)
       : batch_sizes_(shape.batch_sizes), batch_(static_cast<int>(shape.batch)), from_the_end_(from_the_end) {
     steps_ = static_cast<int>(shape.steps);
     int64_t tokens = shape.steps * shape.batch;

@@ -6,23 +6,23 @@
 namespace pymtl::cuda {
 
 // What the forward pass left of a unit at a token, but for c, and what comes from above.
-struct Kept {
+struct Reserve {
   float gates[4];
   float grad_output;
   bool active;  // whether there is such a token
 };
 
-__device__ __forceinline__ void load_kept(Kept& kept, const RnnBackward<float>& args, int64_t g, int64_t token,
-                                          int64_t unit, bool active) {
+__device__ __forceinline__ void load_reserve(Reserve& reserve, const RnnBackward<float>& args, int64_t g, int64_t token,
+                                             int64_t unit, bool active) {
   const RnnShape& shape = args.shape;
   const int64_t H = shape.hidden_size;
-  kept.active = active;
+  reserve.active = active;
   if (!active) return;
   const float* const gates = args.gates + (g * shape.tokens + token) * 4 * H + unit;
 #pragma unroll
-  for (int q = 0; q < 4; ++q) kept.gates[q] = gates[q * H];
+  for (int q = 0; q < 4; ++q) reserve.gates[q] = gates[q * H];
   const int64_t above = (token * shape.recurrences + g) * H + unit;
-  kept.grad_output = args.grad_output != nullptr ? args.grad_output[above] : 0.0F;
+  reserve.grad_output = args.grad_output != nullptr ? args.grad_output[above] : 0.0F;
 }
 
 // c of a unit after a step; c0 if it has no token there.
@@ -33,11 +33,11 @@ __device__ __forceinline__ float load_cell(const RnnBackward<float>& args, int64
 
 // The gradients of an active cell's gates before activation. c is after the step, c_before before it. grad_h is of h
 // after the step but for grad_output; grad_c is of c after the step, and becomes that of c before it.
-__device__ __forceinline__ void gate_gradients(float (&grads)[4], const Kept& kept, float c, float c_before,
+__device__ __forceinline__ void gate_gradients(float (&grads)[4], const Reserve& reserve, float c, float c_before,
                                                float grad_h, float& grad_c) {
-  const auto [i, f, g, o] = kept.gates;
+  const auto [i, f, g, o] = reserve.gates;
   const float tanh_c = exact_hyperbolic_tangent(c);
-  const float of_h = grad_h + kept.grad_output;
+  const float of_h = grad_h + reserve.grad_output;
   const float of_c = grad_c + of_h * o * (1.0F - tanh_c * tanh_c);
   grads[0] = of_c * g * i * (1.0F - i);
   grads[1] = of_c * c_before * f * (1.0F - f);

@@ -89,15 +89,15 @@ __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forwar
   float h = there && args.h0 != nullptr ? args.h0[state] : 0.0F;
   float c = there && args.c0 != nullptr ? args.c0[state] : 0.0F;
 
-  Walk walk(shape, place.first_row, place.weights->reverse);
-  const int steps = walk.steps();
+  TimeLoop loop(shape, place.first_row, place.weights->reverse);
+  const int steps = loop.steps();
   const auto bytes = static_cast<uint32_t>(plan.units() * kRows * 4);
   if (thread_index() == 0) Arrivals::start(barriers, steps - 1, bytes);
   sync_cluster();
 
   const auto load_projected = [&](float (&gates)[4]) {
-    const bool active = there && row < walk.sequences();
-    const float* const at = args.projected + ((walk.token() + row) * G + g) * 4 * H + unit;
+    const bool active = there && row < loop.sequences();
+    const float* const at = args.projected + ((loop.token() + row) * G + g) * 4 * H + unit;
 #pragma unroll
     for (int q = 0; q < 4; ++q) gates[q] = active ? at[q * H] : 0.0F;
   };
@@ -105,13 +105,13 @@ __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forwar
   if (steps > 0) load_projected(next);
 
   for (int s = 0; s < steps; ++s) {
-    const bool active = there && row < walk.sequences();
-    const int64_t token = walk.token() + row;
+    const bool active = there && row < loop.sequences();
+    const int64_t token = loop.token() + row;
     float gates[4];
 #pragma unroll
     for (int q = 0; q < 4; ++q) gates[q] = next[q] + bias[q];
     if (s + 1 < steps) {
-      walk.advance();
+      loop.advance();
       load_projected(next);  // while this step computes
     }
 

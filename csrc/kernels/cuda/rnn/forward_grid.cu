@@ -1,4 +1,4 @@
-// The forward recurrence in 16-bit types, by teams of blocks: gates [4H, rows] = W_hh [4H, H] h [H, rows].
+// The forward recurrence in 16-bit types, by groups of blocks: gates [4H, rows] = W_hh [4H, H] h [H, rows].
 //
 // The warps of a block share the sum over k: each has all 64 rows of W_hh of the block's units, in four tiles, by an
 // eighth of the columns, in registers. Tiles 0 and 1 are gates i and f, g and o of the first 8 units, 2 and 3 of the
@@ -14,15 +14,15 @@ namespace {
 constexpr int kQuads = 4;  // of 32 units, that a warp sums over
 
 template <typename T>
-using Forward = TeamLaunch<RnnForward<T>, T>;
+using Forward = GroupLaunch<RnnForward<T>, T>;
 
 template <typename T, int kColumns>
-__global__ void __launch_bounds__(kTeamWarps* kWarp, 1) forward(const __grid_constant__ Forward<T> launch) {
+__global__ void __launch_bounds__(kGroupWarps* kWarp, 1) forward(const __grid_constant__ Forward<T> launch) {
   const RnnForward<T>& args = launch.args;
   const RnnShape& shape = args.shape;
-  const TeamPlan& plan = launch.plan;
+  const GroupPlan& plan = launch.plan;
   const int64_t buffer_words = plan.forward_words();
-  const TeamPlace place(launch, buffer_words);
+  const GroupPlace place(launch, buffer_words);
   const int64_t G = shape.recurrences;
   const int64_t B = shape.batch;
   const int64_t H = shape.hidden_size;
@@ -40,7 +40,7 @@ __global__ void __launch_bounds__(kTeamWarps* kWarp, 1) forward(const __grid_con
   for (int k = 0; k < 2 * kQuads; ++k) {
 #pragma unroll
     for (int tile = 0; tile < 4; ++tile) {
-      const int64_t unit = place.rank * kTeamUnits + tile / 2 * 8 + r;
+      const int64_t unit = place.rank * kGroupUnits + tile / 2 * 8 + r;
       load_weights(w[tile][k], place.weights->w_hh, H, tile % 2 * 2, unit, (2 * kQuads * warp + k) * 16 + 2 * j);
     }
   }
@@ -50,8 +50,8 @@ __global__ void __launch_bounds__(kTeamWarps* kWarp, 1) forward(const __grid_con
   float bias[kOwn][4];
   float h[kOwn][2];
   float c[kOwn][2];
-  const auto item_of = [&](int i) { return warp + i * kTeamWarps; };
-  const auto unit_of = [&](int i) { return static_cast<int64_t>(place.rank) * kTeamUnits + item_of(i) % 2 * 8 + r; };
+  const auto item_of = [&](int i) { return warp + i * kGroupWarps; };
+  const auto unit_of = [&](int i) { return static_cast<int64_t>(place.rank) * kGroupUnits + item_of(i) % 2 * 8 + r; };
   const auto row_of = [&](int i, int e) { return place.first_row + item_of(i) / 2 * 8 + 2 * j + e; };
 #pragma unroll
   for (int i = 0; i < kOwn; ++i) {
@@ -84,8 +84,8 @@ __global__ void __launch_bounds__(kTeamWarps* kWarp, 1) forward(const __grid_con
   }
   publish(place.arrived);
 
-  Walk walk(shape, place.first_row, place.weights->reverse);
-  const int steps = walk.steps();
+  TimeLoop loop(shape, place.first_row, place.weights->reverse);
+  const int steps = loop.steps();
   const float* const projected = args.projected + g * 4 * H;
   const int64_t projected_stride = G * 4 * H;
   const auto load_projected = [&](float (&gates)[4][kOwn][2]) {
@@ -93,8 +93,8 @@ __global__ void __launch_bounds__(kTeamWarps* kWarp, 1) forward(const __grid_con
     for (int i = 0; i < kOwn; ++i) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const bool there = item_of(i) < 2 * kColumns && row_of(i, e) < walk.sequences() && unit_of(i) < H;
-        const float* const at = projected + (walk.token() + row_of(i, e)) * projected_stride + unit_of(i);
+        const bool there = item_of(i) < 2 * kColumns && row_of(i, e) < loop.sequences() && unit_of(i) < H;
+        const float* const at = projected + (loop.token() + row_of(i, e)) * projected_stride + unit_of(i);
 #pragma unroll
         for (int q = 0; q < 4; ++q) gates[q][i][e] = there ? at[q * H] : 0.0F;
       }
@@ -104,8 +104,8 @@ __global__ void __launch_bounds__(kTeamWarps* kWarp, 1) forward(const __grid_con
   if (steps > 0) load_projected(next);
 
   for (int s = 0; s < steps; ++s) {
-    const int sequences = walk.sequences();
-    const int64_t token = walk.token();
+    const int sequences = loop.sequences();
+    const int64_t token = loop.token();
     float sums[kOwn][4][2];
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
@@ -116,11 +116,11 @@ __global__ void __launch_bounds__(kTeamWarps* kWarp, 1) forward(const __grid_con
       }
     }
     if (s + 1 < steps) {
-      walk.advance();
+      loop.advance();
       load_projected(next);  // while this step computes
     }
 
-    wait_for_team(place.arrived, static_cast<uint32_t>(plan.blocks) * static_cast<uint32_t>(s + 1));
+    wait_for_group(place.arrived, static_cast<uint32_t>(plan.blocks) * static_cast<uint32_t>(s + 1));
     const auto* const words = reinterpret_cast<const uint4*>(place.words + (s + 1) % 2 * buffer_words) + lane;
     [[maybe_unused]] constexpr int kAtOnce =
         kColumns <= 2 ? kColumns : 1;  // all columns' loads would take the weights' registers
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kTeamWarps* kWarp, 1) forward(const __grid_con
       const int item = item_of(i);
       if (item >= 2 * kColumns) continue;
 #pragma unroll
-      for (int part = 0; part < kTeamWarps; ++part) {
+      for (int part = 0; part < kGroupWarps; ++part) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const float4 four = parts[((part * 4 + item % 2 * 2 + half) * kColumns + item / 2) * kWarp];
@@ -188,7 +188,7 @@ __global__ void __launch_bounds__(kTeamWarps* kWarp, 1) forward(const __grid_con
       const int item = item_of(i);
       if (item >= 2 * kColumns) continue;
       const int row = place.first_row + item / 2 * 8 + r;
-      const int64_t first_unit = place.rank * kTeamUnits + item % 2 * 8 + 2 * j;
+      const int64_t first_unit = place.rank * kGroupUnits + item % 2 * 8 + 2 * j;
       const int valid = row < sequences && first_unit < H ? (first_unit + 1 < H ? 2 : 1) : 0;
       store_pair(args.output + (token + row) * G * H + g * H + first_unit, pairs[i], valid, H % 2 == 0);
       if (args.gates == nullptr) continue;
@@ -231,9 +231,9 @@ auto kernel_for(int rows) -> void (*)(Forward<T>) {
   }
 }
 
-Grid grid_of(const TeamPlan& plan) {
-  const size_t bytes = static_cast<size_t>(kTeamWarps) * 4 * (plan.rows / 8) * kWarp * sizeof(float4);
-  return {plan.teams * plan.blocks, kTeamWarps * kWarp, 0, bytes};
+Grid grid_of(const GroupPlan& plan) {
+  const size_t bytes = static_cast<size_t>(kGroupWarps) * 4 * (plan.rows / 8) * kWarp * sizeof(float4);
+  return {plan.groups * plan.blocks, kGroupWarps * kWarp, 0, bytes};
 }
 
 }  // namespace
@@ -244,16 +244,16 @@ int forward_blocks_at_once(int rows) {
 }
 
 template <typename T>
-void run_forward(const RnnForward<T>& args, const TeamPlan& plan, void* workspace, Stream stream) {
-  for_each_team_launch<RnnForward<T>, T>(args, plan, plan.forward_words(), workspace, stream,
-                                         [&](const Forward<T>& forward, const TeamPlan& own) {
-                                           launch_together(kernel_for<T>(plan.rows), grid_of(own), stream, forward);
-                                         });
+void run_forward(const RnnForward<T>& args, const GroupPlan& plan, void* workspace, Stream stream) {
+  for_each_group_launch<RnnForward<T>, T>(args, plan, plan.forward_words(), workspace, stream,
+                                          [&](const Forward<T>& forward, const GroupPlan& own) {
+                                            launch_together(kernel_for<T>(plan.rows), grid_of(own), stream, forward);
+                                          });
 }
 
 template int forward_blocks_at_once<BFloat16>(int);
 template int forward_blocks_at_once<Float16>(int);
-template void run_forward(const RnnForward<BFloat16>&, const TeamPlan&, void*, Stream);
-template void run_forward(const RnnForward<Float16>&, const TeamPlan&, void*, Stream);
+template void run_forward(const RnnForward<BFloat16>&, const GroupPlan&, void*, Stream);
+template void run_forward(const RnnForward<Float16>&, const GroupPlan&, void*, Stream);
 
 }  // namespace pymtl::cuda

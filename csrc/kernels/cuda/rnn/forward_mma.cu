@@ -117,8 +117,8 @@ __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forwar
     }
   }
 
-  Walk walk(shape, place.first_row, place.weights->reverse);
-  const int steps = walk.steps();
+  TimeLoop loop(shape, place.first_row, place.weights->reverse);
+  const int steps = loop.steps();
   const auto bytes = static_cast<uint32_t>(memory.h_words * 4);
   if (thread_index() == 0) Arrivals::start(barriers, steps - 1, bytes);
   sync_cluster();
@@ -132,8 +132,8 @@ __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forwar
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const int row = place.first_row + column * 8 + 2 * j + i;
-        const bool there = row < walk.sequences() && unit < H && part == 0;
-        const float* const at = projected + (walk.token() + row) * projected_stride;
+        const bool there = row < loop.sequences() && unit < H && part == 0;
+        const float* const at = projected + (loop.token() + row) * projected_stride;
 #pragma unroll
         for (int q = 0; q < 4; ++q) gates[q][column][i] = there ? at[q * H] : 0.0F;
       }
@@ -143,8 +143,8 @@ __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forwar
   if (steps > 0) load_projected(next);
 
   for (int s = 0; s < steps; ++s) {
-    const int sequences = walk.sequences();
-    const int64_t token = walk.token();
+    const int sequences = loop.sequences();
+    const int64_t token = loop.token();
     // [chain][tile]: with one column two chains hide each other's latency.
     constexpr int kChains = kColumns == 1 ? 2 : 1;
     float acc[kChains][2][kColumns][4] = {};
@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forwar
       }
     }
     if (s + 1 < steps) {
-      walk.advance();
+      loop.advance();
       load_projected(next);  // while this step computes
     }
 

@@ -102,8 +102,8 @@ __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forwar
     c[column] = there && args.c0 != nullptr ? args.c0[state] : 0.0F;
   }
 
-  Walk walk(shape, place.first_row, place.weights->reverse);
-  const int steps = walk.steps();
+  TimeLoop loop(shape, place.first_row, place.weights->reverse);
+  const int steps = loop.steps();
   const auto bytes = static_cast<uint32_t>(plan.units() * plan.rows * 4);
   if (thread_index() == 0) Arrivals::start(barriers, steps - 1, bytes);
   sync_cluster();
@@ -113,8 +113,8 @@ __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forwar
 #pragma unroll
     for (int column = 0; column < kColumns; ++column) {
       const int row = place.first_row + column * 8 + own_row;
-      const bool there = row < walk.sequences() && unit < H;
-      const float* const at = args.projected + ((walk.token() + row) * G + g) * 4 * H + unit;
+      const bool there = row < loop.sequences() && unit < H;
+      const float* const at = args.projected + ((loop.token() + row) * G + g) * 4 * H + unit;
 #pragma unroll
       for (int q = 0; q < 4; ++q) gates[column][q] = there ? at[q * H] : 0.0F;
     }
@@ -123,8 +123,8 @@ __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forwar
   if (steps > 0) load_projected(next);
 
   for (int s = 0; s < steps; ++s) {
-    const int sequences = walk.sequences();
-    const int64_t token = walk.token();
+    const int sequences = loop.sequences();
+    const int64_t token = loop.token();
     float gates[kColumns][4];
 #pragma unroll
     for (int column = 0; column < kColumns; ++column) {
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forwar
       for (int q = 0; q < 4; ++q) gates[column][q] = next[column][q] + bias[q];
     }
     if (s + 1 < steps) {
-      walk.advance();
+      loop.advance();
       load_projected(next);  // while this step computes
     }
 

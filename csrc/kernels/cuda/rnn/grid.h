@@ -1,23 +1,23 @@
 // What the kernels of the recurrence across the grid share: for hidden sizes that no cluster holds, and for devices
-// without clusters. A team of blocks, 16 units each, works on a recurrence and a slice of the batch; its blocks meet in
-// global memory at every step, so all blocks of a launch have to run at the same time.
+// without clusters. A group of blocks, 16 units each, works on a recurrence and a slice of the batch; its blocks meet
+// in global memory at every step, so all blocks of a launch have to run at the same time.
 #pragma once
 
 #include "kernels/cuda/rnn/cluster.h"
 
 namespace pymtl::cuda {
 
-inline constexpr int kTeamUnits = 16;    // of a block
-inline constexpr int kTeamWarps = 8;     // of a block
-inline constexpr int kTeamBlocks = 64;   // of the largest team: what the registers' weights reach
-inline constexpr int kTeamCounter = 32;  // words between two teams' counters, a cache line
+inline constexpr int kGroupUnits = 16;    // of a block
+inline constexpr int kGroupWarps = 8;     // of a block
+inline constexpr int kGroupBlocks = 64;   // of the largest group: what the registers' weights reach
+inline constexpr int kGroupCounter = 32;  // words between two groups' counters, a cache line
 
-struct TeamPlan {
-  int blocks;  // of a team
-  int rows;    // of the batch that a team works on
-  int teams;   // of a launch
+struct GroupPlan {
+  int blocks;  // of a group
+  int rows;    // of the batch that a group works on
+  int groups;  // of a launch
 
-  // What the blocks of a team read of each other: words of four bytes, two buffers in turn.
+  // What the blocks of a group read of each other: words of four bytes, two buffers in turn.
   __host__ __device__ int64_t forward_words() const {  // [rows / 8][units / 32][lane][4] pairs of h
     return static_cast<int64_t>(rows / 8) * ((blocks + 1) / 2) * kWarp * 4;
   }
@@ -28,65 +28,65 @@ struct TeamPlan {
 
 // Of the unit tiles of a block (8 units each) and the columns of 8 rows, those that a warp computes the cells of.
 template <int kColumns>
-inline constexpr int kItems = (2 * kColumns + kTeamWarps - 1) / kTeamWarps;
+inline constexpr int kItems = (2 * kColumns + kGroupWarps - 1) / kGroupWarps;
 
 template <typename Args, typename T>
-struct TeamLaunch {
+struct GroupLaunch {
   Args args;
   RnnWeights<T> weights[kRecurrences];  // of recurrences first, first + 1, ...
   int64_t first;
   int64_t count;
-  int64_t first_team;  // of all slices by all these recurrences; slices with the longest sequences come first
-  TeamPlan plan;
-  uint32_t* arrived;  // [teams, kTeamCounter] how many blocks have published a step, all steps together
-  uint32_t* words;    // [teams][2][forward_words or backward_words]
+  int64_t first_group;  // of all slices by all these recurrences; slices with the longest sequences come first
+  GroupPlan plan;
+  uint32_t* arrived;  // [groups, kGroupCounter] how many blocks have published a step, all steps together
+  uint32_t* words;    // [groups][2][forward_words or backward_words]
 };
 
 template <typename Args, typename T>
-struct TeamPlace {
+struct GroupPlace {
   int64_t g;
   const RnnWeights<T>* weights;
   int first_row;
-  int rank;  // of the block within the team
+  int rank;  // of the block within the group
   uint32_t* arrived;
   uint32_t* words;
 
-  __device__ TeamPlace(const TeamLaunch<Args, T>& launch, int64_t words_of_buffer) {
+  __device__ GroupPlace(const GroupLaunch<Args, T>& launch, int64_t words_of_buffer) {
     const int64_t own = block_index() / launch.plan.blocks;
-    const int64_t team = launch.first_team + own;
+    const int64_t group = launch.first_group + own;
     rank = static_cast<int>(block_index() % launch.plan.blocks);
-    g = launch.first + team % launch.count;
-    weights = &launch.weights[team % launch.count];
-    first_row = static_cast<int>(team / launch.count) * launch.plan.rows;
-    arrived = launch.arrived + own * kTeamCounter;
+    g = launch.first + group % launch.count;
+    weights = &launch.weights[group % launch.count];
+    first_row = static_cast<int>(group / launch.count) * launch.plan.rows;
+    arrived = launch.arrived + own * kGroupCounter;
     words = launch.words + own * 2 * words_of_buffer;
   }
 };
 
-// All threads of a block: what they wrote for the team may be read by who waits for this.
+// All threads of a block: what they wrote for the group may be read by who waits for this.
 __device__ __forceinline__ void publish(uint32_t* arrived) {
   sync_threads();
   if (thread_index() == 0) count_arrival(arrived);
 }
 
-__device__ __forceinline__ void wait_for_team(const uint32_t* arrived, uint32_t count) {
+__device__ __forceinline__ void wait_for_group(const uint32_t* arrived, uint32_t count) {
   if (thread_index() == 0) wait_for_arrivals(arrived, count);
   sync_threads();
 }
 
 // Bytes that the launches of a plan need.
-inline size_t team_workspace(const TeamPlan& plan, int64_t words_of_buffer) {
+inline size_t group_workspace(const GroupPlan& plan, int64_t words_of_buffer) {
   // The counters on cache lines of their own.
-  return (static_cast<size_t>(plan.teams) * (kTeamCounter + 2 * static_cast<size_t>(words_of_buffer))) * 4;
+  return (static_cast<size_t>(plan.groups) * (kGroupCounter + 2 * static_cast<size_t>(words_of_buffer))) * 4;
 }
 
 // Splits the recurrences and the slices of the batch into launches, and calls run with each and its plan.
 template <typename Args, typename T, typename Run>
-void for_each_team_launch(const Args& args, const TeamPlan& plan, int64_t words_of_buffer, void* workspace,
-                          Stream stream, const Run& run) {
+void for_each_group_launch(const Args& args, const GroupPlan& plan, int64_t words_of_buffer, void* workspace,
+                           Stream stream, const Run& run) {
   const int64_t slices = (args.shape.batch + plan.rows - 1) / plan.rows;
   for (int64_t first = 0; first < args.shape.recurrences; first += kRecurrences) {
-    TeamLaunch<Args, T> launch{};
+    GroupLaunch<Args, T> launch{};
     launch.args = args;
     launch.args.weights = nullptr;
     launch.first = first;
@@ -94,15 +94,15 @@ void for_each_team_launch(const Args& args, const TeamPlan& plan, int64_t words_
     launch.count = left < kRecurrences ? left : kRecurrences;
     for (int64_t i = 0; i < launch.count; ++i) launch.weights[i] = args.weights[first + i];
     launch.arrived = static_cast<uint32_t*>(workspace);
-    launch.words = launch.arrived + plan.teams * kTeamCounter;
-    const int64_t teams = slices * launch.count;
-    for (launch.first_team = 0; launch.first_team < teams; launch.first_team += plan.teams) {
-      TeamPlan own = plan;
-      const int64_t here = teams - launch.first_team;
-      own.teams = here < plan.teams ? static_cast<int>(here) : plan.teams;
+    launch.words = launch.arrived + plan.groups * kGroupCounter;
+    const int64_t groups = slices * launch.count;
+    for (launch.first_group = 0; launch.first_group < groups; launch.first_group += plan.groups) {
+      GroupPlan own = plan;
+      const int64_t here = groups - launch.first_group;
+      own.groups = here < plan.groups ? static_cast<int>(here) : plan.groups;
       launch.plan = own;
       // Counters start at zero, and units that are not there are zeros too.
-      clear(workspace, team_workspace(plan, words_of_buffer), stream);
+      clear(workspace, group_workspace(plan, words_of_buffer), stream);
       run(launch, own);
     }
   }

@@ -43,24 +43,24 @@ __device__ __forceinline__ int part_index(int unit, int column, int row) {
 }
 
 // What the forward pass left of two neighbouring units at a token, but for c, and what comes from above.
-struct Kept {
+struct Reserve {
   uint32_t gates[4];
   uint32_t grad_output;
   int valid;  // how many of the two have a token here
 };
 
 template <typename T>
-__device__ __forceinline__ void load_kept(Kept& kept, const RnnBackward<T>& args, int64_t g, int64_t token,
-                                          int64_t unit, int valid, bool aligned) {
+__device__ __forceinline__ void load_reserve(Reserve& reserve, const RnnBackward<T>& args, int64_t g, int64_t token,
+                                             int64_t unit, int valid, bool aligned) {
   const RnnShape& shape = args.shape;
   const int64_t H = shape.hidden_size;
-  kept.valid = valid;
+  reserve.valid = valid;
 #pragma unroll
   for (int q = 0; q < 4; ++q) {
-    kept.gates[q] = load_pair(args.gates + ((g * shape.tokens + token) * 4 + q) * H + unit, valid, aligned);
+    reserve.gates[q] = load_pair(args.gates + ((g * shape.tokens + token) * 4 + q) * H + unit, valid, aligned);
   }
   const int above = args.grad_output != nullptr ? valid : 0;
-  kept.grad_output = load_pair(args.grad_output + (token * shape.recurrences + g) * H + unit, above, aligned);
+  reserve.grad_output = load_pair(args.grad_output + (token * shape.recurrences + g) * H + unit, above, aligned);
 }
 
 // c of two neighbouring units after a step; c0 where they have no token there.
@@ -76,20 +76,20 @@ __device__ __forceinline__ void load_cells(float (&cells)[2], const RnnBackward<
 // before it. grad_h is of h after the step but for grad_output; grad_c is of c after the step, and becomes that of c
 // before it.
 template <typename T>
-__device__ __forceinline__ void gate_gradients(uint32_t (&pairs)[4], const Kept& kept, const float (&c)[2],
+__device__ __forceinline__ void gate_gradients(uint32_t (&pairs)[4], const Reserve& reserve, const float (&c)[2],
                                                const float (&c_before)[2], const float (&grad_h)[2],
                                                float (&grad_c)[2]) {
   float grads[4][2] = {};
 #pragma unroll
   for (int e = 0; e < 2; ++e) {
-    if (e >= kept.valid) continue;
-    const auto gate = [&](int q) { return e == 0 ? first_of<T>(kept.gates[q]) : second_of<T>(kept.gates[q]); };
+    if (e >= reserve.valid) continue;
+    const auto gate = [&](int q) { return e == 0 ? first_of<T>(reserve.gates[q]) : second_of<T>(reserve.gates[q]); };
     const float i = gate(0);
     const float f = gate(1);
     const float g = gate(2);
     const float o = gate(3);
     const float tanh_c = hyperbolic_tangent(c[e]);
-    const float above = e == 0 ? first_of<T>(kept.grad_output) : second_of<T>(kept.grad_output);
+    const float above = e == 0 ? first_of<T>(reserve.grad_output) : second_of<T>(reserve.grad_output);
     const float of_h = grad_h[e] + above;
     const float of_c = grad_c[e] + of_h * o * (1.0F - tanh_c * tanh_c);
     grads[0][e] = of_c * g * i * (1.0F - i);

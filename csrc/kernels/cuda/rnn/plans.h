@@ -17,16 +17,16 @@ void run_forward(const RnnForward<T>& args, const Plan& plan, Stream stream);
 template <typename T>
 void run_backward(const RnnBackward<T>& args, const Plan& plan, Stream stream);
 
-// The same by teams of blocks: how many blocks of the kernel for so many rows run at the same time.
+// The same by groups of blocks: how many blocks of the kernel for so many rows run at the same time.
 template <typename T>
 int forward_blocks_at_once(int rows);
 template <typename T>
 int backward_blocks_at_once(int rows);
 
 template <typename T>
-void run_forward(const RnnForward<T>& args, const TeamPlan& plan, void* workspace, Stream stream);
+void run_forward(const RnnForward<T>& args, const GroupPlan& plan, void* workspace, Stream stream);
 template <typename T>
-void run_backward(const RnnBackward<T>& args, const TeamPlan& plan, void* workspace, Stream stream);
+void run_backward(const RnnBackward<T>& args, const GroupPlan& plan, void* workspace, Stream stream);
 
 template <>
 int forward_clusters_at_once<float>(const Plan& plan);

@@ -7,22 +7,22 @@ template <typename T>
 struct Step {
   RnnStepBackward<T> args;
   int64_t step;
-  int64_t kept;       // blocks of H numbers that a token keeps
+  int64_t reserve;    // blocks of H numbers that a token keeps
   int64_t gradients;  // blocks of H numbers of its gradient
 };
 
 // The gradient of h as it left the step before, but for what came from above: what passed beside the product with W_hh,
 // and what came through it.
 template <typename T>
-__device__ __forceinline__ Real<T> gradient_of_h(const RnnStepBackward<T>& args, int64_t state, int64_t product) {
-  const Real<T> through = args.product[product];
+__device__ __forceinline__ Accum<T> gradient_of_h(const RnnStepBackward<T>& args, int64_t state, int64_t product) {
+  const Accum<T> through = args.product[product];
   const bool drops = args.masks.dropout != nullptr;
-  return args.grad_h[state] + (drops ? through * to_real(args.masks.dropout[state]) : through);
+  return args.grad_h[state] + (drops ? through * to_accum(args.masks.dropout[state]) : through);
 }
 
 template <typename T, typename Cell, bool kNormalised>
 __global__ void __launch_bounds__(kStepThreads) backward(const __grid_constant__ Step<T> launched) {
-  using R = Real<T>;
+  using R = Accum<T>;
   constexpr int kGates = Cell::kGates;
   const RnnStepBackward<T>& args = launched.args;
   const RnnMasks<T>& masks = args.masks;
@@ -33,21 +33,22 @@ __global__ void __launch_bounds__(kStepThreads) backward(const __grid_constant__
   const int64_t width = place.recurrence * H;
   const int64_t output = place.token * G * H + width;
   const int64_t of_token = place.recurrence * args.at.tokens + place.token;
-  const T* const kept = args.gates + of_token * launched.kept * H;
+  const T* const reserve = args.gates + of_token * launched.reserve * H;
   T* const grads = args.grad_gates + (place.token * G + place.recurrence) * launched.gradients * H;
 
   const auto values_of = [&](int64_t unit, R(&values)[Cell::kValues]) {
     if constexpr (kKeepsCandidate<Cell>) {
       const bool zoned = masks.zoneout_h != nullptr;
-      values[0] = to_real(zoned ? kept[kKeptCandidate<Cell, kNormalised> * H + unit] : args.output[output + unit]);
+      values[0] =
+          to_accum(zoned ? reserve[kReserveCandidate<Cell, kNormalised> * H + unit] : args.output[output + unit]);
     } else {
 #pragma unroll
-      for (int i = 0; i < Cell::kValues; ++i) values[i] = to_real(kept[i * H + unit]);
+      for (int i = 0; i < Cell::kValues; ++i) values[i] = to_accum(reserve[i * H + unit]);
     }
   };
   const auto h_before = [&](int64_t unit) {
     if (place.before < 0) return real_or_zero(args.h0, place.state * H + unit);
-    return to_real(args.output[place.before * G * H + width + unit]);
+    return to_accum(args.output[place.before * G * H + width + unit]);
   };
   const auto c_before = [&](int64_t unit) {
     if (place.before < 0) return real_or_zero(args.c0, place.state * H + unit);
@@ -84,7 +85,7 @@ __global__ void __launch_bounds__(kStepThreads) backward(const __grid_constant__
     return Cell::cell(values, c_before(unit));
   };
   const auto squashed_normal = [&](int64_t unit, R normal) {
-    const R sum = to_real(args.norm.g_c[width + unit]) * normal + real_or_zero(args.norm.b_c, width + unit);
+    const R sum = to_accum(args.norm.g_c[width + unit]) * normal + real_or_zero(args.norm.b_c, width + unit);
     return exact_hyperbolic_tangent(sum);
   };
   if constexpr (kNormalised && Cell::kHasCell) {
@@ -94,10 +95,10 @@ __global__ void __launch_bounds__(kStepThreads) backward(const __grid_constant__
     for (int64_t unit = thread_index(); unit < H; unit += block_threads()) {
       const R normal = of_c.normalised(candidate(unit));
       const R squashed = squashed_normal(unit, normal);
-      const R dy = above(unit).dh * to_real(kept[3 * H + unit]) * slope_of_tanh(squashed);
-      const R u = dy * to_real(args.norm.g_c[width + unit]);
-      grads[(Cell::kGradients + 2 * kGates) * H + unit] = from_real<T>(dy * normal);
-      grads[(Cell::kGradients + 2 * kGates + 1) * H + unit] = from_real<T>(dy);
+      const R dy = above(unit).dh * to_accum(reserve[3 * H + unit]) * slope_of_tanh(squashed);
+      const R u = dy * to_accum(args.norm.g_c[width + unit]);
+      grads[(Cell::kGradients + 2 * kGates) * H + unit] = from_accum<T>(dy * normal);
+      grads[(Cell::kGradients + 2 * kGates + 1) * H + unit] = from_accum<T>(dy);
       sum += u;
       product += u * normal;
     }
@@ -118,7 +119,7 @@ __global__ void __launch_bounds__(kStepThreads) backward(const __grid_constant__
       if constexpr (kNormalised) {
         const R normal = of_c.normalised(Cell::cell(values, of_unit.c_before));
         of_unit.squashed = squashed_normal(unit, normal);
-        const R u = shares.dh * o * slope_of_tanh(of_unit.squashed) * to_real(args.norm.g_c[width + unit]);
+        const R u = shares.dh * o * slope_of_tanh(of_unit.squashed) * to_accum(args.norm.g_c[width + unit]);
         of_unit.dc += of_c.gradient(u, normal, mean_of_u, mean_of_product);
       } else {
         const bool zoned = masks.zoneout_c != nullptr;
@@ -130,14 +131,14 @@ __global__ void __launch_bounds__(kStepThreads) backward(const __grid_constant__
     }
     args.grad_h[state] = Cell::carried(values, shares.dh) + shares.beside_h;
     if (args.before != nullptr) {
-      const R factor = masks.dropout != nullptr ? to_real(masks.dropout[state]) : R(1);
-      args.before[output + unit] = from_real<T>(of_unit.h_before * factor);
+      const R factor = masks.dropout != nullptr ? to_accum(masks.dropout[state]) : R(1);
+      args.before[output + unit] = from_accum<T>(of_unit.h_before * factor);
     }
     R of_gates[Cell::kGradients];
     Cell::gradients(values, of_unit, of_gates);
 #pragma unroll
     for (int i = 0; i < Cell::kGradients; ++i) {
-      const T rounded = from_real<T>(of_gates[i]);
+      const T rounded = from_accum<T>(of_gates[i]);
       grads[i * H + unit] = rounded;
       if (!kNormalised && i >= Cell::kFirstHidden) operand[(i - Cell::kFirstHidden) * H + unit] = rounded;
     }
@@ -145,30 +146,30 @@ __global__ void __launch_bounds__(kStepThreads) backward(const __grid_constant__
 
   if constexpr (kNormalised) {
     // With u = g da for a normalised sum: dg = da normal, and the sum's gradient follows from u.
-    const T* const sums = kept + kKeptSums<Cell> * H;
+    const T* const sums = reserve + kReserveSums<Cell> * H;
     const T* const of_gates = grads + Cell::kFirstHidden * H;
     T* const of_sums = grads + Cell::kGradients * H;
     T* const of_gain = of_sums + kGates * H;
     const T* const gain = args.norm.g_hh + place.recurrence * kGates * H;
     const int64_t numbers = kGates * H;
     sync_threads();  // gradients of other threads are read
-    const Moments<R> moments = moments_of<R>(numbers, [&](int64_t k) { return to_real(sums[k]); });
+    const Moments<R> moments = moments_of<R>(numbers, [&](int64_t k) { return to_accum(sums[k]); });
     R sum = 0;
     R product = 0;
     for (int64_t k = thread_index(); k < numbers; k += block_threads()) {
-      const R normal = moments.normalised(to_real(sums[k]));
-      const R da = to_real(of_gates[k]);
-      const R u = da * to_real(gain[k]);
-      of_gain[k] = from_real<T>(da * normal);
+      const R normal = moments.normalised(to_accum(sums[k]));
+      const R da = to_accum(of_gates[k]);
+      const R u = da * to_accum(gain[k]);
+      of_gain[k] = from_accum<T>(da * normal);
       sum += u;
       product += u * normal;
     }
     const R mean = sum_over_block(sum) / static_cast<R>(numbers);
     const R slope = sum_over_block(product) / static_cast<R>(numbers);
     for (int64_t k = thread_index(); k < numbers; k += block_threads()) {
-      const R normal = moments.normalised(to_real(sums[k]));
-      const R u = to_real(of_gates[k]) * to_real(gain[k]);
-      const T rounded = from_real<T>(moments.gradient(u, normal, mean, slope));
+      const R normal = moments.normalised(to_accum(sums[k]));
+      const R u = to_accum(of_gates[k]) * to_accum(gain[k]);
+      const T rounded = from_accum<T>(moments.gradient(u, normal, mean, slope));
       of_sums[k] = rounded;
       operand[k] = rounded;
     }
@@ -188,7 +189,7 @@ __global__ void initial_gradient(const __grid_constant__ Initial<T> launched) {
   const int64_t stride = block_count() * block_threads();
   for (int64_t k = block_index() * block_threads() + thread_index(); k < at.count * at.batch * at.hidden_size;
        k += stride) {
-    launched.grad_h0[first + k] = from_real<T>(gradient_of_h(launched.args, first + k, k));
+    launched.grad_h0[first + k] = from_accum<T>(gradient_of_h(launched.args, first + k, k));
   }
 }
 
@@ -199,7 +200,7 @@ void rnn_step_backward(const RnnStepBackward<T>& args, int64_t step, void* strea
   with_cell(args.at.cell, [&]<typename Cell, bool kNormalised>() {
     const CellSizes& sizes = sizes_of(args.at.cell);
     launch(backward<T, Cell, kNormalised>, grid_of_step(args.at), static_cast<Stream>(stream),
-           Step<T>{args, step, sizes.kept_with(args.masks.zoneout_h != nullptr), sizes.gradients});
+           Step<T>{args, step, sizes.reserve_with(args.masks.zoneout_h != nullptr), sizes.gradients});
   });
 }
 

@@ -88,8 +88,8 @@ __device__ __forceinline__ R mixed(R d, R before, R now) {
 }
 
 template <typename T>
-__device__ __forceinline__ Real<T> real_or_zero(const T* from, int64_t at) {
-  return from == nullptr ? Real<T>(0) : to_real(from[at]);
+__device__ __forceinline__ Accum<T> real_or_zero(const T* from, int64_t at) {
+  return from == nullptr ? Accum<T>(0) : to_accum(from[at]);
 }
 
 // Of the value: 1 - value^2, which near 1 would be the square's rounding error.
@@ -100,12 +100,12 @@ __device__ __forceinline__ R slope_of_tanh(R value) {
 
 // For the backward pass; never infinite in float16, whose largest number a sum may exceed where its cell is finite.
 template <typename T>
-__device__ __forceinline__ T to_keep(Real<T> x) {
+__device__ __forceinline__ T to_keep(Accum<T> x) {
   if constexpr (std::is_same_v<T, Float16>) {
     constexpr float kLargest = 65504.0F;
-    return from_real<T>(x > kLargest ? kLargest : x < -kLargest ? -kLargest : x);
+    return from_accum<T>(x > kLargest ? kLargest : x < -kLargest ? -kLargest : x);
   } else {
-    return from_real<T>(x);
+    return from_accum<T>(x);
   }
 }
 
@@ -124,8 +124,8 @@ struct Unit {
 
 struct LstmCell {
   static constexpr int kGates = 4;
-  static constexpr int kValues = 4;  // i, f, g, o
-  static constexpr int kKept = 4;    // of the values
+  static constexpr int kValues = 4;   // i, f, g, o
+  static constexpr int kReserve = 4;  // of the values
   static constexpr int kGradients = 4;
   static constexpr int kFirstHidden = 0;  // the first of the gradients that W_hh has a part in
   static constexpr bool kHasCell = true;
@@ -162,7 +162,7 @@ struct LstmCell {
 struct GruCell {
   static constexpr int kGates = 3;
   static constexpr int kValues = 4;  // r, z, n, and n's part of h
-  static constexpr int kKept = 4;
+  static constexpr int kReserve = 4;
   static constexpr int kGradients = 4;
   static constexpr int kFirstHidden = 1;
   static constexpr bool kHasCell = false;
@@ -201,7 +201,7 @@ template <bool kRelu>
 struct ElmanCell {
   static constexpr int kGates = 1;
   static constexpr int kValues = 1;  // h itself, which is the output, but for zoneout
-  static constexpr int kKept = 0;
+  static constexpr int kReserve = 0;
   static constexpr int kGradients = 1;
   static constexpr int kFirstHidden = 0;
   static constexpr bool kHasCell = false;
@@ -263,11 +263,11 @@ void with_cell(Cell cell, const Body& body) {
 // Blocks of H numbers of a token, from where on: W_hh h_{t-1} of a normalised cell, and of a plain recurrent cell under
 // zoneout what it computed.
 template <typename Cell>
-constexpr int kKeptSums = Cell::kKept;
+constexpr int kReserveSums = Cell::kReserve;
 template <typename Cell, bool kNormalised>
-constexpr int kKeptCandidate = Cell::kKept + (kNormalised ? Cell::kGates : 0);
+constexpr int kReserveCandidate = Cell::kReserve + (kNormalised ? Cell::kGates : 0);
 template <typename Cell>
-constexpr bool kKeepsCandidate = Cell::kKept == 0;
+constexpr bool kKeepsCandidate = Cell::kReserve == 0;
 
 static_assert(kAsInTable<LstmCell, Cell::lstm> && kAsInTable<GruCell, Cell::gru> &&
               kAsInTable<ElmanCell<false>, Cell::rnn_tanh> && kAsInTable<ElmanCell<true>, Cell::rnn_relu>);

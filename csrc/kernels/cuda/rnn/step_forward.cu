@@ -7,12 +7,12 @@ template <typename T>
 struct Step {
   RnnStepForward<T> args;
   int64_t step;
-  int64_t kept;  // blocks of H numbers that a token keeps
+  int64_t reserve;  // blocks of H numbers that a token keeps
 };
 
 template <typename T, typename Cell, bool kNormalised>
 __global__ void __launch_bounds__(kStepThreads) forward(const __grid_constant__ Step<T> launched) {
-  using R = Real<T>;
+  using R = Accum<T>;
   constexpr int kGates = Cell::kGates;
   const RnnStepForward<T>& args = launched.args;
   const int64_t H = args.at.hidden_size;
@@ -23,28 +23,28 @@ __global__ void __launch_bounds__(kStepThreads) forward(const __grid_constant__ 
   R* const sums = args.sums + place.row * kGates * H;
   const int64_t of_recurrence = place.recurrence * kGates * H;
   const int64_t of_token = place.recurrence * args.at.tokens + place.token;
-  T* const kept = args.gates == nullptr ? nullptr : args.gates + of_token * launched.kept * H;
+  T* const reserve = args.gates == nullptr ? nullptr : args.gates + of_token * launched.reserve * H;
 
   const auto give = [&](int64_t unit, const R(&values)[Cell::kValues], R squashed, R c_before, R c) {
     const int64_t state = place.state * H + unit;
-    const R h_before = to_real(args.h[state]);
+    const R h_before = to_accum(args.h[state]);
     R h = Cell::hidden(values, squashed, h_before);
     if (args.masks.zoneout_h != nullptr) {
-      if (kKeepsCandidate<Cell> && kept != nullptr)
-        kept[kKeptCandidate<Cell, kNormalised> * H + unit] = from_real<T>(h);
+      if (kKeepsCandidate<Cell> && reserve != nullptr)
+        reserve[kReserveCandidate<Cell, kNormalised> * H + unit] = from_accum<T>(h);
       const int64_t at = place.token * args.masks.zoneout_h_stride + place.recurrence * H + unit;
-      h = mixed(to_real(args.masks.zoneout_h[at]), h_before, h);
+      h = mixed(to_accum(args.masks.zoneout_h[at]), h_before, h);
     }
-    const T rounded = from_real<T>(h);
+    const T rounded = from_accum<T>(h);
     args.h[state] = rounded;
     args.output[output + unit] = rounded;
     if (args.operand != nullptr) {
-      args.operand[state] = from_real<T>(to_real(rounded) * to_real(args.masks.dropout[state]));
+      args.operand[state] = from_accum<T>(to_accum(rounded) * to_accum(args.masks.dropout[state]));
     }
     if constexpr (Cell::kHasCell) {
       if (args.masks.zoneout_c != nullptr) {
         const int64_t at = place.token * args.masks.zoneout_c_stride + place.recurrence * H + unit;
-        c = mixed(to_real(args.masks.zoneout_c[at]), c_before, c);
+        c = mixed(to_accum(args.masks.zoneout_c[at]), c_before, c);
       }
       args.c[state] = c;
       if (args.cells != nullptr) args.cells[of_token * H + unit] = c;
@@ -61,17 +61,17 @@ __global__ void __launch_bounds__(kStepThreads) forward(const __grid_constant__ 
       const int64_t k = gate * H + unit;
       q[gate] = sums[k];
       if constexpr (kNormalised) {
-        if (kept != nullptr) kept[kKeptSums<Cell> * H + k] = to_keep<T>(q[gate]);
-        q[gate] = to_real(args.norm.g_hh[of_recurrence + k]) * of_sums.normalised(q[gate]);
+        if (reserve != nullptr) reserve[kReserveSums<Cell> * H + k] = to_keep<T>(q[gate]);
+        q[gate] = to_accum(args.norm.g_hh[of_recurrence + k]) * of_sums.normalised(q[gate]);
       }
       x[gate] = projected[k] + real_or_zero(args.b_ih, of_recurrence + k);
       q[gate] += real_or_zero(args.b_hh, of_recurrence + k);
     }
     R values[Cell::kValues];
     Cell::values(x, q, values);
-    if (kept != nullptr) {
+    if (reserve != nullptr) {
 #pragma unroll
-      for (int i = 0; i < Cell::kKept; ++i) kept[i * H + unit] = to_keep<T>(values[i]);
+      for (int i = 0; i < Cell::kReserve; ++i) reserve[i * H + unit] = to_keep<T>(values[i]);
     }
     if constexpr (!Cell::kHasCell) {
       give(unit, values, R(0), R(0), R(0));
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kStepThreads) forward(const __grid_constant__ 
       const int64_t k = place.recurrence * H + unit;
       const R c = sums[unit];
       const R values[4] = {0, 0, 0, sums[H + unit]};
-      const R normal = to_real(args.norm.g_c[k]) * of_c.normalised(c) + real_or_zero(args.norm.b_c, k);
+      const R normal = to_accum(args.norm.g_c[k]) * of_c.normalised(c) + real_or_zero(args.norm.b_c, k);
       give(unit, values, exact_hyperbolic_tangent(normal), args.c[place.state * H + unit], c);
     }
   }
@@ -104,9 +104,9 @@ __global__ void __launch_bounds__(kStepThreads) forward(const __grid_constant__ 
 template <typename T>
 void rnn_step_forward(const RnnStepForward<T>& args, int64_t step, void* stream) {
   with_cell(args.at.cell, [&]<typename Cell, bool kNormalised>() {
-    const int64_t kept = sizes_of(args.at.cell).kept_with(args.masks.zoneout_h != nullptr);
+    const int64_t reserve = sizes_of(args.at.cell).reserve_with(args.masks.zoneout_h != nullptr);
     launch(forward<T, Cell, kNormalised>, grid_of_step(args.at), static_cast<Stream>(stream),
-           Step<T>{args, step, kept});
+           Step<T>{args, step, reserve});
   });
 }
 

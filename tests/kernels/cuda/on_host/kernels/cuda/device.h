@@ -81,7 +81,7 @@ T from_float(float x) {
 }
 
 template <typename T>
-Real<T> to_real(T x) {
+Accum<T> to_accum(T x) {
   if constexpr (std::is_same_v<T, double>) {
     return x;
   } else {
@@ -89,7 +89,7 @@ Real<T> to_real(T x) {
   }
 }
 template <typename T>
-T from_real(Real<T> x) {
+T from_accum(Accum<T> x) {
   if constexpr (std::is_same_v<T, double>) {
     return x;
   } else {

@@ -1,0 +1,148 @@
+"""A run from its beginning, or from where it stopped, to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from pymtl.training import building
+from pymtl.training.backends import Backend
+from pymtl.training.config import Config
+from pymtl.training.data import Record
+from pymtl.training.errors import ConfigError, RunError
+from pymtl.training.plots import training_curves
+from pymtl.training.run import Run
+from pymtl.training.trainer import Progress, Trainer, test_scores
+from pymtl.training.vocabulary import Vocabulary
+from pymtl.training.warm_start import freeze, warm_start
+
+Sets = Mapping[str, Sequence[Record]]  # the records of each data set
+
+
+class Screen(Progress, Protocol):
+    """Where a person sees how far training is, and what else there is to say."""
+
+    best: float  # the best selection score so far
+
+    def say(self, *lines: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """What to train, and where.
+
+    ``backend_name`` is as ``--backend``; ``device`` is "cpu" or "cuda".
+    """
+
+    run: Run
+    config: Config
+    vocabulary: Vocabulary
+    backend_name: str
+    device: str = "cpu"
+
+    def fit(self, sets: tuple[Sets, Sets, Sets], resume: bool, screen: Screen) -> dict[str, float] | None:
+        """Trains (or resumes) the run to its end and returns its scores on the test sets, if there are some.
+
+        Args:
+            sets: to train on, to validate and to test.
+            resume: go on from the run's last state.
+            screen: where to show it.
+
+        Raises:
+            ConfigError: the model cannot be built.
+        """
+        train, valid, test = sets
+        torch.manual_seed(self.config.seed)
+        try:
+            backend = Backend(self.backend_name, self.config, self.vocabulary)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"model: {error}") from None
+        lines = self._given_weights(backend, resume)
+        trainer = Trainer(self.run, self.config, self.vocabulary, backend, train, valid, screen, self.device)
+        main = trainer.accelerator.is_main_process
+        if resume:
+            trainer.resume()
+            screen.best = max((epoch["selection"] for epoch in trainer.epochs), default=screen.best)
+        elif main:
+            # An earlier run goes only when this one can begin.
+            self.run.create(self.config, self.vocabulary, self.backend_name)
+        if main:
+            screen.say(self._described(trainer, backend, train, valid), *lines)
+        self._to_the_end(trainer, screen)
+        if not main:
+            return None
+        self.run.save_figure("curves.png", training_curves(trainer.epochs))
+        if not test:
+            return None
+        best, _, _ = self.run.load_backend()
+        scores = test_scores(best.to(trainer.accelerator.device), test, self.config, self.vocabulary)
+        self.run.write_json("test.json", scores)
+        return scores
+
+    def _given_weights(self, backend: Backend, resume: bool) -> list[str]:
+        """Takes word vectors and another run's weights, as the configuration asks; what was taken, in words."""
+        config, lines = self.config, []
+        if config.model.vectors is not None:
+            count = building.load_vectors(backend.model, config, self.vocabulary)
+            known = len(self.vocabulary.tokens)
+            lines.append(f"{count:,} of {known:,} tokens have vectors in {config.model.vectors}")
+            if config.model.freeze_vectors:
+                building.word_embedding(backend.model.embedding).weight.requires_grad_(False)
+        if config.warm_start is not None and resume:
+            freeze(backend.model, config)
+        elif config.warm_start is not None:
+            taken = warm_start(backend.model, config, self.vocabulary)
+            state = "frozen" if config.warm_start.freeze else "to be trained on"
+            lines.append(f"{len(taken)} parameters taken from {config.warm_start.run}, {state}")
+        return lines
+
+    def _described(self, trainer: Trainer, backend: Backend, train: Sets, valid: Sets) -> str:
+        parameters = sum(p.numel() for p in backend.model.parameters())
+        counts = [sum(map(len, records.values())) for records in (train, valid)]
+        processes = trainer.accelerator.num_processes
+        there = trainer.accelerator.device
+        where = f"{torch.get_num_threads()} threads" if there.type == "cpu" else torch.cuda.get_device_name(there)
+        return (
+            f"{self.run.folder.name}: {counts[0]:,} sentences to train on, {counts[1]:,} to validate, "
+            f"{len(self.vocabulary.tokens):,} tokens, {parameters:,} parameters, {where}"
+            f"{f', {processes} processes' if processes > 1 else ''}, backend {self.backend_name}"
+        )
+
+    def _to_the_end(self, trainer: Trainer, screen: Screen) -> None:
+        # Adam's means of gradients decay, for a word that does not come, into numbers too small for fast arithmetic.
+        torch.set_flush_denormal(True)
+        try:
+            trainer.fit()
+        except KeyboardInterrupt:
+            done = len(trainer.epochs)
+            saved = f"--resume goes on; {self.run.folder} holds the best so far" if done else "nothing is saved yet"
+            saved = "--resume goes on within the first" if not done and self.run.exists() else saved
+            screen.say(f"\ninterrupted after {done} epochs: {saved}")
+            raise
+        finally:
+            torch.set_flush_denormal(False)
+            trainer.close()
+
+
+def vocabulary_to_resume(run: Run, config: Config, backend_name: str) -> Vocabulary:
+    """The vocabulary of the run to resume.
+
+    Raises:
+        RunError: it is of another configuration or backend.
+    """
+    saved, vocabulary, trained_with = run.load()
+    if trained_with != backend_name:
+        raise RunError(f"{run.folder}: was trained with --backend {trained_with}, not {backend_name}")
+
+    def fixed(c: Config) -> dict[str, Any]:
+        changeable = ("epochs", "patience", "learning_rate", "checkpoint_steps", "tensorboard", "clip_norm")
+        training = {f"training.{name}": value for name, value in vars(c.training).items() if name not in changeable}
+        return {name: value for name, value in vars(c).items() if name != "training"} | training
+
+    if fixed(saved) != fixed(config):
+        differing = [name for name in fixed(config) if fixed(saved)[name] != fixed(config)[name]]
+        raise RunError(f"{run.folder}: was trained with another configuration: {', '.join(differing)}")
+    return vocabulary
