@@ -1,6 +1,7 @@
 # Everything a clone needs: each target makes the environment and the build it stands on.
 #   make demo    train the joint intent and slot model on SNIPS and compare its speed with plain PyTorch
-#   make test    all tests          make test-asan  the kernels' tests under the sanitizers
+#   make test    all tests          make check      those of a daily change
+#   make test-asan  the kernels' tests under the sanitizers
 #   make bench   the benchmarks     make wheel      a wheel, tried in a fresh environment
 #   make test-cuda, make bench-cuda    the tests that need a GPU, and the benchmarks on one
 #   make gpu-check   what benchmarks/gpu_check.py needs on a machine with a GPU where nothing can be built
@@ -17,7 +18,7 @@ CXX_FILES := $(wildcard $(foreach folder,csrc/* csrc/*/* csrc/*/*/* tests/kernel
   tests/kernels/*/*/*/*,$(folder)/*.h $(folder)/*.cpp $(folder)/*.cu))
 TOOLS := cmake ninja
 
-.PHONY: demo test test-kernels test-asan gpu gpu-check test-cuda sanitize-cuda bench bench-avx2 bench-cuda wheel docs lint format clean install
+.PHONY: demo test check test-kernels test-asan gpu gpu-check test-cuda sanitize-cuda bench bench-avx2 bench-cuda wheel docs lint format clean install
 
 demo: install
 	$(BIN)/pymtl train examples/snips/snips.toml --run runs/snips --overwrite
@@ -28,6 +29,13 @@ demo: install
 test: install test-kernels
 	PYMTL_CUDA_ON_HOST=$(CURDIR)/build/kernels/tests/kernels/libpymtl_ops_cuda_on_host.so \
 	  $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+
+# What a change of a day breaks first: layers, ops, modules, models and configurations.
+CHECKED := test_structure.py ops/test_rnn_errors.py ops/test_heads.py ops/test_packing.py ops/test_pooling.py \
+  ops/test_joint_loss.py ops/test_crf.py recurrent/test_route.py recurrent/test_lstm.py recurrent/test_freezing.py \
+  models/test_models.py training/test_kinds.py training/test_config.py
+check: install
+	$(BIN)/pytest -n auto --dist loadfile $(addprefix tests/,$(CHECKED))
 
 # With torch, so that the ops that call the CUDA kernels can be tried on the CPU.
 test-kernels: $(VENV)/.tools $(VENV)/.torch

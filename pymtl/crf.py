@@ -50,7 +50,7 @@ class CRF(nn.Module):
         self.start_transitions = nn.Parameter(torch.empty(num_tags))
         self.end_transitions = nn.Parameter(torch.empty(num_tags))
         self.transitions = nn.Parameter(torch.empty(num_tags, num_tags))
-        # What the labels say, not what training found: no part of the state, and made where it is needed.
+        # Follows from the labels alone, so it is not in the state_dict; computed once for each device that needs it.
         self._forbidden: dict[torch.device, tuple[Tensor, Tensor]] = {}
         self.reset_parameters()
 
@@ -87,8 +87,9 @@ class CRF(nn.Module):
         Args:
             emissions: padded [T, B, C] ([B, T, C] if ``batch_first``), or a PackedSequence.
             tags: int64, padded [T, B] ([B, T]) or packed like the emissions; not read at padding.
-            lengths: of padded sequences; None if all are T long. On a GPU they may be there too, which spares waiting
-                for them: then they are not checked, but cut to 0 and T, and a sequence of length 0 gives 0.
+            lengths: of padded sequences; None if all are T long. With emissions on a GPU they may be on that GPU too,
+                so that the call does not wait for them: they are then clamped to 0 and T rather than checked, and a
+                sequence of length 0 gives 0.
 
         Returns:
             [B] in the batch's order.
@@ -207,9 +208,9 @@ class CRFLoss(SequenceLoss):
 
     Args:
         crf: its parameters belong to the head.
-        ignore_index: the tag that means there is no label: at padding, of every token of a sentence, which then
-            contributes nothing, or in a packed batch of some of its tokens: then the likelihood is of all paths
-            through the tags there are (Tsuboi et al. 2008, "Training Conditional Random Fields Using Incomplete
+        ignore_index: the tag that means there is no label. It stands at padding. A sentence whose tokens all have it
+            contributes nothing. In a packed batch some tokens of a sentence may have it: the likelihood is then that of
+            all paths through the given tags (Tsuboi et al. 2008, "Training Conditional Random Fields Using Incomplete
             Annotations", equation 3).
     """
 
@@ -223,10 +224,10 @@ class CRFLoss(SequenceLoss):
         Raises:
             TypeError, ValueError: the layouts differ, or a padded sentence has tags for some of its tokens only,
                 which then do not tell its length.
-            IndexError: a tag is out of range. On a GPU this and tags of some tokens only are found late: the loss of
-                padded sentences is NaN, and a later :class:`pymtl.JointLoss` raises the error, or
-                :func:`pymtl.ops.raise_late_errors`. Packed sentences, of which some tokens may have no tag, are waited
-                for.
+            IndexError: a tag is out of range. For padded sentences on a GPU, this error and the one about tags for some
+                tokens only come late: the loss is NaN, and a later :class:`pymtl.JointLoss` or
+                :func:`pymtl.ops.raise_late_errors` raises the error. For packed sentences the call waits for the GPU,
+                since some of their tokens may have no tag.
         """
         data, order, flat = self._packed(emissions, tags)
         if not isinstance(tags, PackedSequence) and has_cuda(tags):

@@ -1,4 +1,4 @@
-"""What one may and may not take a module for."""
+"""Whether a module does only what its class says, and which names a module may have."""
 
 from __future__ import annotations
 

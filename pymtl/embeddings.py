@@ -66,8 +66,8 @@ class CharacterLSTM(nn.Module):
         self.out_features = 2 * hidden_size
 
     def forward(self, characters: Tensor) -> Tensor:
-        """[N, 2H] of words [N, W], character ids filled up with 0; a word of none counts as one unknown character."""
-        # A program for batches of any size is not to ask for this one's.
+        """The features [N, 2H] of words [N, W], character ids padded with 0; an empty word counts as one character."""
+        # A graph compiled for any batch size must not branch on the size of this batch.
         if not torch.compiler.is_compiling() and characters.shape[0] == 0:
             return self.embedding.weight.new_zeros(0, self.out_features)
         if characters.shape[1] == 0:
@@ -115,8 +115,8 @@ class CharacterCNN(nn.Module):
         self.out_features = filters * len(kernel_sizes)
 
     def forward(self, characters: Tensor) -> Tensor:
-        """[N, filters * widths] of words [N, W], character ids filled up with 0."""
-        # A program for batches of any size is not to ask for this one's.
+        """The features [N, filters * widths] of words [N, W], character ids padded with 0."""
+        # A graph compiled for any batch size must not branch on the size of this batch.
         if not torch.compiler.is_compiling() and characters.shape[0] == 0:
             return self.embedding.weight.new_zeros(0, self.out_features)
         if characters.shape[1] == 0:
@@ -135,9 +135,9 @@ class CharacterCNN(nn.Module):
 
 
 def _distinct(words: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The different rows of [N, W], and which of them each row is: a text says many words again and again.
+    """The distinct rows of [N, W], and for each row the index of its distinct row: a text repeats many words.
 
-    None where a program for batches of any size is traced: all rows then.
+    While a compiler traces the call: all rows, and None for the indices.
     """
     if torch.compiler.is_compiling():
         return words, None

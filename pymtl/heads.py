@@ -31,9 +31,10 @@ class Reads:
         skip: the embedded tokens too, ``o_t = g(W_ho h_t + W_xo x_t)``: a connection from the input to the head past
             the recurrence (Graves 2013, "Generating Sequences With Recurrent Neural Networks", section 2). A head of
             sequences reads their maximum if it pools by ``"max"``, else their mean.
-        after: a task of classes, whose probabilities are embedded and read: label embedding, as in hierarchical models
-            (Hashimoto et al. 2017, "A Joint Many-Task Model", equation 4). A token reads its own or its sequence's, a
-            sequence the mean of its tokens'.
+        after: another task of classes or tags. The head also reads an embedding of that task's class probabilities:
+            label embedding, as in hierarchical models (Hashimoto et al. 2017, "A Joint Many-Task Model", equation 4). A
+            head of tokens reads the embedding of the same token or of its sequence, a head of sequences the mean over
+            its tokens.
         label_embedding_dim: the size of that.
 
     Raises:

@@ -81,10 +81,11 @@ class JointLoss(nn.Module):
                 cross-entropy numbers of the logits' shape, NaN where there is no label. A task without
                 targets in this batch may be left out; it contributes nothing. Other heads' targets are as their
                 losses say. The ``penalties`` of a :class:`pymtl.MultiTaskModel`'s output join the total.
-            scales: a further factor of each task's loss in the total of this call, 1 where there is none: for a batch
-                that is one process's part of a larger one, with which every process names the same tasks.
-            mean: of a tensor over all processes, with ``scales``: a method of balancing then sees the losses of the
-                whole batch, while each process differentiates those of its part.
+            scales: a further factor for each task's loss in the total of this call; 1 for a task without one. For a
+                batch that is one process's part of a larger batch: every process then has to name the same tasks.
+            mean: a function that returns the mean of a tensor over all processes, for use with ``scales``. The
+                balancing method then sees the losses of the whole batch, while each process differentiates those of its
+                part.
 
         Raises:
             KeyError: a task is unknown, or has targets but no logits.
@@ -125,7 +126,7 @@ class JointLoss(nn.Module):
                 weighted = _of_all_parts(weighted, scales, mean)
         if weighted:
             total = self.balancing(weighted, shared)
-        elif values.is_cuda:  # no copy of the weights, which would be waited for
+        elif values.is_cuda:  # copying the weights to the GPU would make the CPU wait
             total = torch.stack(torch._foreach_mul(list(per_task.values()), list(weights.values()))).sum()
         else:
             total = torch.dot(values, values.new_tensor(list(weights.values())))
@@ -135,7 +136,7 @@ class JointLoss(nn.Module):
 
     @property
     def combines_gradients(self) -> bool:
-        """Whether :meth:`backward` does other than the total's own."""
+        """Whether :meth:`backward` differs from ``total.backward()``."""
         return self.balancing is not None and self.balancing.combines_gradients
 
     def backward(self, result: JointLossResult, parameters: Iterable[Tensor] = (), scale: float = 1.0) -> None:
@@ -232,7 +233,7 @@ class JointLoss(nn.Module):
 
 
 def _constant(numbers: tuple[float, ...], like: Tensor) -> Tensor:
-    """A tensor of these numbers; on a GPU made once, since the copy there is waited for."""
+    """These numbers as a tensor; on a GPU it is cached, since the copy to the GPU makes the CPU wait."""
     if like.is_cuda and type(like) is Tensor and not torch.compiler.is_compiling() and not needs_reference(like):
         return _kept_constant(numbers, like.dtype, like.device)
     return like.new_tensor(numbers)

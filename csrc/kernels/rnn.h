@@ -85,7 +85,8 @@ struct RnnWeights {
   RnnNorm<T> norm = {};
 };
 
-// Recurrent dropout and zoneout. The factors of zoneout are of every token, or of every unit alone with a stride of 0.
+// Recurrent dropout and zoneout. Zoneout has a factor for each token and unit, or (stride 0) one for each unit, which
+// all tokens share.
 template <typename T>
 struct RnnMasks {
   const T* dropout = nullptr;    // [G, B, H] D, or null: ones

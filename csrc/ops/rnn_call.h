@@ -47,8 +47,8 @@ using RnnArgumentTypes = Types<Tensor, OptionalTensor, OptionalTensors, Tensors,
                                std::vector<bool>, std::string, OptionalTensor, OptionalTensor, OptionalTensor,
                                OptionalTensor, OptionalTensor, OptionalTensors, bool>;
 
-// What Torch calls with every argument by itself, and calls `op` with RnnArguments, between what stands in the schema
-// before and behind them.
+// The function that Torch calls with every argument by itself. It calls `op` with RnnArguments in their place, between
+// the arguments that come before and after them in the schema.
 template <auto op, typename Before, typename After, typename Own = RnnArgumentTypes>
 struct Unpacked;
 
@@ -206,7 +206,7 @@ struct RnnResultGradients {
 };
 
 // A call: its arguments checked, contiguous and of the input's dtype, and the sizes that follow from them. Batch is the
-// device's way to read batch_sizes; `where`: what else that needs.
+// class that reads batch_sizes on the device; `where` holds its further arguments.
 template <typename T, typename Batch>
 struct RnnCall {
   ScalarType type;

@@ -26,8 +26,8 @@ struct Block {
   Block& operator=(const Block&) = delete;
   ~Block() { release(); }
 
-  // Whether the block holds `bytes` now. It does not if other threads have taken what all may keep, or there is no
-  // memory.
+  // Makes the block hold `bytes`; returns whether it does. It fails if the other threads' blocks leave too little of
+  // kReserveBesides, or if there is no memory.
   bool grow(size_t bytes) {
     if (size >= bytes) return true;
     release();

@@ -20,7 +20,7 @@ class Balancing(nn.Module):
         ValueError: there is no task, or a name comes twice.
     """
 
-    #: Whether :meth:`backward` does other than the total's own.
+    #: Whether :meth:`backward` differs from ``backward()`` of the loss.
     combines_gradients: ClassVar[bool] = False
     #: Whether :meth:`after_step` has to be called with the losses of the same batch after the optimiser's step.
     needs_losses_after_step: ClassVar[bool] = False

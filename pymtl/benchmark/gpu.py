@@ -82,9 +82,9 @@ class Limits:
     barrier_us: dict[int, float]  # a cluster's barrier
 
     def least_ms(self, case: Case, tokens: int, passes: int) -> float | None:
-        """What a case takes at least: an exchange at each step and all products at the speed of a large one, one after
-        the other. ``passes`` 1: forward, 2: backward too, with thrice the products. None where that was not measured,
-        or no cluster that holds the weights."""
+        """The least time of a case: an exchange at each step of each pass, and then all products at the speed of a
+        large one. ``passes``: 1 for forward, 2 for forward and backward, which has three times the products. None if
+        these limits were not measured, or no cluster holds the weights."""
         exchanges = [us for blocks, us in self.exchange_us.items() if blocks >= case.blocks()]
         tflops = self.matmul_tflops.get("tf32" if case.tf32 else str(case.dtype).removeprefix("torch."))
         if not exchanges or tflops is None:
@@ -342,7 +342,7 @@ def _data(batch: Tensor | PackedSequence) -> Tensor:
 
 @contextmanager
 def fp32_precision(case: Case) -> Iterator[None]:
-    """Torch's recurrent layers compute a case in TF32 or exactly, as it says."""
+    """Within it torch's recurrent layers use TF32 if the case says so, else full float32."""
     before = torch.backends.cudnn.rnn.fp32_precision
     torch.backends.cudnn.rnn.fp32_precision = "tf32" if case.tf32 else "ieee"
     try:

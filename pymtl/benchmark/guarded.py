@@ -21,8 +21,8 @@ END_SECONDS = 10.0  # a process that waits for a driver may not even be killed
 def guarded(
     measure: Measure, cases: Sequence[Case], seconds: float, until: float | None = None
 ) -> Iterator[tuple[Case, Row]]:
-    """Measures the cases one after the other in another process, which a failed case takes along and the next one
-    finds replaced: after an error on a GPU nothing else runs in its process.
+    """Measures the cases one after the other in another process. A case that fails ends this process, and the next case
+    gets a new one: after an error on a GPU nothing else runs in the same process.
 
     Args:
         measure: a function of a module's top level; what it yields for a case has to be picklable, and so has the case.
@@ -31,7 +31,7 @@ def guarded(
         until: the time by :func:`time.monotonic` after which no case is begun and none goes on.
 
     Yields:
-        Each case with each row of it as it comes, and where it failed with a last row of ``error`` alone.
+        Each case with each of its rows as they come; for a case that failed, a last row that holds only ``error``.
     """
     worker: _Worker | None = None
     until = math.inf if until is None else until

@@ -14,8 +14,8 @@ from torch.autograd import forward_ad
 def wants_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd has to record a call with these inputs.
 
-    It is recorded by a torch.autograd.Function around the op, or by the derivative registered with the op where a
-    compiler looks on: they do the same, the Function with less Python around it.
+    A torch.autograd.Function around the op records the call; while a compiler traces it, the derivative registered
+    with the op does. Both compute the same, but the Function has less Python overhead.
     """
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
@@ -52,8 +52,8 @@ def no_derivative(op: str, instead: str) -> Any:
 
 
 def fake_batch(rows: Tensor, batch_sizes: Tensor | None) -> Any:
-    """B, for fake kernels, of a dense batch [T, B, ...] or a packed one; there with sizes on the CPU it is data, not a
-    shape."""
+    """The batch size B, for fake kernels, of a dense batch [T, B, ...] or a packed one. With ``batch_sizes`` on the CPU
+    it is a value in that tensor, not a shape."""
     if batch_sizes is None:
         return rows.shape[1]
     if batch_sizes.is_cuda:
@@ -62,7 +62,7 @@ def fake_batch(rows: Tensor, batch_sizes: Tensor | None) -> Any:
 
 
 def check_one_device(**arguments: Tensor | Iterable[Tensor] | None) -> None:
-    """For fake kernels, which also answer for tensors on the meta device: all of one device, or an error.
+    """Checks that all tensors are on one device; for fake kernels, which also run for tensors on the meta device.
 
     Raises:
         RuntimeError: names the argument that is elsewhere than the first.

@@ -146,7 +146,7 @@ def _double_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         leaves = [t if t.requires_grad else t.detach().requires_grad_() for t in (emissions, start, end, transitions)]
-        # New views, so that the derivative stops here and not at what the caller made these from.
+        # New views, so that autograd.grad stops at these and does not go on to the tensors the caller made them from.
         views = [leaf.view_as(leaf) for leaf in leaves]
         seed = grad if grad.requires_grad else grad.detach().requires_grad_()
         seed = seed.view_as(seed)

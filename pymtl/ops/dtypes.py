@@ -16,8 +16,8 @@ _OF_A_GPU = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 def has_kernels(tensor: Tensor, *, bfloat16: bool = False, cuda: bool = False) -> bool:
     """Whether there are kernels for such a tensor.
 
-    On the CPU for float32 and float64; for the recurrent layers, the heads and pooling for ``bfloat16`` too. On a GPU
-    only where there are kernels for ``cuda``: for the heads, pooling and the CRF (16-bit scores come as float32).
+    On the CPU for float32 and float64, and with ``bfloat16`` for bfloat16 (recurrent layers, heads, pooling). On a
+    GPU only with ``cuda`` (heads, pooling, and the CRF, whose 16-bit scores are cast to float32 before).
     """
     if tensor.is_cpu:
         return tensor.dtype in _OF_THE_CPU or (bfloat16 and tensor.dtype == torch.bfloat16)
@@ -39,7 +39,7 @@ def lstm_fits_gpu(tensor: Tensor, dtype: torch.dtype, hidden_size: int) -> bool:
     return has_cuda(tensor) and hidden_size <= _hidden_size_limit(dtype, tensor.device)
 
 
-# Facts about a device, which a tracer takes as they are: it would look behind the caches.
+# Facts about a device: a tracer takes them as constants, since it would otherwise trace into the cached functions.
 
 
 @torch.compiler.assume_constant_result

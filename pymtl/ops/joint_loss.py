@@ -37,8 +37,8 @@ def joint_loss(
         weights: class weights, for binary cross-entropy weights of the positives; [C_k] each, None for ones.
         ignore_index: the class that means no label, -100 by default.
         label_smoothing: of the cross-entropies, 0 by default.
-        names: of the tasks, for late errors; their numbers by default. Who gives names has asked for earlier calls'
-            errors before.
+        names: of the tasks, for late errors; their numbers by default. A caller that gives names has to raise the late
+            errors of earlier calls itself (:func:`raise_late_errors`) before this call.
 
     Returns:
         [K]; a task without any label gives 0 and no gradient.

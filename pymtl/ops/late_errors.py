@@ -1,4 +1,4 @@
-"""Errors that a GPU finds while nobody waits for it: raised by a later call, once its work is done."""
+"""Errors that a GPU finds after the call has returned: a later call raises them, once the GPU's work is done."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def _noted_about(what: str) -> Iterator[None]:
 
 
 def refuse_where(wrong: Tensor, values: Tensor, describe: Callable[[int], str], error: type[Exception]) -> None:
-    """Raises an error where ``wrong`` holds anywhere: at once, but late on a GPU that the kernels run on, which nobody
-    waits for, and not at all in compiled code there.
+    """Raises an error if ``wrong`` is true anywhere. On a GPU that the kernels run on a later call raises it, so that
+    this one does not wait; compiled code does not raise it there.
 
     Args:
         wrong: bool, of any shape.
@@ -73,8 +73,8 @@ def refuse_where(wrong: Tensor, values: Tensor, describe: Callable[[int], str], 
 def report(numbers: Tensor, describe: Callable[[list[int]], str], error: type[Exception] = IndexError) -> None:
     """Notes what a call found, without waiting for it.
 
-    Nothing is noted while a CUDA graph is recorded, whose replays nobody could tell apart, nor of fake tensors, which
-    know nothing.
+    Nothing is noted while a CUDA graph is recorded, since its replays could not be told apart, nor for fake tensors,
+    which hold no values.
 
     Args:
         numbers: int64 [K] on a GPU.
@@ -88,7 +88,7 @@ def report(numbers: Tensor, describe: Callable[[list[int]], str], error: type[Ex
         copied = torch.cuda.Event()
         copied.record()
     with _lock:
-        # What is done and found nothing goes here already, since nobody may ever ask.
+        # Drop the reports that are complete and found nothing: raise_late_errors may never be called.
         waiting = [each for each in _reports if not each.copied.query() or each.message()]
         _reports.clear()
         _reports.extend(waiting)
@@ -102,8 +102,8 @@ def raise_late_errors(*, wait: bool = True) -> None:
         wait: for all such calls; otherwise only those count that the GPU is done with.
 
     Raises:
-        IndexError, ValueError: what the first call found that found something; the next ``raise_late_errors`` goes on
-            behind it.
+        IndexError, ValueError: the error of the earliest call that found one; the next ``raise_late_errors`` checks the
+            calls after it.
     """
     # An event may not be asked for while a CUDA graph is recorded.
     while _reports and (wait or not torch.cuda.is_current_stream_capturing()):

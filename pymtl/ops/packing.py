@@ -47,8 +47,8 @@ def packing_order(lengths: Tensor, steps: int, device: torch.device | None = Non
 def pack(padded: Tensor, order: PackingOrder, *, batch_first: bool = False) -> Tensor:
     """The tokens of a padded batch [T, B, ...] ([B, T, ...] if ``batch_first``), packed: [N, ...].
 
-    Any dtype; padding is not read. Differentiable. With an order on a GPU, where nobody looks at N, there are T*B
-    rows, and zeros behind the last token.
+    Any dtype; padding is not read. Differentiable. With an order on a GPU, N is not known on the CPU: the result has
+    T*B rows, with zeros behind the last token.
     """
     args = (padded, order.batch_sizes, order.sorted_indices, batch_first)
     if needs_reference(padded) or (padded.is_cuda and not has_cuda(padded)):

@@ -45,13 +45,13 @@ class RNNWeights(NamedTuple):
 
 
 class RNNMasks(NamedTuple):
-    """What recurrent dropout and zoneout take away, of the input's dtype; None takes nothing away.
+    """The masks of recurrent dropout and zoneout, of the input's dtype; None for an option that is off.
 
     ``dropout`` [G, B, H]: factors of h_{t-1} in its products with ``weight_hh``, the same at all steps of a sequence
     (Gal & Ghahramani 2016, "A Theoretically Grounded Application of Dropout in Recurrent Neural Networks").
-    ``zoneout_h`` and, of an LSTM, ``zoneout_c``, each of the output's size or [G*H]: which part of the state before
-    stays, 0 or 1 in training and its expected value in evaluation (Krueger et al. 2017, "Zoneout: Regularizing RNNs by
-    Randomly Preserving Hidden Activations").
+    ``zoneout_h`` and, for an LSTM, ``zoneout_c``, each of the output's size or [G*H]: the share of h_{t-1} or c_{t-1}
+    that is kept, 0 or 1 in training and its expected value in evaluation (Krueger et al. 2017, "Zoneout: Regularizing
+    RNNs by Randomly Preserving Hidden Activations").
     """
 
     dropout: Tensor | None = None
@@ -107,13 +107,14 @@ def rnn(
 
     Args:
         input: [T, B, P*I], or packed [N, P*I] with ``batch_sizes``; float32, float64 or bfloat16 on the CPU, float16
-            too on a GPU. Sums and c of 16-bit numbers are float32 within the call, h is rounded at every step. A GPU
-            keeps the weights of an LSTM without masks and norm for the whole call, up to some hidden size (no float64),
-            and goes step by step through all else. There products of float32 are in TF32 where
-            ``torch.backends.cudnn.rnn.fp32_precision`` allows it, as it does by default; within the recurrence only
-            where that is faster, but step by step where ``torch.backends.cuda.matmul`` allows it.
-        batch_sizes: int64 [T], never increasing, on the CPU; or None. With a GPU they may be on that, unchecked, and
-            then N may be more than their sum, and has to be T*B where no h0 tells B.
+            too on a GPU. For 16-bit inputs, sums and c are float32 within the call, and h is rounded at every step.
+            On a GPU, persistent kernels keep the weights of an LSTM without masks and norm for the whole call, up to
+            a hidden size that depends on the device (no float64); per-step kernels run everything else. Products of
+            float32 on a GPU use TF32 where ``torch.backends.cudnn.rnn.fp32_precision`` allows it, which is the
+            default. Within the recurrence, a persistent kernel uses TF32 only where that is faster, and a per-step
+            product uses it where ``torch.backends.cuda.matmul`` allows it.
+        batch_sizes: int64 [T], never increasing, on the CPU; or None. With an input on a GPU they may be on that GPU,
+            where they are not checked: N may then be more than their sum, and has to be T*B if no h0 gives B.
         weights: of the G recurrences, of the input's dtype.
         h0, c0: [G, B, H] initial states; zeros if None. Only an LSTM has c.
         inputs: P, how many inputs stand side by side: the first G/P recurrences read the first, and so on.
@@ -260,7 +261,7 @@ def _check_norm(norm: RNNNorm, input: Tensor, weights: RNNWeights, inputs: int) 
 
 
 def _check_inputs(input: Tensor, weights: RNNWeights, inputs: int) -> None:
-    """The op tells the number of inputs from the sizes: a wrong size must not pass for another number."""
+    """Checks the input's size: the op infers ``inputs`` from it, so a wrong size could pass for another number."""
     count = len(weights.weight_ih)
     if inputs < 1 or count % inputs != 0:
         raise RuntimeError(f"inputs: expected a number that divides the {count} recurrences, got {inputs}")
@@ -298,8 +299,8 @@ def rnn_heads(
         ``logits`` [T, B, C] or [N, C], ``mean`` and ``max`` [B, G*H], ``h_n`` and ``c_n`` [G, B, H].
 
     Raises:
-        NotImplementedError: within a transform of torch.func or for a tensor with a forward-mode tangent, which it
-            would hide its derivative from.
+        NotImplementedError: within a torch.func transform, or for a tensor with a forward-mode tangent, since the op
+            would drop the derivative.
 
     """
     _check_counts(weights, c0)

@@ -90,11 +90,11 @@ def _training_backward_of_op(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]
 
 
 def _parts_of_sums(sums: Tensor, mode: str, normalised: bool) -> list[Tensor]:
-    """What the op gives as a recurrence's bias gradient: of b_ih and of b_hh, and of a layer-normalised one's gain_hh,
-    of an LSTM's gain_c and bias_c.
+    """Splits the op's bias gradient of one recurrence into those of b_ih and b_hh, of a layer-normalised cell also of
+    gain_hh, and of a layer-normalised LSTM also of gain_c and bias_c.
 
-    No two share memory, since people scale gradients in place. Those of the biases are equal, but for what a GRU's
-    reset gate stands between.
+    No two share memory, since users scale gradients in place. The gradients of b_ih and b_hh are equal, except for a
+    GRU's gate n, where the reset gate multiplies b_hn but not b_in.
     """
     plain, cell = cell_of(mode), cell_of(mode, normalised)
     gates, bias = plain.gates, plain.gradients
@@ -151,7 +151,7 @@ def _double_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
             t if t is None or t.requires_grad else t.detach().requires_grad_()
             for t in (grad_output, grad_h_n, grad_c_n, *given.differentiable())
         ]
-        # New views, so that the derivative stops here and not at what the caller made these from.
+        # New views, so that autograd.grad stops at these and does not go on to the tensors the caller made them from.
         views = [None if t is None else t.view_as(t) for t in leaves]
         seeds, own = views[:3], given.with_differentiable(views[3:])
         results = reference.rnn(**own.for_reference())
@@ -181,8 +181,8 @@ def _double_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
 def _pairs_of_gradients(
     first: RNNArguments, given: RNNArguments, needs: Sequence[bool], grads: Sequence[Any]
 ) -> list[tuple[Tensor, Tensor]]:
-    """The op's results as the plain recurrence computes them, with what came for each; but for those that are missing
-    or depend on nothing."""
+    """Each of the op's results as the plain recurrence computes it, paired with its incoming gradient. Results that are
+    missing or require no gradient are left out."""
     of_input, of_weight_ih, of_weight_hh, of_bias, of_h0, of_c0 = grads
     needs_input, needs_weight_ih, needs_weight_hh, needs_bias, needs_state = needs
     pairs: list[tuple[Tensor | None, Tensor | None]] = []

@@ -54,7 +54,7 @@ def _results(given: RNNArguments, packed: Tensor | None = None) -> tuple[Tensor,
 
 
 def _fake_batch(input: Tensor, batch_sizes: Tensor | None, *states: Tensor | None) -> Any:
-    """B, which an initial state tells too."""
+    """The batch size B, of a packed batch read from an initial state if there is one."""
     for state in states:
         if state is not None and batch_sizes is not None:
             return state.shape[1]

@@ -34,7 +34,7 @@ class Recurrent(nn.RNNBase):
 
     _original: type[nn.RNNBase]
     _snapshot: Snapshot | None = None
-    # Not called after the options: a converted subclass may have attributes of its own by those names.
+    # The name differs from the options': a converted subclass may have attributes of its own by those names.
     _pymtl_variants: Options = Options()
 
     def __init__(
@@ -100,7 +100,8 @@ class Recurrent(nn.RNNBase):
             hx: the initial states, as the class has them.
             lengths: of the sequences of a padded batch, in any order: int64 [B] on the CPU or integers, each
                 from 1 to T. Padding is neither read nor computed on; the output is zero there. For an input on a GPU
-                they may be there too, which spares waiting for them: then they are not checked, but cut to 0 and T.
+                they may be on that GPU too, so that the call does not wait for them: they are then clamped to 0 and T
+                rather than checked.
 
         Returns:
             The output and the last states.
@@ -188,7 +189,7 @@ class Recurrent(nn.RNNBase):
         return [getattr(self, name) for name in names]
 
     def _check_input(self, input: Tensor, weights: Sequence[Tensor], dims: int) -> None:
-        # nn.RNNBase's check_input with the weights of this call, where that one has the parameters of some time ago.
+        # As nn.RNNBase.check_input, but with this call's weights: that method reads _flat_weights, which may be stale.
         if input.dtype != weights[0].dtype and not torch.is_autocast_enabled(input.device.type):
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({weights[0].dtype}). "
@@ -206,8 +207,8 @@ class Recurrent(nn.RNNBase):
         return self._route(input, self._weights(), lengths)
 
     def kernels_take(self, input: Tensor) -> bool:
-        """Whether this library's kernels run such an input (and these weights). With lengths on a GPU they run any
-        there."""
+        """Whether this library's kernels run such an input without ``lengths``. With ``lengths`` on a GPU they take
+        more inputs: ask :meth:`route`."""
         return self.route(input).runner == "kernels"
 
     def _route(self, input: Tensor, weights: Sequence[Tensor], lengths: Tensor | None = None) -> Route:
@@ -488,12 +489,12 @@ class Recurrent(nn.RNNBase):
 
 
 def _editable(output: Tensor) -> Tensor:
-    # Backward needs the output as it was. Where nn.LSTM's may be edited in place all the same, so may this one.
+    # Backward needs the output unchanged. A copy lets the caller edit it in place, as nn.LSTM allows.
     return output.clone() if output.requires_grad else output
 
 
 def _batch_of(packed: PackedSequence, hx: Any) -> int:
-    """B. It is data, which a tracer cannot read: in compiled code the op finds out whether the states fit."""
+    """The batch size B, for a check of the states. A tracer cannot read it: in compiled code the op makes the check."""
     if hx is None:
         return 0  # nobody asks
     if packed.sorted_indices is not None:

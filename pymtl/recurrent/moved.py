@@ -1,4 +1,4 @@
-"""Where pickles of earlier versions look for what stands in this package now; to go with version 0.3."""
+"""The module names under which pickles of earlier versions look for this package; to be removed in version 0.3."""
 
 import sys
 from types import ModuleType

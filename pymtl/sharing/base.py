@@ -74,7 +74,7 @@ class Sharing(nn.Module):
         return self.directions * self.hidden_size
 
     def separates_directions(self, task: str) -> bool:
-        """Whether a direction's half of the task's states has read nothing on the other side of its token."""
+        """Whether each direction's half of a state depends only on the tokens that this direction has read by then."""
         return not self.bidirectional or self.num_layers == 1
 
     def forward(self, data: Tensor, batch_sizes: Tensor, tasks: Sequence[str] | None = None) -> SharingResult:

@@ -92,7 +92,7 @@ class ParallelLSTM(nn.Module):
         }
 
     def _one_by_one(self, encoders: list[LSTM], data: Tensor, batch_sizes: Tensor) -> ParallelStates:
-        """For encoders that do more than pymtl.LSTM does, and what its kernels do not take."""
+        """Calls one encoder after the other: for encoders with code of their own, and for data that no kernel takes."""
         tokens, last = [], []
         for encoder, own in zip(encoders, [data] * len(encoders) if data.dim() == 2 else data.unbind(1)):
             output, (h_n, _) = encoder(PackedSequence(own, batch_sizes))
@@ -102,7 +102,7 @@ class ParallelLSTM(nn.Module):
 
 
 def _runs_alone(encoder: LSTM, data: Tensor) -> bool:
-    """Whether it does more than one call of the op for all of them could."""
+    """Whether the encoder cannot run in one call of the op together with the others."""
     varied = encoder._pymtl_variants.act(training=True)
     return varied or runs_own_code(encoder, LSTM) or not encoder.kernels_take(data)
 

@@ -22,9 +22,9 @@ class SharedPrivate(Sharing):
     A task's states are the shared encoder's beside its own. Two penalties keep the former free of what is one
     task's own: orthogonality, the mean over tasks of ``||S^T P_k||_F^2`` of the sequences' final states (equation 12,
     over B^2 here, so that it does not grow with the batch), and an adversary that tells the task of a batch from
-    the shared final states through a gradient reversal (equation 9). The adversary needs batches of some of the
-    tasks only, as data sets of their own give them; a batch of all tasks tells it nothing. (A task that one of the
-    batch's reads after counts as the batch's.)
+    the shared final states through a gradient reversal (equation 9). The adversary needs batches that belong to some
+    of the tasks only, as tasks with data sets of their own have them; it learns nothing from a batch of all tasks.
+    (If a task of the batch reads after another task, that one counts as a task of the batch.)
 
     The K+1 encoders run side by side, a layer in one launch.
 

@@ -112,7 +112,7 @@ class Fitting:
         )
 
     def _to_the_end(self, trainer: Trainer, screen: Screen) -> None:
-        # Adam's means of gradients decay, for a word that does not come, into numbers too small for fast arithmetic.
+        # Adam's moments of words that do not occur decay to subnormal numbers, which are slow to compute with.
         torch.set_flush_denormal(True)
         try:
             trainer.fit()

@@ -86,10 +86,10 @@ def _same(backend: Backend, name: str, config: Config, vocabulary: Vocabulary) -
 
 
 def _parity(ours: Backend, theirs: Backend, exact: Backend, batches: list[Batch]) -> dict[str, float]:
-    """Without dropout, whose masks differ with the layout.
+    """The largest differences without dropout, whose masks differ with the layout.
 
-    Of each task's logits and each parameter's gradient, over the largest in any batch. What is all but learnt has
-    gradients that are little more than rounding errors: ``exact``, in float64, tells whose.
+    They are of each task's logits and each parameter's gradient, over the largest magnitude in any batch. A model that
+    has almost converged has gradients near the rounding errors: ``exact``, in float64, shows which backend's they are.
     """
     kinds = ("logits", "gradients", "gradients from float64", "plain gradients from float64")
     found: dict[str, dict[str, list[tuple[float, float]]]] = {kind: {} for kind in kinds}

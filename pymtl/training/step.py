@@ -90,8 +90,8 @@ class Step:
 
     def clip(self) -> None:
         """Scales the gradients down, if they are too large."""
-        # clip_grad_norm_ multiplies by one where nothing is to be clipped: a pass over all gradients. On a GPU knowing
-        # whether it is would take longer.
+        # clip_grad_norm_ multiplies all gradients by one where nothing is to be clipped. On a GPU, that pass takes less
+        # time than waiting to know whether the norm is too large.
         parameters = [p for p in self.parameters if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters])
         if norm.is_cuda or not norm <= self.settings.clip_norm:

@@ -101,8 +101,8 @@ class Trainer:
             return self.backend(*arguments)
 
     def close(self) -> None:
-        """Ends the group of several processes, after what refers to it: threads of a group that is still there when the
-        interpreter ends abort it."""
+        """Destroys the process group, after dropping what refers to it: if the group still exists when the interpreter
+        exits, its threads abort the interpreter."""
         if self.accelerator.num_processes > 1:
             self.step.module = self.backend
             self.accelerator.free_memory()

@@ -25,7 +25,7 @@ def token_indices(sample):
 
 
 def lstm_step(x, q, h, c):
-    """The next h and c, and what their gradients make of those of the two projections, h and c."""
+    """The next h and c, and a function from their gradients to those of the two projections, h and c."""
     H = len(h)
     a = x + q
     i, f, o = sigmoid(a[:H]), sigmoid(a[H : 2 * H]), sigmoid(a[3 * H :])

@@ -61,7 +61,7 @@ def gradients(results, leaves):
 
 
 def assert_agrees(scheme, oracle, lengths=LENGTHS, tasks=None):
-    """States, final states and all gradients of a scheme are those ``oracle`` makes of sequences."""
+    """Asserts that a scheme's states, final states and gradients are those that ``oracle`` gives for the sequences."""
     scheme.double().eval()
     data, sizes = batch(lengths)
     states = scheme(data, sizes, tasks).states

@@ -35,8 +35,8 @@ double patience(const RnnShape& shape) {
   return 0.05 * static_cast<double>(work_of(shape) / shape.recurrences) / kMultiplyAddsASecond;
 }
 
-// A team whose member lost its core waits at every step until the system gives it one again, milliseconds later. Where
-// that has happened, recurrences have a worker each for a while: the same bits, without waiting.
+// If a member of a team loses its core, the others wait for milliseconds until the system schedules it again. After
+// that has happened, each recurrence has a single worker for a while: the same bits, without waiting.
 class TeamRest {
   using Clock = std::chrono::steady_clock;
   static constexpr std::chrono::milliseconds kRest{100};

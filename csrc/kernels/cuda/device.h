@@ -252,9 +252,9 @@ __device__ __forceinline__ void announce_bytes(ArrivalBarrier* barrier, uint32_t
                : "memory");
 }
 
-// Between which threads a wait orders what was written before. What comes is in the block's own shared memory, which no
-// cache holds, so cta is enough; with cluster, the default until a GPU has shown the difference, the compiler
-// empties the multiprocessor's L1 cache after every wait.
+// The scope of the acquire at the end of a wait. The bytes arrive in the block's own shared memory, which no cache
+// holds, so cta is enough. With cluster, the default until a GPU has shown the difference, the compiler invalidates the
+// multiprocessor's L1 cache after every wait.
 #ifndef PYMTL_CUDA_WAIT_SCOPE
 #define PYMTL_CUDA_WAIT_SCOPE cluster
 #endif
@@ -330,8 +330,8 @@ struct Grid {
   int64_t rows = 1;  // of blocks
 };
 
-// What a launch needs of the device. The attributes of a kernel are its own, not a launch's, so they are set to the
-// same most that the device has at every launch, whatever another thread launches meanwhile.
+// What a launch needs of the device. A kernel's attributes belong to the kernel, not to a launch, so every launch sets
+// them to the same maximum of the device: another thread may launch the kernel at the same time.
 template <typename Args>
 struct Configuration {
   cudaLaunchAttribute attribute{};

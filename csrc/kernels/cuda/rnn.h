@@ -82,7 +82,7 @@ struct RnnBackward {
 template <typename T>
 int64_t rnn_hidden_size_limit();
 
-// A way to share out a call among blocks, of which a call takes the one that `chosen` is true of.
+// A way to divide a call among blocks; a call uses the one whose `chosen` is true.
 struct RnnChoice {
   std::string name;
   int64_t at_once;  // clusters or groups that the device runs at the same time

@@ -6,8 +6,8 @@
 namespace pymtl::ops::cuda {
 namespace {
 
-// What torch has loaded already, and no other, under which name depends on its version of CUDA; so nothing here links
-// to it. Integers stand for the enumerations of cublas_api.h, whose numbers do not change.
+// This uses the cuBLAS that torch has loaded and no other. Its file name depends on torch's version of CUDA, so nothing
+// here links to it. Integers stand for the enumerations of cublas_api.h, whose values do not change.
 using Gemm = int (*)(void* handle, int of_a, int of_b, int64_t m, int64_t n, int64_t k, const void* alpha,
                      const void* a, int type_of_a, int64_t stride_of_a, const void* b, int type_of_b,
                      int64_t stride_of_b, const void* beta, void* c, int type_of_c, int64_t stride_of_c, int compute,

@@ -30,8 +30,8 @@ inline Tensor columns(const Tensor& matrix, int64_t first, int64_t count) {
 
 inline Tensor transposed(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
 
-// a b; of 16-bit numbers, which are summed in float, the result may be float. Of float32 in TF32 where that is allowed,
-// or torch is told to. Not plain mm, which autocast would make one of other numbers.
+// The product a b. For 16-bit operands, which are summed in float, the result may be float. For float32 it uses TF32 if
+// allow_tf32 is set or torch's own setting says so. Not plain mm, whose operands autocast would cast.
 inline Tensor product(const Tensor& a, const Tensor& b, ScalarType type, bool allow_tf32 = false) {
   if (allow_tf32 && a.scalar_type() == ScalarType::Float) {
     const OptionalTensor result = product_in_tf32(a, b);

@@ -1,5 +1,5 @@
-// The recurrent ops on a GPU: persistent kernels for LSTMs whose weights they hold, per-step kernels for all else. Matrix
-// products over all tokens are torch's.
+// The recurrent ops on a GPU: persistent kernels for LSTMs whose weights they hold, per-step kernels for all else.
+// Matrix products over all tokens are torch's.
 #include "kernels/cuda/rnn.h"
 
 #include <sstream>
@@ -62,7 +62,7 @@ Tensor by_input(const Tensors& weights, int64_t inputs, const Of& of) {
   return concatenated(parts, 1);
 }
 
-// Which of the gradients of a token's gates are of what; all but a GRU's stand as the rows of the weights do.
+// Which columns of grad_gates belong to W_ih and to W_hh; only a GRU's are in another order than the weights' rows.
 class GradientColumns {
  public:
   template <typename T>

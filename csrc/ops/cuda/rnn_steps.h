@@ -43,8 +43,8 @@ struct StepWeights {
   static Tensor side_by_side(const Tensors& tensors) { return torch::stable::contiguous(concatenated(tensors, 0)); }
 };
 
-// a b, matrix by matrix, in what their type is computed with. Of float32 in TF32 where torch's own products are: unlike
-// the products over all tokens (see product()), these do not follow what cuDNN's layers are told.
+// The batched product a b in Accum<T>. For float32 it uses TF32 where torch's own matrix products do: unlike the
+// products over all tokens (see product()), it does not follow the setting for cuDNN's recurrent layers.
 inline Tensor batched_product(const Tensor& a, const Tensor& b) {
   const ScalarType type = accum_type(a.scalar_type());
   const Tensor result = call("aten::bmm", "dtype", a, b, type);

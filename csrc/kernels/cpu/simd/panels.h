@@ -285,8 +285,8 @@ PYMTL_INLINE void for_tiles(int64_t rows, int64_t vectors, Body&& body) {
   });
 }
 
-// Calls body(panel) for [first_panel, last_panel), at every other step of a runs from the last on: what one step read
-// last, the next one finds in the cache, where going round would find nothing of weights larger than it.
+// Calls body(panel) for [first_panel, last_panel), at every other step in reverse order: the panels that one step read
+// last are still in the cache for the next. In a fixed order, weights larger than the cache would always miss it.
 template <typename Body>
 PYMTL_INLINE void for_panels(int64_t first_panel, int64_t last_panel, int64_t step, Body&& body) {
   const bool up = step % 2 == 0;

@@ -199,7 +199,7 @@ class RnnTimeLoopRun {
     return (masked_ != nullptr ? masked_ : hidden_) + (slot * rows_ + row) * units_;
   }
 
-  // Elements of the sums over tokens; as many rounding errors stand behind them.
+  // The number of sums over tokens; as many rounding errors follow them in memory.
   int64_t sum_size() const { return rows_ * units_; }
 
   int64_t previous_slot() const { return (slot_ + scratch_.slots - 1) % scratch_.slots; }
@@ -282,7 +282,7 @@ class RnnTimeLoopRun {
     });
   }
 
-  // Of the `active` sequences of the next step those whose first it is take their initial state.
+  // Sets the initial state of those of the `active` sequences that start at the next step.
   void start_rows(int64_t active) {
     for (; started_ < active; ++started_) {
       set_state(loop_.h0, started_, hidden(previous_slot(), started_));

@@ -210,8 +210,8 @@ class RnnBackwardTimeLoopRun {
     }
   }
 
-  // Leaves to the cell its share of the gradients of h_t and c_t, all of it in grad_h and carried. What passes by the
-  // cell: that of h is put aside, that of c is returned.
+  // Splits the gradients of h_t and c_t under zoneout. The cell's shares go to grad_h and carried. Of the shares that
+  // bypass the cell, that of h is stored in zoned_, that of c is returned.
   PYMTL_INLINE Vec<T> part_zoneout(int64_t t, int64_t row, int64_t unit, GradientPlace<T>& at) const {
     const RnnMasks<T>& masks = loop_.masks;
     const int64_t here = token(t, row);

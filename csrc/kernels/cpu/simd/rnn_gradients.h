@@ -2,8 +2,8 @@
 //
 //   grad W_ih = da^T x     grad W_hh = da^T h_{t-1}     grad b = sum da     grad x = sum over G of da W_ih
 //
-// Of a cell's kGradients * H numbers of da, W_ih has a part in the first kGates * H, from its row kInputRotation * H on
-// and round; W_hh in as many from kFirstHidden * H on.
+// A token has kGradients * H numbers of da. The first kGates * H belong to the rows of W_ih, starting at its row
+// kInputRotation * H and wrapping around; kGates * H from kFirstHidden * H on belong to the rows of W_hh.
 #pragma once
 
 #include "../kernels.h"

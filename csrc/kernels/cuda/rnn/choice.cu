@@ -194,8 +194,8 @@ Forced& forced() {
   return instance;
 }
 
-// What takes the least time, of those with that name if there is one: with as few rows of the batch each as there are,
-// unless they then have to queue and are done earlier with more rows.
+// The choice with the least estimated time, among those called `name` unless that is empty. Of equals, the first: so a
+// slice has few rows of the batch, unless the slices then run in several waves and more rows are faster.
 template <typename T>
 Choice choose(Pass pass, const RnnShape& shape, const std::string& name) {
   Choice best;

@@ -99,8 +99,8 @@ class TimeLoop {
   int64_t token_;
 };
 
-// Two barriers in turn: what is sent during step s is waited for in step s + 1. Nothing more is needed for two buffers
-// to be enough: who has received all of step s + 1 knows that all others have read what was sent during step s.
+// Two barriers in turn: step s + 1 waits for what is sent during step s. Two buffers need no further synchronisation: a
+// block that has received everything of step s + 1 knows that all others have read what was sent during step s.
 class Arrivals {
  public:
   // One thread of a block calls this, before sync_cluster(). steps: at how many steps something is sent.

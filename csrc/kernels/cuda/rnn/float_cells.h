@@ -5,7 +5,7 @@
 
 namespace pymtl::cuda {
 
-// What the forward pass left of a unit at a token, but for c, and what comes from above.
+// What the forward pass saved for a unit at a token, except c, and the gradient of the output there.
 struct Reserve {
   float gates[4];
   float grad_output;

@@ -63,7 +63,7 @@ struct GroupPlace {
   }
 };
 
-// All threads of a block: what they wrote for the group may be read by who waits for this.
+// All threads of a block call this: it publishes what they wrote to the blocks that wait_for_group().
 __device__ __forceinline__ void publish(uint32_t* arrived) {
   sync_threads();
   if (thread_index() == 0) count_arrival(arrived);

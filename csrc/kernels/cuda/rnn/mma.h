@@ -42,7 +42,7 @@ __device__ __forceinline__ int part_index(int unit, int column, int row) {
   return ((unit / 8 * kColumns + column) * 8 + unit % 2 * 4 + unit % 8 / 2) * 8 + row;
 }
 
-// What the forward pass left of two neighbouring units at a token, but for c, and what comes from above.
+// What the forward pass saved for two neighbouring units at a token, except c, and the gradients of the output there.
 struct Reserve {
   uint32_t gates[4];
   uint32_t grad_output;

@@ -11,8 +11,8 @@ struct Step {
   int64_t gradients;  // blocks of H numbers of its gradient
 };
 
-// The gradient of h as it left the step before, but for what came from above: what passed beside the product with W_hh,
-// and what came through it.
+// The gradient of h after this step, without that of the output: what the next step passed on beside the product with
+// W_hh, plus what came through that product.
 template <typename T>
 __device__ __forceinline__ Accum<T> gradient_of_h(const RnnStepBackward<T>& args, int64_t state, int64_t product) {
   const Accum<T> through = args.product[product];

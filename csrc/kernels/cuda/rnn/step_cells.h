@@ -58,7 +58,7 @@ struct Moments {
 
   __device__ R normalised(R x) const { return (x - mean) * scale; }
 
-  // The gradient of x, of which `normal` was made: u is that of `normal`; the means are those of u and of u normal.
+  // The gradient of x, from the gradient u of `normal`, the normalised x, and the means of u and of u * normal.
   __device__ R gradient(R u, R normal, R mean_of_u, R mean_of_product) const {
     return (u - mean_of_u - normal * mean_of_product) * scale;
   }
@@ -98,7 +98,8 @@ __device__ __forceinline__ R slope_of_tanh(R value) {
   return (R(1) - value) * (R(1) + value);
 }
 
-// For the backward pass; never infinite in float16, whose largest number a sum may exceed where its cell is finite.
+// A number to keep for the backward pass. In float16 it is clamped to the largest finite number, which a sum may exceed
+// although the cell that it belongs to is finite.
 template <typename T>
 __device__ __forceinline__ T to_keep(Accum<T> x) {
   if constexpr (std::is_same_v<T, Float16>) {
@@ -260,8 +261,8 @@ void with_cell(Cell cell, const Body& body) {
   }
 }
 
-// Blocks of H numbers of a token, from where on: W_hh h_{t-1} of a normalised cell, and of a plain recurrent cell under
-// zoneout what it computed.
+// Where, in blocks of H numbers, a token's reserve holds W_hh h_{t-1} of a normalised cell, and h~ of a plain recurrent
+// cell under zoneout.
 template <typename Cell>
 constexpr int kReserveSums = Cell::kReserve;
 template <typename Cell, bool kNormalised>
