@@ -57,6 +57,19 @@ def has_kernels(module):
     return module.proj_size == 0
 
 
+def assert_same_numbers(module, found, expected):
+    """The same bits; on torch's own path the same up to rounding: MKL's bits may depend on where memory begins."""
+    if has_kernels(module):
+        return assert_same_bits(found, expected)
+    assert found.keys() == expected.keys()
+    for name in found:
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=rounding(expected[name]))
+
+
+def rounding(values):
+    return 4 * torch.finfo(values.dtype).eps * values.abs().max().item()
+
+
 @train_and_eval
 @every_class
 def test_results_and_gradients_are_as_accurate_as_torchs(samples):
@@ -155,7 +168,7 @@ def test_non_contiguous_input_and_states_give_the_same_bits(samples, dtype):
             hx = [like(rest[0], [change(s).requires_grad_() for s in tuple_of(rest[0])])] if rest else []
             assert not data_of(x).is_contiguous()
             results = named(*ours(x, *hx))
-            assert_same_bits(results, {name: expected[name] for name in results})
+            assert_same_numbers(ours, results, {name: expected[name] for name in results})
 
 
 @both_dtypes
@@ -168,7 +181,7 @@ def test_copies_and_pickles_give_the_same_bits(samples, dtype):
             assert type(twin) is type(ours)
             assert twin.training == ours.training
             assert repr(twin) == repr(ours)
-            assert_same_bits(with_gradients(twin, *args), expected)
+            assert_same_numbers(ours, with_gradients(twin, *args), expected)
 
 
 @both_dtypes
@@ -179,10 +192,10 @@ def test_converted_reverted_and_frozen_modules_give_the_same_bits(samples, dtype
         expected, of_theirs = with_gradients(ours, *args), with_gradients(theirs, *args)
         fast = pymtl.convert(theirs)
         assert type(fast) is type(ours)
-        assert_same_bits(with_gradients(fast, *args), expected)
-        assert_same_bits(with_gradients(pymtl.revert(fast), *args), of_theirs)
+        assert_same_numbers(ours, with_gradients(fast, *args), expected)
+        assert_same_numbers(ours, with_gradients(pymtl.revert(fast), *args), of_theirs)
         if not ours.training:
-            assert_same_bits(run(pymtl.freeze(ours), *args), {n: expected[n] for n in run(ours, *args)})
+            assert_same_numbers(ours, run(pymtl.freeze(ours), *args), {n: expected[n] for n in run(ours, *args)})
 
 
 @train_and_eval
@@ -195,7 +208,7 @@ def test_one_gradient_alone_is_the_one_among_all(samples):
             for name, parameter in ours.named_parameters():
                 parameter.requires_grad_(name == wanted)
             found = with_gradients(ours, *args, only=[wanted])
-            assert_same_bits(found, {name: expected[name] for name in found})
+            assert_same_numbers(ours, found, {name: expected[name] for name in found})
 
 
 @pytest.mark.parametrize("training", [False], ids=["eval"])
@@ -244,4 +257,4 @@ def test_a_state_dict_fills_a_module_made_without_numbers(samples):
         for parameter in empty.parameters():
             parameter.data.fill_(torch.nan)
         empty.load_state_dict(theirs.state_dict())
-        assert_same_bits(run(empty, *args), run(ours, *args))
+        assert_same_numbers(ours, run(empty, *args), run(ours, *args))
