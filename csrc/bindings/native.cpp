@@ -1,4 +1,4 @@
-// What is not a tensor: the instruction sets and how this library was built. No torch header here, so this
+// What is not a tensor: the instruction sets, the cells, and how this library was built. No torch header here, so this
 // module neither needs nor fixes a version of torch.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -20,7 +20,7 @@ std::vector<std::string> names(const std::vector<pymtl::Isa>& isas) {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-  m.doc() = "Instruction sets and build information of pymtl's kernels.";
+  m.doc() = "Instruction sets, cells and build information of pymtl's kernels.";
   m.def(
       "compiled_isas", [] { return names(pymtl::compiled_isas()); },
       "Every instruction set this build holds kernels for, slowest first.");

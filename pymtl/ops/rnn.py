@@ -19,7 +19,7 @@ from pymtl import reference
 from pymtl.ops.autograd import below_autograd, needs_reference, wants_gradient
 from pymtl.ops.dtypes import allows_tf32, autocast, autocast_dtype
 from pymtl.ops.heads import heads
-from pymtl.ops.rnn_arguments import MODES, RNNArguments, cell_of
+from pymtl.ops.rnn_arguments import RNNArguments, cell_of
 from pymtl.ops.rnn_derivatives import RNN
 
 
@@ -192,9 +192,7 @@ def _check_counts(weights: RNNWeights, c0: Tensor | None) -> None:
         raise RuntimeError(f"bias_ih: expected {count} tensors or none, got {biases}")
     if len(weights.bias_hh) != biases:
         raise RuntimeError(f"bias_hh: expected {biases} tensors, got {len(weights.bias_hh)}")
-    if weights.mode not in MODES:
-        raise RuntimeError(f"mode: expected one of {', '.join(MODES)}, got {weights.mode}")
-    if weights.mode != "LSTM" and c0 is not None:
+    if not cell_of(weights.mode).has_cell and c0 is not None:
         raise RuntimeError("c0: expected None, since only an LSTM has a cell state, got a tensor")
     if len(weights.reverse) != count:
         raise RuntimeError(f"reverse: expected {count} flags, got {len(weights.reverse)}")
@@ -204,7 +202,7 @@ def _checked_masks(
     masks: RNNMasks, input: Tensor, batch_sizes: Tensor | None, weights: RNNWeights, h0: Tensor | None
 ) -> RNNMasks:
     """The op checks sizes and dtypes; the plain recurrence would broadcast."""
-    if weights.mode != "LSTM" and masks.zoneout_c is not None:
+    if not cell_of(weights.mode).has_cell and masks.zoneout_c is not None:
         raise RuntimeError("zoneout_c: expected None, since only an LSTM has a cell state, got a tensor")
     for name, mask in masks._asdict().items():
         if mask is not None and mask.requires_grad:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -10,8 +10,6 @@ from torch import Tensor
 from pymtl import _native
 
 _LISTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "norm")
-_TENSORS = ("input", "batch_sizes", "h0", "c0", "dropout", "zoneout_h", "zoneout_c")
-_DIFFERENTIABLE = ("input", "h0", "c0", *_LISTS)  # masks are constants
 
 
 class RNNArguments(NamedTuple):
@@ -55,10 +53,6 @@ class RNNArguments(NamedTuple):
             self.allow_tf32,
         )
 
-    def no_gradients(self) -> RNNArguments:
-        """None wherever an argument stands."""
-        return RNNArguments(**{name: [None] * len(getattr(self, name)) for name in _LISTS})
-
     def as_gradients_of(self, missing: Sequence[bool]) -> tuple[Any, ...]:
         """For torch.library, which expects None for an argument that was None (see :func:`missing_of`)."""
         return tuple(None if none else value for none, value in zip(missing, self, strict=True))
@@ -76,43 +70,61 @@ class RNNArguments(NamedTuple):
     def masks(self) -> dict[str, Tensor | None]:
         return {"dropout": self.dropout, "zoneout_h": self.zoneout_h, "zoneout_c": self.zoneout_c}
 
+    # Plain slices: these run at every call with gradients, where a microsecond is a percent.
+
     def tensors(self) -> list[Tensor | None]:
         """All of them, flat."""
-        return self._flat(_TENSORS) + self._flat(_LISTS)
+        singles = [self.input, self.batch_sizes, self.h0, self.c0, self.dropout, self.zoneout_h, self.zoneout_c]
+        return singles + self._lists()
 
     def differentiable(self) -> list[Tensor | None]:
-        """Those that may require a gradient, flat: the input, the states, and the lists one after the other."""
-        return self._flat(_DIFFERENTIABLE)
+        """Those that may require a gradient, flat: the input, the states, and the lists one after the other. Masks are
+        constants."""
+        return [self.input, self.h0, self.c0, *self._lists()]
 
-    def _flat(self, names: Sequence[str]) -> list[Tensor | None]:
-        flat: list[Tensor | None] = []
-        for name in names:
-            value = getattr(self, name)
-            flat += value if name in _LISTS else [value]
-        return flat
+    def _lists(self) -> list[Tensor | None]:
+        return [*self.weight_ih, *self.weight_hh, *self.bias_ih, *self.bias_hh, *self.norm]
 
     def without_tensors(self) -> RNNArguments:
         """All but the tensors, whose places stay, for :meth:`with_tensors`."""
-        lists = {name: (None,) * len(getattr(self, name)) for name in _LISTS}
-        return self._replace(**dict.fromkeys(_TENSORS), **lists)
+        nothing = self.no_gradients()
+        return nothing._replace(reverse=self.reverse, mode=self.mode, allow_tf32=self.allow_tf32)
 
-    def with_tensors(self, flat: Iterable[Tensor | None]) -> RNNArguments:
+    def no_gradients(self) -> RNNArguments:
+        """None wherever an argument stands."""
+        weight_ih, weight_hh, bias_ih, bias_hh, norm = self._split([None] * len(self._lists()))
+        return RNNArguments(None, None, weight_ih, weight_hh, bias_ih, bias_hh, norm=norm)
+
+    def with_tensors(self, flat: Sequence[Tensor | None]) -> RNNArguments:
         """With the tensors in the order of :meth:`tensors`."""
-        return self._filled(_TENSORS + _LISTS, flat)
+        input, batch_sizes, h0, c0, *masks = flat[:7]
+        *weights, norm = self._split(flat[7:])
+        return RNNArguments(
+            input, batch_sizes, *weights, self.reverse, self.mode, h0, c0, *masks, norm, self.allow_tf32
+        )
 
-    def with_differentiable(self, flat: Iterable[Tensor | None]) -> RNNArguments:
+    def with_differentiable(self, flat: Sequence[Tensor | None]) -> RNNArguments:
         """With the tensors in the order of :meth:`differentiable`."""
-        return self._filled(_DIFFERENTIABLE, flat)
+        input, h0, c0 = flat[:3]
+        weight_ih, weight_hh, bias_ih, bias_hh, norm = self._split(flat[3:])
+        return self._replace(
+            input=input,
+            h0=h0,
+            c0=c0,
+            weight_ih=weight_ih,
+            weight_hh=weight_hh,
+            bias_ih=bias_ih,
+            bias_hh=bias_hh,
+            norm=norm,
+        )
 
-    def _filled(self, names: Sequence[str], flat: Iterable[Tensor | None]) -> RNNArguments:
-        tensors = iter(flat)
-        filled: dict[str, Any] = {}
-        for name in names:
-            if name in _LISTS:
-                filled[name] = [next(tensors) for _ in getattr(self, name)]
-            else:
-                filled[name] = next(tensors)
-        return self._replace(**filled)
+    def _split(self, flat: Sequence[Tensor | None]) -> list[list[Tensor | None]]:
+        """The lists, out of what stands one behind the other."""
+        lists, first = [], 0
+        for own in (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.norm):
+            lists.append(list(flat[first : first + len(own)]))
+            first += len(own)
+        return lists
 
 
 def missing_of(arguments: Sequence[Any]) -> list[bool]:
@@ -141,5 +153,12 @@ MODES = [mode for mode, normalised in _CELLS if not normalised]
 
 
 def cell_of(mode: str, normalised: bool = False) -> CellSizes:
-    """The cell of one of :data:`MODES`, which are :class:`torch.nn.RNNBase`'s."""
-    return _CELLS[mode, normalised]
+    """The cell of one of :data:`MODES`, which are :class:`torch.nn.RNNBase`'s.
+
+    Raises:
+        RuntimeError: there is no such mode.
+    """
+    cell = _CELLS.get((mode, normalised))
+    if cell is None:
+        raise RuntimeError(f"mode: expected one of {', '.join(MODES)}, got {mode}")
+    return cell

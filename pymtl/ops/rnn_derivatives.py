@@ -64,25 +64,24 @@ def _training_backward(
             grad_output, grad_h_n, grad_c_n, *given.for_op(), hidden, gates, cells, ctx.needs
         )
     needs_input, needs_weight_ih, needs_weight_hh, needs_bias, _ = ctx.needs
-    grads = given.no_gradients()
-    if needs_input:
-        grads = grads._replace(input=grad_input)
-    if needs_weight_ih and not given.normalised:
-        grads = grads._replace(weight_ih=grad_w_ih)
-    if needs_weight_hh:
-        grads = grads._replace(weight_hh=grad_w_hh)
-    if given.h0 is not None and given.h0.requires_grad:
-        grads = grads._replace(h0=grad_h0)
-    if given.c0 is not None and given.c0.requires_grad:
-        grads = grads._replace(c0=grad_c0)
+    nothing = given.no_gradients()
+    of_b_ih, of_b_hh, of_norm = nothing.bias_ih, nothing.bias_hh, nothing.norm
     if needs_bias:
         parts = [_parts_of_sums(sums, given.mode, given.normalised) for sums in grad_bias]
         if len(given.bias_ih) > 0:
-            grads = grads._replace(bias_ih=[p[0] for p in parts], bias_hh=[p[1] for p in parts])
+            of_b_ih, of_b_hh = [p[0] for p in parts], [p[1] for p in parts]
         # All recurrences' gains of the products, then of c, then biases of c; these may be missing.
-        of_norm = [part for kind in zip(*(p[2:] for p in parts)) for part in kind]
-        grads = grads._replace(norm=of_norm[: len(given.norm)])
-    return grads
+        of_norm = [part for kind in zip(*(p[2:] for p in parts)) for part in kind][: len(given.norm)]
+    return RNNArguments(
+        input=grad_input if needs_input else None,
+        weight_ih=grad_w_ih if needs_weight_ih and not given.normalised else nothing.weight_ih,
+        weight_hh=grad_w_hh if needs_weight_hh else nothing.weight_hh,
+        bias_ih=of_b_ih,
+        bias_hh=of_b_hh,
+        h0=grad_h0 if given.h0 is not None and given.h0.requires_grad else None,
+        c0=grad_c0 if given.c0 is not None and given.c0.requires_grad else None,
+        norm=of_norm,
+    )
 
 
 def _training_backward_of_op(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:

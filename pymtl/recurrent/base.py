@@ -124,7 +124,7 @@ class Recurrent(nn.RNNBase):
                 raise ValueError("lengths: expected none with an unbatched (2-D) input")
             return self._forward_lengths(input, hx, lengths)
         weights = self._weights()
-        way = self._route(input, weights)
+        way = self._pymtl_route(input, weights)
         if way.runner == "torch":
             return self._original.forward(self, input, hx)
 
@@ -148,7 +148,7 @@ class Recurrent(nn.RNNBase):
     def _forward_packed(self, input: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
         data, batch_sizes, sorted_indices, unsorted_indices = input
         weights = self._weights()
-        way = self._route(data, weights)
+        way = self._pymtl_route(data, weights)
         if way.runner == "torch":
             return self._original.forward(self, input, hx)
         self._check_input(data, weights, 2)
@@ -164,7 +164,7 @@ class Recurrent(nn.RNNBase):
         self._check_input(input, weights, 3)
         batch, steps = input.shape[:2] if self.batch_first else (input.shape[1], input.shape[0])
         lengths = as_lengths(lengths, batch, input.device)
-        way = self._route(input, weights, lengths)
+        way = self._pymtl_route(input, weights, lengths)
         if way.runner != "kernels":
             packed = pack_padded_sequence(input, lengths.cpu(), self.batch_first, enforce_sorted=False)
             result, state = self._forward_packed(packed, hx)
@@ -202,25 +202,19 @@ class Recurrent(nn.RNNBase):
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.shape[-1]}"
             )
 
+    # The calls below go by this name: a converted subclass may have a `route` of its own.
     def route(self, input: Tensor, lengths: Tensor | None = None) -> Route:
         """Who runs such an input now, and why: this library's kernels, torch's own path or the plain reference."""
-        return self._route(input, self._weights(), lengths)
+        return self._pymtl_route(input, self._weights(), lengths)
 
     def kernels_take(self, input: Tensor) -> bool:
         """Whether this library's kernels run such an input without ``lengths``. With ``lengths`` on a GPU they take
         more inputs: ask :meth:`route`."""
-        return self.route(input).runner == "kernels"
+        return self._pymtl_route(input, self._weights()).runner == "kernels"
 
-    def _route(self, input: Tensor, weights: Sequence[Tensor], lengths: Tensor | None = None) -> Route:
-        return route(
-            input,
-            weights,
-            mode=self.mode,
-            hidden_size=self.hidden_size,
-            proj_size=self.proj_size,
-            has_options=self._pymtl_variants.act(self.training),
-            lengths=lengths,
-        )
+    def _pymtl_route(self, input: Tensor, weights: Sequence[Tensor], lengths: Tensor | None = None) -> Route:
+        has_options = self._pymtl_variants.act(self.training)
+        return route(input, weights, self.mode, self.hidden_size, self.proj_size, has_options, lengths)
 
     def _initial_state(self, hx: Any, batch: int, batched: bool) -> Cells:
         """h_0 and c_0 [layers * D, B, H], checked."""
@@ -304,8 +298,8 @@ class Recurrent(nn.RNNBase):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Output of the last of the first ``layers`` layers (all by default), and the states of each.
 
-        ``way`` is that of the call, by the kernels or the reference; ``batch`` is B, or None where only
-        ``batch_sizes`` tells.
+        ``way`` is the call's route, of which only counts here whether it is the reference; ``batch`` is B, or None
+        where only ``batch_sizes`` tells.
         """
         directions = self._directions()
         packed = self._packed(weights)
@@ -399,7 +393,7 @@ class Recurrent(nn.RNNBase):
         """
         weights = self._weights()
         self._check_input(input, weights, 3 if batch_sizes is None else 2)
-        way = self._route(input, weights)
+        way = self._pymtl_route(input, weights)
         if self._pymtl_variants.act(self.training) or not input.is_cpu:
             return self._unfused_heads(way, input, batch_sizes, weights, head_weight, head_bias, mean, max)
         last = self.num_layers - 1
@@ -454,7 +448,7 @@ class Recurrent(nn.RNNBase):
         if self.training:
             raise RuntimeError("freeze: expected a module in eval mode, got one in training mode: call eval() first")
         weights = self._weights()
-        if not weights[0].is_cpu or self._route(weights[0], weights).runner != "kernels":
+        if not weights[0].is_cpu or self._pymtl_route(weights[0], weights).runner != "kernels":
             return  # a GPU's kernels read the weights as they are
         if any(w.is_inference() for w in weights):
             raise RuntimeError("freeze: expected ordinary weights, got inference tensors, whose changes go unnoticed")

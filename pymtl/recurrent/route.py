@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pymtl.ops import has_kernels
-from pymtl.ops.dtypes import autocast_dtype, has_kernels_of_gpu, lstm_fits_gpu
+from pymtl.ops.dtypes import autocast_dtype, has_cuda, has_kernels_of_gpu, lstm_fits_gpu
 
 
 class Route(NamedTuple):
@@ -43,10 +43,14 @@ REASONS = (
 )
 
 
+_ROUTES = {
+    (runner, reason): Route(runner, reason) for runner in ("kernels", "torch", "reference") for reason in REASONS
+}
+
+
 def route(
     input: Tensor,
     weights: Sequence[Tensor],
-    *,
     mode: str,
     hidden_size: int,
     proj_size: int,
@@ -59,42 +63,32 @@ def route(
         input: [T, B, I], or packed [N, I].
         weights: of the module, all of one dtype.
         mode: :class:`torch.nn.RNNBase`'s.
+        hidden_size, proj_size: the module's.
         has_options: whether options that torch's module has not change what is computed now.
         lengths: of the sequences of a padded batch, or None.
     """
-    taken, reason = _kernels(input, weights, mode, hidden_size, proj_size, has_options, lengths)
-    if taken:
-        return Route("kernels", reason)
-    return Route("reference" if has_options else "torch", reason)
-
-
-def _kernels(
-    input: Tensor,
-    weights: Sequence[Tensor],
-    mode: str,
-    hidden_size: int,
-    proj_size: int,
-    has_options: bool,
-    lengths: Tensor | None,
-) -> tuple[bool, str]:
-    """Whether the kernels take the call, and why or why not."""
     if proj_size != 0:
-        return False, NO_PROJECTION
-    if input.is_cpu:
-        if not has_kernels(weights[0], bfloat16=True):
-            return False, NO_DTYPE
-        if torch.is_autocast_enabled("cpu") and autocast_dtype(input) is None:
-            return False, NO_AUTOCAST
-        return True, ON_CPU
-    if not input.is_cuda or not weights[0].is_cuda:
-        return False, NO_DEVICE
-    dtype = autocast_dtype(input) or weights[0].dtype
-    if not has_kernels_of_gpu(input, dtype):
-        return False, NO_DTYPE
-    if has_options:
-        return True, PER_STEP_OPTIONS
-    if lengths is not None and lengths.is_cuda:
-        return True, PER_STEP_LENGTHS if mode != "LSTM" or not lstm_fits_gpu(input, dtype, hidden_size) else PERSISTENT
-    if mode == "LSTM" and lstm_fits_gpu(input, dtype, hidden_size):
-        return True, PERSISTENT
-    return False, NOT_FASTER
+        reason = NO_PROJECTION
+    elif input.is_cpu:
+        if has_kernels(weights[0], bfloat16=True):
+            if not torch.is_autocast_enabled("cpu") or autocast_dtype(input) is not None:
+                return _ROUTES["kernels", ON_CPU]
+            reason = NO_AUTOCAST
+        else:
+            reason = NO_DTYPE if weights[0].is_cpu else NO_DEVICE
+    elif not weights[0].is_cuda or not has_cuda(input):
+        reason = NO_DEVICE
+    else:
+        dtype = autocast_dtype(input) or weights[0].dtype
+        held = mode == "LSTM" and lstm_fits_gpu(input, dtype, hidden_size)
+        if not has_kernels_of_gpu(input, dtype):
+            reason = NO_DTYPE
+        elif has_options:
+            return _ROUTES["kernels", PER_STEP_OPTIONS]
+        elif held:
+            return _ROUTES["kernels", PERSISTENT]
+        elif lengths is not None and lengths.is_cuda:
+            return _ROUTES["kernels", PER_STEP_LENGTHS]
+        else:
+            reason = NOT_FASTER
+    return _ROUTES["reference" if has_options else "torch", reason]

@@ -306,8 +306,6 @@ def _check_task(name: str, task: TaskConfig, config: Config, at: str) -> None:
     _require(task.attention_heads >= 1, f"{at}.attention_heads", "a number above 0", task.attention_heads)
     attention = task.attention_heads == 1 or task.pooling == "attention"
     _require(attention, f"{at}.attention_heads", "pooling = 'attention' with it", task.attention_heads)
-    for fits, key, expected in task.rules.requirements(task, config):
-        _require(fits, f"{at}.{key}", expected, getattr(task, key))
     if task.after is not None:
         _require(task.after in config.tasks and task.after != name, f"{at}.after", "another task", task.after)
         before = config.tasks[task.after]
@@ -318,6 +316,8 @@ def _check_task(name: str, task: TaskConfig, config: Config, at: str) -> None:
         _require(after not in seen, f"{at}.after", "no circle of tasks", task.after)
         seen.add(after)
         after = config.tasks[after].after if after in config.tasks else None
+    for fits, key, expected in task.rules.requirements(task, config):
+        _require(fits, f"{at}.{key}", expected, getattr(task, key))
 
 
 def _check_model(config: Config, where: str) -> None:

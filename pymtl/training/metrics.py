@@ -50,8 +50,8 @@ def decode(
             (crfs or {}).get(name),
             beam_size,
         )
-        columns = {name: task.rules.decode(z, given)}
-        columns |= {f"{name}/{detail}": values for detail, values in task.rules.details(z, given).items()}
+        columns = {f"{name}/{detail}": values for detail, values in task.rules.details(z, given).items()}
+        columns[name] = task.rules.decode(z, given)
         for key, values in columns.items():
             for prediction, value in zip(predictions, values, strict=True):
                 prediction[key] = value

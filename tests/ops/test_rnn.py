@@ -335,3 +335,16 @@ def test_saturated_gates_and_tiny_numbers_are_as_accurate_as_nn_lstm(size, isa):
         with_gradients(run_nn, sample, seeds),
         with_gradients(run_nn, sample.to(torch.float64), seeds),
     )
+
+
+def test_the_ops_take_their_arguments_in_the_order_of_their_one_list():
+    from pymtl.ops.rnn_arguments import RNNArguments
+
+    def names(op):
+        return [argument.name for argument in op.default._schema.arguments]
+
+    fields = list(RNNArguments._fields)
+    assert names(torch.ops.pymtl.rnn_training) == fields
+    assert names(torch.ops.pymtl.rnn_inference) == [*fields, "packed"]
+    assert names(torch.ops.pymtl.rnn_backward)[3:-4] == fields
+    assert names(torch.ops.pymtl.rnn_heads)[:10] == fields[:10]

@@ -1,5 +1,6 @@
 """Who runs a call, and why: every reason has a case here and a line in docs/switching.md."""
 
+import importlib
 import pickle
 from pathlib import Path
 
@@ -10,6 +11,11 @@ from torch import nn
 import pymtl
 from pymtl.recurrent import route as router
 from pymtl.recurrent.options import Options
+
+
+class Subclass(nn.LSTM):
+    """Importable, as a pickle needs it."""
+
 
 DOCS = Path(__file__).parents[2] / "docs" / "switching.md"
 X = torch.zeros(2, 1, 3)
@@ -61,11 +67,37 @@ ON_A_GPU = {
 
 @pytest.mark.parametrize(("mode", "fits", "options", "lengths", "expected"), ON_A_GPU.values(), ids=ON_A_GPU)
 def test_a_gpu_runs_what_its_kernels_are_for(mode, fits, options, lengths, expected, monkeypatch):
+    monkeypatch.setattr(router, "has_cuda", lambda tensor: True)
     monkeypatch.setattr(router, "has_kernels_of_gpu", lambda tensor, dtype: True)
     monkeypatch.setattr(router, "lstm_fits_gpu", lambda tensor, dtype, size: fits)
     monkeypatch.setattr(router, "autocast_dtype", lambda tensor: None)
-    arguments = {"mode": mode, "hidden_size": 4, "proj_size": 0, "has_options": options, "lengths": lengths}
-    assert router.route(There(), [There()], **arguments) == expected
+    assert router.route(There(), [There()], mode, 4, 0, options, lengths) == expected
+
+
+def test_without_kernels_for_a_device_that_is_the_reason(monkeypatch):
+    monkeypatch.setattr(router, "has_cuda", lambda tensor: False)
+    assert router.route(There(), [There()], "LSTM", 4, 0, False) == ("torch", router.NO_DEVICE)
+    assert lstm(device="meta").route(X) == ("torch", router.NO_DEVICE)
+
+
+class OnRoute(nn.LSTM):
+    """A subclass with names of its own that ours have too."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.route = "north"
+
+    def _route(self, x):
+        return x
+
+
+def test_a_subclass_may_have_a_route_of_its_own():
+    module = OnRoute(3, 4)
+    expected = module(X)[0]
+    fast = pymtl.convert(module)
+    torch.testing.assert_close(fast(X)[0], expected)
+    assert fast.kernels_take(X)
+    assert fast.route == "north"
 
 
 def test_every_reason_stands_in_the_docs():
@@ -89,7 +121,16 @@ def test_pickles_from_before_the_modules_moved_load(kind):
     assert torch.equal(loaded(X)[0], module(X)[0])
 
 
-def test_pickles_of_converted_modules_from_before_the_move_load():
-    module = pymtl.convert(nn.LSTM(3, 4))
-    old = pickle.dumps(module, protocol=2).replace(b"pymtl.recurrent.convert", b"pymtl.convert")
+def test_pickles_of_converted_subclasses_from_before_the_move_load():
+    module = pymtl.convert(Subclass(3, 4))
+    now = pickle.dumps(module, protocol=2)
+    assert b"pymtl.recurrent.convert" in now
+    old = now.replace(b"pymtl.recurrent.convert", b"pymtl.convert")
     assert torch.equal(pickle.loads(old)(X)[0], module(X)[0])
+
+
+@pytest.mark.parametrize("name", ["lstm.LSTM", "gru.GRU", "rnn.RNN", "variants.Variants", "freezing.freeze"])
+def test_modules_are_found_where_they_stood_before(name):
+    module, member = name.split(".")
+    assert callable(getattr(importlib.import_module(f"pymtl.{module}"), member))
+    assert callable(getattr(getattr(pymtl, module), member))

@@ -40,13 +40,15 @@ def draw(seed):
         x = pack_padded_sequence(x, torch.tensor(lengths), options["batch_first"], enforce_sorted=False)
     rows = options["num_layers"] * (2 if options["bidirectional"] else 1)
     state = [torch.randn(rows, batch, size).to(dtype) for _ in range(2)] if pick.random() < 0.5 else None
+    state = state and [each.requires_grad_() for each in state]
     hx = state and (tuple(state) if kind == "LSTM" else state[0])
     described = f"{kind} {dtype} I{inputs} H{size} B{batch} T{steps} {form} {options}"
     return module, x, hx, {"lengths": lengths} if form == "lengths" else {}, described
 
 
 def results(module: nn.Module, x, hx, given):
-    """Output, last states and the gradients of the input and the parameters; and the output without gradients."""
+    """Output, last states and the gradients of the input, the initial states and the parameters; and the output without
+    gradients."""
     leaf = (x.data if isinstance(x, PackedSequence) else x).detach().requires_grad_()
     batch = PackedSequence(leaf, *x[1:]) if isinstance(x, PackedSequence) else leaf
     torch.manual_seed(0)  # of the masks
@@ -56,7 +58,8 @@ def results(module: nn.Module, x, hx, given):
         *(last if type(last) is tuple else [last]),
     ]
     seeds = [torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)).to(tensor) for tensor in tensors]
-    tensors += torch.autograd.grad(tensors, [leaf, *module.parameters()], seeds)
+    states = [] if hx is None else [hx] if isinstance(hx, torch.Tensor) else [*hx]
+    tensors += torch.autograd.grad(tensors, [leaf, *states, *module.parameters()], seeds)
     with torch.no_grad():
         torch.manual_seed(0)
         output = module(batch, hx, **given)[0]

@@ -39,7 +39,8 @@ class LanguageModel(Kind):
             (task.num_tokens >= 1, "num_tokens", "a number above 0"),
             (task.num_tokens > 2, "num_tokens", "more than padding and the unknown token"),
             (config.model.words, "kind", "a task with words"),
-            (not task.skip and task.after is None, "skip", "a language model that reads its states alone"),
+            (not task.skip, "skip", "a language model that reads its states alone"),
+            (task.after is None, "after", "a language model that reads its states alone"),
         ]
 
     def target(self, label: Any, ids: Mapping[Any, int], tokens: Tensor, task: Any, config: Any) -> Tensor:
