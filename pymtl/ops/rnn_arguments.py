@@ -66,10 +66,6 @@ class RNNArguments(NamedTuple):
         """Whether the cells are layer-normalised: then the input is projected already, and ``weight_ih`` is empty."""
         return len(self.norm) > 0
 
-    @property
-    def masks(self) -> dict[str, Tensor | None]:
-        return {"dropout": self.dropout, "zoneout_h": self.zoneout_h, "zoneout_c": self.zoneout_c}
-
     # Plain slices: these run at every call with gradients, where a microsecond is a percent.
 
     def tensors(self) -> list[Tensor | None]:
@@ -87,13 +83,17 @@ class RNNArguments(NamedTuple):
 
     def without_tensors(self) -> RNNArguments:
         """All but the tensors, whose places stay, for :meth:`with_tensors`."""
-        nothing = self.no_gradients()
-        return nothing._replace(reverse=self.reverse, mode=self.mode, allow_tf32=self.allow_tf32)
+        return self._of_nothing(self.reverse, self.mode, self.allow_tf32)
 
     def no_gradients(self) -> RNNArguments:
         """None wherever an argument stands."""
-        weight_ih, weight_hh, bias_ih, bias_hh, norm = self._split([None] * len(self._lists()))
-        return RNNArguments(None, None, weight_ih, weight_hh, bias_ih, bias_hh, norm=norm)
+        return self._of_nothing(None, None, None)
+
+    def _of_nothing(self, reverse: Any, mode: Any, allow_tf32: Any) -> RNNArguments:
+        weight_ih, weight_hh = [None] * len(self.weight_ih), [None] * len(self.weight_hh)
+        bias_ih, bias_hh, norm = [None] * len(self.bias_ih), [None] * len(self.bias_hh), [None] * len(self.norm)
+        weights = (weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode)
+        return RNNArguments(None, None, *weights, None, None, None, None, None, norm, allow_tf32)
 
     def with_tensors(self, flat: Sequence[Tensor | None]) -> RNNArguments:
         """With the tensors in the order of :meth:`tensors`."""

@@ -38,7 +38,7 @@ def _setup_training(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 
 def _save_training(ctx: Any, given: RNNArguments, output: tuple[Tensor, ...]) -> None:
     hidden, _, _, gates, cells = output
-    if any(mask is not None and mask.requires_grad for mask in given.masks.values()):
+    if any(mask is not None and mask.requires_grad for mask in (given.dropout, given.zoneout_h, given.zoneout_c)):
         raise RuntimeError("dropout, zoneout_h, zoneout_c: expected masks that require no gradient, got one that does")
     ctx.save_for_backward(hidden, gates, cells, *given.tensors())
     ctx.mark_non_differentiable(gates, cells)
