@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NO_LABEL = -100  # the target of what has no label
 
-# (fits, key, expected): of an option's check
+# Whether an option's value fits, the option's key, and what was expected
 Requirement = tuple[bool, str, str]
 
 
@@ -178,13 +178,6 @@ class Scored:
 
     task: TaskConfig
     labels: Sequence[Any]
-
-
-def correlation_of(values: Callable[..., Any], *columns: Sequence[float]) -> float:
-    """A correlation of scipy's; 0 where a column is constant."""
-    if any(len(set(column)) == 1 for column in columns):
-        return 0.0
-    return float(values(*columns).statistic)
 
 
 def missing_like(known: Tensor) -> float:

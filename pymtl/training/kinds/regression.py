@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pymtl.heads import RegressionHead
-from pymtl.training.kinds.base import Decoding, Kind, PoolingOptions, Requirement, Scored, correlation_of
+from pymtl.training.kinds.base import Decoding, Kind, PoolingOptions, Requirement, Scored
 from pymtl.training.values import has_numbers, is_number, number_of
 
 
@@ -71,10 +71,17 @@ class Regression(Kind):
         if not columns:
             return {}
         found = [
-            (float(sk.r2_score(*column)), *(correlation_of(c, *column) for c in (stats.pearsonr, stats.spearmanr)))
+            (float(sk.r2_score(*column)), *(_correlation(c, *column) for c in (stats.pearsonr, stats.spearmanr)))
             for column in columns
         ]
         return {name: sum(values) / len(values) for name, values in zip(self.scores, zip(*found))}
 
     def describe(self, value: Any, details: Mapping[str, Any], tokens: Sequence[str]) -> str:
         return " ".join(f"{number:.3f}" for number in (value if isinstance(value, list) else [value]))
+
+
+def _correlation(values: Callable[..., Any], *columns: Sequence[float]) -> float:
+    """One of scipy's correlations of two columns; 0 if one of them is constant."""
+    if any(len(set(column)) == 1 for column in columns):
+        return 0.0
+    return float(values(*columns).statistic)
