@@ -32,7 +32,7 @@ test: install test-kernels
 
 # What a change of a day breaks first: layers, ops, modules, models and configurations.
 CHECKED := test_structure.py ops/test_rnn_errors.py ops/test_heads.py ops/test_packing.py ops/test_pooling.py \
-  ops/test_joint_loss.py ops/test_crf.py recurrent/test_route.py recurrent/test_lstm.py recurrent/test_freezing.py \
+  ops/test_joint_loss.py ops/test_crf.py recurrent/test_route.py recurrent/test_modules.py recurrent/test_freezing.py \
   models/test_models.py training/test_kinds.py training/test_config.py
 check: install
 	$(BIN)/pytest -n auto --dist loadfile $(addprefix tests/,$(CHECKED))

@@ -24,10 +24,10 @@ from rich.table import Table
 
 from pymtl.benchmark import results
 from pymtl.commands import positive
-from pymtl.training.backends import BACKENDS, Backend
-from pymtl.training.batches import Batch, Encoder, buckets
+from pymtl.training.batches import Batch, Batcher, buckets
 from pymtl.training.config import Config, load
 from pymtl.training.data import labelled, read_records
+from pymtl.training.model_with_loss import BACKENDS, ModelWithLoss
 from pymtl.training.speed import BLOCK, shuffled
 from pymtl.training.step import Step
 from pymtl.training.vocabulary import Vocabulary
@@ -49,7 +49,7 @@ def timed(step: Step, batch: Batch) -> list[float]:
     marks = [now(device)]
     step.optimizer.zero_grad()
     marks.append(now(device))
-    total = step.backend.loss(batch).total
+    total = step.model_with_loss.loss(batch).total
     marks.append(now(device))
     total.backward()
     marks.append(now(device))
@@ -66,12 +66,12 @@ def measure(config: Config, vocabulary: Vocabulary, batches: list[Batch]) -> dic
     torch.manual_seed(0)
     device = batches[0].tokens.device
     steps = {
-        name: Step(Backend(name, config, vocabulary).to(device), replace(config.training, ema_decay=0.0))
+        name: Step(ModelWithLoss(name, config, vocabulary).to(device), replace(config.training, ema_decay=0.0))
         for name in BACKENDS
     }
     times: dict[str, list[list[float]]] = {name: [] for name in steps}
     for step in steps.values():
-        step.backend.train()
+        step.model_with_loss.train()
         for batch in batches[:5]:
             step([batch])
     wholes: dict[str, list[float]] = {name: [] for name in steps}
@@ -105,13 +105,13 @@ def main() -> None:
     device = torch.device(arguments.device)
     records = labelled(read_records(config.path(config.data.train), config), config.data.train)
     vocabulary = Vocabulary.of(records, config)
-    encoder = Encoder(vocabulary, config)
+    batcher = Batcher(vocabulary, config)
     size = config.training.batch_size
     rows = {}
     for kind, order in (("of similar length, as trained", buckets), ("of any length", shuffled)):
         generator = torch.Generator().manual_seed(config.seed)
         chosen = zip(order(records, size, generator), range(arguments.batches))
-        batches = [encoder.batch(records, indices).to(device) for indices, _ in chosen]
+        batches = [batcher.batch(records, indices).to(device) for indices, _ in chosen]
         rows[kind] = measure(config, vocabulary, batches)
     table = Table(title=f"A training step of {arguments.config.stem} on the {arguments.device}, ms")
     table.add_column("")

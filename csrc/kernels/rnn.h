@@ -111,7 +111,7 @@ template <typename T>
 struct RnnForward {
   RnnShape shape;
   const RnnWeights<T>* weights;  // [G]
-  const T* packed;               // from rnn_pack for these weights, under the same instruction set, or null
+  const T* prepacked;            // from rnn_prepack for these weights, under the same instruction set, or null
   const T* input;                // [N, P*I]
   const T* h0;                   // [G, B, H] or null: zeros
   const T* c0;                   // [G, B, H] or null: zeros; of an LSTM, as all that is called c
@@ -154,18 +154,18 @@ struct RnnBackward {
   RnnMasks<T> masks;                          // as in the forward pass
 };
 
-// Elements of T that rnn_pack writes under the instruction set in use.
+// Elements of T that rnn_prepack writes under the instruction set in use.
 template <typename T>
-size_t rnn_packed_size(Cell cell, int64_t recurrences, int64_t input_size, int64_t hidden_size);
+size_t rnn_prepacked_size(Cell cell, int64_t recurrences, int64_t input_size, int64_t hidden_size);
 
-// What weights packed now, under the instruction set in use, have to say of themselves.
+// What weights prepacked now, under the instruction set in use, have to say of themselves.
 template <typename T>
 PrepackedHeader rnn_prepacked_header(Cell cell);
 
-// Packs weights [G] into panels, for RnnForward::packed. packed: 64-byte aligned.
+// Packs weights [G] into panels, for RnnForward::prepacked. prepacked: 64-byte aligned.
 template <typename T>
-void rnn_pack(Cell cell, const RnnWeights<T>* weights, int64_t recurrences, int64_t input_size, int64_t hidden_size,
-              T* packed, const Executor& executor);
+void rnn_prepack(Cell cell, const RnnWeights<T>* weights, int64_t recurrences, int64_t input_size, int64_t hidden_size,
+                 T* prepacked, const Executor& executor);
 
 // Bytes of 64-byte-aligned scratch memory that the call with these arguments needs.
 template <typename T>

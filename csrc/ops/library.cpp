@@ -21,7 +21,7 @@
   "Tensor? zoneout_c, Tensor[]? norm, bool allow_tf32"
 
 STABLE_TORCH_LIBRARY(pymtl, m) {
-  m.def("rnn_inference(" RNN_ARGUMENTS ", Tensor? packed) -> (Tensor output, Tensor h_n, Tensor c_n)");
+  m.def("rnn_inference(" RNN_ARGUMENTS ", Tensor? prepacked) -> (Tensor output, Tensor h_n, Tensor c_n)");
   m.def("rnn_training(" RNN_ARGUMENTS ") -> (Tensor output, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells)");
   // needs: gradients wanted of [input, weight_ih, weight_hh, biases, h0 and c0]. The gradients of b_ih and
   // b_hh are equal, grad_bias is either; but of a GRU it is [4H], of b_in, b_ir, b_iz and b_hn. Of normalised cells
@@ -32,16 +32,17 @@ STABLE_TORCH_LIBRARY(pymtl, m) {
         "Tensor grad_h0, Tensor grad_c0)");
   m.def(
       "rnn_heads(Tensor input, Tensor? batch_sizes, Tensor[]? weight_ih, Tensor[] weight_hh, "
-      "Tensor[]? bias_ih, Tensor[]? bias_hh, bool[] reverse, str mode, Tensor? h0, Tensor? c0, Tensor? packed, "
+      "Tensor[]? bias_ih, Tensor[]? bias_hh, bool[] reverse, str mode, Tensor? h0, Tensor? c0, Tensor? prepacked, "
       "Tensor? head_weight, Tensor? head_bias, bool mean, bool max) "
       "-> (Tensor logits, Tensor mean, Tensor max, Tensor h_n, Tensor c_n)");
-  // All layers at once, from their packed weights: h0, c0, h_n and c_n are [layers * G, B, H].
+  // All layers at once, from their prepacked weights: h0, c0, h_n and c_n are [layers * G, B, H].
   m.def(
-      "rnn_frozen(Tensor input, Tensor? batch_sizes, Tensor[] packed, int hidden_size, bool[] reverse, str mode, "
+      "rnn_frozen(Tensor input, Tensor? batch_sizes, Tensor[] prepacked, int hidden_size, bool[] reverse, str mode, "
       "Tensor? h0, "
       "Tensor? c0) -> (Tensor output, Tensor h_n, Tensor c_n)");
   m.def(
-      "rnn_pack(Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, str mode, "
+      "rnn_prepack(Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, str "
+      "mode, "
       "Tensor[]? norm) "
       "-> Tensor");
   // Of a GPU: the largest H of which one kernel holds all weights, of the dtype and on the device of `like`.

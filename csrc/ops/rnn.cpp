@@ -34,45 +34,46 @@ template <typename T>
 constexpr int64_t kHeader = PrepackedHeader::kBytes / sizeof(T);
 
 template <typename T>
-Tensor checked_packed(const Tensor& packed, const Name& name, Cell cell, int64_t recurrences, int64_t input_size,
-                      int64_t hidden_size, ScalarType type) {
-  check_cpu(packed, name);
-  check_type(packed, name, type);
-  check(packed.dim() == 1 && packed.numel() > kHeader<T> && packed.is_contiguous(), name,
-        ": expected weights from rnn_pack, got something else");
+Tensor checked_prepacked(const Tensor& prepacked, const Name& name, Cell cell, int64_t recurrences, int64_t input_size,
+                         int64_t hidden_size, ScalarType type) {
+  check_cpu(prepacked, name);
+  check_type(prepacked, name, type);
+  check(prepacked.dim() == 1 && prepacked.numel() > kHeader<T> && prepacked.is_contiguous(), name,
+        ": expected weights from rnn_prepack, got something else");
   PrepackedHeader header;
-  std::memcpy(&header, packed.const_data_ptr(), sizeof header);
+  std::memcpy(&header, prepacked.const_data_ptr(), sizeof header);
   const PrepackedHeader own = rnn_prepacked_header<T>(cell);
   const bool readable = header.version == own.version && header.dtype == own.dtype && header.scheme == own.scheme;
-  check(readable, name, ": expected weights from this version's rnn_pack of dtype ", torch::headeronly::toString(type),
-        ", got something else");
-  check(header.lanes == own.lanes, name, ": expected weights packed for vectors of ", own.lanes,
+  check(readable, name, ": expected weights from this version's rnn_prepack of dtype ",
+        torch::headeronly::toString(type), ", got something else");
+  check(header.lanes == own.lanes, name, ": expected weights prepacked for vectors of ", own.lanes,
         " numbers, which the instruction set in use has, got them for ", header.lanes);
-  check(header.cell == own.cell, name, ": expected weights packed for this mode, got those of another");
+  check(header.cell == own.cell, name, ": expected weights prepacked for this mode, got those of another");
   const int64_t size =
-      kHeader<T> + static_cast<int64_t>(rnn_packed_size<T>(cell, recurrences, input_size, hidden_size));
-  check_sizes(packed, name, {size});
-  return packed;
+      kHeader<T> + static_cast<int64_t>(rnn_prepacked_size<T>(cell, recurrences, input_size, hidden_size));
+  check_sizes(prepacked, name, {size});
+  return prepacked;
 }
 
 template <typename T>
-OptionalTensor checked_packed(const OptionalTensor& packed, const Layer<T>& layer, ScalarType type) {
-  if (!packed.has_value()) return std::nullopt;
-  return checked_packed<T>(*packed, "packed", layer.cell, layer.recurrences, layer.input_size, layer.hidden_size, type);
+OptionalTensor checked_prepacked(const OptionalTensor& prepacked, const Layer<T>& layer, ScalarType type) {
+  if (!prepacked.has_value()) return std::nullopt;
+  return checked_prepacked<T>(*prepacked, "prepacked", layer.cell, layer.recurrences, layer.input_size,
+                              layer.hidden_size, type);
 }
 
 template <typename T>
-const T* panels_of(const OptionalTensor& packed) {
-  return packed.has_value() ? read<T>(*packed) + kHeader<T> : nullptr;
+const T* panels_of(const OptionalTensor& prepacked) {
+  return prepacked.has_value() ? read<T>(*prepacked) + kHeader<T> : nullptr;
 }
 
 // What a forward pass reads; where its results go is for the caller to fill in.
 template <typename T>
-RnnForward<T> forward_of(const Call<T>& call, const OptionalTensor& packed) {
+RnnForward<T> forward_of(const Call<T>& call, const OptionalTensor& prepacked) {
   RnnForward<T> args{};
   args.shape = shape_of(call);
   args.weights = call.layer.weights.data();
-  args.packed = panels_of<T>(packed);
+  args.prepacked = panels_of<T>(prepacked);
   args.input = read<T>(call.input);
   args.h0 = read<T>(call.h0);
   args.c0 = read<T>(call.c0);
@@ -91,16 +92,16 @@ enum class Keep { nothing, for_backward };
 
 // output, h_n, c_n and the reserve's gates and cells.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const RnnArguments& arguments,
-                                                           const OptionalTensor& given_packed, Keep keep) {
+                                                           const OptionalTensor& given_prepacked, Keep keep) {
   return with_layer_type(arguments.input, "input", [&]<typename T>() {
     const Call<T> call(arguments);
-    const OptionalTensor packed = checked_packed(given_packed, call.layer, call.type);
+    const OptionalTensor prepacked = checked_prepacked(given_prepacked, call.layer, call.type);
     const Tensor output = make(call.input, call.output_sizes());
     const Tensor h_n = make(call.input, call.state());
     const Tensor c_n = make(call.input, call.cell_state());
     const RnnReserve reserve = call.make_reserve(output, keep == Keep::for_backward);
     if (call.batch.tokens > 0) {
-      RnnForward<T> args = forward_of(call, packed);
+      RnnForward<T> args = forward_of(call, prepacked);
       args.output = write<T>(output);
       args.h_n = write<T>(h_n);
       args.c_n = write<T>(c_n);
@@ -112,8 +113,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const RnnArguments& a
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> rnn_inference(const RnnArguments& arguments, const OptionalTensor& packed) {
-  const auto [output, h_n, c_n, gates, cells] = forward(arguments, packed, Keep::nothing);
+std::tuple<Tensor, Tensor, Tensor> rnn_inference(const RnnArguments& arguments, const OptionalTensor& prepacked) {
+  const auto [output, h_n, c_n, gates, cells] = forward(arguments, prepacked, Keep::nothing);
   return {output, h_n, c_n};
 }
 
@@ -185,12 +186,12 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensor, Tensor> rnn_backward(
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_heads(
     Tensor input, OptionalTensor batch_sizes, OptionalTensors weight_ih, Tensors weight_hh, OptionalTensors bias_ih,
     OptionalTensors bias_hh, std::vector<bool> reverse, std::string mode, OptionalTensor h0, OptionalTensor c0,
-    OptionalTensor given_packed, OptionalTensor given_head_weight, OptionalTensor given_head_bias, bool mean,
+    OptionalTensor given_prepacked, OptionalTensor given_head_weight, OptionalTensor given_head_bias, bool mean,
     bool max) {
   return with_layer_type(input, "input", [&]<typename T>() {
     const Call<T> call(RnnArguments{input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, h0, c0});
     const Sizes features = {call.batch.batch, call.layer.recurrences * call.layer.hidden_size};
-    const OptionalTensor packed = checked_packed(given_packed, call.layer, call.type);
+    const OptionalTensor prepacked = checked_prepacked(given_prepacked, call.layer, call.type);
     if (given_head_weight.has_value()) {
       check(given_head_weight->dim() == 2, "head_weight: expected a matrix, got ", given_head_weight->dim(), "-D");
     }
@@ -204,7 +205,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_heads(
     const Tensor h_n = make(call.input, call.state());
     const Tensor c_n = make(call.input, call.cell_state());
     if (call.batch.tokens > 0) {
-      RnnForward<T> args = forward_of(call, packed);
+      RnnForward<T> args = forward_of(call, prepacked);
       args.h_n = write<T>(h_n);
       args.c_n = write<T>(c_n);
       args.heads = {C, read<T>(head_weight), read<T>(head_bias), write<T>(logits), write<T>(means), write<T>(maxima)};
@@ -214,16 +215,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_heads(
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> rnn_frozen(Tensor given_input, OptionalTensor batch_sizes, Tensors given_packed,
+std::tuple<Tensor, Tensor, Tensor> rnn_frozen(Tensor given_input, OptionalTensor batch_sizes, Tensors given_prepacked,
                                               int64_t hidden_size, std::vector<bool> reverse, std::string mode,
                                               OptionalTensor given_h0, OptionalTensor given_c0) {
   return with_layer_type(given_input, "input", [&]<typename T>() {
     const ScalarType type = given_input.scalar_type();
     const Cell cell = cell_of(mode);
     const Batch batch(given_input, batch_sizes);
-    const int64_t layers = static_cast<int64_t>(given_packed.size());
+    const int64_t layers = static_cast<int64_t>(given_prepacked.size());
     const int64_t G = static_cast<int64_t>(reverse.size());
-    check(layers > 0, "packed: expected the weights of at least one layer, got none");
+    check(layers > 0, "prepacked: expected the weights of at least one layer, got none");
     check(G > 0, "reverse: expected at least one flag, got none");
     check(hidden_size > 0, "hidden_size: expected a number above 0, got ", hidden_size);
     int64_t input_size = given_input.size(given_input.dim() - 1);
@@ -239,8 +240,8 @@ std::tuple<Tensor, Tensor, Tensor> rnn_frozen(Tensor given_input, OptionalTensor
     for (int64_t layer = 0; layer < layers; ++layer) {
       const Tensor input = output;
       const size_t index = static_cast<size_t>(layer);
-      const OptionalTensor packed =
-          checked_packed<T>(given_packed[index], Name("packed", index), cell, G, input_size, hidden_size, type);
+      const OptionalTensor prepacked = checked_prepacked<T>(given_prepacked[index], Name("prepacked", index), cell, G,
+                                                            input_size, hidden_size, type);
       output = make(input, batch.with(G * hidden_size));
       const int64_t read_size = std::exchange(input_size, G * hidden_size);
       if (batch.tokens == 0) continue;
@@ -249,7 +250,7 @@ std::tuple<Tensor, Tensor, Tensor> rnn_frozen(Tensor given_input, OptionalTensor
       args.shape = {G, batch.steps, batch.batch, batch.tokens, read_size, hidden_size, read<int64_t>(batch.batch_sizes),
                     1, cell};
       args.weights = weights.data();
-      args.packed = panels_of<T>(packed);
+      args.prepacked = panels_of<T>(prepacked);
       args.input = read<T>(input);
       args.h0 = h0.has_value() ? read<T>(h0) + state : nullptr;
       args.c0 = c0.has_value() ? read<T>(c0) + state : nullptr;
@@ -262,23 +263,23 @@ std::tuple<Tensor, Tensor, Tensor> rnn_frozen(Tensor given_input, OptionalTensor
   });
 }
 
-Tensor rnn_pack(Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh, std::vector<bool> reverse,
-                std::string mode, OptionalTensors norm) {
+Tensor rnn_prepack(Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh, std::vector<bool> reverse,
+                   std::string mode, OptionalTensors norm) {
   check(!weight_hh.empty(), "weight_hh: expected at least one recurrence, got none");
   const Tensor& first = weight_ih.empty() ? weight_hh[0] : weight_ih[0];
   return with_layer_type(first, weight_ih.empty() ? "weight_hh" : "weight_ih", [&]<typename T>() {
     RnnArguments arguments{first, {}, weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode};
     arguments.norm = norm;
     const Layer<T> layer(arguments);
-    const size_t size = rnn_packed_size<T>(layer.cell, layer.recurrences, layer.input_size, layer.hidden_size);
-    const Tensor packed = make(first, {kHeader<T> + static_cast<int64_t>(size)});
-    T* const memory = write<T>(packed);
+    const size_t size = rnn_prepacked_size<T>(layer.cell, layer.recurrences, layer.input_size, layer.hidden_size);
+    const Tensor prepacked = make(first, {kHeader<T> + static_cast<int64_t>(size)});
+    T* const memory = write<T>(prepacked);
     std::fill_n(memory, kHeader<T>, T{});
     const PrepackedHeader header = rnn_prepacked_header<T>(layer.cell);
     std::memcpy(memory, &header, sizeof header);
-    pymtl::rnn_pack(layer.cell, layer.weights.data(), layer.recurrences, layer.input_size, layer.hidden_size,
-                    memory + kHeader<T>, torch_executor());
-    return packed;
+    pymtl::rnn_prepack(layer.cell, layer.weights.data(), layer.recurrences, layer.input_size, layer.hidden_size,
+                       memory + kHeader<T>, torch_executor());
+    return prepacked;
   });
 }
 
@@ -291,5 +292,5 @@ STABLE_TORCH_LIBRARY_IMPL(pymtl, CPU, m) {
   m.impl("rnn_backward", TORCH_BOX(&pymtl::ops::RnnBackwardOp<pymtl::ops::rnn_backward>::call));
   m.impl("rnn_heads", TORCH_BOX(&pymtl::ops::rnn_heads));
   m.impl("rnn_frozen", TORCH_BOX(&pymtl::ops::rnn_frozen));
-  m.impl("rnn_pack", TORCH_BOX(&pymtl::ops::rnn_pack));
+  m.impl("rnn_prepack", TORCH_BOX(&pymtl::ops::rnn_prepack));
 }

@@ -45,22 +45,22 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from pymtl import freeze
-    from pymtl.training.batches import Encoder
+    from pymtl.training.batches import Batcher
     from pymtl.training.errors import ConfigError
     from pymtl.training.exporting import Exported, is_exported
     from pymtl.training.metrics import decode
     from pymtl.training.run import Run
 
-    backend: Any
+    trained: Any
     if is_exported(arguments.run_folder):
-        backend = Exported(arguments.run_folder)
-        config, vocabulary = backend.config, backend.vocabulary
+        trained = Exported(arguments.run_folder)
+        config, vocabulary = trained.config, trained.vocabulary
     else:
-        backend, config, vocabulary = Run(arguments.run_folder).load_backend()
-        freeze(backend.model)
+        trained, config, vocabulary = Run(arguments.run_folder).load_model()
+        freeze(trained.model)
     if config.fields and not arguments.records:
         raise ConfigError(f"--records: expected it with a model that reads {', '.join(config.fields)}")
-    encoder = Encoder(vocabulary, config, remember=False)
+    batcher = Batcher(vocabulary, config, remember=False)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack letters, and an argument be no text
     first = True
@@ -71,10 +71,10 @@ def run(arguments: argparse.Namespace) -> int:
         prediction = {}
         records, tokens = _records(text, number, config, arguments.records)
         for dataset, record in records.items():
-            batch = encoder.batch([record], [0])
+            batch = batcher.batch([record], [0])
             with torch.inference_mode():
-                logits = backend.logits(batch, dataset)
-                prediction |= decode(logits, batch, config, vocabulary, backend.crfs, arguments.beam)[0]
+                logits = trained.logits(batch, dataset)
+                prediction |= decode(logits, batch, config, vocabulary, trained.crfs, arguments.beam)[0]
         if arguments.json:
             print(json.dumps({"tokens": tokens, **prediction}, ensure_ascii=False), flush=True)
         else:

@@ -32,14 +32,14 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     from pymtl.commands.train import scores_table
-    from pymtl.training.backends import has_reference
     from pymtl.training.data import read_sets, read_test_sets
+    from pymtl.training.model_with_loss import has_reference
     from pymtl.training.run import Run
     from pymtl.training.speed import compare
 
     console = wide_console()
     run = Run(arguments.run_folder)
-    backend, config, vocabulary = run.load_backend()
+    trained, config, vocabulary = run.load_model()
     sets, tests = read_sets(config), read_test_sets(config)
     if tests and run.path("test.json").exists():
         console.print(scores_table(run.read_scores(), sum(map(len, tests.values()))))
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     (train,), (test,) = sets[0].values(), (tests or sets[1]).values()
     with console.status("timing ..."):
-        result = compare(backend, config, vocabulary, train, test, arguments.batches)
+        result = compare(trained, config, vocabulary, train, test, arguments.batches)
     counts = result["bucketed"]["batches"]
     table = Table(
         title=f"Time of a batch of {config.training.batch_size} sentences: medians of {counts['training']} training "

@@ -11,7 +11,7 @@ from pymtl.ops.joint_loss import joint_loss
 from pymtl.ops.late_errors import raise_late_errors
 from pymtl.ops.packing import PackingOrder, pack, packing_order, unpack
 from pymtl.ops.pooling import pool
-from pymtl.ops.rnn import RNNHeadsResult, RNNMasks, RNNNorm, RNNWeights, rnn, rnn_frozen, rnn_heads, rnn_pack
+from pymtl.ops.rnn import RNNHeadsResult, RNNMasks, RNNNorm, RNNWeights, rnn, rnn_frozen, rnn_heads, rnn_prepack
 
 __all__ = [
     "PackingOrder",
@@ -32,6 +32,6 @@ __all__ = [
     "rnn",
     "rnn_frozen",
     "rnn_heads",
-    "rnn_pack",
+    "rnn_prepack",
     "unpack",
 ]

@@ -98,7 +98,7 @@ def rnn(
     c0: Tensor | None = None,
     *,
     inputs: int = 1,
-    packed: Tensor | None = None,
+    prepacked: Tensor | None = None,
     masks: RNNMasks | None = None,
     norm: RNNNorm | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,7 +118,7 @@ def rnn(
         weights: of the G recurrences, of the input's dtype.
         h0, c0: [G, B, H] initial states; zeros if None. Only an LSTM has c.
         inputs: P, how many inputs stand side by side: the first G/P recurrences read the first, and so on.
-        packed: these weights from :func:`rnn_pack`, to save the packing; not used where a gradient is wanted.
+        prepacked: these weights from :func:`rnn_prepack`, to save the packing; not used where a gradient is wanted.
         masks: of recurrent dropout and zoneout; they are constants to autograd.
         norm: makes the cells layer-normalised.
 
@@ -141,7 +141,7 @@ def rnn(
         (input, h0, c0), weights = autocast([input, h0, c0], dtype), _autocast(weights, dtype)
         masks = None if masks is None else RNNMasks(*autocast(masks, dtype))
         norm = None if norm is None else RNNNorm(*(autocast(gains, dtype) for gains in norm))
-        packed = packed if packed is not None and packed.dtype == input.dtype else None
+        prepacked = prepacked if prepacked is not None and prepacked.dtype == input.dtype else None
     within: Sequence[Tensor] = ()
     if norm is not None:
         input = _normalised_projection(input, weights.weight_ih, norm.gain_ih, inputs)
@@ -158,7 +158,7 @@ def rnn(
             return torch.ops.pymtl.rnn_training(*arguments.for_op())[:3]
         return RNN.apply(arguments, *differentiable)[:3]
     with below_autograd():
-        return torch.ops.pymtl.rnn_inference(*arguments.for_op(), packed)
+        return torch.ops.pymtl.rnn_inference(*arguments.for_op(), prepacked)
 
 
 def _normalised_projection(input: Tensor, weight_ih: list[Tensor], gain_ih: list[Tensor], inputs: int) -> Tensor:
@@ -281,7 +281,7 @@ def rnn_heads(
     max: bool = False,
     h0: Tensor | None = None,
     c0: Tensor | None = None,
-    packed: Tensor | None = None,
+    prepacked: Tensor | None = None,
 ) -> RNNHeadsResult:
     """:func:`rnn` (of one input) with the heads' projection and the pooling inside its walk; h is never written.
 
@@ -307,43 +307,43 @@ def rnn_heads(
     if dtype is not None:
         (input, head_weight, head_bias, h0, c0) = autocast([input, head_weight, head_bias, h0, c0], dtype)
         weights = _autocast(weights, dtype)
-        packed = packed if packed is not None and packed.dtype == input.dtype else None
+        prepacked = prepacked if prepacked is not None and prepacked.dtype == input.dtype else None
     if needs_reference(input, h0, c0, head_weight, head_bias, *weights.tensors()):
         raise NotImplementedError(
             "pymtl.ops.rnn_heads is for inference: call rnn, heads and pool in torch.func and for tangents"
         )
     with below_autograd():
         layer = RNNArguments(input, batch_sizes, *weights, h0, c0).for_op()[: RNNArguments._fields.index("dropout")]
-        return RNNHeadsResult(*torch.ops.pymtl.rnn_heads(*layer, packed, head_weight, head_bias, mean, max))
+        return RNNHeadsResult(*torch.ops.pymtl.rnn_heads(*layer, prepacked, head_weight, head_bias, mean, max))
 
 
-def rnn_pack(weights: RNNWeights, norm: RNNNorm | None = None) -> Tensor:
-    """Packs weights for the argument ``packed`` of :func:`rnn`: a copy, good for the instruction set in use only.
+def rnn_prepack(weights: RNNWeights, norm: RNNNorm | None = None) -> Tensor:
+    """Packs weights for the argument ``prepacked`` of :func:`rnn`: a copy, good for the instruction set in use only.
 
     Of layer-normalised cells these are not ``weight_ih`` and the gains, which :func:`rnn` reads as they are.
     """
     if norm is None:
-        return torch.ops.pymtl.rnn_pack(*weights, None)
-    return torch.ops.pymtl.rnn_pack([], *weights[1:], norm.within())
+        return torch.ops.pymtl.rnn_prepack(*weights, None)
+    return torch.ops.pymtl.rnn_prepack([], *weights[1:], norm.within())
 
 
 def rnn_frozen(
     input: Tensor,
     batch_sizes: Tensor | None,
-    packed: list[Tensor],
+    prepacked: list[Tensor],
     hidden_size: int,
     reverse: list[bool],
     mode: str = "LSTM",
     h0: Tensor | None = None,
     c0: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A stack of layers as :func:`rnn` runs each, from packed weights alone. For inference: no gradient is recorded,
-    and autocast changes nothing, since the packed weights have a dtype already.
+    """A stack of layers as :func:`rnn` runs each, from prepacked weights alone. For inference: no gradient is recorded,
+    and autocast changes nothing, since the prepacked weights have a dtype already.
 
     Args:
         input: [T, B, I], or packed [N, I] with ``batch_sizes``.
         batch_sizes: as for :func:`rnn`.
-        packed: of each of L layers, from :func:`rnn_pack`; of the input's dtype.
+        prepacked: of each of L layers, from :func:`rnn_prepack`; of the input's dtype.
         hidden_size: H.
         reverse, mode: of a layer's G recurrences; all layers are alike.
         h0, c0: [L*G, B, H] initial states; zeros if None.
@@ -355,4 +355,4 @@ def rnn_frozen(
         RuntimeError: a size, dtype or device does not fit; the message names the argument.
     """
     with below_autograd():
-        return torch.ops.pymtl.rnn_frozen(input, batch_sizes, packed, hidden_size, reverse, mode, h0, c0)
+        return torch.ops.pymtl.rnn_frozen(input, batch_sizes, prepacked, hidden_size, reverse, mode, h0, c0)

@@ -18,16 +18,16 @@ from pymtl.reference.rnn import accum_dtype
 def _rnn_frozen_fake(
     input: Tensor,
     batch_sizes: Tensor | None,
-    packed: Sequence[Tensor],
+    prepacked: Sequence[Tensor],
     hidden_size: int,
     reverse: Sequence[bool],
     mode: str,
     h0: Tensor | None,
     c0: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    check_one_device(input=input, batch_sizes=batch_sizes, packed=packed, h0=h0, c0=c0)
+    check_one_device(input=input, batch_sizes=batch_sizes, prepacked=prepacked, h0=h0, c0=c0)
     batch = _fake_batch(input, batch_sizes, h0, c0)
-    states = input.new_empty(len(packed) * len(reverse), batch, hidden_size)
+    states = input.new_empty(len(prepacked) * len(reverse), batch, hidden_size)
     output = input.new_empty(*input.shape[:-1], len(reverse) * hidden_size)
     return output, states, _fake_cell(states, mode)
 
@@ -38,14 +38,14 @@ def _fake_cell(states: Tensor, mode: str) -> Tensor:
 
 @torch.library.register_fake("pymtl::rnn_inference")
 def _rnn_inference_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *given, packed = arguments
-    return _results(RNNArguments.of_op(*given), packed)
+    *given, prepacked = arguments
+    return _results(RNNArguments.of_op(*given), prepacked)
 
 
-def _results(given: RNNArguments, packed: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def _results(given: RNNArguments, prepacked: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """output, h_n and c_n."""
     named = {name: value for name, value in given._asdict().items() if name not in ("reverse", "mode", "allow_tf32")}
-    check_one_device(**named, packed=packed)
+    check_one_device(**named, prepacked=prepacked)
     recurrences, hidden_size = len(given.weight_hh), given.weight_hh[0].shape[1]
     batch = _fake_batch(given.input, given.batch_sizes, given.h0, given.c0)
     state = given.input.new_empty(recurrences, batch, hidden_size)
@@ -99,9 +99,9 @@ def _rnn_backward_fake(
 
 @torch.library.register_fake("pymtl::rnn_heads")
 def _rnn_heads_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    *given, packed, head_weight, head_bias, mean, max = arguments
+    *given, prepacked, head_weight, head_bias, mean, max = arguments
     input = given[0]
-    output, h_n, c_n = _results(RNNArguments.of_op(*given), packed)
+    output, h_n, c_n = _results(RNNArguments.of_op(*given), prepacked)
     check_one_device(input=input, head_weight=head_weight, head_bias=head_bias)
     classes = 0 if head_weight is None else head_weight.shape[0]
     features, batch = output.shape[-1], h_n.shape[1]
@@ -114,7 +114,7 @@ def _rnn_heads_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Te
     )
 
 
-@torch.library.register_fake("pymtl::rnn_pack")
+@torch.library.register_fake("pymtl::rnn_prepack")
 def _rnn_pack_fake(weight_ih: Sequence[Tensor], weight_hh: Sequence[Tensor], *_: Any) -> Tensor:
     # The size depends on the width of the vector registers in use.
     return weight_hh[0].new_empty(torch.library.get_ctx().new_dynamic_size())

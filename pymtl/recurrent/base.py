@@ -37,28 +37,16 @@ class Recurrent(nn.RNNBase):
     # The name differs from the options': a converted subclass may have attributes of its own by those names.
     _pymtl_variants: Options = Options()
 
-    def __init__(
-        self,
-        *arguments: Any,
-        recurrent_dropout: float = 0.0,
-        weight_drop: float = 0.0,
-        zoneout: float | tuple[float, float] = 0.0,
-        layer_norm: bool = False,
-        **options: Any,
-    ) -> None:
-        super().__init__(*arguments, **options)
-        if not isinstance(layer_norm, bool):
-            raise TypeError(f"layer_norm should be of type bool, got: {type(layer_norm).__name__}")
-        self._pymtl_variants = Options(layer_norm=layer_norm)
-        self._change_variants({"recurrent_dropout": recurrent_dropout, "weight_drop": weight_drop, "zoneout": zoneout})
-        if layer_norm:
+    def __init__(self, *arguments: Any, options: Options) -> None:
+        super().__init__(*arguments)
+        self._set_options(options)
+        if options.layer_norm:
             self._add_gains()
 
-    def _change_variants(self, given: Mapping[str, Any]) -> None:
-        changed = self._pymtl_variants.changed(self.mode, **given)
-        if self.proj_size > 0 and changed.act(training=True):
-            raise ValueError(f"proj_size: expected 0 with {changed.describe(self.mode)}, got {self.proj_size}")
-        self._pymtl_variants = changed
+    def _set_options(self, options: Options) -> None:
+        if self.proj_size > 0 and options.act(training=True):
+            raise ValueError(f"proj_size: expected 0 with {options.describe(self.mode)}, got {self.proj_size}")
+        self._pymtl_variants = options
 
     def _add_gains(self) -> None:
         weight = self._weights()[0]
@@ -274,7 +262,7 @@ class Recurrent(nn.RNNBase):
         """Of the parameters' names, for each layer and direction."""
         return [f"_l{layer}{end}" for layer in range(self.num_layers) for end in ("", "_reverse")[: self._directions()]]
 
-    def _packed(self, weights: Sequence[Tensor]) -> list[Tensor] | None:
+    def _prepacked(self, weights: Sequence[Tensor]) -> list[Tensor] | None:
         snapshot = self._snapshot
         if (
             snapshot is None
@@ -283,7 +271,7 @@ class Recurrent(nn.RNNBase):
             or not snapshot.is_of(weights)
         ):
             return None
-        return snapshot.packed
+        return snapshot.prepacked
 
     def _layers(
         self,
@@ -302,19 +290,19 @@ class Recurrent(nn.RNNBase):
         where only ``batch_sizes`` tells.
         """
         directions = self._directions()
-        packed = self._packed(weights)
+        prepacked = self._prepacked(weights)
         drops = self.training and self.dropout > 0
         varied = self._pymtl_variants.act(self.training)
         if (
-            packed is not None
+            prepacked is not None
             and not drops
             and not varied
             and not needs_reference(input, h0, c0, *weights)
             and not wants_gradient(input, h0, c0, *weights)
         ):
-            packed = packed if layers is None else packed[:layers]
+            prepacked = prepacked if layers is None else prepacked[:layers]
             return ops.rnn_frozen(
-                input, batch_sizes, packed, self.hidden_size, [False, True][:directions], self.mode, h0, c0
+                input, batch_sizes, prepacked, self.hidden_size, [False, True][:directions], self.mode, h0, c0
             )
         h_last, c_last = [], []
         for layer in range(self.num_layers if layers is None else layers):
@@ -327,7 +315,7 @@ class Recurrent(nn.RNNBase):
                 None if c0 is None else c0[states],
             )
             if varied:
-                snapshot = None if packed is None else packed[layer]
+                snapshot = None if prepacked is None else prepacked[layer]
                 input, h_n, c_n = self._varied_layer(way, layer, input, batch_sizes, *own, batch, snapshot)
             else:
                 input, h_n, c_n = ops.rnn(input, batch_sizes, *own)
@@ -347,12 +335,12 @@ class Recurrent(nn.RNNBase):
         h0: Tensor | None,
         c0: Tensor | None,
         batch: int | None,
-        packed: Tensor | None,
+        prepacked: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         variants = self._pymtl_variants
         if self.training and variants.weight_drop > 0:
             weights = weights._replace(weight_hh=[dropout(w, variants.weight_drop) for w in weights.weight_hh])
-            packed = None
+            prepacked = None
         if batch is None:
             batch = int(batch_sizes[0]) if self.training and variants.recurrent_dropout > 0 else 0
         masks = variants.masks(input, batch, self._directions(), self.hidden_size, self.training)
@@ -360,7 +348,7 @@ class Recurrent(nn.RNNBase):
         if way.runner == "reference":
             gains = () if norm is None else (norm.within(), norm.gain_ih)
             return reference.rnn(input, batch_sizes, *weights, h0, c0, *masks, *gains)
-        return ops.rnn(input, batch_sizes, weights, h0, c0, packed=packed, masks=masks, norm=norm)
+        return ops.rnn(input, batch_sizes, weights, h0, c0, prepacked=prepacked, masks=masks, norm=norm)
 
     def _between_layers(self, output: Tensor) -> Tensor:
         # Drawn over the same tensor in the same order as nn.LSTM does: the same seed gives the same mask.
@@ -397,7 +385,7 @@ class Recurrent(nn.RNNBase):
         if self._pymtl_variants.act(self.training) or not input.is_cpu:
             return self._unfused_heads(way, input, batch_sizes, weights, head_weight, head_bias, mean, max)
         last = self.num_layers - 1
-        packed = self._packed(weights)
+        prepacked = self._prepacked(weights)
         if last > 0:
             input, _, _ = self._layers(way, input, batch_sizes, weights, None, None, layers=last)
             input = self._between_layers(input)
@@ -409,7 +397,7 @@ class Recurrent(nn.RNNBase):
             head_bias,
             mean=mean,
             max=max,
-            packed=None if packed is None else packed[last],
+            prepacked=None if prepacked is None else prepacked[last],
         )
 
     def _unfused_heads(
@@ -454,11 +442,11 @@ class Recurrent(nn.RNNBase):
             raise RuntimeError("freeze: expected ordinary weights, got inference tensors, whose changes go unnoticed")
         notice_fused_optimizers()
         with torch.no_grad():
-            packed = [
-                ops.rnn_pack(self.layer_weights(layer, weights), self._layer_norm_of(layer))
+            prepacked = [
+                ops.rnn_prepack(self.layer_weights(layer, weights), self._layer_norm_of(layer))
                 for layer in range(self.num_layers)
             ]
-        self._snapshot = Snapshot.of(weights, packed)
+        self._snapshot = Snapshot.of(weights, prepacked)
 
     def unfreeze(self) -> None:
         """Drops what :meth:`freeze` made."""
@@ -480,6 +468,11 @@ class Recurrent(nn.RNNBase):
         state = super().__getstate__()
         state.pop("_snapshot", None)
         return state
+
+
+def refuse_projection(proj_size: None) -> None:
+    if proj_size is not None:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
 
 
 def _editable(output: Tensor) -> Tensor:
@@ -521,5 +514,5 @@ def set_variants(
     given = {name: p for name, p in given.items() if p is not None}
     for child in module.modules():
         if isinstance(child, Recurrent):
-            child._change_variants(given)
+            child._set_options(child._pymtl_variants.changed(child.mode, **given))
     return module

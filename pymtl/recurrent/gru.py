@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pymtl.recurrent.base import Recurrent
+from pymtl.recurrent.base import Recurrent, refuse_projection
+from pymtl.recurrent.options import Options
 
 
 class GRU(Recurrent):
@@ -43,21 +44,7 @@ class GRU(Recurrent):
         zoneout: float = 0.0,
         layer_norm: bool = False,
     ) -> None:
-        if proj_size is not None:
-            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-        super().__init__(
-            "GRU",
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            device=device,
-            dtype=dtype,
-            recurrent_dropout=recurrent_dropout,
-            weight_drop=weight_drop,
-            zoneout=zoneout,
-            layer_norm=layer_norm,
-        )
+        refuse_projection(proj_size)
+        options = Options.of("GRU", recurrent_dropout, weight_drop, zoneout, layer_norm)
+        shape = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0)
+        super().__init__("GRU", *shape, device, dtype, options=options)

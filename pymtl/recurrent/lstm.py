@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pymtl.recurrent.base import Cells, Recurrent
+from pymtl.recurrent.options import Options
 
 
 class LSTM(Recurrent):
@@ -64,23 +65,9 @@ class LSTM(Recurrent):
         zoneout: float | tuple[float, float] = 0.0,
         layer_norm: bool = False,
     ) -> None:
-        super().__init__(
-            "LSTM",
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            proj_size,
-            device,
-            dtype,
-            recurrent_dropout=recurrent_dropout,
-            weight_drop=weight_drop,
-            zoneout=zoneout,
-            layer_norm=layer_norm,
-        )
+        options = Options.of("LSTM", recurrent_dropout, weight_drop, zoneout, layer_norm)
+        shape = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
+        super().__init__("LSTM", *shape, device, dtype, options=options)
 
     # Other people's code calls these on an nn.LSTM.
     get_expected_cell_size = nn.LSTM.get_expected_cell_size

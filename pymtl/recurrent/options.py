@@ -20,6 +20,25 @@ class Options(NamedTuple):
     zoneout_c: float = 0.0
     layer_norm: bool = False
 
+    @staticmethod
+    def of(
+        mode: str,
+        recurrent_dropout: float,
+        weight_drop: float,
+        zoneout: float | tuple[float, float],
+        layer_norm: bool,
+    ) -> Options:
+        """From the arguments of a module's constructor.
+
+        Raises:
+            TypeError: ``layer_norm`` is not a bool.
+            ValueError: as :meth:`changed`.
+        """
+        if not isinstance(layer_norm, bool):
+            raise TypeError(f"layer_norm should be of type bool, got: {type(layer_norm).__name__}")
+        given = {"recurrent_dropout": recurrent_dropout, "weight_drop": weight_drop, "zoneout": zoneout}
+        return Options(layer_norm=layer_norm).changed(mode, **given)
+
     def changed(self, mode: str, **probabilities: float | tuple[float, float]) -> Options:
         """With other probabilities: ``recurrent_dropout``, ``weight_drop`` or ``zoneout``.
 

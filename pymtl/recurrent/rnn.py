@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pymtl.recurrent.base import Recurrent
+from pymtl.recurrent.base import Recurrent, refuse_projection
+from pymtl.recurrent.options import Options
 
 _MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
 
@@ -45,24 +46,11 @@ class RNN(Recurrent):
         zoneout: float = 0.0,
         layer_norm: bool = False,
     ) -> None:
-        if proj_size is not None:
-            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        refuse_projection(proj_size)
         if nonlinearity not in _MODES:
             raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
         self.nonlinearity = nonlinearity
-        super().__init__(
-            _MODES[nonlinearity],
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            device=device,
-            dtype=dtype,
-            recurrent_dropout=recurrent_dropout,
-            weight_drop=weight_drop,
-            zoneout=zoneout,
-            layer_norm=layer_norm,
-        )
+        mode = _MODES[nonlinearity]
+        options = Options.of(mode, recurrent_dropout, weight_drop, zoneout, layer_norm)
+        shape = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0)
+        super().__init__(mode, *shape, device, dtype, options=options)

@@ -1,4 +1,4 @@
-"""What freezing keeps: packed weights, and how to tell whether the parameters are still those."""
+"""What freezing keeps: prepacked weights, and how to tell whether the parameters are still those."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ class Snapshot(NamedTuple):
     memory: list[Tensor]  # kept, so that no other tensor comes to the same address
     addresses: list[int]
     isa: str
-    packed: list[Tensor]
+    prepacked: list[Tensor]
 
     @staticmethod
-    def of(parameters: list[Tensor], packed: list[Tensor]) -> Snapshot:
+    def of(parameters: list[Tensor], prepacked: list[Tensor]) -> Snapshot:
         memory = [p.detach() for p in parameters]
         addresses = [p.data_ptr() for p in memory]
-        return Snapshot(parameters, [p._version for p in parameters], memory, addresses, _native.active_isa(), packed)
+        return Snapshot(
+            parameters, [p._version for p in parameters], memory, addresses, _native.active_isa(), prepacked
+        )
 
     def is_of(self, parameters: Sequence[Tensor]) -> bool:
         return (

@@ -67,7 +67,7 @@ class _Encoded(NamedTuple):
     targets: dict[str, Tensor]
 
 
-class Encoder:
+class Batcher:
     """From records to batches, by a vocabulary.
 
     Args:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pymtl.crf import CRF
 from pymtl.models import MultiTaskModel
-from pymtl.training.batches import Batch, Encoder
+from pymtl.training.batches import Batch, Batcher
 from pymtl.training.config import Config
 from pymtl.training.data import Record
 from pymtl.training.errors import ConfigError, RunError
@@ -46,27 +46,27 @@ def export(run: Run, folder: Path) -> None:
         ConfigError: the run was trained with a backend that is no model of this library.
         RunError: the run is missing or damaged, or a file cannot be written.
     """
-    backend, config, vocabulary = run.load_backend()
-    if backend.name != "pymtl":
-        raise ConfigError(f"{run.folder}: expected a model of this library, got the backend {backend.name!r}")
+    trained, config, vocabulary = run.load_model()
+    if trained.name != "pymtl":
+        raise ConfigError(f"{run.folder}: expected a model of this library, got the backend {trained.name!r}")
     folder.mkdir(parents=True, exist_ok=True)
-    batch = Encoder(vocabulary, config).batch([_example(config, 7), _example(config, 4)], [0, 1])
+    batch = Batcher(vocabulary, config).batch([_example(config, 7), _example(config, 4)], [0, 1])
     batch_dim, steps = torch.export.Dim("batch"), torch.export.Dim("steps")
     inputs = batch.inputs()
     sizes: Any = {0: batch_dim, 1: steps}
     sizes = sizes if isinstance(inputs, Tensor) else dict.fromkeys(inputs, sizes)
     with torch.no_grad():
         program = torch.export.export(
-            _Program(backend.model),
+            _Program(trained.model),
             (inputs, batch.lengths),
             dynamic_shapes=(sizes, {0: batch_dim}),
             strict=False,
         )
     target = Run(folder)
     target.write_file(PROGRAM, lambda path: torch.export.save(program, path))
-    target.write_config(config, backend.name)
+    target.write_config(config, trained.name)
     target.write_json("vocabulary.json", vocabulary.as_dict())
-    crfs = {f"{task}.{name}": p.detach() for task, crf in backend.crfs.items() for name, p in crf.named_parameters()}
+    crfs = {f"{task}.{name}": p.detach() for task, crf in trained.crfs.items() for name, p in crf.named_parameters()}
     if crfs:
         target.write_file(CRFS, lambda path: save_file(crfs, path))
 
@@ -81,7 +81,7 @@ def _example(config: Config, length: int) -> Record:
 
 
 class Exported:
-    """What :func:`export` wrote, to predict with: in a backend's place.
+    """What :func:`export` wrote, to predict with: in a trained model's place.
 
     Raises:
         RunError: a file is missing or damaged.

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import torch
 
 from pymtl.training import building
-from pymtl.training.backends import Backend
 from pymtl.training.config import Config
 from pymtl.training.data import Record
 from pymtl.training.errors import ConfigError, RunError
+from pymtl.training.model_with_loss import ModelWithLoss
 from pymtl.training.plots import training_curves
 from pymtl.training.run import Run
 from pymtl.training.trainer import Progress, Trainer, test_scores
@@ -57,11 +57,11 @@ class Fitting:
         train, valid, test = sets
         torch.manual_seed(self.config.seed)
         try:
-            backend = Backend(self.backend_name, self.config, self.vocabulary)
+            model_with_loss = ModelWithLoss(self.backend_name, self.config, self.vocabulary)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"model: {error}") from None
-        lines = self._given_weights(backend, resume)
-        trainer = Trainer(self.run, self.config, self.vocabulary, backend, train, valid, screen, self.device)
+        lines = self._given_weights(model_with_loss, resume)
+        trainer = Trainer(self.run, self.config, self.vocabulary, model_with_loss, train, valid, screen, self.device)
         main = trainer.accelerator.is_main_process
         if resume:
             trainer.resume()
@@ -70,37 +70,37 @@ class Fitting:
             # An earlier run goes only when this one can begin.
             self.run.create(self.config, self.vocabulary, self.backend_name)
         if main:
-            screen.say(self._described(trainer, backend, train, valid), *lines)
+            screen.say(self._described(trainer, model_with_loss, train, valid), *lines)
         self._to_the_end(trainer, screen)
         if not main:
             return None
         self.run.save_figure("curves.png", training_curves(trainer.epochs))
         if not test:
             return None
-        best, _, _ = self.run.load_backend()
+        best, _, _ = self.run.load_model()
         scores = test_scores(best.to(trainer.accelerator.device), test, self.config, self.vocabulary)
         self.run.write_json("test.json", scores)
         return scores
 
-    def _given_weights(self, backend: Backend, resume: bool) -> list[str]:
+    def _given_weights(self, model_with_loss: ModelWithLoss, resume: bool) -> list[str]:
         """Takes word vectors and another run's weights, as the configuration asks; what was taken, in words."""
         config, lines = self.config, []
         if config.model.vectors is not None:
-            count = building.load_vectors(backend.model, config, self.vocabulary)
+            count = building.load_vectors(model_with_loss.model, config, self.vocabulary)
             known = len(self.vocabulary.tokens)
             lines.append(f"{count:,} of {known:,} tokens have vectors in {config.model.vectors}")
             if config.model.freeze_vectors:
-                building.word_embedding(backend.model.embedding).weight.requires_grad_(False)
+                building.word_embedding(model_with_loss.model.embedding).weight.requires_grad_(False)
         if config.warm_start is not None and resume:
-            freeze(backend.model, config)
+            freeze(model_with_loss.model, config)
         elif config.warm_start is not None:
-            taken = warm_start(backend.model, config, self.vocabulary)
+            taken = warm_start(model_with_loss.model, config, self.vocabulary)
             state = "frozen" if config.warm_start.freeze else "to be trained on"
             lines.append(f"{len(taken)} parameters taken from {config.warm_start.run}, {state}")
         return lines
 
-    def _described(self, trainer: Trainer, backend: Backend, train: Sets, valid: Sets) -> str:
-        parameters = sum(p.numel() for p in backend.model.parameters())
+    def _described(self, trainer: Trainer, model_with_loss: ModelWithLoss, train: Sets, valid: Sets) -> str:
+        parameters = sum(p.numel() for p in model_with_loss.model.parameters())
         counts = [sum(map(len, records.values())) for records in (train, valid)]
         processes = trainer.accelerator.num_processes
         there = trainer.accelerator.device

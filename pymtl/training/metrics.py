@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from pymtl.crf import CRF
-from pymtl.training.backends import Backend
 from pymtl.training.batches import Batch
 from pymtl.training.config import Config, TrainingConfig
 from pymtl.training.data import Record
 from pymtl.training.errors import DataError
 from pymtl.training.kinds import KINDS, Decoding, Scored
+from pymtl.training.model_with_loss import ModelWithLoss
 from pymtl.training.vocabulary import Vocabulary
 
 LOWER_IS_BETTER = tuple(kind.scores[0] for kind in KINDS.values() if kind.lower_is_better)
@@ -181,21 +181,21 @@ def delta(scores: Mapping[str, float], baseline: Mapping[str, float]) -> float:
 
 @torch.no_grad()
 def evaluate(
-    backend: Backend,
+    model_with_loss: ModelWithLoss,
     batches: Mapping[str, Sequence[Batch]],
     records: Mapping[str, Sequence[Record]],
     config: Config,
     vocabulary: Vocabulary,
 ) -> dict[str, float]:
     """The scores of a model, where it is, over batches that together hold all ``records`` of each data set."""
-    device = next(backend.parameters()).device
+    device = next(model_with_loss.parameters()).device
     everything: list[Record] = []
     predictions: list[dict[str, Any]] = []
     for dataset, own in batches.items():
         found: list[dict[str, Any]] = [{} for _ in records[dataset]]
         for batch in own:
             there = batch.to(device)
-            decoded = decode(backend.logits(there, dataset), there, config, vocabulary, backend.crfs)
+            decoded = decode(model_with_loss.logits(there, dataset), there, config, vocabulary, model_with_loss.crfs)
             for index, prediction in zip(batch.indices, decoded):
                 found[index] = prediction
         everything += records[dataset]

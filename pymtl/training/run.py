@@ -21,9 +21,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from pymtl.training.backends import BACKENDS, Backend
 from pymtl.training.config import Config, parse
 from pymtl.training.errors import ConfigError, RunError
+from pymtl.training.model_with_loss import BACKENDS, ModelWithLoss
 from pymtl.training.vocabulary import Vocabulary
 
 EXPORTED = ("program.pt2", "crfs.safetensors")  # what exporting a run to a folder leaves there besides
@@ -80,23 +80,23 @@ class Run:
         vocabulary = Vocabulary.from_dict(self.read_json("vocabulary.json"), config, str(self.path("vocabulary.json")))
         return config, vocabulary, backend
 
-    def load_backend(self, name: str | None = None) -> tuple[Backend, Config, Vocabulary]:
+    def load_model(self, name: str | None = None) -> tuple[ModelWithLoss, Config, Vocabulary]:
         """The trained model, in eval mode; with another backend than it was trained with if ``name`` says so.
 
         Raises:
             RunError: a file is missing or damaged, or does not fit the others.
         """
         config, vocabulary, trained_with = self.load()
-        backend = Backend(name or trained_with, config, vocabulary)
+        model_with_loss = ModelWithLoss(name or trained_with, config, vocabulary)
         path = self.path("model.safetensors")
         if not path.exists():
             raise RunError(f"{path}: there is no such file: has an epoch finished?")
         try:
-            backend.model.load_state_dict(load_file(path))
+            model_with_loss.model.load_state_dict(load_file(path))
         except (SafetensorError, RuntimeError, OSError) as error:
             raise RunError(f"{path}: damaged or of another model: {error}") from None
-        backend.model.eval()
-        return backend, config, vocabulary
+        model_with_loss.model.eval()
+        return model_with_loss, config, vocabulary
 
     def save_model(self, model: torch.nn.Module) -> None:
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}

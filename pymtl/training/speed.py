@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from pymtl.benchmark.timing import interleaved
-from pymtl.training.backends import BACKENDS, Backend
-from pymtl.training.batches import Batch, Encoder, buckets
+from pymtl.training.batches import Batch, Batcher, buckets
 from pymtl.training.config import Config
 from pymtl.training.data import Record
+from pymtl.training.model_with_loss import BACKENDS, ModelWithLoss
 from pymtl.training.step import Step
 from pymtl.training.vocabulary import Vocabulary
 
@@ -22,7 +22,7 @@ BLOCK = 20  # batches a contender runs in a row: its parameters and Adam's momen
 
 
 def compare(
-    backend: Backend,
+    model_with_loss: ModelWithLoss,
     config: Config,
     vocabulary: Vocabulary,
     train: list[Record],
@@ -38,20 +38,20 @@ def compare(
         and the reference from the same weights, and of either's gradient from float64, each over the largest
         magnitude in any batch.
     """
-    models = {name: _same(backend, name, config, vocabulary) for name in BACKENDS}
-    encoder = Encoder(vocabulary, config)
+    models = {name: _same(model_with_loss, name, config, vocabulary) for name in BACKENDS}
+    batcher = Batcher(vocabulary, config)
     size = config.training.batch_size
     generator = torch.Generator().manual_seed(config.seed)
 
     def chosen(records: list[Record], order: Iterable[list[int]]) -> list[Batch]:
-        return [encoder.batch(records, indices) for indices, _ in zip(order, range(batches))]
+        return [batcher.batch(records, indices) for indices, _ in zip(order, range(batches))]
 
     orders = {
         "bucketed": lambda records: buckets(records, size, generator),
         "shuffled": lambda records: shuffled(records, size, generator),
     }
     work = {kind: (chosen(train, order(train)), chosen(test, order(test))) for kind, order in orders.items()}
-    exact = _same(backend, "reference", config, vocabulary)
+    exact = _same(model_with_loss, "reference", config, vocabulary)
     exact.model.double()
     parity = _parity(models["pymtl"], models["reference"], exact, work["bucketed"][0][:8])
     result: dict[str, Any] = {"parity": parity}
@@ -79,13 +79,13 @@ def _each(step: Step) -> Callable[[Batch], object]:
     return lambda batch: step([batch])
 
 
-def _same(backend: Backend, name: str, config: Config, vocabulary: Vocabulary) -> Backend:
-    other = Backend(name, config, vocabulary)
-    other.model.load_state_dict(copy.deepcopy(backend.model.state_dict()))
+def _same(model_with_loss: ModelWithLoss, name: str, config: Config, vocabulary: Vocabulary) -> ModelWithLoss:
+    other = ModelWithLoss(name, config, vocabulary)
+    other.model.load_state_dict(copy.deepcopy(model_with_loss.model.state_dict()))
     return other
 
 
-def _parity(ours: Backend, theirs: Backend, exact: Backend, batches: list[Batch]) -> dict[str, float]:
+def _parity(ours: ModelWithLoss, theirs: ModelWithLoss, exact: ModelWithLoss, batches: list[Batch]) -> dict[str, float]:
     """The largest differences without dropout, whose masks differ with the layout.
 
     They are of each task's logits and each parameter's gradient, over the largest magnitude in any batch. A model that
@@ -98,18 +98,18 @@ def _parity(ours: Backend, theirs: Backend, exact: Backend, batches: list[Batch]
         a, b = a.detach(), b.detach()
         found[kind].setdefault(name, []).append((float((a - b).abs().max()), float(b.abs().max())))
 
-    for backend in (ours, theirs, exact):
-        backend.eval()
+    for each in (ours, theirs, exact):
+        each.eval()
     for batch in batches:
         valid = torch.arange(batch.tokens.shape[1]) < batch.lengths.unsqueeze(1)
         a, b = ours.logits(batch), theirs.logits(batch)
         for task in a:
             # At padding ours is zero and the reference its bias; only tokens count.
             compare("logits", task, *((a[task][valid], b[task][valid]) if a[task].dim() == 3 else (a[task], b[task])))
-        for backend in (ours, theirs, exact):
-            backend.model.zero_grad()
-            backend.loss(batch).total.backward()
-        parameters = (backend.model.parameters() for backend in (theirs, exact))
+        for each in (ours, theirs, exact):
+            each.model.zero_grad()
+            each.loss(batch).total.backward()
+        parameters = (each.model.parameters() for each in (theirs, exact))
         for (name, p), q, truth in zip(ours.model.named_parameters(), *parameters):
             if p.grad is not None and q.grad is not None:
                 compare("gradients", name, p.grad, q.grad)

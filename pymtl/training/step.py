@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from pymtl.joint_loss import JointLossResult
-from pymtl.training.backends import Backend
 from pymtl.training.batches import Batch
 from pymtl.training.config import TrainingConfig
 from pymtl.training.errors import ConfigError
+from pymtl.training.model_with_loss import ModelWithLoss
 from pymtl.training.optimizers import optimizer_of
 
 
@@ -20,38 +20,38 @@ class Step:
     """Loss, backward, clipping and the optimiser's step, for training and for timing it.
 
     Args:
-        backend: the model and its loss; its parameters are the ones that change.
+        model_with_loss: its parameters are the ones that change.
         settings: the optimiser and what is done to the gradients.
         scheduled: the factor of the learning rate at each step; None for none.
-        module: what to call for the loss, where several processes wrap the backend.
+        module: what to call for the loss, where several processes wrap it.
         backward: what to call for its gradients; the loss's own by default.
         mean: of a tensor over all processes.
     """
 
     def __init__(
         self,
-        backend: Backend,
+        model_with_loss: ModelWithLoss,
         settings: TrainingConfig,
         scheduled: Callable[[int], float] | None = None,
         module: nn.Module | None = None,
         backward: Callable[[Tensor], None] = Tensor.backward,
         mean: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.backend = backend
+        self.model_with_loss = model_with_loss
         self.settings = settings
-        self.module = backend if module is None else module
+        self.module = model_with_loss if module is None else module
         self.backward = backward
         self.mean = mean
-        self.parameters = [p for p in backend.parameters() if p.requires_grad]
+        self.parameters = [p for p in model_with_loss.parameters() if p.requires_grad]
         if not self.parameters:
             raise ConfigError("warm_start.freeze: expected something left to train, got every parameter frozen")
         self.optimizer = optimizer_of(self.parameters, settings)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, scheduled) if scheduled else None
         self.averaged: MovingAverage | None = None
         if settings.ema_decay > 0:
-            self.averaged = MovingAverage(backend.model, settings.ema_decay)
-        self._shrunk = [p for p in backend.model.encoder.parameters() if p.requires_grad]
-        self._shrunk += [p for p in backend.model.heads.parameters() if p.requires_grad]
+            self.averaged = MovingAverage(model_with_loss.model, settings.ema_decay)
+        self._shrunk = [p for p in model_with_loss.model.encoder.parameters() if p.requires_grad]
+        self._shrunk += [p for p in model_with_loss.model.heads.parameters() if p.requires_grad]
 
     def __call__(
         self, batches: Sequence[Batch], scales: Sequence[Mapping[str, float]] | None = None
@@ -66,9 +66,11 @@ class Step:
         results = []
         for batch, own in zip(batches, scales or [None] * len(batches)):
             result = self.module(batch, own, self.mean)
-            if self.backend.joint.combines_gradients:
+            if self.model_with_loss.joint.combines_gradients:
                 try:
-                    self.backend.joint.backward(result, self.backend.model.parameters(), 1 / len(batches))
+                    self.model_with_loss.joint.backward(
+                        result, self.model_with_loss.model.parameters(), 1 / len(batches)
+                    )
                 except ValueError as error:
                     raise ConfigError(f"balancing: {error}") from error
             else:
@@ -82,8 +84,8 @@ class Step:
         if self.scheduler is not None:
             self.scheduler.step()
         if self.averaged is not None:
-            self.averaged.update_parameters(self.backend.model)
-        balancing = self.backend.joint.balancing
+            self.averaged.update_parameters(self.model_with_loss.model)
+        balancing = self.model_with_loss.joint.balancing
         if balancing is not None and balancing.needs_losses_after_step:
             balancing.after_step(self._losses(batches[-1], (scales or [None])[-1]))
         return results

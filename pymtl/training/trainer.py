@@ -16,12 +16,12 @@ from accelerate.state import AcceleratorState
 
 from pymtl import ops
 from pymtl.joint_loss import JointLossResult
-from pymtl.training.backends import Backend
-from pymtl.training.batches import Batch, Encoder, buckets, schedule
+from pymtl.training.batches import Batch, Batcher, buckets, schedule
 from pymtl.training.config import OF_SHARED_STATES, Config
 from pymtl.training.data import Record
 from pymtl.training.errors import ConfigError, RunError
 from pymtl.training.metrics import evaluate, selection_score
+from pymtl.training.model_with_loss import ModelWithLoss
 from pymtl.training.run import Run
 from pymtl.training.step import Step
 from pymtl.training.vocabulary import Vocabulary
@@ -62,7 +62,7 @@ class Trainer:
     run: Run
     config: Config
     vocabulary: Vocabulary
-    backend: Backend
+    model_with_loss: ModelWithLoss
     train: Mapping[str, list[Record]]  # of each data set
     valid: Mapping[str, list[Record]]
     progress: Progress
@@ -72,7 +72,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         settings = self.config.training
-        self.encoder = Encoder(self.vocabulary, self.config)
+        self.batcher = Batcher(self.vocabulary, self.config)
         self.accelerator = _accelerator(settings.precision, self.device)
         if self.accelerator.device.type != self.device:
             raise ConfigError(f"--device: expected {self.device}, accelerate was told to use {self.accelerator.device}")
@@ -80,10 +80,10 @@ class Trainer:
         method = self.config.balancing.kind
         if several and method in OF_SHARED_STATES:
             raise ConfigError(f"balancing: expected another method than {method} with several processes")
-        self.backend.to(self.accelerator.device)
-        module = self.accelerator.prepare(self.backend) if several else self._autocast
+        self.model_with_loss.to(self.accelerator.device)
+        module = self.accelerator.prepare(self.model_with_loss) if several else self._autocast
         self.step = Step(
-            self.backend,
+            self.model_with_loss,
             settings,
             _schedule_of(self.config, self._steps_an_epoch()),
             module,
@@ -93,18 +93,18 @@ class Trainer:
         seen = Counter(token for records in self.train.values() for record in records for token in record.tokens)
         counts = torch.tensor([float(seen[token]) for token in self.vocabulary.tokens])
         self.rarity = settings.rare_word_dropout / (settings.rare_word_dropout + counts).clamp(min=1e-30)
-        self.valid_batches = batches_of(self.encoder, self.valid)
+        self.valid_batches = batches_of(self.batcher, self.valid)
         self._position: _Position | None = None
 
     def _autocast(self, *arguments: Any) -> JointLossResult:
         with self.accelerator.autocast():
-            return self.backend(*arguments)
+            return self.model_with_loss(*arguments)
 
     def close(self) -> None:
         """Destroys the process group, after dropping what refers to it: if the group still exists when the interpreter
         exits, its threads abort the interpreter."""
         if self.accelerator.num_processes > 1:
-            self.step.module = self.backend
+            self.step.module = self.model_with_loss
             self.accelerator.free_memory()
             self.accelerator.end_training()
 
@@ -121,12 +121,12 @@ class Trainer:
             record = self._epoch(self._position or self._begin(len(self.epochs) + 1))
             self._position = None
             self.epochs.append(record)
-            if self.backend.joint.balancing is not None:
-                self.backend.joint.balancing.after_epoch(record["loss"])
+            if self.model_with_loss.joint.balancing is not None:
+                self.model_with_loss.joint.balancing.after_epoch(record["loss"])
             main = self.accelerator.is_main_process
             if main and self._best_epoch() == record["epoch"]:
                 with self._evaluated():
-                    self.run.save_model(self.backend.model)
+                    self.run.save_model(self.model_with_loss.model)
             self._save(None)
             if main:
                 self.run.write_metrics(self.epochs)
@@ -142,8 +142,8 @@ class Trainer:
         """
         state = self.run.load_state()
         try:
-            self.backend.model.load_state_dict(state["model"])
-            self.backend.joint.load_state_dict(state["joint"])
+            self.model_with_loss.model.load_state_dict(state["model"])
+            self.model_with_loss.joint.load_state_dict(state["joint"])
             self.step.optimizer.load_state_dict(state["optimizer"])
             if self.step.averaged is not None:
                 self.step.averaged.load_state_dict(state["averaged"])
@@ -158,7 +158,7 @@ class Trainer:
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise RunError(f"{self.run.path('state.pt')}: damaged or of another model: {error!r}") from None
         if self.accelerator.is_main_process:
-            self.run.write_config(self.config, self.backend.name)
+            self.run.write_config(self.config, self.model_with_loss.name)
             self.run.write_metrics(self.epochs)
 
     def _write_scalars(self, record: dict[str, Any]) -> None:
@@ -196,8 +196,8 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         state = {
-            "model": self.backend.model.state_dict(),
-            "joint": self.backend.joint.state_dict(),
+            "model": self.model_with_loss.model.state_dict(),
+            "joint": self.model_with_loss.joint.state_dict(),
             "optimizer": self.step.optimizer.state_dict(),
             "averaged": None if self.step.averaged is None else self.step.averaged.state_dict(),
             "epochs": self.epochs,
@@ -247,7 +247,7 @@ class Trainer:
         planner = torch.Generator().manual_seed(self.config.seed * 1_000_003 + position.epoch + 500_000)
         batches = schedule(self.train, settings, planner)
         groups = [batches[i : i + settings.accumulation] for i in range(0, len(batches), settings.accumulation)]
-        self.backend.train()
+        self.model_with_loss.train()
         for number in self.progress.steps(position.epoch, len(groups), position.step):
             parts = [self._part(dataset, indices, position.generator) for dataset, indices in groups[number]]
             batches_there = [batch.to(self.accelerator.device) for batch, _ in parts]
@@ -259,9 +259,9 @@ class Trainer:
                 position.seconds = time.perf_counter() - started
                 self._save(position)
         trained = time.perf_counter() - started
-        self.backend.eval()
+        self.model_with_loss.eval()
         with self._evaluated():
-            scores = evaluate(self.backend, self.valid_batches, self.valid, self.config, self.vocabulary)
+            scores = evaluate(self.model_with_loss, self.valid_batches, self.valid, self.config, self.vocabulary)
         selection = selection_score(scores, settings)
         if not math.isfinite(selection):
             asked = settings.baseline if settings.select_by == "delta" else settings.select_by
@@ -282,12 +282,12 @@ class Trainer:
     ) -> tuple[Batch, dict[str, float] | None]:
         """This process's part of a batch, and the factors that make the parts' losses the whole batch's."""
         records = self.train[dataset]
-        whole = self._drop_words(self.encoder.batch(records, indices), generator)
+        whole = self._drop_words(self.batcher.batch(records, indices), generator)
         count, index = self.accelerator.num_processes, self.accelerator.process_index
         if count == 1:
             return whole, None
         rows = list(range(len(indices)))[index::count]
-        part = self.encoder.batch(records, [indices[row] for row in rows or [0]])
+        part = self.batcher.batch(records, [indices[row] for row in rows or [0]])
         tokens = whole.tokens[rows or [0]][:, : part.tokens.shape[1]]
         part = replace(part, tokens=tokens)
         # Every process computes a loss of every task, so that all wait for the same gradients.
@@ -320,15 +320,15 @@ class Trainer:
 
     @contextmanager
     def _evaluated(self) -> Iterator[None]:
-        """The backend with the weights that are judged and kept: averaged ones, where there are some."""
-        trained = self.backend.model
+        """The model with the weights that are judged and kept: averaged ones, where there are some."""
+        trained = self.model_with_loss.model
         if self.step.averaged is not None:
-            self.backend.model = self.step.averaged.module
-            self.backend.model.eval()
+            self.model_with_loss.model = self.step.averaged.module
+            self.model_with_loss.model.eval()
         try:
             yield
         finally:
-            self.backend.model = trained
+            self.model_with_loss.model = trained
 
     def _drop_words(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Replaces a share of the tokens by the unknown token, so that it is trained too; rare words more often
@@ -371,17 +371,17 @@ def _schedule_of(config: Config, steps_an_epoch: int) -> Any:
     return factor
 
 
-def batches_of(encoder: Encoder, sets: Mapping[str, list[Record]]) -> dict[str, list[Batch]]:
+def batches_of(batcher: Batcher, sets: Mapping[str, list[Record]]) -> dict[str, list[Batch]]:
     """All records of each data set in batches for evaluation, by length."""
     return {
-        name: [encoder.batch(records, indices) for indices in buckets(records, EVALUATION_BATCH, None)]
+        name: [batcher.batch(records, indices) for indices in buckets(records, EVALUATION_BATCH, None)]
         for name, records in sets.items()
     }
 
 
 def test_scores(
-    backend: Backend, sets: Mapping[str, list[Record]], config: Config, vocabulary: Vocabulary
+    model_with_loss: ModelWithLoss, sets: Mapping[str, list[Record]], config: Config, vocabulary: Vocabulary
 ) -> dict[str, float]:
     """The scores of a trained model on labelled records of each data set."""
-    encoder = Encoder(vocabulary, config)
-    return evaluate(backend, batches_of(encoder, sets), sets, config, vocabulary)
+    batcher = Batcher(vocabulary, config)
+    return evaluate(model_with_loss, batches_of(batcher, sets), sets, config, vocabulary)

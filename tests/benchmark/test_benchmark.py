@@ -186,14 +186,16 @@ def test_the_machine_has_a_name_and_a_limit():
 def test_a_trained_model_is_compared_without_changing_it(tmp_path):
     config = toy.load(tmp_path, "training.epochs=1", toml=toy.TOML + toy.ALL_KINDS)
     trained = toy.fitted(config, tmp_path / "run")
-    before = {name: p.clone() for name, p in trained.backend.model.state_dict().items()}
-    result = compare(trained.backend, config, trained.vocabulary, trained.train[""], trained.valid[""], batches=2)
+    before = {name: p.clone() for name, p in trained.model_with_loss.model.state_dict().items()}
+    result = compare(
+        trained.model_with_loss, config, trained.vocabulary, trained.train[""], trained.valid[""], batches=2
+    )
     for kind in ("bucketed", "shuffled"):
         parts = result[kind]
         assert set(parts["training"]) == set(parts["inference"]) == {"pymtl", "reference", "reference-padded"}
     assert result["parity"]["logits"] < 1e-5
     assert result["parity"]["gradients"] < 1e-4
-    assert all(torch.equal(p, before[name]) for name, p in trained.backend.model.state_dict().items())
+    assert all(torch.equal(p, before[name]) for name, p in trained.model_with_loss.model.state_dict().items())
 
 
 # The command

@@ -201,7 +201,7 @@ def test_resume_goes_on_to_the_same_weights_as_a_run_in_one_go(toml, tmp_path):
             more = ["--resume"] if k else []
             assert quiet("train", toml, "--run", tmp_path / name, "--set", f"training.epochs={last}", *more)[0] == 0
     whole, parts = (Run(tmp_path / name) for name in ("whole", "parts"))
-    assert_same_bits(whole.load_backend()[0].model.state_dict(), parts.load_backend()[0].model.state_dict())
+    assert_same_bits(whole.load_model()[0].model.state_dict(), parts.load_model()[0].model.state_dict())
     assert_same_bits(whole.load_state()["model"], parts.load_state()["model"])
     assert toy.timeless(whole.read_metrics()) == toy.timeless(parts.read_metrics())
     assert whole.read_json("test.json") == parts.read_json("test.json")

@@ -14,7 +14,7 @@ TESTS = Path(__file__).parents[1]
 LIBRARY = os.environ.get("PYMTL_CUDA_ON_HOST", "")
 
 # What a GPU promises less of: bits that depend on nothing else, and errors about values, for which it would have to
-# wait. It has no packed weights.
+# wait. It has no prepacked weights.
 NOT_PROMISED = (
     "avx2 avx512 same_bits thread refused_by_name_and_values refuses_bad_arguments "
     "reference_agrees_with_nn_lstm index_error frozen opcheck_of_rnn_inference"

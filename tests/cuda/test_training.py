@@ -28,14 +28,14 @@ def shorter(config, **settings):
 
 def test_a_run_learns_and_its_weights_score_the_same_on_the_cpu(config, tmp_path, gpu):
     result = toy.fitted(shorter(config, epochs=8), tmp_path / "run", device=gpu.type)
-    assert all(parameter.device.type == gpu.type for parameter in result.backend.parameters())
+    assert all(parameter.device.type == gpu.type for parameter in result.model_with_loss.parameters())
     losses = [epoch["loss"]["total"] for epoch in result.epochs]
     assert losses[-1] < 0.4 * losses[0]
     best = max(result.epochs, key=lambda epoch: epoch["selection"])
     assert best["valid"]["intent/accuracy"] >= 0.8
-    backend, saved, vocabulary = Run(tmp_path / "run").load_backend()
+    trained, saved, vocabulary = Run(tmp_path / "run").load_model()
     valid = read_sets(saved)[1]
-    scores = evaluate(backend, batches_of(result.encoder, valid), valid, saved, vocabulary)
+    scores = evaluate(trained, batches_of(result.batcher, valid), valid, saved, vocabulary)
     assert scores == pytest.approx(best["valid"], abs=1e-4)
 
 
@@ -47,7 +47,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_the_uninterrupted(checkpoint_steps, c
         toy.trainer(config, tmp_path / "resumed", stop_in=2, device=gpu.type).fit()
     resumed = toy.trainer(config, tmp_path / "resumed", resume=True, device=gpu.type)
     resumed.fit()
-    assert_same_bits(whole.backend.model.state_dict(), resumed.backend.model.state_dict())
+    assert_same_bits(whole.model_with_loss.model.state_dict(), resumed.model_with_loss.model.state_dict())
     assert toy.timeless(whole.epochs) == toy.timeless(resumed.epochs)
 
 

@@ -208,7 +208,7 @@ struct Asked {
   bool heads = true;
   bool mean = true;
   bool max = true;
-  bool packed_weights = false;
+  bool prepacked = false;
 };
 
 template <typename T>
@@ -235,18 +235,18 @@ RnnResult<T> run_forward(const RnnModel<T>& model, const RnnBatch<T>& batch, con
   if (asked.max) result.max = Buffer<T>(batch.batch() * all_hidden);
 
   const std::vector<RnnWeights<T>> weights = model.weights();
-  Buffer<T> packed;
-  if (asked.packed_weights) {
-    const size_t size = rnn_packed_size<T>(model.cell, model.recurrences, model.input_size, model.hidden_size);
-    packed = Buffer<T>(static_cast<int64_t>(size), 64);
-    rnn_pack(model.cell, weights.data(), model.recurrences, model.input_size, model.hidden_size, packed.data(),
-             executor);
+  Buffer<T> prepacked;
+  if (asked.prepacked) {
+    const size_t size = rnn_prepacked_size<T>(model.cell, model.recurrences, model.input_size, model.hidden_size);
+    prepacked = Buffer<T>(static_cast<int64_t>(size), 64);
+    rnn_prepack(model.cell, weights.data(), model.recurrences, model.input_size, model.hidden_size, prepacked.data(),
+                executor);
   }
 
   RnnForward<T> args{};
   args.shape = batch.shape(model);
   args.weights = weights.data();
-  args.packed = packed.data();
+  args.prepacked = prepacked.data();
   args.input = batch.input.data();
   args.h0 = batch.h0.data();
   args.c0 = batch.c0.data();

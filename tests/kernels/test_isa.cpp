@@ -105,7 +105,7 @@ void forcing() {
   for (const Isa isa : available) {
     if (isa == Isa::avx512_bf16) continue;  // as wide as avx512
     force_isa(isa_name(isa));
-    sizes.push_back(rnn_packed_size<float>(Cell::lstm, 1, 1, 1));
+    sizes.push_back(rnn_prepacked_size<float>(Cell::lstm, 1, 1, 1));
     float x[] = {-1.5f, 0.0f, 2.5f};
     sigmoid(x, x, 3);
     CHECK(std::abs(x[0] - 0.182425524f) < 1e-7f && x[1] == 0.5f && std::abs(x[2] - 0.924141820f) < 2e-7f, x[0], x[1],

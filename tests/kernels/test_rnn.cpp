@@ -303,12 +303,12 @@ void check_case(const ModelOptions& options, int64_t batch_size, int64_t steps, 
   Asked asked;
   asked.mean = random.flip();
   asked.max = random.flip();
-  asked.packed_weights = random.flip();
+  asked.prepacked = random.flip();
   const Context context(kTypeName<T>, " G=", options.recurrences, " I=", options.input_size, " H=", options.hidden_size,
                         " B=", batch_size, " T=", steps, " C=", options.head_width, " layout ",
                         static_cast<int>(layout), even ? " even" : " ragged", options.b_ih ? " b_ih" : "",
                         options.b_hh ? " b_hh" : "", batch.h0 ? " h0" : "", batch.c0 ? " c0" : "",
-                        asked.packed_weights ? " packed" : "", model.reverse[0] ? " first reverse" : "");
+                        asked.prepacked ? " prepacked" : "", model.reverse[0] ? " first reverse" : "");
   const RnnResult<T> result = run_forward(model, batch, asked, serial());
   const Reference<Bounded<T>> expected = reference_forward<Bounded<T>>(model, batch, &result);
   check_within("output", result.output, expected.output);

@@ -121,10 +121,10 @@ void check_bits(Cell cell, bool masks, const Sizes& sizes, Layout layout, Random
   const RnnResult<T> base = run_forward(model, batch, {}, serial());
   check_finite(base);
   for (const NamedExecutor& named : executors()) {
-    for (const bool packed : {false, true}) {
-      const Context how(named.name, packed ? ", packed weights" : "");
+    for (const bool prepacked : {false, true}) {
+      const Context how(named.name, prepacked ? ", prepacked weights" : "");
       Asked asked;
-      asked.packed_weights = packed;
+      asked.prepacked = prepacked;
       check_same(model, batch, base, rows, batch, run_forward(model, batch, asked, named.executor));
     }
   }

@@ -295,8 +295,8 @@ def test_other_dtypes_among_bfloat16_are_refused():
     sample, single = sample_of(RAGGED), rnn_sample(RAGGED)
     with pytest.raises(RuntimeError, match=r"weight_ih\[0\]: expected dtype BFloat16, got Float"):
         ops.rnn(sample.input, sample.batch_sizes, single.weights)
-    with pytest.raises(RuntimeError, match=r"packed: expected dtype BFloat16, got Float"):
-        run_ours(sample, packed=ops.rnn_pack(single.weights))
+    with pytest.raises(RuntimeError, match=r"prepacked: expected dtype BFloat16, got Float"):
+        run_ours(sample, prepacked=ops.rnn_prepack(single.weights))
     with pytest.raises(RuntimeError, match="input: expected dtype Float, Double or BFloat16, got Half"):
         run_ours(sample.to(torch.half))
     with pytest.raises(RuntimeError, match="weight: expected dtype BFloat16, got Float"):
@@ -353,14 +353,14 @@ def test_opcheck(case):
     sample = sample_of(case)
     head = head_of(sample, classes=4)
     opcheck(torch.ops.pymtl.rnn_inference.default, (*raw_arguments(sample), None))
-    opcheck(torch.ops.pymtl.rnn_inference.default, (*raw_arguments(sample), ops.rnn_pack(sample.weights)))
+    opcheck(torch.ops.pymtl.rnn_inference.default, (*raw_arguments(sample), ops.rnn_prepack(sample.weights)))
     opcheck(torch.ops.pymtl.rnn_training.default, raw_arguments(sample))
     opcheck(torch.ops.pymtl.rnn_training.default, raw_arguments(sample.leaves()))
     opcheck(torch.ops.pymtl.rnn_backward.default, backward_arguments(sample))
     needs = (False, True, False, case.bias, False)
     opcheck(torch.ops.pymtl.rnn_backward.default, backward_arguments(sample, given=["output"], needs=needs))
     opcheck(torch.ops.pymtl.rnn_heads.default, (*heads_arguments(sample), None, *head, True, True))
-    opcheck(torch.ops.pymtl.rnn_pack.default, (*sample.weights, None))
+    opcheck(torch.ops.pymtl.rnn_prepack.default, (*sample.weights, None))
 
 
 @pytest.mark.parametrize("case", OPCHECKED, ids=str)

@@ -40,7 +40,7 @@ def test_rnn_heads_gives_the_bits_of_lstm_then_heads_and_pool(case, classes, bia
     head = head_of(sample, classes, bias)
     expected = unfused(sample, head)
     assert_bits(fused(sample, head, mean=True, max=True), expected)
-    logits = fused(sample, head, packed=ops.rnn_pack(sample.weights))["logits"]
+    logits = fused(sample, head, prepacked=ops.rnn_prepack(sample.weights))["logits"]
     assert_bits({"logits": logits}, {"logits": expected["logits"]})
     pooled = fused(sample, (None, None), max=True)
     assert_bits({"max": pooled["max"]}, {"max": expected["max"]})
@@ -50,9 +50,9 @@ def test_rnn_heads_gives_the_bits_of_lstm_then_heads_and_pool(case, classes, bia
 def test_training_and_weights_packed_before_give_the_same_bits(case, isa):
     sample = sample_of(case)
     expected = run_ours(sample)
-    packed = ops.rnn_pack(sample.weights)
-    assert_bits(run_ours(sample, packed=packed), expected)
-    assert_bits(run_ours(sample, packed=torch.cat([packed.new_zeros(1), packed])[1:]), expected)
+    prepacked = ops.rnn_prepack(sample.weights)
+    assert_bits(run_ours(sample, prepacked=prepacked), expected)
+    assert_bits(run_ours(sample, prepacked=torch.cat([prepacked.new_zeros(1), prepacked])[1:]), expected)
     assert_bits(run_ours(sample.leaves()), expected)
 
 
@@ -115,7 +115,7 @@ def test_other_memory_layouts_give_the_same_bits(case, layout, isa):
     assert_bits(laid_out, with_gradients(run_ours, sample, seeds))
     head = head_of(sample)
     assert_bits(fused(views, [layout(t) for t in head], mean=True), fused(sample, head, mean=True))
-    assert torch.equal(ops.rnn_pack(views.weights), ops.rnn_pack(sample.weights))
+    assert torch.equal(ops.rnn_prepack(views.weights), ops.rnn_prepack(sample.weights))
 
 
 def test_encoders_side_by_side_give_the_bits_they_give_alone(isa):

@@ -72,10 +72,10 @@ def test_weights_packed_for_another_width_of_registers_are_refused():
     first, last = _native.available_isas()[0], _native.available_isas()[-1]
     try:
         _native.force_isa(first)
-        packed = ops.rnn_pack(weights)
+        prepacked = ops.rnn_prepack(weights)
         _native.force_isa(last)
-        with pytest.raises(RuntimeError, match=r"packed: expected weights packed for vectors of"):
-            ops.rnn(torch.ones(2, 1, 3), None, weights, packed=packed)
+        with pytest.raises(RuntimeError, match=r"prepacked: expected weights prepacked for vectors of"):
+            ops.rnn(torch.ones(2, 1, 3), None, weights, prepacked=prepacked)
     finally:
         _native.force_isa(before)
 
@@ -93,12 +93,12 @@ def test_an_empty_environment_variable_forces_nothing():
 
 def test_the_ops_run_under_the_instruction_set_of_the_environment_variable():
     name = _native.available_isas()[0]
-    code = "print(ops.rnn_pack(weights).numel(), _native.active_isa())"
+    code = "print(ops.rnn_prepack(weights).numel(), _native.active_isa())"
     result = python(OPS + code, PYMTL_ISA=name)
     before = _native.active_isa()
     try:
         _native.force_isa(name)
-        size = ops.rnn_pack(ops.RNNWeights([torch.ones(4, 1)], [torch.ones(4, 1)], [], [], [False])).numel()
+        size = ops.rnn_prepack(ops.RNNWeights([torch.ones(4, 1)], [torch.ones(4, 1)], [], [], [False])).numel()
     finally:
         _native.force_isa(before)
     assert result.stdout.split() == [str(size), name], result.stderr

@@ -151,7 +151,7 @@ OPCHECKED = [
 def test_opcheck_of_rnn_inference(case):
     sample = rnn_sample(case)
     opcheck(torch.ops.pymtl.rnn_inference.default, (*raw_arguments(sample), None))
-    opcheck(torch.ops.pymtl.rnn_inference.default, (*raw_arguments(sample), ops.rnn_pack(sample.weights)))
+    opcheck(torch.ops.pymtl.rnn_inference.default, (*raw_arguments(sample), ops.rnn_prepack(sample.weights)))
 
 
 @pytest.mark.parametrize("case", OPCHECKED, ids=str)
@@ -220,12 +220,12 @@ def test_opcheck_of_rnn_heads(case):
     op = torch.ops.pymtl.rnn_heads.default
     opcheck(op, (*heads_arguments(sample), None, torch.randn(4, features), torch.randn(4), True, True))
     opcheck(op, (*heads_arguments(sample), None, torch.randn(4, features), None, False, True))
-    opcheck(op, (*heads_arguments(sample), ops.rnn_pack(sample.weights), None, None, True, False))
+    opcheck(op, (*heads_arguments(sample), ops.rnn_prepack(sample.weights), None, None, True, False))
 
 
 @pytest.mark.parametrize("case", OPCHECKED[:2], ids=str)
-def test_opcheck_of_rnn_pack(case):
-    opcheck(torch.ops.pymtl.rnn_pack.default, (*rnn_sample(case).weights, None))
+def test_opcheck_of_rnn_prepack(case):
+    opcheck(torch.ops.pymtl.rnn_prepack.default, (*rnn_sample(case).weights, None))
 
 
 @pytest.mark.parametrize("case", [OPCHECKED[0], OPCHECKED[4], *OPCHECKED[-3:]], ids=str)
@@ -345,6 +345,6 @@ def test_the_ops_take_their_arguments_in_the_order_of_their_one_list():
 
     fields = list(RNNArguments._fields)
     assert names(torch.ops.pymtl.rnn_training) == fields
-    assert names(torch.ops.pymtl.rnn_inference) == [*fields, "packed"]
+    assert names(torch.ops.pymtl.rnn_inference) == [*fields, "prepacked"]
     assert names(torch.ops.pymtl.rnn_backward)[3:-4] == fields
     assert names(torch.ops.pymtl.rnn_heads)[:10] == fields[:10]

@@ -157,10 +157,10 @@ def test_backward_through_the_raw_rnn_heads_to_its_heads_raises(name):
 def test_backward_through_the_raw_rnn_pack_raises():
     weights = rnn_weights(3, 4)
     weights.weight_ih[0].requires_grad_()
-    packed = torch.ops.pymtl.rnn_pack(*weights, None)
-    if packed.requires_grad:
+    prepacked = torch.ops.pymtl.rnn_prepack(*weights, None)
+    if prepacked.requires_grad:
         with pytest.raises(RuntimeError):
-            packed.sum().backward()
+            prepacked.sum().backward()
 
 
 def test_forward_mode_derivatives():

@@ -285,9 +285,9 @@ def test_bad_heads_are_refused_by_name_and_values(options, message):
         ops.rnn_heads(sample.input, None, sample.weights, **options)
 
 
-def with_word(packed, place, value):
+def with_word(prepacked, place, value):
     """With another word in the header."""
-    other = packed.clone()
+    other = prepacked.clone()
     other.view(torch.int32)[place] = value
     return other
 
@@ -295,15 +295,18 @@ def with_word(packed, place, value):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda p: p[:-1], r"packed.*expected size \[\d+\], got \[\d+\]"),
-        (lambda p: p[None], r"packed: expected weights from rnn_pack, got something else"),
-        (lambda p: p.double(), r"packed.*expected dtype Float, got Double"),
-        (torch.zeros_like, r"packed: expected weights from this version's rnn_pack of dtype Float, got something else"),
-        (lambda p: with_word(p, 0, 2), r"packed: expected weights from this version's rnn_pack"),
-        (lambda p: with_word(p, 1, 2), r"packed: expected weights from this version's rnn_pack"),
-        (lambda p: with_word(p, 2, 1), r"packed: expected weights from this version's rnn_pack"),
-        (lambda p: with_word(p, 3, 1), r"packed: expected weights packed for vectors of \d+ numbers, .* for 1"),
-        (lambda p: with_word(p, 4, 1), r"packed: expected weights packed for this mode"),
+        (lambda p: p[:-1], r"prepacked.*expected size \[\d+\], got \[\d+\]"),
+        (lambda p: p[None], r"prepacked: expected weights from rnn_prepack, got something else"),
+        (lambda p: p.double(), r"prepacked.*expected dtype Float, got Double"),
+        (
+            torch.zeros_like,
+            r"prepacked: expected weights from this version's rnn_prepack of dtype Float, got something else",
+        ),
+        (lambda p: with_word(p, 0, 2), r"prepacked: expected weights from this version's rnn_prepack"),
+        (lambda p: with_word(p, 1, 2), r"prepacked: expected weights from this version's rnn_prepack"),
+        (lambda p: with_word(p, 2, 1), r"prepacked: expected weights from this version's rnn_prepack"),
+        (lambda p: with_word(p, 3, 1), r"prepacked: expected weights prepacked for vectors of \d+ numbers, .* for 1"),
+        (lambda p: with_word(p, 4, 1), r"prepacked: expected weights prepacked for this mode"),
     ],
     ids=["size", "rank", "dtype", "zeros", "version", "header's dtype", "scheme", "lanes", "cell"],
 )
@@ -311,18 +314,18 @@ def with_word(packed, place, value):
 def test_packed_weights_that_do_not_fit_are_refused(edit, message, call):
     sample = rnn_sample(DENSE)
     with pytest.raises(RuntimeError, match=message):
-        call(sample, packed=edit(ops.rnn_pack(sample.weights)))
+        call(sample, prepacked=edit(ops.rnn_prepack(sample.weights)))
 
 
 def test_rnn_pack_refuses_bad_weights():
     weights = rnn_weights(3, 5)
     with pytest.raises(RuntimeError, match=r"weight_hh: expected 2 tensors, got 1"):
-        ops.rnn_pack(weights._replace(weight_hh=weights.weight_hh[:1]))
+        ops.rnn_prepack(weights._replace(weight_hh=weights.weight_hh[:1]))
     with pytest.raises(RuntimeError, match=r"weight_ih\[1\]: expected size \[20, 3\], got \[20, 2\]"):
-        ops.rnn_pack(weights._replace(weight_ih=[weights.weight_ih[0], weights.weight_ih[1][:, :2]]))
+        ops.rnn_prepack(weights._replace(weight_ih=[weights.weight_ih[0], weights.weight_ih[1][:, :2]]))
     half = ops.RNNWeights(*([w.half() for w in group] for group in weights[:4]), weights.reverse)
     with pytest.raises(RuntimeError, match=r"weight_ih: expected dtype Float, Double or BFloat16, got Half"):
-        ops.rnn_pack(half)
+        ops.rnn_prepack(half)
 
 
 def test_raw_rnn_backward_refuses_bad_arguments():

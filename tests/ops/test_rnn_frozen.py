@@ -1,4 +1,4 @@
-"""A stack of layers from packed weights, in one call."""
+"""A stack of layers from prepacked weights, in one call."""
 
 import pytest
 import torch
@@ -52,9 +52,9 @@ def states(sample, layers):
 def test_it_gives_the_bits_of_the_layers_one_by_one(case, layers, dtype):
     sample, weights = stack(case, layers, dtype)
     h0, c0 = states(sample, layers)
-    packed = [ops.rnn_pack(own) for own in weights]
+    prepacked = [ops.rnn_prepack(own) for own in weights]
     results = ops.rnn_frozen(
-        sample.input, sample.batch_sizes, packed, case.hidden_size, list(case.reverse), case.mode, h0, c0
+        sample.input, sample.batch_sizes, prepacked, case.hidden_size, list(case.reverse), case.mode, h0, c0
     )
     assert_same_bits(dict(zip(RESULTS, results)), one_by_one(sample, weights, h0, c0))
 
@@ -63,18 +63,18 @@ def test_it_gives_the_bits_of_the_layers_one_by_one(case, layers, dtype):
 def test_an_empty_batch_gives_empty_results(packed):
     weights = [rnn_weights(3, 5), rnn_weights(10, 5)]
     input, sizes = (torch.empty(0, 3), torch.zeros(4, dtype=torch.int64)) if packed else (torch.empty(4, 0, 3), None)
-    results = ops.rnn_frozen(input, sizes, [ops.rnn_pack(own) for own in weights], 5, list(BOTH))
+    results = ops.rnn_frozen(input, sizes, [ops.rnn_prepack(own) for own in weights], 5, list(BOTH))
     assert [tuple(r.shape) for r in results] == [(0, 10) if packed else (4, 0, 10), (4, 0, 5), (4, 0, 5)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_opcheck(case):
     sample, weights = stack(case, 2)
-    packed = [ops.rnn_pack(own) for own in weights]
+    prepacked = [ops.rnn_prepack(own) for own in weights]
     arguments = (
         sample.input,
         sample.batch_sizes,
-        packed,
+        prepacked,
         case.hidden_size,
         list(case.reverse),
         case.mode,
@@ -84,9 +84,9 @@ def test_opcheck(case):
 
 
 def test_asking_the_raw_op_for_a_gradient_raises():
-    packed = [ops.rnn_pack(rnn_weights(3, 5))]
+    prepacked = [ops.rnn_prepack(rnn_weights(3, 5))]
     x = torch.randn(4, 2, 3, requires_grad=True)
-    output = torch.ops.pymtl.rnn_frozen(x, None, packed, 5, list(BOTH), "LSTM", None, None)[0]
+    output = torch.ops.pymtl.rnn_frozen(x, None, prepacked, 5, list(BOTH), "LSTM", None, None)[0]
     with pytest.raises(RuntimeError, match=r"rnn_frozen has no derivative: call pymtl\.ops\.rnn"):
         output.sum().backward()
 
@@ -97,13 +97,13 @@ X = torch.randn(4, 2, 3)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"packed": []}, "packed: expected the weights of at least one layer, got none"),
+        ({"prepacked": []}, "prepacked: expected the weights of at least one layer, got none"),
         ({"reverse": []}, "reverse: expected at least one flag, got none"),
         ({"hidden_size": 0}, "hidden_size: expected a number above 0, got 0"),
-        ({"hidden_size": 40}, r"packed\[0\]: expected size "),
-        ({"input": torch.randn(4, 2, 4)}, r"packed\[0\]: expected size "),
+        ({"hidden_size": 40}, r"prepacked\[0\]: expected size "),
+        ({"input": torch.randn(4, 2, 4)}, r"prepacked\[0\]: expected size "),
         ({"input": torch.randn(4, 2, 0)}, "input: expected features, got none"),
-        ({"input": X.double()}, r"packed\[0\]: expected dtype Double, got Float"),
+        ({"input": X.double()}, r"prepacked\[0\]: expected dtype Double, got Float"),
         ({"input": X.half()}, "input: expected dtype Float, Double or BFloat16, got Half"),
         ({"h0": torch.zeros(2, 3, 5)}, r"h0: expected size \[2, 2, 5\], got \[2, 3, 5\]"),
         ({"c0": torch.zeros(4, 2, 5)}, r"c0: expected size \[2, 2, 5\], got \[4, 2, 5\]"),
@@ -115,7 +115,7 @@ def test_bad_input_is_refused_by_name_and_values(change, message):
     arguments = {
         "input": X,
         "batch_sizes": None,
-        "packed": [ops.rnn_pack(rnn_weights(3, 5))],
+        "prepacked": [ops.rnn_prepack(rnn_weights(3, 5))],
         "hidden_size": 5,
         "reverse": list(BOTH),
         **change,
@@ -133,21 +133,21 @@ def test_weights_packed_for_other_registers_are_refused(hidden_size):
     try:
         for isa in _native.available_isas():
             _native.force_isa(isa)
-            packs[isa] = ops.rnn_pack(weights)
+            packs[isa] = ops.rnn_prepack(weights)
         for isa in packs:
             _native.force_isa(isa)
             expected = ops.rnn(x, None, weights)[0]
-            for other, packed in packs.items():
+            for other, prepacked in packs.items():
                 calls = (
-                    lambda p=packed: ops.rnn_frozen(x, None, [p], hidden_size, list(BOTH))[0],
-                    lambda p=packed: ops.rnn(x, None, weights, packed=p)[0],
+                    lambda p=prepacked: ops.rnn_frozen(x, None, [p], hidden_size, list(BOTH))[0],
+                    lambda p=prepacked: ops.rnn(x, None, weights, prepacked=p)[0],
                 )
                 if other == isa or {other, isa} == {"avx512", "avx512_bf16"}:
                     assert all(torch.equal(call(), expected) for call in calls)
                     continue
                 for call in calls:
                     with pytest.raises(
-                        RuntimeError, match=r"packed.*: expected weights packed for vectors of \d+ numbers"
+                        RuntimeError, match=r"prepacked.*: expected weights prepacked for vectors of \d+ numbers"
                     ):
                         call()
     finally:
@@ -155,5 +155,5 @@ def test_weights_packed_for_other_registers_are_refused(hidden_size):
 
 
 def test_what_is_no_pack_is_refused():
-    with pytest.raises(RuntimeError, match=r"packed\[0\]: expected weights from rnn_pack, got something else"):
+    with pytest.raises(RuntimeError, match=r"prepacked\[0\]: expected weights from rnn_prepack, got something else"):
         ops.rnn_frozen(X, None, [torch.zeros(3)], 5, list(BOTH))

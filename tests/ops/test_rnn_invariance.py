@@ -133,7 +133,7 @@ def results_of_every_forward_op(sample):
         run_ours(sample)
         | {f"fused {name}": result for name, result in fused._asdict().items()}
         | {f"training {place}": result for place, result in enumerate(training)}
-        | {"packed weights": ops.rnn_pack(weights)}
+        | {"prepacked weights": ops.rnn_prepack(weights)}
     )
 
 
@@ -209,11 +209,11 @@ def test_training_gives_the_bits_of_inference(case, dtype, isa):
 def test_weights_packed_before_give_the_same_bits(case, dtype, isa):
     sample = rnn_sample(case, dtype)
     expected = run_ours(sample)
-    packed = ops.rnn_pack(sample.weights)
-    assert_same_bits(run_ours(sample, packed=packed), expected)
+    prepacked = ops.rnn_prepack(sample.weights)
+    assert_same_bits(run_ours(sample, prepacked=prepacked), expected)
     # Any address will do: this one is not aligned.
-    moved = torch.cat([packed.new_zeros(1), packed])[1:]
-    assert_same_bits(run_ours(sample, packed=moved), expected)
+    moved = torch.cat([prepacked.new_zeros(1), prepacked])[1:]
+    assert_same_bits(run_ours(sample, prepacked=moved), expected)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
@@ -251,8 +251,8 @@ def test_rnn_heads_gives_the_bits_of_lstm_then_heads_and_pool(case, classes, bia
     states = {"h0": sample.h0, "c0": sample.c0}
     fused = ops.rnn_heads(*inputs, head_weight, head_bias, mean=True, max=True, **states)
     assert_same_bits(fused._asdict(), expected)
-    packed = ops.rnn_pack(sample.weights)
-    fused = ops.rnn_heads(*inputs, head_weight, head_bias, packed=packed, **states)
+    prepacked = ops.rnn_prepack(sample.weights)
+    fused = ops.rnn_heads(*inputs, head_weight, head_bias, prepacked=prepacked, **states)
     assert_same_bits({"logits": fused.logits}, {"logits": expected["logits"]})
     assert fused.mean.numel() == fused.max.numel() == 0
     pooled = ops.rnn_heads(*inputs, None, None, max=True, **states)
@@ -314,7 +314,7 @@ def test_other_memory_layouts_give_the_same_bits(case, layout, dtype):
         ops.rnn_heads(views.input, batch_sizes, views.weights, *map(layout, heads), mean=True)._asdict(),
         ops.rnn_heads(sample.input, sample.batch_sizes, sample.weights, *heads, mean=True)._asdict(),
     )
-    assert torch.equal(ops.rnn_pack(views.weights), ops.rnn_pack(sample.weights))
+    assert torch.equal(ops.rnn_prepack(views.weights), ops.rnn_prepack(sample.weights))
 
 
 def test_a_strided_batch_sizes_gives_the_same_bits():
@@ -354,9 +354,9 @@ def test_inputs_are_never_modified(dtype):
     seeds = random_like(run_ours(sample))
     head_weight, head_bias = torch.randn(5, 132, dtype=dtype), torch.randn(5, dtype=dtype)
     tensors = sample.tensors() | seeds | {"head_weight": head_weight, "head_bias": head_bias}
-    tensors |= {"batch_sizes": sample.batch_sizes, "packed": ops.rnn_pack(sample.weights)}
+    tensors |= {"batch_sizes": sample.batch_sizes, "prepacked": ops.rnn_prepack(sample.weights)}
     before = {name: (tensor.clone(), tensor._version) for name, tensor in tensors.items()}
-    run_ours(sample, packed=tensors["packed"])
+    run_ours(sample, prepacked=tensors["prepacked"])
     ops.rnn_heads(
         sample.input, sample.batch_sizes, sample.weights, head_weight, head_bias, mean=True, h0=sample.h0, c0=sample.c0
     )

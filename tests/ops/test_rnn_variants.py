@@ -199,13 +199,15 @@ def test_masks_that_require_a_gradient_are_refused():
 def test_opcheck(case):
     sample = rnn_sample(case)
     opcheck(torch.ops.pymtl.rnn_inference.default, (*raw_arguments(sample), None))
-    opcheck(torch.ops.pymtl.rnn_inference.default, (*raw_arguments(sample), ops.rnn_pack(sample.weights, sample.norm)))
+    opcheck(
+        torch.ops.pymtl.rnn_inference.default, (*raw_arguments(sample), ops.rnn_prepack(sample.weights, sample.norm))
+    )
     opcheck(torch.ops.pymtl.rnn_training.default, raw_arguments(sample))
     opcheck(torch.ops.pymtl.rnn_training.default, raw_arguments(sample.leaves()))
     opcheck(torch.ops.pymtl.rnn_backward.default, backward_arguments(sample))
     _, weight_hh, bias_ih, bias_hh, reverse, mode = sample.weights
     weight_ih, norm = raw_arguments(sample)[2], raw_arguments(sample)[-2]
-    opcheck(torch.ops.pymtl.rnn_pack.default, (weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, norm))
+    opcheck(torch.ops.pymtl.rnn_prepack.default, (weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, norm))
 
 
 def only(sample, row):
@@ -247,7 +249,7 @@ def test_a_sequence_alone_has_the_bits_it_has_in_a_batch(case, isa):
 def test_training_inference_packed_weights_and_threads_give_the_same_bits(case, isa, threads):
     sample = rnn_sample(case)
     expected = run_ours(sample)
-    assert_same_bits(run_ours(sample, packed=ops.rnn_pack(sample.weights, sample.norm)), expected)
+    assert_same_bits(run_ours(sample, prepacked=ops.rnn_prepack(sample.weights, sample.norm)), expected)
     training = run_ours(sample.leaves())
     assert_same_bits(training, expected)
     seeds = random_like(expected)
@@ -312,8 +314,8 @@ def test_only_an_lstm_has_zoneout_of_c_and_gains_of_c(mode):
 
 def test_weights_packed_for_plain_cells_are_refused_by_normalised_ones():
     sample = rnn_sample(RNNCase(3, 5, layer_norm=True))
-    with pytest.raises(RuntimeError, match="packed: expected weights packed for this mode"):
-        run_ours(sample, packed=ops.rnn_pack(sample.weights))
+    with pytest.raises(RuntimeError, match="prepacked: expected weights prepacked for this mode"):
+        run_ours(sample, prepacked=ops.rnn_prepack(sample.weights))
 
 
 @pytest.mark.parametrize("reverse", [(F,), BOTH])

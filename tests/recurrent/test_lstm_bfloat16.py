@@ -1,5 +1,4 @@
 import copy
-import io
 import pickle
 from contextlib import nullcontext
 from functools import partial
@@ -13,6 +12,7 @@ from modules import (
     lstm_pair,
     named,
     run,
+    saved_and_loaded,
     seeds_for,
     states_of,
     with_data,
@@ -342,13 +342,6 @@ def test_an_empty_batch_gives_empty_results_and_zero_gradients(packed, autocasts
         gradient = results[f"gradient of {name}"]
         assert gradient.dtype == parameter.dtype
         assert not gradient.any()
-
-
-def saved_and_loaded(module):
-    buffer = io.BytesIO()
-    torch.save(module, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,19 @@ def run(module, *args, **options):
         return named(*module(*args, **options))
 
 
+def is_frozen(module):
+    """Whether calls without gradients use a snapshot: an edit that nobody can see is not seen."""
+    x = input_of(module)
+    before = run(module, x)
+    original = [p.data.clone() for p in module.parameters()]
+    for parameter in module.parameters():
+        parameter.data.add_(1.0)
+    after = run(module, x)
+    for parameter, data in zip(module.parameters(), original):
+        parameter.data.copy_(data)
+    return torch.equal(before["output"], after["output"])
+
+
 def by_packing(lengths, module, input, hx=None):
     """What ``module(input, hx, lengths=lengths)`` stands for."""
     steps = input.shape[1 if module.batch_first else 0]
@@ -191,21 +204,18 @@ def stack_in_long_double(module, input, hx=None):
     return results | {f"gradient of {name}": value for name, value in {**gradients, "input": d_output}.items()}
 
 
-# What people do to a module's weights. Each takes a module, nn.LSTM or ours, and returns how to call it then.
+# What people do to a module's weights. Each takes a module, torch's or ours, and returns how to call it then.
 
 
 def fresh_after(change, theirs, x):
-    """Results of a new module of ours with the weights that nn.LSTM uses after ``change(theirs)``."""
+    """Results of a new module of ours with the weights that torch's uses after ``change(theirs)``."""
     seen = {}
     call = change(theirs)
     theirs.register_forward_pre_hook(
         lambda module, _: seen.update({n: getattr(module, n).detach().clone() for n in module._flat_weights_names})
     )
     run(call, x)
-    dtype = seen["weight_ih_l0"].dtype
-    fresh = LSTM(theirs.input_size, theirs.hidden_size, bidirectional=theirs.bidirectional, dtype=dtype)
-    fresh.load_state_dict(seen)
-    return run(fresh, x.to(dtype))
+    return run(fresh(theirs, seen), x.to(seen["weight_ih_l0"].dtype))
 
 
 def edit_in_place(module):

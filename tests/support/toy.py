@@ -6,8 +6,8 @@ import random
 import torch
 
 from pymtl.training import config as configuration
-from pymtl.training.backends import Backend
 from pymtl.training.data import read_sets
+from pymtl.training.model_with_loss import ModelWithLoss
 from pymtl.training.run import Run
 from pymtl.training.trainer import Trainer
 from pymtl.training.vocabulary import Vocabulary
@@ -119,7 +119,7 @@ def trainer(config, folder, backend="pymtl", stop_in=None, resume=False, device=
     if not resume:
         run.create(config, vocabulary, backend)
     torch.manual_seed(config.seed)
-    model = Backend(backend, config, vocabulary)
+    model = ModelWithLoss(backend, config, vocabulary)
     result = Trainer(run, config, vocabulary, model, train, valid, Watcher(stop_in), device)
     if resume:
         result.resume()

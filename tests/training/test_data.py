@@ -10,7 +10,7 @@ import toy
 from torch.nn.utils.rnn import pad_packed_sequence
 
 from pymtl.training import config as configuration
-from pymtl.training.batches import Encoder, buckets
+from pymtl.training.batches import Batcher, buckets
 from pymtl.training.data import Record, read_records, read_sets
 from pymtl.training.errors import DataError, RunError
 from pymtl.training.vocabulary import Vocabulary
@@ -199,7 +199,7 @@ def test_some_of_several_numbers_may_be_missing(read, load):
     config = load(ONE + 'kind = "regression"\nnum_targets = 2\n')
     records = read({"tokens": ["a"], "t": [1.0, None]}, {"tokens": ["a"], "t": [2, 3]}, config=config)
     assert [record.labels["t"] for record in records] == [[1.0, None], [2, 3]]
-    batch = Encoder(Vocabulary.of(records, config), config).batch(records, [0, 1])
+    batch = Batcher(Vocabulary.of(records, config), config).batch(records, [0, 1])
     expected = torch.tensor([[1.0, math.nan], [2.0, 3.0]])
     torch.testing.assert_close(batch.targets["t"], expected, equal_nan=True)
 
@@ -395,7 +395,7 @@ def test_what_is_no_vocabulary_is_refused_with_its_path(raw, config):
 
 @pytest.fixture
 def partial():
-    """Records with some labels missing, and an encoder that knows tokens a, b and labels x, y; B-s, O; p, q."""
+    """Records with some labels missing, and a batcher that knows tokens a, b and labels x, y; B-s, O; p, q."""
     records = [
         Record(["a", "b"], {"intent": "y", "slots": ["O", "B-s"], "topics": ["q"], "score": 2}),
         Record(["b", "zzz", "a"], {"intent": None, "slots": ["new", "O", "B-s"], "topics": [], "score": None}),
@@ -407,7 +407,7 @@ def partial():
 
 def test_a_batch_is_padded_and_its_missing_or_unknown_labels_are_marked(partial, config):
     records, vocabulary = partial
-    batch = Encoder(vocabulary, config).batch(records, [1, 0, 2])
+    batch = Batcher(vocabulary, config).batch(records, [1, 0, 2])
     nan = math.nan
     assert batch.indices == [1, 0, 2]
     assert batch.tokens.tolist() == [[3, 1, 2], [2, 3, 0], [2, 0, 0]]
@@ -422,14 +422,14 @@ def test_a_batch_is_padded_and_its_missing_or_unknown_labels_are_marked(partial,
 
 def test_a_batch_has_no_targets_of_a_task_none_of_its_records_has_labels_for(partial, config):
     records, vocabulary = partial
-    assert set(Encoder(vocabulary, config).batch(records, [2]).targets) == {"intent", "score"}
-    assert Encoder(vocabulary, config).batch([Record(["a"], {})], [0]).targets == {}
+    assert set(Batcher(vocabulary, config).batch(records, [2]).targets) == {"intent", "score"}
+    assert Batcher(vocabulary, config).batch([Record(["a"], {})], [0]).targets == {}
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1, 0, 2], [2, 2]])
 def test_a_packed_batch_holds_the_padded_one_without_its_padding(partial, config, order):
     records, vocabulary = partial
-    batch = Encoder(vocabulary, config).batch(records, order)
+    batch = Batcher(vocabulary, config).batch(records, order)
     tokens, targets = batch.packed()
     padded, lengths = pad_packed_sequence(tokens, batch_first=True)
     assert padded.tolist() == batch.tokens.tolist()
@@ -443,7 +443,7 @@ def test_a_packed_batch_holds_the_padded_one_without_its_padding(partial, config
 
 def test_whole_sentence_targets_stay_as_they_are_when_labels_are_as_many_as_tokens(partial, config):
     records, vocabulary = partial
-    batch = Encoder(vocabulary, config).batch(records, [0, 0])
+    batch = Batcher(vocabulary, config).batch(records, [0, 0])
     assert batch.targets["topics"].shape == batch.tokens.shape
     assert batch.packed()[1]["topics"] is batch.targets["topics"]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pymtl.training import config as configuration
-from pymtl.training.batches import Encoder
+from pymtl.training.batches import Batcher
 from pymtl.training.data import Record
 from pymtl.training.errors import DataError
 from pymtl.training.metrics import check_scorable, decode, delta, score, selection_score
@@ -158,7 +158,7 @@ def test_logits_are_decoded_into_the_form_of_the_records():
         "m": torch.tensor([[1.0, -1.0], [0.5, 0.5]]),
         "n": torch.tensor([[0.25], [-2.0]]),
     }
-    batch = Encoder(vocabulary, config).batch([Record(["w", "w"], {}), Record(["w"], {})], [0, 1])
+    batch = Batcher(vocabulary, config).batch([Record(["w", "w"], {}), Record(["w"], {})], [0, 1])
     first, second = decode(logits, batch, config, vocabulary)
     assert first.pop("i/probability") == pytest.approx(0.75)
     assert first == {"i": "y", "s": ["B-a", "O"], "m": ["p"], "n": 0.25}
@@ -180,7 +180,7 @@ def test_kappa_follows_the_order_of_the_labels():
 def test_a_beam_finds_labels_whose_paths_together_are_likelier_than_the_likeliest_path():
     config = config_of(t="ctc")
     vocabulary = Vocabulary(["<pad>", "<unk>"], {"t": ["<blank>", "a"]})
-    batch = Encoder(vocabulary, config).batch([Record(["w", "w"], {})], [0])
+    batch = Batcher(vocabulary, config).batch([Record(["w", "w"], {})], [0])
     logits = {"t": torch.tensor([[[0.6, 0.4], [0.6, 0.4]]]).log()}  # 0.36 of nothing, 0.64 of a
     assert decode(logits, batch, config, vocabulary) == [{"t": []}]
     assert decode(logits, batch, config, vocabulary, beam_size=3) == [{"t": ["a"]}]
@@ -192,7 +192,7 @@ def perplexities(factor):
     config = configuration.parse(raw, "test")
     vocabulary = Vocabulary(["<pad>", "<unk>", "a", "b"], {})
     records = [Record(["a", "b", "a"], {"t": True}), Record(["b"], {"t": True})]
-    batch = Encoder(vocabulary, config).batch(records, [0, 1])
+    batch = Batcher(vocabulary, config).batch(records, [0, 1])
     logits = {"t": factor * torch.tensor([1.0, 0.0, 0.0, 0.0]).expand(2, 3, 2, 4)}
     found = decode(logits, batch, config, vocabulary)
     return found, score(records, found, config, {}), score(records[1:], found[1:], config, {})

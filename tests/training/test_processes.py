@@ -67,8 +67,8 @@ def test_a_run_stopped_within_an_epoch_ends_bit_for_bit_as_the_uninterrupted(fol
     torch.manual_seed(99)  # whatever happened in between
     resumed = toy.trainer(config, tmp_path / "resumed", resume=True)
     resumed.fit()
-    assert_same_bits(tensors(whole.backend), tensors(resumed.backend))
-    best = [Run(tmp_path / name).load_backend()[0].model.state_dict() for name in ("whole", "resumed")]
+    assert_same_bits(tensors(whole.model_with_loss), tensors(resumed.model_with_loss))
+    best = [Run(tmp_path / name).load_model()[0].model.state_dict() for name in ("whole", "resumed")]
     assert_same_bits(*best)
     assert toy.timeless(whole.epochs) == toy.timeless(resumed.epochs)
 
@@ -110,7 +110,7 @@ def test_a_run_killed_again_and_again_loses_at_most_the_steps_since_its_last_sta
     assert kills == 3
     assert subprocess.run(command(config, tmp_path / "whole", *options), stdout=subprocess.DEVNULL).returncode == 0
     whole = Run(tmp_path / "whole")
-    assert_same_bits(whole.load_backend()[0].model.state_dict(), run.load_backend()[0].model.state_dict())
+    assert_same_bits(whole.load_model()[0].model.state_dict(), run.load_model()[0].model.state_dict())
     assert toy.timeless(whole.read_metrics()) == toy.timeless(run.read_metrics())
     assert whole.read_scores() == run.read_scores()
 

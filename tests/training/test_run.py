@@ -43,15 +43,15 @@ def test_a_run_folder_holds_what_was_trained(finished, run):
 
 @pytest.mark.parametrize("name", ["pymtl", "reference"])
 def test_either_backend_loads_the_trained_weights(finished, run, name):
-    backend, config, vocabulary = run.load_backend(name)
-    assert not backend.model.training
-    loaded = scores_of(backend, finished.valid, config, vocabulary)
+    trained, config, vocabulary = run.load_model(name)
+    assert not trained.model.training
+    loaded = scores_of(trained, finished.valid, config, vocabulary)
     best = max(finished.epochs, key=lambda epoch: epoch["selection"])
     assert loaded == pytest.approx(best["valid"])
 
 
 def load_everything(run):
-    run.load_backend()
+    run.load_model()
     run.load_state()
     run.read_metrics()
 
@@ -117,7 +117,7 @@ def test_a_model_of_another_size_is_a_run_error(run, tmp_path):
     config["model"]["hidden_size"] = 9
     run.write_json("config.json", config)
     with pytest.raises(RunError, match=r"model\.safetensors: damaged or of another model"):
-        run.load_backend()
+        run.load_model()
 
 
 @pytest.mark.parametrize("state", [{}, [], {"model": {}, "optimizer": {}, "epochs": []}, 3])
@@ -130,7 +130,7 @@ def test_a_state_of_something_else_is_a_run_error(finished, run, state):
 
 
 WRITERS = {
-    "model.safetensors": ("pymtl.training.run.save_file", lambda run: run.save_model(run.load_backend()[0].model)),
+    "model.safetensors": ("pymtl.training.run.save_file", lambda run: run.save_model(run.load_model()[0].model)),
     "state.pt": ("torch.save", lambda run: run.save_state({"model": {}})),
     "metrics.jsonl": ("pathlib.Path.write_text", lambda run: run.write_metrics([{"epoch": 1}])),
     "vocabulary.json": ("pathlib.Path.write_text", lambda run: run.write_json("vocabulary.json", {})),
@@ -162,7 +162,7 @@ def test_a_new_run_drops_the_files_of_an_earlier_one(finished, run):
     assert sorted(path.name for path in run.folder.iterdir()) == ["config.json", "vocabulary.json"]
     assert run.load()[2] == "reference"
     with pytest.raises(RunError, match="has an epoch finished"):
-        run.load_backend()
+        run.load_model()
 
 
 @pytest.mark.parametrize("name", ["program.pt2", "crfs.safetensors"])
@@ -183,12 +183,12 @@ def test_metrics_are_one_json_object_an_epoch(run):
 
 
 def test_evaluation_puts_predictions_back_in_the_order_of_the_records(finished):
-    backend, config, vocabulary = finished.run.load_backend()
+    trained, config, vocabulary = finished.run.load_model()
     valid = finished.valid[""]
-    shuffled = [finished.encoder.batch(valid, [i]) for i in reversed(range(len(valid)))]
-    whole = [finished.encoder.batch(valid, range(len(valid)))]
+    shuffled = [finished.batcher.batch(valid, [i]) for i in reversed(range(len(valid)))]
+    whole = [finished.batcher.batch(valid, range(len(valid)))]
     arguments = (finished.valid, config, vocabulary)
-    assert evaluate(backend, {"": shuffled}, *arguments) == evaluate(backend, {"": whole}, *arguments)
+    assert evaluate(trained, {"": shuffled}, *arguments) == evaluate(trained, {"": whole}, *arguments)
 
 
 def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path, monkeypatch):

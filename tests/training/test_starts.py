@@ -56,17 +56,17 @@ def test_a_warm_start_takes_what_the_other_run_knows(tmp_path):
     )
     result = toy.trainer(again, tmp_path / "second")
     assert result.vocabulary.tokens != first.vocabulary.tokens
-    fresh = {name: p.clone() for name, p in result.backend.model.state_dict().items()}
-    taken = warm_start(result.backend.model, again, result.vocabulary)
-    best = Run(tmp_path / "first").load_backend()[0].model.state_dict()
-    own = result.backend.model.state_dict()
+    fresh = {name: p.clone() for name, p in result.model_with_loss.model.state_dict().items()}
+    taken = warm_start(result.model_with_loss.model, again, result.vocabulary)
+    best = Run(tmp_path / "first").load_model()[0].model.state_dict()
+    own = result.model_with_loss.model.state_dict()
     for token in result.vocabulary.tokens:
         row, other = result.vocabulary.tokens.index(token), first.vocabulary.tokens.index(token)
         assert torch.equal(own["embedding.weight"][row], best["embedding.weight"][other])
     same = [name for name in own if name.startswith(("encoder", "heads.slots"))]
     assert_same_bits({name: own[name] for name in same}, {name: best[name] for name in same})
     assert torch.equal(own["heads.intent.weight"], fresh["heads.intent.weight"])
-    assert {name for name, p in result.backend.model.named_parameters() if not p.requires_grad} == set(taken)
+    assert {name for name, p in result.model_with_loss.model.named_parameters() if not p.requires_grad} == set(taken)
 
 
 def test_a_warm_start_checks_the_labels_of_every_head_it_takes(tmp_path):
@@ -77,7 +77,7 @@ def test_a_warm_start_checks_the_labels_of_every_head_it_takes(tmp_path):
     config = configuration.load(tmp_path / "toy.toml", [start, "data.train=other.jsonl"])
     result = toy.trainer(config, tmp_path / "second")
     with pytest.raises(ConfigError, match=r"warm_start.parts: heads: expected the labels"):
-        warm_start(result.backend.model, config, result.vocabulary)
+        warm_start(result.model_with_loss.model, config, result.vocabulary)
 
 
 @pytest.mark.parametrize(
@@ -95,4 +95,4 @@ def test_a_warm_start_that_does_not_fit_is_refused(tmp_path, part, overrides, re
     )
     result = toy.trainer(config, tmp_path / "second")
     with pytest.raises(ConfigError, match=reason):
-        warm_start(result.backend.model, config, result.vocabulary)
+        warm_start(result.model_with_loss.model, config, result.vocabulary)

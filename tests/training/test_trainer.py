@@ -9,10 +9,10 @@ import torch
 import toy
 from parity import assert_same_bits
 
-from pymtl.training.backends import Backend
-from pymtl.training.batches import Encoder
+from pymtl.training.batches import Batcher
 from pymtl.training.data import read_records
 from pymtl.training.errors import ConfigError, RunError
+from pymtl.training.model_with_loss import ModelWithLoss
 from pymtl.training.run import Run
 from pymtl.training.step import MovingAverage, Step
 from pymtl.training.trainer import test_scores as scores_of
@@ -51,7 +51,7 @@ def test_one_model_learns_all_four_kinds_of_task(folder, tmp_path):
 
 def test_the_same_seed_gives_the_same_run_bit_for_bit_and_another_does_not(config, tmp_path):
     first, again = (toy.fitted(config, tmp_path / name) for name in ("first", "again"))
-    assert_same_bits(first.backend.model.state_dict(), again.backend.model.state_dict())
+    assert_same_bits(first.model_with_loss.model.state_dict(), again.model_with_loss.model.state_dict())
     assert toy.timeless(first.epochs) == toy.timeless(again.epochs)
     other = toy.fitted(replace(config, seed=4), tmp_path / "other")
     assert toy.timeless(first.epochs) != toy.timeless(other.epochs)
@@ -66,10 +66,10 @@ def test_an_interrupted_and_resumed_run_ends_bit_for_bit_as_the_uninterrupted(co
     assert len(Run(tmp_path / "resumed").read_metrics()) == 2
     resumed = toy.trainer(config, tmp_path / "resumed", backend, resume=True)
     resumed.fit()
-    assert_same_bits(whole.backend.model.state_dict(), resumed.backend.model.state_dict())
+    assert_same_bits(whole.model_with_loss.model.state_dict(), resumed.model_with_loss.model.state_dict())
     metrics = [toy.timeless(Run(tmp_path / name).read_metrics()) for name in ("whole", "resumed")]
     assert metrics[0] == metrics[1]
-    best = [Run(tmp_path / name).load_backend()[0].model.state_dict() for name in ("whole", "resumed")]
+    best = [Run(tmp_path / name).load_model()[0].model.state_dict() for name in ("whole", "resumed")]
     assert_same_bits(*best)
 
 
@@ -80,7 +80,7 @@ def test_a_finished_run_is_resumed_for_more_epochs(config, tmp_path):
     resumed = toy.trainer(longer, tmp_path / "resumed", resume=True)
     resumed.fit()
     assert toy.timeless(resumed.epochs) == toy.timeless(whole.epochs)
-    assert_same_bits(whole.backend.model.state_dict(), resumed.backend.model.state_dict())
+    assert_same_bits(whole.model_with_loss.model.state_dict(), resumed.model_with_loss.model.state_dict())
 
 
 def test_a_resumed_run_lists_every_epoch_even_where_the_last_line_was_not_written(config, tmp_path):
@@ -114,17 +114,17 @@ def test_the_weights_of_the_best_epoch_are_kept_the_first_of_equals(config, tmp_
     result = toy.trainer(config, tmp_path)
     weights = []
     result.progress.epoch = lambda _: weights.append(
-        {name: p.clone() for name, p in result.backend.model.state_dict().items()}
+        {name: p.clone() for name, p in result.model_with_loss.model.state_dict().items()}
     )
     result.fit()
-    best, _, _ = Run(tmp_path).load_backend()
+    best, _, _ = Run(tmp_path).load_model()
     assert_same_bits(best.model.state_dict(), weights[1])
     assert not torch.equal(weights[1]["embedding.weight"], weights[3]["embedding.weight"])
 
 
 def test_word_dropout_replaces_tokens_but_no_padding(config, tmp_path):
     result = toy.trainer(replace(config, training=replace(config.training, word_dropout=0.5)), tmp_path)
-    batch = result.encoder.batch(result.train[""], range(40))
+    batch = result.batcher.batch(result.train[""], range(40))
     dropped = result._drop_words(batch, torch.Generator().manual_seed(0))
     assert torch.equal(dropped.tokens == 0, batch.tokens == 0)
     changed = (dropped.tokens != batch.tokens)[batch.tokens != 0]
@@ -136,7 +136,7 @@ def test_rare_words_are_dropped_more_often(config, tmp_path):
     settings = replace(config.training, word_dropout=0.0, rare_word_dropout=3.0)
     result = toy.trainer(replace(config, training=settings), tmp_path)
     tokens = [token for record in result.train[""] for token in record.tokens]
-    batch = result.encoder.batch(result.train[""], range(len(result.train[""])))
+    batch = result.batcher.batch(result.train[""], range(len(result.train[""])))
     generator = torch.Generator().manual_seed(0)
     rounds = 200
     dropped = sum((result._drop_words(batch, generator).tokens != batch.tokens).double() for _ in range(rounds))
@@ -161,12 +161,12 @@ def test_a_task_labelled_in_few_records_trains(folder, tmp_path):
 
 def test_scores_do_not_depend_on_the_order_of_the_records(config, tmp_path):
     result = toy.fitted(replace(config, training=replace(config.training, epochs=2)), tmp_path)
-    result.backend.model.eval()
+    result.model_with_loss.model.eval()
     arguments = (config, result.vocabulary)
-    assert scores_of(result.backend, result.valid, *arguments) == pytest.approx(
-        scores_of(result.backend, {"": result.valid[""][::-1]}, *arguments)
+    assert scores_of(result.model_with_loss, result.valid, *arguments) == pytest.approx(
+        scores_of(result.model_with_loss, {"": result.valid[""][::-1]}, *arguments)
     )
-    assert scores_of(result.backend, result.valid, *arguments) == pytest.approx(result.epochs[-1]["valid"])
+    assert scores_of(result.model_with_loss, result.valid, *arguments) == pytest.approx(result.epochs[-1]["valid"])
 
 
 def test_tensorboard_gets_every_epoch(config, tmp_path):
@@ -188,7 +188,7 @@ def test_regularisation_keeps_weights_small(config, tmp_path, option):
     for value in (0.0, 0.01):
         settings = replace(config.training, **{option: value}, epochs=2)
         result = toy.fitted(replace(config, training=settings), tmp_path / f"{value}")
-        sizes.append(sum(p.detach().abs().sum() for p in result.backend.model.encoder.parameters()))
+        sizes.append(sum(p.detach().abs().sum() for p in result.model_with_loss.model.encoder.parameters()))
     assert sizes[1] < 0.95 * sizes[0]
 
 
@@ -220,7 +220,7 @@ def test_mixed_precision_trains_with_combined_gradients(folder, tmp_path):
     result = toy.fitted(toy.load(folder, "balancing=gradient_aggregation", *settings), tmp_path)
     losses = [epoch["loss"]["total"] for epoch in result.epochs]
     assert losses[-1] < 0.5 * losses[0]
-    assert all(p.dtype == torch.float32 for p in result.backend.model.parameters())
+    assert all(p.dtype == torch.float32 for p in result.model_with_loss.model.parameters())
 
 
 def test_some_of_several_numbers_may_be_missing_in_training(tmp_path):
@@ -241,7 +241,7 @@ def test_some_of_several_numbers_may_be_missing_in_training(tmp_path):
 def test_dropout_may_have_one_mask_for_a_sentence(folder, tmp_path, sharing):
     config = toy.load(folder, "model.variational=true", "model.dropout=0.3", "training.epochs=6", f"sharing={sharing}")
     result = toy.fitted(config, tmp_path)
-    assert result.backend.model.variational
+    assert result.model_with_loss.model.variational
     assert result.epochs[-1]["loss"]["total"] < 0.7 * result.epochs[0]["loss"]["total"]
     with pytest.raises(ConfigError, match="backend 'reference': expected hard sharing, equal weights, plain dropout"):
         toy.trainer(config, tmp_path / "plain", "reference")
@@ -255,28 +255,28 @@ def stepping(config, norm=1.0):
     torch.manual_seed(0)
     train = read_records(config.path(config.data.train), config)
     vocabulary = Vocabulary.of(train, config)
-    encoder = Encoder(vocabulary, config)
+    batcher = Batcher(vocabulary, config)
     settings = replace(config.training, learning_rate=0.01, clip_norm=norm)
-    return Step(Backend("pymtl", config, vocabulary), settings), encoder.batch(train, range(8))
+    return Step(ModelWithLoss("pymtl", config, vocabulary), settings), batcher.batch(train, range(8))
 
 
 @pytest.mark.parametrize("norm", [0.01, 1.0, 100.0])
 def test_a_step_clips_as_torch_does(config, norm):
     gradients = []
-    for clip in (Step.clip, lambda step: torch.nn.utils.clip_grad_norm_(step.backend.model.parameters(), norm)):
+    for clip in (Step.clip, lambda step: torch.nn.utils.clip_grad_norm_(step.model_with_loss.model.parameters(), norm)):
         step, batch = stepping(config, norm)
-        step.backend.loss(batch).total.backward()
+        step.model_with_loss.loss(batch).total.backward()
         clip(step)
-        gradients.append({name: p.grad for name, p in step.backend.model.named_parameters()})
+        gradients.append({name: p.grad for name, p in step.model_with_loss.model.named_parameters()})
     assert_same_bits(*gradients)
 
 
 def test_a_gradient_that_is_not_finite_is_not_hidden(config):
     step, _ = stepping(config)
-    for parameter in step.backend.model.parameters():
+    for parameter in step.model_with_loss.model.parameters():
         parameter.grad = torch.full_like(parameter, torch.nan)
     step.clip()
-    assert all(p.grad.isnan().all() for p in step.backend.model.parameters())
+    assert all(p.grad.isnan().all() for p in step.model_with_loss.model.parameters())
 
 
 def test_the_learning_rate_follows_its_schedule(config, tmp_path):
@@ -295,15 +295,15 @@ def test_accumulated_batches_give_the_mean_of_their_gradients(config):
     config = replace(config, model=replace(config.model, dropout=0.0))
     step, batch = stepping(config, norm=1e6)
     train = read_records(config.path(config.data.train), config)
-    other = Encoder(Vocabulary.of(train, config), config).batch(train, range(8, 19))
+    other = Batcher(Vocabulary.of(train, config), config).batch(train, range(8, 19))
     alone = []
     for part in (batch, other):
         step.optimizer.zero_grad()
-        step.backend.loss(part).total.backward()
-        alone.append({name: p.grad.clone() for name, p in step.backend.model.named_parameters()})
+        step.model_with_loss.loss(part).total.backward()
+        alone.append({name: p.grad.clone() for name, p in step.model_with_loss.model.named_parameters()})
     step.optimizer.step = lambda: None
     step([batch, other])
-    for name, p in step.backend.model.named_parameters():
+    for name, p in step.model_with_loss.model.named_parameters():
         torch.testing.assert_close(p.grad, (alone[0][name] + alone[1][name]) / 2)
 
 

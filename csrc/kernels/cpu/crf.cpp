@@ -28,7 +28,7 @@ struct CrfPlan {
   int64_t* starts;
   int64_t* bounds;
   double* factors_of_transitions;  // [C, C] exp(transitions - transition_shift)
-  double* packed;
+  double* panels;
   double* end;
   double* log_partition;
   double* products;
@@ -46,7 +46,7 @@ struct CrfPlan {
     starts = workspace.take<int64_t>(chain.steps + 1);
     bounds = workspace.take<int64_t>(slices + 1);
     factors_of_transitions = workspace.take<double>(C * C);
-    packed = workspace.take<double>(active_kernels().layers_f64.heads_packed_size(C, C));
+    panels = workspace.take<double>(active_kernels().layers_f64.heads_panels_size(C, C));
     end = workspace.take<double>(C);
     log_partition = workspace.take<double>(chain.batch);
     products = workspace.take<double>(chain.batch);
@@ -64,9 +64,9 @@ struct CrfPlan {
     end_shift = factors(chain.end, C, end, &all_lossy);
     const LayersFor<double>& kernels = active_kernels().layers_f64;
     if (transposed) {
-      kernels.pack_heads(factors_of_transitions, C, C, C, packed);
+      kernels.pack_heads(factors_of_transitions, C, C, C, panels);
     } else {
-      kernels.pack_heads_backward(factors_of_transitions, C, C, packed);
+      kernels.pack_heads_backward(factors_of_transitions, C, C, panels);
     }
     std::fill(lossy, lossy + chain.batch, static_cast<unsigned char>(all_lossy));
   }
@@ -77,7 +77,7 @@ struct CrfPlan {
     result.starts = starts;
     result.first_row = bounds[slice];
     result.last_row = bounds[slice + 1];
-    result.packed = packed;
+    result.panels = panels;
     result.transition_shift = transition_shift;
     result.end = end;
     result.end_shift = end_shift;

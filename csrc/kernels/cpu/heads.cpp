@@ -8,7 +8,7 @@ namespace pymtl {
 
 template <typename T>
 size_t heads_workspace(const Heads<T>& args) {
-  return static_cast<size_t>(args.parts * active_layers<T>().heads_packed_size(args.depth, args.width)) * sizeof(T);
+  return static_cast<size_t>(args.parts * active_layers<T>().heads_panels_size(args.depth, args.width)) * sizeof(T);
 }
 
 template <typename T>
@@ -16,14 +16,14 @@ void heads_forward(const Heads<T>& args, void* workspace, const Executor& given)
   constexpr int64_t kBlock = 24;
   const LayersFor<T>& kernels = active_layers<T>();
   const Executor executor = executor_for(args.rows * args.parts * args.depth * args.width, given);
-  const int64_t size = kernels.heads_packed_size(args.depth, args.width);
-  T* const packed = static_cast<T*>(workspace);
+  const int64_t size = kernels.heads_panels_size(args.depth, args.width);
+  T* const panels = static_cast<T*>(workspace);
   for_each(executor, args.parts, [&](int64_t part) {
     kernels.pack_heads(args.weight + part * args.depth, args.parts * args.depth, args.depth, args.width,
-                       packed + part * size);
+                       panels + part * size);
   });
   for_each(executor, (args.rows + kBlock - 1) / kBlock, [&](int64_t block) {
-    kernels.heads_rows(args, packed, block * kBlock, std::min((block + 1) * kBlock, args.rows));
+    kernels.heads_rows(args, panels, block * kBlock, std::min((block + 1) * kBlock, args.rows));
   });
 }
 
@@ -34,7 +34,7 @@ struct BackwardPlan {
   Executor executor;
   int64_t tasks;
   size_t scratch_size;
-  T* packed;
+  T* panels;
   char* scratch;
   size_t bytes;
 
@@ -46,7 +46,7 @@ struct BackwardPlan {
     scratch_size = weights ? kernels.heads_weight_gradient_scratch(args, 0, largest_share(args.width, tasks)) : 0;
     scratch_size = (scratch_size + 63) / 64 * 64;
     Workspace workspace(memory);
-    packed = workspace.take<T>(args.grad_input != nullptr ? kernels.heads_packed_size(args.width, args.features) : 0);
+    panels = workspace.take<T>(args.grad_input != nullptr ? kernels.heads_panels_size(args.width, args.features) : 0);
     scratch = workspace.take<char>(tasks * static_cast<int64_t>(scratch_size));
     bytes = workspace.used();
   }
@@ -64,12 +64,12 @@ void heads_backward(const HeadsBackward<T>& args, void* workspace, const Executo
   const BackwardPlan<T> plan(args, workspace, given);
   const LayersFor<T>& kernels = active_layers<T>();
   if (args.grad_input != nullptr) {
-    kernels.pack_heads_backward(args.weight, args.features, args.width, plan.packed);
+    kernels.pack_heads_backward(args.weight, args.features, args.width, plan.panels);
   }
   // Every task has a share of the input's rows and one of the weight's.
   for_each(plan.executor, plan.tasks, [&](int64_t task) {
     if (args.grad_input != nullptr) {
-      kernels.heads_input_gradient(args, plan.packed, share(args.rows, task, plan.tasks),
+      kernels.heads_input_gradient(args, plan.panels, share(args.rows, task, plan.tasks),
                                    share(args.rows, task + 1, plan.tasks));
     }
     const int64_t first = share(args.width, task, plan.tasks);

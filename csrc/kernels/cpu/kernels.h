@@ -15,73 +15,60 @@
 
 namespace pymtl {
 
-// One worker's part of rnn_forward: one recurrence, the sequences [first_row, last_row) of the batch, and of the
-// hidden units those in the place-th of `team->size` equal parts; all without a team.
+// What one worker's parts of rnn_forward and of rnn_backward have in common: one recurrence, the sequences
+// [first_row, last_row) of the batch, and of the hidden units those in the place-th of `team->size` equal parts; all
+// without a team.
 template <typename T>
-struct RnnTimeLoop {
+struct RnnLoop {
   Cell cell;
   const int64_t* starts;  // [steps + 1] the first token of each step
   int64_t steps;
   int64_t first_row;
   int64_t last_row;
   bool reverse;
-  int64_t input_size;
   int64_t hidden_size;
+  const T* panels;  // this recurrence's weights, from pack_rnn or pack_rnn_backward
+  const T* h0;      // [B, H] or null
+  const T* c0;
+  int64_t output_stride;  // between the rows of output and of its gradient
+  RnnMasks<T> masks;      // of this recurrence alone
+  RnnNorm<T> norm;
+  void* scratch;  // rnn_scratch or rnn_backward_scratch bytes
+  Team* team;     // or null
+  int64_t place;
+};
+
+template <typename T>
+struct RnnTimeLoop : RnnLoop<T> {
+  int64_t input_size;
   const T* input;  // [N, I] rows `input_stride` apart
   int64_t input_stride;
-  const T* packed;  // this recurrence's weights, from pack_rnn
-  const RnnWeights<T>*
-      weights;     // null, or the same before packing: the time loop writes to `packed_here` what it needs
-  T* packed_here;  // rnn_packed_size
-  const T* h0;     // [B, H] or null
-  const T* c0;
-  T* output;  // [N, ...] rows `output_stride` apart, or null
-  int64_t output_stride;
-  T* h_n;                // [B, H]
-  T* c_n;                // [B, H]
-  T* gates;              // [N, K*H] or null: K numbers of a unit are kept for the backward pass
-  Accum<T>* cells;       // [N, H] or null
-  const T* head_panels;  // from pack_heads, or null
+  const RnnWeights<T>* weights;  // to be packed by the time loop into `panels_here`; or null: they are packed
+  T* panels_here;                // rnn_panels_size, the same as `panels`
+  T* output;                     // [N, ...] or null
+  T* h_n;                        // [B, H]
+  T* c_n;                        // [B, H]
+  T* gates;                      // [N, K*H] or null: K numbers of a unit are kept for the backward pass
+  Accum<T>* cells;               // [N, H] or null
+  const T* head_panels;          // from pack_heads, or null
   int64_t head_width;
   Accum<T>* partial;  // [N, head_width] this recurrence's part of the logits
   T* mean;            // [B, ...] rows `pooled_stride` apart, or null
   T* max;
   int64_t pooled_stride;
-  RnnMasks<T> masks;  // of this recurrence alone
-  RnnNorm<T> norm;
-  void* scratch;  // rnn_scratch bytes
-  Team* team;     // or null
-  int64_t place;
 };
 
-// One worker's part of rnn_backward, as of rnn_forward.
 template <typename T>
-struct RnnBackwardTimeLoop {
-  Cell cell;
-  const int64_t* starts;
-  int64_t steps;
-  int64_t first_row;
-  int64_t last_row;
-  bool reverse;
-  int64_t hidden_size;
-  const T* packed;  // from pack_rnn_backward
-  const T* h0;
-  const T* c0;
-  const T* output;  // rows `output_stride` apart
+struct RnnBackwardTimeLoop : RnnLoop<T> {
+  const T* output;
   const T* gates;
   const Accum<T>* cells;
-  const T* grad_output;  // rows `output_stride` apart
-  int64_t output_stride;
+  const T* grad_output;
   const T* grad_h_n;
   const T* grad_c_n;
   T* grad_gates;
   T* grad_h0;
   T* grad_c0;
-  RnnMasks<T> masks;
-  RnnNorm<T> norm;
-  void* scratch;
-  Team* team;  // or null
-  int64_t place;
 };
 
 // One worker's part of the gradients of a recurrence's weights: of some of the gates' gradients.
@@ -121,7 +108,7 @@ struct RnnInputGradient {
   int64_t input_size;
   int64_t hidden_size;
   const T* grad_gates;  // [N, D*H]
-  const T* packed;      // from pack_rnn_input_gradient; none of a normalised cell
+  const T* panels;      // from pack_rnn_input_gradient; none of a normalised cell
   Accum<T>* part;       // [N, I] this recurrence's share, to be added to others'; or null:
   T* result;            // [N, I] rows `result_stride` apart, all of the gradient
   int64_t result_stride;
@@ -134,7 +121,7 @@ struct CrfTimeLoop {
   const int64_t* starts;  // [steps + 1] the first token of each step
   int64_t first_row;
   int64_t last_row;
-  const double* packed;     // exp(transitions - transition_shift), for the backward pass transposed
+  const double* panels;     // exp(transitions - transition_shift), for the backward pass transposed
   double transition_shift;  // the largest transition
   const double* end;        // [C] exp(end - end_shift)
   double end_shift;
@@ -163,31 +150,31 @@ struct CrfTransitions {
 template <typename T>
 struct LayersFor {
   int64_t lanes;                                                                   // numbers in a vector
-  int64_t (*rnn_packed_size)(Cell cell, int64_t input_size, int64_t hidden_size);  // elements, one recurrence
+  int64_t (*rnn_panels_size)(Cell cell, int64_t input_size, int64_t hidden_size);  // elements, one recurrence
   // The panels of one of `parts` equal parts of the hidden units.
   void (*pack_rnn)(Cell cell, const RnnWeights<T>& weights, int64_t input_size, int64_t hidden_size, int64_t part,
-                   int64_t parts, T* packed);
+                   int64_t parts, T* panels);
   size_t (*rnn_scratch)(const RnnTimeLoop<T>& loop);
   void (*rnn_time_loop)(const RnnTimeLoop<T>& loop);
 
-  int64_t (*rnn_backward_packed_size)(Cell cell, int64_t hidden_size);
-  void (*pack_rnn_backward)(Cell cell, const T* w_hh, int64_t hidden_size, int64_t part, int64_t parts, T* packed);
+  int64_t (*rnn_backward_panels_size)(Cell cell, int64_t hidden_size);
+  void (*pack_rnn_backward)(Cell cell, const T* w_hh, int64_t hidden_size, int64_t part, int64_t parts, T* panels);
   size_t (*rnn_backward_scratch)(const RnnBackwardTimeLoop<T>& loop);
   void (*rnn_backward_time_loop)(const RnnBackwardTimeLoop<T>& loop);
 
   size_t (*rnn_weight_gradient_scratch)(const RnnWeightGradient<T>& args);
   void (*rnn_weight_gradient)(const RnnWeightGradient<T>& args);
-  int64_t (*rnn_input_gradient_packed_size)(Cell cell, int64_t input_size, int64_t hidden_size);
+  int64_t (*rnn_input_gradient_panels_size)(Cell cell, int64_t input_size, int64_t hidden_size);
   void (*pack_rnn_input_gradient)(Cell cell, const T* w_ih, int64_t input_size, int64_t hidden_size, int64_t part,
-                                  int64_t parts, T* packed);
+                                  int64_t parts, T* panels);
   void (*rnn_input_gradient)(const RnnInputGradient<T>& args);
 
-  int64_t (*heads_packed_size)(int64_t depth, int64_t width);  // elements, one part
-  void (*pack_heads)(const T* weight, int64_t stride, int64_t depth, int64_t width, T* packed);
-  void (*heads_rows)(const Heads<T>& args, const T* packed, int64_t first, int64_t last);
-  // Rows [first, last) of grad_input; packed: W from pack_heads_backward.
-  void (*pack_heads_backward)(const T* weight, int64_t features, int64_t width, T* packed);
-  void (*heads_input_gradient)(const HeadsBackward<T>& args, const T* packed, int64_t first, int64_t last);
+  int64_t (*heads_panels_size)(int64_t depth, int64_t width);  // elements, one part
+  void (*pack_heads)(const T* weight, int64_t stride, int64_t depth, int64_t width, T* panels);
+  void (*heads_rows)(const Heads<T>& args, const T* panels, int64_t first, int64_t last);
+  // Rows [first, last) of grad_input; panels: W from pack_heads_backward.
+  void (*pack_heads_backward)(const T* weight, int64_t features, int64_t width, T* panels);
+  void (*heads_input_gradient)(const HeadsBackward<T>& args, const T* panels, int64_t first, int64_t last);
   // Rows [first, last) of grad_weight and of grad_bias.
   size_t (*heads_weight_gradient_scratch)(const HeadsBackward<T>& args, int64_t first, int64_t last);
   void (*heads_weight_gradient)(const HeadsBackward<T>& args, int64_t first, int64_t last, void* scratch);

@@ -2,22 +2,13 @@
 #include "../rnn.h"
 
 #include <algorithm>
-#include <atomic>
-#include <chrono>
 
 #include "kernels.h"
-#include "schedule.h"
+#include "rnn_workers.h"
 #include "workspace.h"
 
 namespace pymtl {
 namespace {
-
-// Multiply-adds of all recurrences over the whole batch.
-int64_t work_of(const RnnShape& shape) {
-  const CellSizes& sizes = sizes_of(shape.cell);
-  const int64_t depth = (sizes.normalised ? 0 : shape.input_size) + shape.hidden_size;
-  return shape.recurrences * shape.tokens * sizes.gates * shape.hidden_size * depth;
-}
 
 // Of one recurrence.
 template <typename T>
@@ -29,69 +20,29 @@ RnnMasks<T> masks_of(const RnnMasks<T>& masks, const RnnShape& shape, int64_t g)
   return result;
 }
 
-// How long the first worker of a team waits for the others: a small part of what its time loop takes alone.
-double patience(const RnnShape& shape) {
-  constexpr double kMultiplyAddsASecond = 25e9;
-  return 0.05 * static_cast<double>(work_of(shape) / shape.recurrences) / kMultiplyAddsASecond;
-}
-
-// If a member of a team loses its core, the others wait for milliseconds until the system schedules it again. After
-// that has happened, each recurrence has a single worker for a while: the same bits, without waiting.
-class TeamRest {
-  using Clock = std::chrono::steady_clock;
-  static constexpr std::chrono::milliseconds kRest{100};
-
- public:
-  static bool is_on() { return Clock::now().time_since_epoch().count() < until_.load(std::memory_order_relaxed); }
-
-  static void begin_if_late(const Team* teams, int64_t count) {
-    for (int64_t g = 0; g < count; ++g) {
-      if (teams[g].late) until_.store((Clock::now() + kRest).time_since_epoch().count(), std::memory_order_relaxed);
-    }
-  }
-
- private:
-  static inline std::atomic<Clock::rep> until_{0};
-};
-
 template <typename T>
 struct ForwardPlan {
-  Executor executor;
-  int64_t team_workers;  // that share a recurrence's hidden units
-  int64_t slices;        // of the sequences
-  int64_t packed_size;
+  RnnWorkers workers;
+  int64_t panels_size;
   int64_t head_size;
-  size_t scratch_size;
-  int64_t* starts;
-  int64_t* bounds;
-  T* packed;
+  T* panels;
   T* head_panels;
   Accum<T>* partial;
-  Team* teams;
-  char* scratch;
   size_t bytes;
 
   ForwardPlan(const RnnForward<T>& args, void* memory, const Executor& given)
-      : executor(executor_for(work_of(args.shape), given)) {
+      : workers(args.shape, sizeof(T), Team::kMost, given) {
     const RnnShape& shape = args.shape;
     const LayersFor<T>& kernels = active_layers<T>();
-    team_workers = team_size(shape, executor, sizeof(T), Team::kMost);
-    slices = team_workers > 1 ? 1 : slice_count(shape, executor);
-    packed_size = kernels.rnn_packed_size(shape.cell, shape.input_size, shape.hidden_size);
-    head_size = args.heads.width > 0 ? kernels.heads_packed_size(shape.hidden_size, args.heads.width) : 0;
+    panels_size = kernels.rnn_panels_size(shape.cell, shape.input_size, shape.hidden_size);
+    head_size = args.heads.width > 0 ? kernels.heads_panels_size(shape.hidden_size, args.heads.width) : 0;
     Workspace workspace(memory);
-    starts = workspace.take<int64_t>(shape.steps + 1);
-    bounds = workspace.take<int64_t>(slices + 1);
-    packed = workspace.take<T>(args.packed == nullptr ? shape.recurrences * packed_size : 0);
+    workers.take(workspace, shape, largest_scratch(args, kernels));
+    panels = workspace.take<T>(args.prepacked == nullptr ? shape.recurrences * panels_size : 0);
     head_panels = workspace.take<T>(shape.recurrences * head_size);
     partial = workspace.take<Accum<T>>(args.heads.width > 0 ? shape.recurrences * shape.tokens * args.heads.width : 0);
-    teams = workspace.take<Team>(team_workers > 1 ? shape.recurrences : 0);
-    scratch_size = largest_scratch(args, kernels);
-    scratch = workspace.take<char>(tasks(shape) * static_cast<int64_t>(scratch_size));
     bytes = workspace.used();
   }
-
-  int64_t tasks(const RnnShape& shape) const { return shape.recurrences * slices * team_workers; }
 
   // Scratch memory of a time loop over all sequences: no slice needs more.
   static size_t largest_scratch(const RnnForward<T>& args, const LayersFor<T>& kernels) {
@@ -103,7 +54,7 @@ struct ForwardPlan {
     loop.last_row = args.shape.batch;
     loop.input_size = args.shape.input_size;
     loop.hidden_size = args.shape.hidden_size;
-    loop.weights = args.packed == nullptr ? args.weights : nullptr;
+    loop.weights = args.prepacked == nullptr ? args.weights : nullptr;
     static const T some{};
     loop.head_panels = args.heads.width > 0 ? &some : nullptr;
     loop.mean = args.heads.mean;
@@ -128,11 +79,36 @@ T* at(T* array, int64_t offset) {
   return array == nullptr ? nullptr : array + offset;
 }
 
+// A worker's part of a pass with these arguments, as far as both passes have it.
+template <typename Loop, typename Args>
+Loop loop_of(const Args& args, const RnnWorkers& workers, const RnnShare& share) {
+  const RnnShape& shape = args.shape;
+  const int64_t state = share.g * shape.batch * shape.hidden_size;
+  Loop loop{};
+  loop.cell = shape.cell;
+  loop.starts = workers.starts;
+  loop.steps = shape.steps;
+  loop.first_row = share.first_row;
+  loop.last_row = share.last_row;
+  loop.reverse = args.weights[share.g].reverse;
+  loop.hidden_size = shape.hidden_size;
+  loop.h0 = at(args.h0, state);
+  loop.c0 = at(args.c0, state);
+  loop.output = at(args.output, share.g * shape.hidden_size);
+  loop.output_stride = shape.recurrences * shape.hidden_size;
+  loop.masks = masks_of(args.masks, shape, share.g);
+  loop.norm = args.weights[share.g].norm;
+  loop.scratch = share.scratch;
+  loop.team = share.team;
+  loop.place = share.place;
+  return loop;
+}
+
 }  // namespace
 
 template <typename T>
-size_t rnn_packed_size(Cell cell, int64_t recurrences, int64_t input_size, int64_t hidden_size) {
-  return static_cast<size_t>(recurrences * active_layers<T>().rnn_packed_size(cell, input_size, hidden_size));
+size_t rnn_prepacked_size(Cell cell, int64_t recurrences, int64_t input_size, int64_t hidden_size) {
+  return static_cast<size_t>(recurrences * active_layers<T>().rnn_panels_size(cell, input_size, hidden_size));
 }
 
 template <typename T>
@@ -142,12 +118,12 @@ PrepackedHeader rnn_prepacked_header(Cell cell) {
 }
 
 template <typename T>
-void rnn_pack(Cell cell, const RnnWeights<T>* weights, int64_t recurrences, int64_t input_size, int64_t hidden_size,
-              T* packed, const Executor& executor) {
+void rnn_prepack(Cell cell, const RnnWeights<T>* weights, int64_t recurrences, int64_t input_size, int64_t hidden_size,
+                 T* prepacked, const Executor& executor) {
   const LayersFor<T>& kernels = active_layers<T>();
-  const int64_t size = kernels.rnn_packed_size(cell, input_size, hidden_size);
+  const int64_t size = kernels.rnn_panels_size(cell, input_size, hidden_size);
   for_each(executor, recurrences,
-           [&](int64_t g) { kernels.pack_rnn(cell, weights[g], input_size, hidden_size, 0, 1, packed + g * size); });
+           [&](int64_t g) { kernels.pack_rnn(cell, weights[g], input_size, hidden_size, 0, 1, prepacked + g * size); });
 }
 
 template <typename T>
@@ -158,74 +134,43 @@ size_t rnn_forward_workspace(const RnnForward<T>& args, const Executor& executor
 template <typename T>
 void rnn_forward(const RnnForward<T>& args, void* workspace, const Executor& given) {
   const ForwardPlan<T> plan(args, workspace, given);
+  const RnnWorkers& workers = plan.workers;
   const LayersFor<T>& kernels = active_layers<T>();
   const RnnShape& shape = args.shape;
   const int64_t hidden = shape.hidden_size;
   const int64_t all_hidden = shape.recurrences * hidden;
   const RnnHeads<T>& heads = args.heads;
   const int64_t reserve = sizes_of(shape.cell).reserve_with(args.masks.zoneout_h != nullptr);
-  fill_starts(shape, plan.starts);
-  fill_bounds(shape, plan.starts, plan.slices, plan.bounds);
+  fill_starts(shape, workers.starts);
+  fill_bounds(shape, workers.starts, workers.slices, workers.bounds);
 
-  // A worker that has a recurrence, or some of its units, to itself packs those weights in its time loop, into its own
-  // cache; workers that share out the sequences share one pack, made before.
   const auto pack_heads = [&](int64_t g) {
     if (heads.width > 0) {
       kernels.pack_heads(heads.weight + g * hidden, all_hidden, hidden, heads.width,
                          plan.head_panels + g * plan.head_size);
     }
   };
-  if (plan.slices > 1) {
-    for_each(plan.executor, shape.recurrences * plan.slices, [&](int64_t task) {
-      const int64_t g = task / plan.slices;
-      const int64_t part = task % plan.slices;
-      if (args.packed == nullptr) {
-        kernels.pack_rnn(shape.cell, args.weights[g], shape.input_size, hidden, part, plan.slices,
-                         plan.packed + g * plan.packed_size);
-      }
-      if (part == 0) pack_heads(g);
-    });
-  }
-  const bool in_teams = plan.team_workers > 1 && !TeamRest::is_on();
-  for (int64_t g = 0; g < shape.recurrences && in_teams; ++g) plan.teams[g] = Team{};
-
-  const int64_t loops = plan.team_workers > 1 && !in_teams ? shape.recurrences : plan.tasks(shape);
-  for_each(plan.executor, loops, [&](int64_t task) {
-    RnnTimeLoop<T> loop{};
-    loop.scratch = plan.scratch + static_cast<size_t>(task) * plan.scratch_size;
-    int64_t g, slice = 0;
-    if (in_teams) {
-      g = task % shape.recurrences;  // so that neighbours are of different teams: a thread may have several tasks
-      loop.team = &plan.teams[g];
-      loop.place = join(*loop.team, plan.team_workers, patience(shape), loop.scratch);
-      if (loop.place < 0) return;
-    } else {
-      g = task / plan.slices;
-      slice = task % plan.slices;
+  workers.pack_together(shape, [&](int64_t g, int64_t part, int64_t parts) {
+    if (args.prepacked == nullptr) {
+      kernels.pack_rnn(shape.cell, args.weights[g], shape.input_size, hidden, part, parts,
+                       plan.panels + g * plan.panels_size);
     }
-    if (plan.slices == 1) {
-      if (loop.place == 0) pack_heads(g);  // the others of a team read them after they have met
-      loop.weights = args.packed == nullptr ? &args.weights[g] : nullptr;
-      loop.packed_here = plan.packed + g * plan.packed_size;
+    if (part == 0) pack_heads(g);
+  });
+  workers.for_each_share(shape, [&](const RnnShare& share) {
+    const int64_t g = share.g;
+    auto loop = loop_of<RnnTimeLoop<T>>(args, workers, share);
+    loop.panels = (args.prepacked == nullptr ? plan.panels : args.prepacked) + g * plan.panels_size;
+    if (!workers.one_pack()) {
+      if (share.place == 0) pack_heads(g);  // the others of a team read them after they have met
+      loop.weights = args.prepacked == nullptr ? &args.weights[g] : nullptr;
+      loop.panels_here = plan.panels + g * plan.panels_size;
     }
-    const int64_t state = g * shape.batch * hidden;
-    loop.cell = shape.cell;
-    loop.starts = plan.starts;
-    loop.steps = shape.steps;
-    loop.first_row = plan.bounds[slice];
-    loop.last_row = plan.bounds[slice + 1];
-    loop.reverse = args.weights[g].reverse;
     loop.input_size = shape.input_size;
-    loop.hidden_size = hidden;
     loop.input = args.input + input_column(shape, g);
     loop.input_stride = shape.inputs * shape.input_size;
-    loop.packed = (args.packed == nullptr ? plan.packed : args.packed) + g * plan.packed_size;
-    loop.h0 = at(args.h0, state);
-    loop.c0 = at(args.c0, state);
-    loop.output = at(args.output, g * hidden);
-    loop.output_stride = all_hidden;
-    loop.h_n = args.h_n + state;
-    loop.c_n = at(args.c_n, state);
+    loop.h_n = args.h_n + g * shape.batch * hidden;
+    loop.c_n = at(args.c_n, g * shape.batch * hidden);
     loop.gates = at(args.gates, g * shape.tokens * reserve * hidden);
     loop.cells = at(args.cells, g * shape.tokens * hidden);
     loop.head_panels = heads.width > 0 ? plan.head_panels + g * plan.head_size : nullptr;
@@ -234,16 +179,13 @@ void rnn_forward(const RnnForward<T>& args, void* workspace, const Executor& giv
     loop.mean = at(heads.mean, g * hidden);
     loop.max = at(heads.max, g * hidden);
     loop.pooled_stride = all_hidden;
-    loop.masks = masks_of(args.masks, shape, g);
-    loop.norm = args.weights[g].norm;
     if (loop.last_row > loop.first_row) kernels.rnn_time_loop(loop);
   });
-  if (in_teams) TeamRest::begin_if_late(plan.teams, shape.recurrences);
 
   if (heads.width > 0) {
     constexpr int64_t kBlock = 256;
     const int64_t blocks = (shape.tokens + kBlock - 1) / kBlock;
-    const Executor executor = executor_for(shape.recurrences * shape.tokens * heads.width, plan.executor);
+    const Executor executor = executor_for(shape.recurrences * shape.tokens * heads.width, workers.executor);
     for_each(executor, blocks, [&](int64_t block) {
       kernels.sum_parts(plan.partial, shape.tokens * heads.width, shape.recurrences, heads.bias, heads.width,
                         block * kBlock, std::min((block + 1) * kBlock, shape.tokens), heads.logits, heads.width);
@@ -255,39 +197,35 @@ namespace {
 
 template <typename T>
 struct BackwardPlan {
-  Executor executor;
-  int64_t team_workers;
-  int64_t slices;
-  int64_t packed_size;
-  int64_t input_packed_size;
-  size_t scratch_size;
-  int64_t* starts;
-  int64_t* bounds;
-  T* packed;
-  T* input_packed;
+  static constexpr int64_t kUnitsEach = 64;  // of a panel of W_hh's columns
+
+  RnnWorkers workers;
+  int64_t panels_size;
+  int64_t input_panels_size;
+  T* panels;
+  T* input_panels;
   Accum<T>* input_parts;
-  Team* teams;
-  char* scratch;
   size_t bytes;
 
   BackwardPlan(const RnnBackward<T>& args, void* memory, const Executor& given)
-      : executor(executor_for(work_of(args.shape), given)) {
+      : workers(args.shape, sizeof(T), args.shape.hidden_size / kUnitsEach, given) {
     const RnnShape& shape = args.shape;
     const LayersFor<T>& kernels = active_layers<T>();
-    constexpr int64_t kUnitsEach = 64;  // of a panel of W_hh's columns
-    team_workers = team_size(shape, executor, sizeof(T), shape.hidden_size / kUnitsEach);
-    slices = team_workers > 1 ? 1 : slice_count(shape, executor);
-    packed_size = kernels.rnn_backward_packed_size(shape.cell, shape.hidden_size);
-    input_packed_size = kernels.rnn_input_gradient_packed_size(shape.cell, shape.input_size, shape.hidden_size);
+    panels_size = kernels.rnn_backward_panels_size(shape.cell, shape.hidden_size);
+    input_panels_size = kernels.rnn_input_gradient_panels_size(shape.cell, shape.input_size, shape.hidden_size);
     Workspace workspace(memory);
-    starts = workspace.take<int64_t>(shape.steps + 1);
-    bounds = workspace.take<int64_t>(slices + 1);
-    packed = workspace.take<T>(shape.recurrences * packed_size);
-    input_packed = workspace.take<T>(args.grad_input != nullptr ? shape.recurrences * input_packed_size : 0);
+    workers.take(workspace, shape, largest_scratch(args, kernels));
+    panels = workspace.take<T>(shape.recurrences * panels_size);
+    input_panels = workspace.take<T>(args.grad_input != nullptr ? shape.recurrences * input_panels_size : 0);
     // Of an input that one recurrence reads, its part is the whole.
     const bool sum = args.grad_input != nullptr && shape.recurrences > shape.inputs;
     input_parts = workspace.take<Accum<T>>(sum ? shape.recurrences * shape.tokens * shape.input_size : 0);
-    // The time loops' scratch memory serves the weights' gradients after them.
+    bytes = workspace.used();
+  }
+
+  // The time loops' scratch memory serves the weights' gradients after them.
+  size_t largest_scratch(const RnnBackward<T>& args, const LayersFor<T>& kernels) const {
+    const RnnShape& shape = args.shape;
     RnnBackwardTimeLoop<T> loop{};
     loop.cell = shape.cell;
     loop.last_row = shape.batch;
@@ -299,15 +237,10 @@ struct BackwardPlan {
     gradient.hidden_size = shape.hidden_size;
     gradient.tokens = shape.tokens;
     gradient.dropout = args.masks.dropout;
-    gradient.last_column = largest_share(sizes_of(shape.cell).gradients * shape.hidden_size, slices * team_workers);
-    scratch_size = std::max(kernels.rnn_backward_scratch(loop), kernels.rnn_weight_gradient_scratch(gradient));
-    scratch_size = (scratch_size + 63) / 64 * 64;
-    teams = workspace.take<Team>(team_workers > 1 ? shape.recurrences : 0);
-    scratch = workspace.take<char>(tasks(shape) * static_cast<int64_t>(scratch_size));
-    bytes = workspace.used();
+    gradient.last_column =
+        largest_share(sizes_of(shape.cell).gradients * shape.hidden_size, workers.slices * workers.team_workers);
+    return std::max(kernels.rnn_backward_scratch(loop), kernels.rnn_weight_gradient_scratch(gradient));
   }
-
-  int64_t tasks(const RnnShape& shape) const { return shape.recurrences * slices * team_workers; }
 };
 
 }  // namespace
@@ -320,59 +253,31 @@ size_t rnn_backward_workspace(const RnnBackward<T>& args, const Executor& execut
 template <typename T>
 void rnn_backward(const RnnBackward<T>& args, void* workspace, const Executor& given) {
   const BackwardPlan<T> plan(args, workspace, given);
+  const RnnWorkers& workers = plan.workers;
   const LayersFor<T>& kernels = active_layers<T>();
   const RnnShape& shape = args.shape;
   const int64_t hidden = shape.hidden_size;
   const CellSizes& sizes = sizes_of(shape.cell);
   const int64_t reserve = sizes.reserve_with(args.masks.zoneout_h != nullptr);
-  fill_starts(shape, plan.starts);
-  fill_bounds(shape, plan.starts, plan.slices, plan.bounds);
+  fill_starts(shape, workers.starts);
+  fill_bounds(shape, workers.starts, workers.slices, workers.bounds);
 
   const auto pack = [&](int64_t g, int64_t part, int64_t parts) {
     kernels.pack_rnn_backward(shape.cell, args.weights[g].w_hh, hidden, part, parts,
-                              plan.packed + g * plan.packed_size);
+                              plan.panels + g * plan.panels_size);
     if (args.grad_input != nullptr) {
       kernels.pack_rnn_input_gradient(shape.cell, args.weights[g].w_ih, shape.input_size, hidden, part, parts,
-                                      plan.input_packed + g * plan.input_packed_size);
+                                      plan.input_panels + g * plan.input_panels_size);
     }
   };
-  if (plan.slices > 1) {
-    for_each(plan.executor, shape.recurrences * plan.slices,
-             [&](int64_t task) { pack(task / plan.slices, task % plan.slices, plan.slices); });
-  }
-  const bool in_teams = plan.team_workers > 1 && !TeamRest::is_on();
-  for (int64_t g = 0; g < shape.recurrences && in_teams; ++g) plan.teams[g] = Team{};
-
-  const int64_t loops = plan.team_workers > 1 && !in_teams ? shape.recurrences : plan.tasks(shape);
-  for_each(plan.executor, loops, [&](int64_t task) {
-    RnnBackwardTimeLoop<T> loop{};
-    loop.scratch = plan.scratch + static_cast<size_t>(task) * plan.scratch_size;
-    int64_t g, slice = 0;
-    if (in_teams) {
-      g = task % shape.recurrences;
-      loop.team = &plan.teams[g];
-      loop.place = join(*loop.team, plan.team_workers, patience(shape), nullptr);
-      if (loop.place < 0) return;
-      pack(g, loop.place, loop.team->size);
-    } else {
-      g = task / plan.slices;
-      slice = task % plan.slices;
-      if (plan.slices == 1) pack(g, 0, 1);
-    }
+  workers.pack_together(shape, pack);
+  workers.for_each_share(shape, [&](const RnnShare& share) {
+    const int64_t g = share.g;
+    if (!workers.one_pack()) pack(g, share.place, share.workers());
     const int64_t state = g * shape.batch * hidden;
     const int64_t tokens = g * shape.tokens * hidden;
-    loop.cell = shape.cell;
-    loop.starts = plan.starts;
-    loop.steps = shape.steps;
-    loop.first_row = plan.bounds[slice];
-    loop.last_row = plan.bounds[slice + 1];
-    loop.reverse = args.weights[g].reverse;
-    loop.hidden_size = hidden;
-    loop.packed = plan.packed + g * plan.packed_size;
-    loop.h0 = at(args.h0, state);
-    loop.c0 = at(args.c0, state);
-    loop.output = args.output + g * hidden;
-    loop.output_stride = shape.recurrences * hidden;
+    auto loop = loop_of<RnnBackwardTimeLoop<T>>(args, workers, share);
+    loop.panels = plan.panels + g * plan.panels_size;
     loop.gates = at(args.gates, reserve * tokens);
     loop.cells = at(args.cells, tokens);
     loop.grad_output = at(args.grad_output, g * hidden);
@@ -381,8 +286,6 @@ void rnn_backward(const RnnBackward<T>& args, void* workspace, const Executor& g
     loop.grad_gates = args.grad_gates + sizes.gradients * tokens;
     loop.grad_h0 = at(args.grad_h0, state);
     loop.grad_c0 = at(args.grad_c0, state);
-    loop.masks = masks_of(args.masks, shape, g);
-    loop.norm = args.weights[g].norm;
     if (loop.last_row == loop.first_row) return;
     kernels.rnn_backward_time_loop(loop);
     if (args.grad_input == nullptr) return;
@@ -390,35 +293,33 @@ void rnn_backward(const RnnBackward<T>& args, void* workspace, const Executor& g
     // its, and to be taken back by it for the next call.
     RnnInputGradient<T> input{};
     input.cell = shape.cell;
-    input.starts = plan.starts;
-    const int64_t workers = loop.team == nullptr ? 1 : loop.team->size;
-    input.first_step = shape.steps * loop.place / workers;
-    input.last_step = shape.steps * (loop.place + 1) / workers;
+    input.starts = workers.starts;
+    input.first_step = shape.steps * share.place / share.workers();
+    input.last_step = shape.steps * (share.place + 1) / share.workers();
     input.first_row = loop.first_row;
     input.last_row = loop.last_row;
     input.input_size = shape.input_size;
     input.hidden_size = hidden;
     input.grad_gates = loop.grad_gates;
-    input.packed = plan.input_packed + g * plan.input_packed_size;
+    input.panels = plan.input_panels + g * plan.input_panels_size;
     const bool sum = shape.recurrences > shape.inputs;
     input.part = sum ? plan.input_parts + g * shape.tokens * shape.input_size : nullptr;
     input.result = args.grad_input + input_column(shape, g);
     input.result_stride = shape.inputs * shape.input_size;
     kernels.rnn_input_gradient(input);
   });
-  if (in_teams) TeamRest::begin_if_late(plan.teams, shape.recurrences);
 
   // Every task has a share of a recurrence's weight rows: equal work. All sums are whole within a task, so no
   // result depends on the number of tasks.
-  const int64_t tasks = plan.tasks(shape);
+  const int64_t tasks = workers.tasks(shape);
   const int64_t shares = tasks / shape.recurrences;
-  for_each(plan.executor, tasks, [&](int64_t task) {
+  for_each(workers.executor, tasks, [&](int64_t task) {
     const int64_t g = task / shares;
     const int64_t slice = task % shares;
     const RnnWeightGradients<T>& wanted = args.grad_weights[g];
     RnnWeightGradient<T> gradient{};
     gradient.cell = shape.cell;
-    gradient.starts = plan.starts;
+    gradient.starts = workers.starts;
     gradient.steps = shape.steps;
     gradient.tokens = shape.tokens;
     gradient.reverse = args.weights[g].reverse;
@@ -436,7 +337,7 @@ void rnn_backward(const RnnBackward<T>& args, void* workspace, const Executor& g
     gradient.w_ih = wanted.w_ih;
     gradient.w_hh = wanted.w_hh;
     gradient.bias = wanted.bias;
-    gradient.scratch = plan.scratch + static_cast<size_t>(task) * plan.scratch_size;
+    gradient.scratch = workers.scratch_of(task);
     if (gradient.last_column > gradient.first_column) kernels.rnn_weight_gradient(gradient);
     if (args.grad_input != nullptr && shape.recurrences > shape.inputs) {
       const int64_t part = shape.tokens * shape.input_size;
@@ -450,13 +351,13 @@ void rnn_backward(const RnnBackward<T>& args, void* workspace, const Executor& g
   });
 }
 
-#define PYMTL_INSTANTIATE(T)                                                                          \
-  template size_t rnn_packed_size<T>(Cell, int64_t, int64_t, int64_t);                                \
-  template PrepackedHeader rnn_prepacked_header<T>(Cell);                                             \
-  template void rnn_pack(Cell, const RnnWeights<T>*, int64_t, int64_t, int64_t, T*, const Executor&); \
-  template size_t rnn_forward_workspace(const RnnForward<T>&, const Executor&);                       \
-  template void rnn_forward(const RnnForward<T>&, void*, const Executor&);                            \
-  template size_t rnn_backward_workspace(const RnnBackward<T>&, const Executor&);                     \
+#define PYMTL_INSTANTIATE(T)                                                                             \
+  template size_t rnn_prepacked_size<T>(Cell, int64_t, int64_t, int64_t);                                \
+  template PrepackedHeader rnn_prepacked_header<T>(Cell);                                                \
+  template void rnn_prepack(Cell, const RnnWeights<T>*, int64_t, int64_t, int64_t, T*, const Executor&); \
+  template size_t rnn_forward_workspace(const RnnForward<T>&, const Executor&);                          \
+  template void rnn_forward(const RnnForward<T>&, void*, const Executor&);                               \
+  template size_t rnn_backward_workspace(const RnnBackward<T>&, const Executor&);                        \
   template void rnn_backward(const RnnBackward<T>&, void*, const Executor&);
 PYMTL_INSTANTIATE(float)
 PYMTL_INSTANTIATE(double)

@@ -146,8 +146,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const RnnArguments& a
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> rnn_inference(const RnnArguments& arguments, const OptionalTensor& packed) {
-  check(!packed.has_value(), "packed: expected None, since a GPU takes no prepacked weights, got a tensor");
+std::tuple<Tensor, Tensor, Tensor> rnn_inference(const RnnArguments& arguments, const OptionalTensor& prepacked) {
+  check(!prepacked.has_value(), "prepacked: expected None, since a GPU takes no prepacked weights, got a tensor");
   const auto [output, h_n, c_n, gates, cells] = forward(arguments, Keep::nothing);
   return {output, h_n, c_n};
 }

@@ -147,5 +147,16 @@ PYMTL_INLINE Vec<T> tanh(Vec<T> x) {
   return (Vec<T>)((IntVec<T>)result | ((IntVec<T>)x & sign));  // the sign of zero too
 }
 
+// Slopes, of the activations' values. The square is rounded, as in torch's own gradient of tanh.
+template <typename T>
+PYMTL_INLINE Vec<T> slope_of_tanh(Vec<T> value) {
+  return broadcast(T(1)) - value * value;
+}
+
+template <typename T>
+PYMTL_INLINE Vec<T> slope_of_sigmoid(Vec<T> value) {
+  return value * (broadcast(T(1)) - value);
+}
+
 }  // namespace
 }  // namespace pymtl

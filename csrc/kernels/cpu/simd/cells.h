@@ -131,7 +131,6 @@ struct LstmCell {
   //   dc_{t-1} = dc f         dh_{t-1} = da W_hh
   template <typename T>
   PYMTL_INLINE static void gradient(const GradientPlace<T>& at) {
-    const Vec<T> one = broadcast(Accum<T>(1));
     const Vec<T> i = load_part(at.reserve, at.valid);
     const Vec<T> f = load_part(at.reserve + at.stride, at.valid);
     const Vec<T> g = load_part(at.reserve + 2 * at.stride, at.valid);
@@ -139,12 +138,12 @@ struct LstmCell {
     const Vec<T> tanh_c = tanh<Accum<T>>(load_part(at.cell, at.valid));
     const Vec<T> c_before = cell_before<T>(at);
     const Vec<T> dh = load(at.grad_h) + part_or_zero<T>(at.grad_output, at.valid);
-    const Vec<T> dc = fma(dh * o, one - tanh_c * tanh_c, load(at.carried));
+    const Vec<T> dc = fma(dh * o, slope_of_tanh<Accum<T>>(tanh_c), load(at.carried));
     store(at.carried, dc * f);
-    store_part(at.grad_gates, dc * g * (i * (one - i)), at.valid);
-    store_part(at.grad_gates + at.stride, dc * c_before * (f * (one - f)), at.valid);
-    store_part(at.grad_gates + 2 * at.stride, dc * i * (one - g * g), at.valid);
-    store_part(at.grad_gates + 3 * at.stride, dh * tanh_c * (o * (one - o)), at.valid);
+    store_part(at.grad_gates, dc * g * slope_of_sigmoid<Accum<T>>(i), at.valid);
+    store_part(at.grad_gates + at.stride, dc * c_before * slope_of_sigmoid<Accum<T>>(f), at.valid);
+    store_part(at.grad_gates + 2 * at.stride, dc * i * slope_of_tanh<Accum<T>>(g), at.valid);
+    store_part(at.grad_gates + 3 * at.stride, dh * tanh_c * slope_of_sigmoid<Accum<T>>(o), at.valid);
   }
 
   // The c that the gates gave, before any zoneout: as the forward pass computed it.
@@ -207,12 +206,12 @@ struct GruCell {
     const Vec<T> n = load_part(at.reserve + 2 * at.stride, at.valid);
     const Vec<T> q = load_part(at.reserve + 3 * at.stride, at.valid);
     const Vec<T> dh = load(at.grad_h) + load(at.carried) + part_or_zero<T>(at.grad_output, at.valid);
-    const Vec<T> da_n = dh * (one - z) * (one - n * n);
+    const Vec<T> da_n = dh * (one - z) * slope_of_tanh<Accum<T>>(n);
     store(at.carried, dh * z);
     store_part(at.grad_gates, da_n, at.valid);
-    store_part(at.grad_gates + at.stride, da_n * q * (r * (one - r)), at.valid);
-    store_part(at.grad_gates + 2 * at.stride, dh * (part_or_zero<T>(at.before, at.valid) - n) * (z * (one - z)),
-               at.valid);
+    store_part(at.grad_gates + at.stride, da_n * q * slope_of_sigmoid<Accum<T>>(r), at.valid);
+    store_part(at.grad_gates + 2 * at.stride,
+               dh * (part_or_zero<T>(at.before, at.valid) - n) * slope_of_sigmoid<Accum<T>>(z), at.valid);
     store_part(at.grad_gates + 3 * at.stride, da_n * r, at.valid);
   }
 
@@ -258,7 +257,7 @@ struct ElmanCell {
       // Where h is not a number torch's gradient passes too.
       store_part(at.grad_gates, select<Accum<T>>(h <= Vec<T>{}, Vec<T>{}, dh), at.valid);
     } else {
-      store_part(at.grad_gates, dh * (broadcast(Accum<T>(1)) - h * h), at.valid);
+      store_part(at.grad_gates, dh * slope_of_tanh<Accum<T>>(h), at.valid);
     }
   }
 

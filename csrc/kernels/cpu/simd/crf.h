@@ -65,7 +65,7 @@ void crf_forward_time_loop(const CrfTimeLoop<T>& loop) {
       for (int64_t row = loop.first_row; row < last; ++row) {
         loop.rows[row - loop.first_row] = loop.alphas + (before + row) * C;
       }
-      multiply_panels<double>(loop.rows, last - loop.first_row, PanelLayout<double>{C, C}, loop.packed,
+      multiply_panels<double>(loop.rows, last - loop.first_row, PanelLayout<double>{C, C}, loop.panels,
                               [&](int64_t n, int64_t column, int64_t valid, Vec<double> value)
                                   PYMTL_INLINE_LAMBDA { store_part(products + n * C + column, value, valid); });
     }
@@ -140,7 +140,7 @@ void crf_backward_time_loop(const CrfTimeLoop<T>& loop) {
       for (int64_t row = loop.first_row; row < going_on; ++row) {
         loop.rows[row - loop.first_row] = loop.factors + (loop.starts[t + 1] + row) * C;
       }
-      multiply_panels<double>(loop.rows, going_on - loop.first_row, PanelLayout<double>{C, C}, loop.packed,
+      multiply_panels<double>(loop.rows, going_on - loop.first_row, PanelLayout<double>{C, C}, loop.panels,
                               [&](int64_t n, int64_t column, int64_t valid, Vec<double> value)
                                   PYMTL_INLINE_LAMBDA { store_part(betas + n * C + column, value, valid); });
     }

@@ -9,19 +9,19 @@ namespace pymtl {
 namespace {
 
 template <typename T>
-int64_t heads_packed_size(int64_t depth, int64_t width) {
+int64_t heads_panels_size(int64_t depth, int64_t width) {
   return PanelLayout<T>{depth, width}.size();
 }
 
 template <typename T>
-void pack_heads(const T* weight, int64_t stride, int64_t depth, int64_t width, T* packed) {
-  pack_transposed(weight, stride, PanelLayout<T>{depth, width}, packed);
+void pack_heads(const T* weight, int64_t stride, int64_t depth, int64_t width, T* panels) {
+  pack_transposed(weight, stride, PanelLayout<T>{depth, width}, panels);
 }
 
-// Rows [first, last) of the projection; packed holds the parts one after another. Each part is summed from zero, then
+// Rows [first, last) of the projection; panels holds the parts one after another. Each part is summed from zero, then
 // the parts in order.
 template <typename T>
-void heads_rows(const Heads<T>& args, const T* packed, int64_t first, int64_t last) {
+void heads_rows(const Heads<T>& args, const T* panels, int64_t first, int64_t last) {
   const PanelLayout<T> layout{args.depth, args.width};
   Products<T> sums, products;
   const auto tile = [&](int64_t panel, int64_t row, int64_t size, auto* multiply) {
@@ -29,7 +29,7 @@ void heads_rows(const Heads<T>& args, const T* packed, int64_t first, int64_t la
     const T* rows[kTileRows];
     for (int64_t part = 0; part < args.parts; ++part) {
       for (int64_t r = 0; r < size; ++r) rows[r] = args.input + ((row + r) * args.parts + part) * args.depth;
-      const T* const columns = packed + part * layout.size() + layout.offset(panel);
+      const T* const columns = panels + part * layout.size() + layout.offset(panel);
       multiply(rows, args.depth, columns, part == 0 ? sums.values : products.values);
       if (part > 0) add(products, size * vectors, sums);
     }
@@ -49,19 +49,19 @@ void heads_rows(const Heads<T>& args, const T* packed, int64_t first, int64_t la
 }
 
 template <typename T>
-void pack_heads_backward(const T* weight, int64_t features, int64_t width, T* packed) {
-  pack_columns(weight, PanelLayout<T>{width, features}, packed);
+void pack_heads_backward(const T* weight, int64_t features, int64_t width, T* panels) {
+  pack_columns(weight, PanelLayout<T>{width, features}, panels);
 }
 
 template <typename T>
-void heads_input_gradient(const HeadsBackward<T>& args, const T* packed, int64_t first, int64_t last) {
+void heads_input_gradient(const HeadsBackward<T>& args, const T* panels, int64_t first, int64_t last) {
   constexpr int64_t kBlock = 8 * kTileRows;
   const PanelLayout<T> layout{args.width, args.features};
   const T* rows[kBlock];
   for (int64_t block = first; block < last; block += kBlock) {
     const int64_t count = last - block < kBlock ? last - block : kBlock;
     for (int64_t n = 0; n < count; ++n) rows[n] = args.grad_output + (block + n) * args.width;
-    multiply_panels<T>(rows, count, layout, packed,
+    multiply_panels<T>(rows, count, layout, panels,
                        [&](int64_t n, int64_t column, int64_t valid, Vec<T> value) PYMTL_INLINE_LAMBDA {
                          store_part(args.grad_input + (block + n) * args.features + column, value, valid);
                        });

@@ -5,7 +5,7 @@
 
 #include <limits>
 
-#include "rnn_pack.h"
+#include "rnn_panels.h"
 
 namespace pymtl {
 namespace {
@@ -211,27 +211,27 @@ class RnnTimeLoopRun {
   void pack() const {
     if (loop_.weights == nullptr) return;
     for (int64_t panel = first_panel_; panel < last_panel_; ++panel) {
-      T* const packed = loop_.packed_here;
+      T* const panels = loop_.panels_here;
       if (!Cell::kNormalised && !reads_input_once()) {
         pack_gates<T, Cell>(loop_.weights->w_ih, loop_.input_size, loop_.hidden_size, panel,
-                            packed + layout_.input_panel(panel));
+                            panels + layout_.input_panel(panel));
       }
       if (!reads_hidden_once()) {
         pack_gates<T, Cell>(loop_.weights->w_hh, loop_.hidden_size, loop_.hidden_size, panel,
-                            packed + layout_.hidden_panel(panel));
+                            panels + layout_.hidden_panel(panel));
       }
-      pack_biases<T, Cell>(*loop_.weights, loop_.hidden_size, panel, packed + layout_.bias(panel));
+      pack_biases<T, Cell>(*loop_.weights, loop_.hidden_size, panel, panels + layout_.bias(panel));
     }
   }
 
   const T* input_panel(int64_t panel) const {
-    if (loop_.weights == nullptr || !reads_input_once()) return loop_.packed + layout_.input_panel(panel);
+    if (loop_.weights == nullptr || !reads_input_once()) return loop_.panels + layout_.input_panel(panel);
     pack_gates<T, Cell>(loop_.weights->w_ih, loop_.input_size, loop_.hidden_size, panel, panel_);
     return panel_;
   }
 
   const T* hidden_panel(int64_t panel) const {
-    if (loop_.weights == nullptr || !reads_hidden_once()) return loop_.packed + layout_.hidden_panel(panel);
+    if (loop_.weights == nullptr || !reads_hidden_once()) return loop_.panels + layout_.hidden_panel(panel);
     pack_gates<T, Cell>(loop_.weights->w_hh, loop_.hidden_size, loop_.hidden_size, panel, panel_);
     return panel_;
   }
@@ -248,7 +248,7 @@ class RnnTimeLoopRun {
       for (int64_t row = 0; row < active; ++row) pointers_[count++] = loop_.input + token(t, row) * loop_.input_stride;
     }
     for (int64_t panel = first_panel_; panel < last_panel_; ++panel) {
-      const R* const bias = reinterpret_cast<const R*>(loop_.packed + layout_.bias(panel));
+      const R* const bias = reinterpret_cast<const R*>(loop_.panels + layout_.bias(panel));
       R* const gates = gates_ + gate_column(panel);
       if constexpr (Cell::kNormalised) {
         for (int64_t row = 0; row < count; ++row) take_gates(pointers_[row], panel, bias, gates + row * gate_row());
@@ -330,7 +330,7 @@ class RnnTimeLoopRun {
     for_panels(first_panel_, last_panel_, t, [&](int64_t panel) {
       const T* const w_hh = hidden_panel(panel);
       const R* const from = gates + gate_column(panel);
-      const R* const rest = reinterpret_cast<const R*>(loop_.packed + layout_.bias(panel)) + kVectors * kLanes<T>;
+      const R* const rest = reinterpret_cast<const R*>(loop_.panels + layout_.bias(panel)) + kVectors * kLanes<T>;
       for (int64_t first = 0; first < active; first += kUpdateRows) {
         const int64_t count = active - first < kUpdateRows ? active - first : kUpdateRows;
         alignas(64) R sums[kUpdateRows][kVectors][kLanes<T>];
@@ -392,7 +392,7 @@ class RnnTimeLoopRun {
     };
     const Moments<T> moments = moments_of<T>(Cell::kGates * loop_.hidden_size, for_all);
     for (int64_t panel = 0; panel < layout_.panels(); ++panel) {
-      const R* const rest = reinterpret_cast<const R*>(loop_.packed + layout_.bias(panel));
+      const R* const rest = reinterpret_cast<const R*>(loop_.panels + layout_.bias(panel));
       for_vectors(panel, [&](int gate, int64_t unit, int64_t valid, int place) PYMTL_INLINE_LAMBDA {
         const int64_t row_of = gate * loop_.hidden_size + unit;
         const int64_t column = gate_column(panel) + place * kLanes<T>;

@@ -13,13 +13,13 @@ PanelLayout<T> rnn_backward_layout(int64_t hidden_size) {
 }
 
 template <typename T, typename Cell>
-int64_t rnn_backward_packed_size(int64_t hidden_size) {
+int64_t rnn_backward_panels_size(int64_t hidden_size) {
   return rnn_backward_layout<T, Cell>(hidden_size).size();
 }
 
 template <typename T, typename Cell>
-void pack_rnn_backward(const T* w_hh, int64_t hidden_size, int64_t part, int64_t parts, T* packed) {
-  pack_columns(w_hh, rnn_backward_layout<T, Cell>(hidden_size), packed, part, parts);
+void pack_rnn_backward(const T* w_hh, int64_t hidden_size, int64_t part, int64_t parts, T* panels) {
+  pack_columns(w_hh, rnn_backward_layout<T, Cell>(hidden_size), panels, part, parts);
 }
 
 // Gradients for every sequence, and a row pointer for each: of h through W_hh, what the cell passes beside it, and what
@@ -108,7 +108,7 @@ class RnnBackwardTimeLoopRun {
       }
       if (loop_.team != nullptr) meet(*loop_.team, loop_.place);  // the gradients of all units' gates are there
       const int64_t wanted = loop_.grad_h0 != nullptr ? active : going_on;
-      multiply_panels<T>(pointers_, wanted, rnn_backward_layout<T, Cell>(size_), loop_.packed, take, first_panel_,
+      multiply_panels<T>(pointers_, wanted, rnn_backward_layout<T, Cell>(size_), loop_.panels, take, first_panel_,
                          last_panel_, t);
       for (int64_t row = going_on; row < active; ++row) give_gradients(row);
     }
@@ -281,7 +281,6 @@ class RnnBackwardTimeLoopRun {
     const Moments<T> moments = moments_of<T>(size_, [&](auto&& take) PYMTL_INLINE_LAMBDA {
       for (int64_t unit = 0; unit < size_; unit += kLanes<T>) take(load(candidates + unit), size_ - unit);
     });
-    const Vec<T> one = broadcast(R(1));
     Vec<T> sum = {};
     Vec<T> product = {};
     for (int64_t unit = 0; unit < size_; unit += kLanes<T>) {
@@ -292,9 +291,9 @@ class RnnBackwardTimeLoopRun {
       const Vec<T> o = load_part(at.reserve + 3 * size_, at.valid);
       const Vec<T> normal = moments.normalised(load(candidates + unit));
       const Vec<T> squashed = Cell::template squashed<T>(normal, loop_.norm, unit, at.valid);
-      const Vec<T> dy = dh * o * (one - squashed * squashed);
+      const Vec<T> dy = dh * o * slope_of_tanh<Accum<T>>(squashed);
       const Vec<T> u = dy * load_part(loop_.norm.g_c + unit, at.valid);
-      store_part(at.grad_gates + 3 * size_, dh * squashed * (o * (one - o)), at.valid);
+      store_part(at.grad_gates + 3 * size_, dh * squashed * slope_of_sigmoid<Accum<T>>(o), at.valid);
       store_part(at.grad_gates + Cell::kCellGradient * size_, dy * normal, at.valid);
       store_part(at.grad_gates + (Cell::kCellGradient + 1) * size_, dy, at.valid);
       store(through_norm + unit, u);
@@ -314,9 +313,9 @@ class RnnBackwardTimeLoopRun {
       const Vec<T> through = (load(through_norm + unit) - mean - normal * slope) * broadcast(moments.scale);
       const Vec<T> dc = load(at.carried) + through;
       store(at.carried, fma(dc, f, load(at.grad_h)));
-      store_part(at.grad_gates, dc * g * (i * (one - i)), at.valid);
-      store_part(at.grad_gates + size_, dc * cell_before<T>(at) * (f * (one - f)), at.valid);
-      store_part(at.grad_gates + 2 * size_, dc * i * (one - g * g), at.valid);
+      store_part(at.grad_gates, dc * g * slope_of_sigmoid<Accum<T>>(i), at.valid);
+      store_part(at.grad_gates + size_, dc * cell_before<T>(at) * slope_of_sigmoid<Accum<T>>(f), at.valid);
+      store_part(at.grad_gates + 2 * size_, dc * i * slope_of_tanh<Accum<T>>(g), at.valid);
     }
   }
 

@@ -104,15 +104,15 @@ PanelLayout<T> rnn_input_gradient_layout(int64_t input_size, int64_t hidden_size
 }
 
 template <typename T, typename Cell>
-int64_t rnn_input_gradient_packed_size(int64_t input_size, int64_t hidden_size) {
+int64_t rnn_input_gradient_panels_size(int64_t input_size, int64_t hidden_size) {
   return Cell::kNormalised ? 0 : rnn_input_gradient_layout<T, Cell>(input_size, hidden_size).size();
 }
 
 template <typename T, typename Cell>
 void pack_rnn_input_gradient(const T* w_ih, int64_t input_size, int64_t hidden_size, int64_t part, int64_t parts,
-                             T* packed) {
+                             T* panels) {
   if constexpr (!Cell::kNormalised) {
-    pack_columns(w_ih, rnn_input_gradient_layout<T, Cell>(input_size, hidden_size), packed, part, parts,
+    pack_columns(w_ih, rnn_input_gradient_layout<T, Cell>(input_size, hidden_size), panels, part, parts,
                  Cell::kInputRotation * hidden_size);
   }
 }
@@ -161,7 +161,7 @@ void rnn_input_gradient(const RnnInputGradient<T>& args) {
     int64_t tokens[kRows];
     int64_t count = 0;
     const auto multiply = [&] {
-      multiply_panels<T>(rows, count, layout, args.packed, InputGradients<T>{args, tokens});
+      multiply_panels<T>(rows, count, layout, args.panels, InputGradients<T>{args, tokens});
       count = 0;
     };
     for (int64_t t = args.first_step; t < args.last_step; ++t) {

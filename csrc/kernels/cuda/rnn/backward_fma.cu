@@ -6,6 +6,7 @@
 // are in registers, the others in shared memory.
 #include "kernels/cuda/rnn/float_cells.h"
 #include "kernels/cuda/rnn/fma.h"
+#include "kernels/cuda/rnn/launch.h"
 #include "kernels/cuda/rnn/plans.h"
 
 namespace pymtl::cuda {
@@ -213,46 +214,27 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
   sync_cluster();  // no block leaves while another sends to it
 }
 
-struct Kernel {
-  void (*run)(Backward);
-  int resident;
-};
-
-template <int kResident>
-Kernel kernel_for(int rows) {
-  switch (rows) {
-    case 1:
-      return {backward<kResident, 1>, kResident};
-    case 2:
-      return {backward<kResident, 2>, kResident};
-    case 4:
-      return {backward<kResident, 4>, kResident};
-    default:
-      return {backward<kResident, 8>, kResident};
-  }
+template <int kResident, int kRows>
+ClusterKernel<Backward> kernel(const Plan& plan) {
+  return {backward<kResident, kRows>, kWarps * kWarp, Memory(plan, kResident).bytes};
 }
 
-Kernel kernel_for(const Plan& plan) {
-  return plan.units() <= 16 * kWarps ? kernel_for<1>(plan.rows) : kernel_for<2>(plan.rows);
-}
-
-Grid grid_of(const Plan& plan, int64_t blocks) {
-  const Memory memory(plan, kernel_for(plan).resident);
-  return {blocks, kWarps * kWarp, plan.blocks, static_cast<size_t>(memory.bytes)};
+ClusterKernel<Backward> kernel_for(const Plan& plan) {
+  return with_least<1, 2, 4, 8>(plan.rows, [&]<int kRows>() {
+    return plan.units() <= 16 * kWarps ? kernel<1, kRows>(plan) : kernel<2, kRows>(plan);
+  });
 }
 
 }  // namespace
 
 template <>
 int backward_clusters_at_once<float>(const Plan& plan) {
-  return clusters_at_once(kernel_for(plan).run, grid_of(plan, plan.blocks));
+  return clusters_at_once(kernel_for(plan), plan);
 }
 
 template <>
 void run_backward(const RnnBackward<float>& args, const Plan& plan, Stream stream) {
-  for_each_launch<RnnBackward<float>, float>(args, plan, [&](const Backward& backward, int64_t blocks) {
-    launch(kernel_for(plan).run, grid_of(plan, blocks), stream, backward);
-  });
+  run_on_clusters(kernel_for(plan), args, plan, stream);
 }
 
 }  // namespace pymtl::cuda

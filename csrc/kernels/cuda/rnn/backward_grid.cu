@@ -5,7 +5,7 @@
 // group 4 steps of 16, its two unit tiles by gates i and f, then g and o. The warps share the sum over k, an eighth of
 // the blocks each, in registers, and add up their parts through shared memory. The cells are a thread's (lane 4 r + j)
 // of row r of the batch and the units 2j and 2j + 1 of a tile of 8.
-#include "kernels/cuda/rnn/grid.h"
+#include "kernels/cuda/rnn/launch.h"
 #include "kernels/cuda/rnn/mma.h"
 #include "kernels/cuda/rnn/plans.h"
 
@@ -210,37 +210,22 @@ __global__ void __launch_bounds__(kGroupWarps* kWarp, 1) backward(const __grid_c
 }
 
 template <typename T>
-auto kernel_for(int rows) -> void (*)(Backward<T>) {
-  switch (rows) {
-    case 8:
-      return backward<T, 1>;
-    case 16:
-      return backward<T, 2>;
-    case 32:
-      return backward<T, 4>;
-    default:
-      return backward<T, 8>;
-  }
-}
-
-Grid grid_of(const GroupPlan& plan) {
-  const size_t bytes = static_cast<size_t>(kGroupWarps) * (plan.rows / 8) * kWarp * sizeof(float4);
-  return {plan.groups * plan.blocks, kGroupWarps * kWarp, 0, bytes};
+GroupKernel<Backward<T>> kernel_for(int rows) {
+  return with_least<1, 2, 4, 8>(rows / 8, []<int kColumns>() -> GroupKernel<Backward<T>> {
+    return {backward<T, kColumns>, sizeof(float4) * kGroupWarps * kColumns * kWarp};
+  });
 }
 
 }  // namespace
 
 template <typename T>
 int backward_blocks_at_once(int rows) {
-  return blocks_at_once(kernel_for<T>(rows), grid_of({1, rows, 1}));
+  return blocks_at_once(kernel_for<T>(rows));
 }
 
 template <typename T>
 void run_backward(const RnnBackward<T>& args, const GroupPlan& plan, void* workspace, Stream stream) {
-  for_each_group_launch<RnnBackward<T>, T>(args, plan, plan.backward_words(), workspace, stream,
-                                           [&](const Backward<T>& backward, const GroupPlan& own) {
-                                             launch_together(kernel_for<T>(plan.rows), grid_of(own), stream, backward);
-                                           });
+  run_in_groups(kernel_for<T>(plan.rows), args, plan, plan.backward_words(), workspace, stream);
 }
 
 template int backward_blocks_at_once<BFloat16>(int);

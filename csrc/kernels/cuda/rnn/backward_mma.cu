@@ -5,6 +5,7 @@
 // blocks. A warp's tiles of W_hh^T are 16 units of h by all gates of the block; the first kResident are in registers,
 // the others in shared memory. All kWarps warps multiply; those that own units of the plan also compute gradients of
 // gates, each thread (lane 4 r + j of a warp) of row r of the batch and the units 2j and 2j + 1 of its warp's 8.
+#include "kernels/cuda/rnn/launch.h"
 #include "kernels/cuda/rnn/mma.h"
 #include "kernels/cuda/rnn/plans.h"
 #include "kernels/cuda/rnn/tiles.h"
@@ -243,42 +244,30 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
   sync_cluster();  // no block leaves while another sends to it
 }
 
-template <typename T>
-struct Kernel {
-  void (*run)(Backward<T>);
-  int resident;
-};
-
-template <typename T>
-Kernel<T> kernel_for(const Plan& plan) {
-  if (plan.warps == 6) return {backward<T, 3, 12, 1>, 3};
-  if (plan.warps == 4) {
-    return plan.rows == 8 ? Kernel<T>{backward<T, 4, 8, 1>, 4} : Kernel<T>{backward<T, 4, 8, 2>, 4};
-  }
-  if (plan.blocks <= 2) {
-    return plan.rows == 8 ? Kernel<T>{backward<T, 1, 16, 1>, 1} : Kernel<T>{backward<T, 1, 16, 2>, 1};
-  }
-  return plan.rows == 8 ? Kernel<T>{backward<T, 2, 16, 1>, 2} : Kernel<T>{backward<T, 2, 16, 2>, 2};
+template <typename T, int kResident, int kSteps, int kColumns>
+ClusterKernel<Backward<T>> kernel(const Plan& plan) {
+  return {backward<T, kResident, kSteps, kColumns>, kWarps * kWarp, Memory(plan, kResident).bytes};
 }
 
 template <typename T>
-Grid grid_of(const Plan& plan, int64_t blocks) {
-  const Memory memory(plan, kernel_for<T>(plan).resident);
-  return {blocks, kWarps * kWarp, plan.blocks, static_cast<size_t>(memory.bytes)};
+ClusterKernel<Backward<T>> kernel_for(const Plan& plan) {
+  if (plan.warps == 6) return kernel<T, 3, 12, 1>(plan);
+  return with_least<1, 2>(plan.rows / 8, [&]<int kColumns>() {
+    if (plan.warps == 4) return kernel<T, 4, 8, kColumns>(plan);
+    return plan.blocks <= 2 ? kernel<T, 1, 16, kColumns>(plan) : kernel<T, 2, 16, kColumns>(plan);
+  });
 }
 
 }  // namespace
 
 template <typename T>
 int backward_clusters_at_once(const Plan& plan) {
-  return clusters_at_once(kernel_for<T>(plan).run, grid_of<T>(plan, plan.blocks));
+  return clusters_at_once(kernel_for<T>(plan), plan);
 }
 
 template <typename T>
 void run_backward(const RnnBackward<T>& args, const Plan& plan, Stream stream) {
-  for_each_launch<RnnBackward<T>, T>(args, plan, [&](const Backward<T>& backward, int64_t blocks) {
-    launch(kernel_for<T>(plan).run, grid_of<T>(plan, blocks), stream, backward);
-  });
+  run_on_clusters(kernel_for<T>(plan), args, plan, stream);
 }
 
 template int backward_clusters_at_once<BFloat16>(const Plan&);

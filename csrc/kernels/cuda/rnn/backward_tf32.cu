@@ -7,6 +7,7 @@
 // the others in shared memory. A warp also computes the gradients of the gates of 4 units: each thread (lane 4 r + j)
 // of unit j and, of each column of 8 rows of the batch, row r.
 #include "kernels/cuda/rnn/float_cells.h"
+#include "kernels/cuda/rnn/launch.h"
 #include "kernels/cuda/rnn/plans.h"
 #include "kernels/cuda/rnn/tiles.h"
 
@@ -233,43 +234,23 @@ __global__ void __launch_bounds__(kWarps* kWarp, 1) backward(const __grid_consta
   sync_cluster();  // no block leaves while another sends to it
 }
 
-struct Kernel {
-  void (*run)(Backward);
-  int resident;
-};
-
-template <int kColumns>
-Kernel kernel_of(const Plan& plan) {
-  if (plan.units() <= 16 * kWarps) return {backward<1, kColumns>, 1};
-  return {backward<2, kColumns>, 2};
+template <int kResident, int kColumns>
+ClusterKernel<Backward> kernel(const Plan& plan) {
+  return {backward<kResident, kColumns>, kWarps * kWarp, Memory(plan, kResident).bytes};
 }
 
-Kernel kernel_for(const Plan& plan) {
-  switch (plan.rows) {
-    case 8:
-      return kernel_of<1>(plan);
-    case 16:
-      return kernel_of<2>(plan);
-    default:
-      return kernel_of<4>(plan);
-  }
-}
-
-Grid grid_of(const Plan& plan, int64_t blocks) {
-  const Memory memory(plan, kernel_for(plan).resident);
-  return {blocks, kWarps * kWarp, plan.blocks, static_cast<size_t>(memory.bytes)};
+ClusterKernel<Backward> kernel_for(const Plan& plan) {
+  return with_least<1, 2, 4>(plan.rows / 8, [&]<int kColumns>() {
+    return plan.units() <= 16 * kWarps ? kernel<1, kColumns>(plan) : kernel<2, kColumns>(plan);
+  });
 }
 
 }  // namespace
 
-int backward_clusters_at_once_tf32(const Plan& plan) {
-  return clusters_at_once(kernel_for(plan).run, grid_of(plan, plan.blocks));
-}
+int backward_clusters_at_once_tf32(const Plan& plan) { return clusters_at_once(kernel_for(plan), plan); }
 
 void run_backward_tf32(const RnnBackward<float>& args, const Plan& plan, Stream stream) {
-  for_each_launch<RnnBackward<float>, float>(args, plan, [&](const Backward& backward, int64_t blocks) {
-    launch(kernel_for(plan).run, grid_of(plan, blocks), stream, backward);
-  });
+  run_on_clusters(kernel_for(plan), args, plan, stream);
 }
 
 }  // namespace pymtl::cuda

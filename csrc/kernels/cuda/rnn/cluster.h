@@ -137,21 +137,4 @@ __device__ __forceinline__ void store_pair(T* at, uint32_t pair, int valid, bool
   if (valid >= 2) at[1] = {static_cast<uint16_t>(pair >> 16)};
 }
 
-// Splits the recurrences into launches and calls run with each.
-template <typename Args, typename T, typename Run>
-void for_each_launch(const Args& args, const Plan& plan, const Run& run) {
-  const int64_t slices = (args.shape.batch + plan.rows - 1) / plan.rows;
-  for (int64_t first = 0; first < args.shape.recurrences; first += kRecurrences) {
-    Launch<Args, T> launch{};
-    launch.args = args;
-    launch.args.weights = nullptr;
-    launch.plan = plan;
-    launch.first = first;
-    const int64_t left = args.shape.recurrences - first;
-    launch.count = left < kRecurrences ? left : kRecurrences;
-    for (int64_t i = 0; i < launch.count; ++i) launch.weights[i] = args.weights[first + i];
-    run(launch, slices * launch.count * plan.blocks);
-  }
-}
-
 }  // namespace pymtl::cuda

@@ -1,6 +1,7 @@
 // What the backward recurrences in float share, with or without TF32: a cell of one unit and one row of the batch.
 #pragma once
 
+#include "kernels/cuda/rnn/activation.h"
 #include "kernels/cuda/rnn/cluster.h"
 
 namespace pymtl::cuda {
@@ -38,11 +39,11 @@ __device__ __forceinline__ void gate_gradients(float (&grads)[4], const Reserve&
   const auto [i, f, g, o] = reserve.gates;
   const float tanh_c = exact_hyperbolic_tangent(c);
   const float of_h = grad_h + reserve.grad_output;
-  const float of_c = grad_c + of_h * o * (1.0F - tanh_c * tanh_c);
-  grads[0] = of_c * g * i * (1.0F - i);
-  grads[1] = of_c * c_before * f * (1.0F - f);
-  grads[2] = of_c * i * (1.0F - g * g);
-  grads[3] = of_h * tanh_c * o * (1.0F - o);
+  const float of_c = grad_c + of_h * o * slope_of_tanh(tanh_c);
+  grads[0] = of_c * g * slope_of_sigmoid(i);
+  grads[1] = of_c * c_before * slope_of_sigmoid(f);
+  grads[2] = of_c * i * slope_of_tanh(g);
+  grads[3] = of_h * tanh_c * slope_of_sigmoid(o);
   grad_c = of_c * f;
 }
 

@@ -3,6 +3,7 @@
 // A warp owns 4 units, the four rows of the matrix that a thread multiplies are the gates of one. The first kResident
 // of its weights along k, four by four, are in registers for the whole sequence, the others in shared memory.
 #include "kernels/cuda/rnn/fma.h"
+#include "kernels/cuda/rnn/launch.h"
 #include "kernels/cuda/rnn/plans.h"
 
 namespace pymtl::cuda {
@@ -170,49 +171,27 @@ __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forwar
   sync_cluster();  // no block leaves while another sends to it
 }
 
-struct Kernel {
-  void (*run)(Forward);
-  int resident;
-};
-
-template <int kResident>
-Kernel kernel_for(int rows) {
-  switch (rows) {
-    case 1:
-      return {forward<kResident, 1>, kResident};
-    case 2:
-      return {forward<kResident, 2>, kResident};
-    case 4:
-      return {forward<kResident, 4>, kResident};
-    default:
-      return {forward<kResident, 8>, kResident};
-  }
+template <int kResident, int kRows>
+ClusterKernel<Forward> kernel(const Plan& plan) {
+  return {forward<kResident, kRows>, plan.threads(), Memory(plan, kResident).bytes};
 }
 
-Kernel kernel_for(const Plan& plan) {
-  if (plan.units() <= 64) return kernel_for<8>(plan.rows);
-  if (plan.units() <= 128) return kernel_for<16>(plan.rows);
-  if (plan.units() <= 192) return kernel_for<24>(plan.rows);
-  return kernel_for<32>(plan.rows);
-}
-
-Grid grid_of(const Plan& plan, int64_t blocks) {
-  const Memory memory(plan, kernel_for(plan).resident);
-  return {blocks, plan.threads(), plan.blocks, static_cast<size_t>(memory.bytes)};
+ClusterKernel<Forward> kernel_for(const Plan& plan) {
+  return with_least<64, 128, 192, 256>(plan.units(), [&]<int kUnits>() {
+    return with_least<1, 2, 4, 8>(plan.rows, [&]<int kRows>() { return kernel<kUnits / 8, kRows>(plan); });
+  });
 }
 
 }  // namespace
 
 template <>
 int forward_clusters_at_once<float>(const Plan& plan) {
-  return clusters_at_once(kernel_for(plan).run, grid_of(plan, plan.blocks));
+  return clusters_at_once(kernel_for(plan), plan);
 }
 
 template <>
 void run_forward(const RnnForward<float>& args, const Plan& plan, Stream stream) {
-  for_each_launch<RnnForward<float>, float>(args, plan, [&](const Forward& forward, int64_t blocks) {
-    launch(kernel_for(plan).run, grid_of(plan, blocks), stream, forward);
-  });
+  run_on_clusters(kernel_for(plan), args, plan, stream);
 }
 
 }  // namespace pymtl::cuda

@@ -4,7 +4,7 @@
 // eighth of the columns, in registers. Tiles 0 and 1 are gates i and f, g and o of the first 8 units, 2 and 3 of the
 // others. The parts are added up through shared memory by the warps that own the cells, a thread (lane 4 r + j) those
 // of unit r and the rows 2j and 2j + 1 of the batch.
-#include "kernels/cuda/rnn/grid.h"
+#include "kernels/cuda/rnn/launch.h"
 #include "kernels/cuda/rnn/mma.h"
 #include "kernels/cuda/rnn/plans.h"
 
@@ -218,37 +218,22 @@ __global__ void __launch_bounds__(kGroupWarps* kWarp, 1) forward(const __grid_co
 }
 
 template <typename T>
-auto kernel_for(int rows) -> void (*)(Forward<T>) {
-  switch (rows) {
-    case 8:
-      return forward<T, 1>;
-    case 16:
-      return forward<T, 2>;
-    case 32:
-      return forward<T, 4>;
-    default:
-      return forward<T, 8>;
-  }
-}
-
-Grid grid_of(const GroupPlan& plan) {
-  const size_t bytes = static_cast<size_t>(kGroupWarps) * 4 * (plan.rows / 8) * kWarp * sizeof(float4);
-  return {plan.groups * plan.blocks, kGroupWarps * kWarp, 0, bytes};
+GroupKernel<Forward<T>> kernel_for(int rows) {
+  return with_least<1, 2, 4, 8>(rows / 8, []<int kColumns>() -> GroupKernel<Forward<T>> {
+    return {forward<T, kColumns>, sizeof(float4) * kGroupWarps * 4 * kColumns * kWarp};
+  });
 }
 
 }  // namespace
 
 template <typename T>
 int forward_blocks_at_once(int rows) {
-  return blocks_at_once(kernel_for<T>(rows), grid_of({1, rows, 1}));
+  return blocks_at_once(kernel_for<T>(rows));
 }
 
 template <typename T>
 void run_forward(const RnnForward<T>& args, const GroupPlan& plan, void* workspace, Stream stream) {
-  for_each_group_launch<RnnForward<T>, T>(args, plan, plan.forward_words(), workspace, stream,
-                                          [&](const Forward<T>& forward, const GroupPlan& own) {
-                                            launch_together(kernel_for<T>(plan.rows), grid_of(own), stream, forward);
-                                          });
+  run_in_groups(kernel_for<T>(plan.rows), args, plan, plan.forward_words(), workspace, stream);
 }
 
 template int forward_blocks_at_once<BFloat16>(int);

@@ -9,6 +9,7 @@
 // With kParts = 2, two warps have the same units, and each sums over half of k, all of it in registers. They add up
 // their sums through shared memory, both compute the cells, and each sends h to half of the blocks and writes half of
 // the results.
+#include "kernels/cuda/rnn/launch.h"
 #include "kernels/cuda/rnn/mma.h"
 #include "kernels/cuda/rnn/plans.h"
 
@@ -274,56 +275,33 @@ __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forwar
   sync_cluster();  // no block leaves while another sends to it
 }
 
-template <typename T>
-struct Kernel {
-  void (*run)(Forward<T>);
-  int resident;
-  int parts = 1;
-};
-
-template <typename T, int kColumns>
-Kernel<T> kernel_for(const Plan& plan) {
-  if (plan.warps == 4) {
-    return plan.blocks == 12 ? Kernel<T>{forward<T, 12, kColumns, 2>, 12, 2}
-                             : Kernel<T>{forward<T, 16, kColumns, 2>, 16, 2};
-  }
-  switch (plan.units() / 16) {
-    case 4:
-      return {forward<T, 4, kColumns, 1>, 4};
-    case 8:
-      return {forward<T, 8, kColumns, 1>, 8};
-    case 12:
-      return {forward<T, 12, kColumns, 1>, 12};
-    default:
-      return {forward<T, 16, kColumns, 1>, 16};
-  }
+template <typename T, int kResident, int kColumns, int kParts>
+ClusterKernel<Forward<T>> kernel(const Plan& plan) {
+  return {forward<T, kResident, kColumns, kParts>, kParts * plan.threads(), Memory(plan, kResident, kParts).bytes};
 }
 
 template <typename T>
-Kernel<T> kernel_for(const Plan& plan) {
-  if (plan.warps == 6) return {forward<T, 20, 1, 1>, 20};
-  return plan.rows == 8 ? kernel_for<T, 1>(plan) : kernel_for<T, 2>(plan);
-}
-
-template <typename T>
-Grid grid_of(const Plan& plan, int64_t blocks) {
-  const Kernel<T> kernel = kernel_for<T>(plan);
-  const Memory memory(plan, kernel.resident, kernel.parts);
-  return {blocks, kernel.parts * plan.threads(), plan.blocks, static_cast<size_t>(memory.bytes)};
+ClusterKernel<Forward<T>> kernel_for(const Plan& plan) {
+  if (plan.warps == 6) return kernel<T, 20, 1, 1>(plan);
+  return with_least<1, 2>(plan.rows / 8, [&]<int kColumns>() {
+    if (plan.warps == 4) {
+      return with_least<12, 16>(plan.blocks, [&]<int kResident>() { return kernel<T, kResident, kColumns, 2>(plan); });
+    }
+    return with_least<4, 8, 12, 16>(plan.units() / 16,
+                                    [&]<int kResident>() { return kernel<T, kResident, kColumns, 1>(plan); });
+  });
 }
 
 }  // namespace
 
 template <typename T>
 int forward_clusters_at_once(const Plan& plan) {
-  return clusters_at_once(kernel_for<T>(plan).run, grid_of<T>(plan, plan.blocks));
+  return clusters_at_once(kernel_for<T>(plan), plan);
 }
 
 template <typename T>
 void run_forward(const RnnForward<T>& args, const Plan& plan, Stream stream) {
-  for_each_launch<RnnForward<T>, T>(args, plan, [&](const Forward<T>& forward, int64_t blocks) {
-    launch(kernel_for<T>(plan).run, grid_of<T>(plan, blocks), stream, forward);
-  });
+  run_on_clusters(kernel_for<T>(plan), args, plan, stream);
 }
 
 template int forward_clusters_at_once<BFloat16>(const Plan&);

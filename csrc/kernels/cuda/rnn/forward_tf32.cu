@@ -6,7 +6,7 @@
 // first kResident tiles along k are in registers for the whole sequence, the others in shared memory. h stands in
 // shared memory as the instruction takes it: [tiles][rows / 8][2][lane], so that what a warp sends is one piece of
 // 128 bytes.
-#include "kernels/cuda/rnn/cluster.h"
+#include "kernels/cuda/rnn/launch.h"
 #include "kernels/cuda/rnn/plans.h"
 
 namespace pymtl::cuda {
@@ -211,45 +211,24 @@ __global__ void __launch_bounds__(256, 1) forward(const __grid_constant__ Forwar
   sync_cluster();  // no block leaves while another sends to it
 }
 
-struct Kernel {
-  void (*run)(Forward);
-  int resident;
-};
-
-template <int kColumns>
-Kernel kernel_of(const Plan& plan) {
-  if (plan.units() <= 64) return {forward<8, kColumns>, 8};
-  if (plan.units() <= 128) return {forward<16, kColumns>, 16};
-  if (plan.units() <= 192) return {forward<24, kColumns>, 24};
-  return {forward<32, kColumns>, 32};
+template <int kResident, int kColumns>
+ClusterKernel<Forward> kernel(const Plan& plan) {
+  return {forward<kResident, kColumns>, plan.threads(), Memory(plan, kResident).bytes};
 }
 
-Kernel kernel_for(const Plan& plan) {
-  switch (plan.rows) {
-    case 8:
-      return kernel_of<1>(plan);
-    case 16:
-      return kernel_of<2>(plan);
-    default:
-      return kernel_of<4>(plan);
-  }
-}
-
-Grid grid_of(const Plan& plan, int64_t blocks) {
-  const Memory memory(plan, kernel_for(plan).resident);
-  return {blocks, plan.threads(), plan.blocks, static_cast<size_t>(memory.bytes)};
+ClusterKernel<Forward> kernel_for(const Plan& plan) {
+  return with_least<1, 2, 4>(plan.rows / 8, [&]<int kColumns>() {
+    return with_least<64, 128, 192, 256>(plan.units(),
+                                         [&]<int kUnits>() { return kernel<kUnits / 8, kColumns>(plan); });
+  });
 }
 
 }  // namespace
 
-int forward_clusters_at_once_tf32(const Plan& plan) {
-  return clusters_at_once(kernel_for(plan).run, grid_of(plan, plan.blocks));
-}
+int forward_clusters_at_once_tf32(const Plan& plan) { return clusters_at_once(kernel_for(plan), plan); }
 
 void run_forward_tf32(const RnnForward<float>& args, const Plan& plan, Stream stream) {
-  for_each_launch<RnnForward<float>, float>(args, plan, [&](const Forward& forward, int64_t blocks) {
-    launch(kernel_for(plan).run, grid_of(plan, blocks), stream, forward);
-  });
+  run_on_clusters(kernel_for(plan), args, plan, stream);
 }
 
 }  // namespace pymtl::cuda

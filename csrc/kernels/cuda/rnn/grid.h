@@ -80,32 +80,4 @@ inline size_t group_workspace(const GroupPlan& plan, int64_t words_of_buffer) {
   return (static_cast<size_t>(plan.groups) * (kGroupCounter + 2 * static_cast<size_t>(words_of_buffer))) * 4;
 }
 
-// Splits the recurrences and the slices of the batch into launches, and calls run with each and its plan.
-template <typename Args, typename T, typename Run>
-void for_each_group_launch(const Args& args, const GroupPlan& plan, int64_t words_of_buffer, void* workspace,
-                           Stream stream, const Run& run) {
-  const int64_t slices = (args.shape.batch + plan.rows - 1) / plan.rows;
-  for (int64_t first = 0; first < args.shape.recurrences; first += kRecurrences) {
-    GroupLaunch<Args, T> launch{};
-    launch.args = args;
-    launch.args.weights = nullptr;
-    launch.first = first;
-    const int64_t left = args.shape.recurrences - first;
-    launch.count = left < kRecurrences ? left : kRecurrences;
-    for (int64_t i = 0; i < launch.count; ++i) launch.weights[i] = args.weights[first + i];
-    launch.arrived = static_cast<uint32_t*>(workspace);
-    launch.words = launch.arrived + plan.groups * kGroupCounter;
-    const int64_t groups = slices * launch.count;
-    for (launch.first_group = 0; launch.first_group < groups; launch.first_group += plan.groups) {
-      GroupPlan own = plan;
-      const int64_t here = groups - launch.first_group;
-      own.groups = here < plan.groups ? static_cast<int>(here) : plan.groups;
-      launch.plan = own;
-      // Counters start at zero, and units that are not there are zeros too.
-      clear(workspace, group_workspace(plan, words_of_buffer), stream);
-      run(launch, own);
-    }
-  }
-}
-
 }  // namespace pymtl::cuda

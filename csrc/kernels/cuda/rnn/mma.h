@@ -3,6 +3,7 @@
 // A thread is lane 4 r + j of its warp; see multiply_tile.
 #pragma once
 
+#include "kernels/cuda/rnn/activation.h"
 #include "kernels/cuda/rnn/cluster.h"
 
 namespace pymtl::cuda {
@@ -91,11 +92,11 @@ __device__ __forceinline__ void gate_gradients(uint32_t (&pairs)[4], const Reser
     const float tanh_c = hyperbolic_tangent(c[e]);
     const float above = e == 0 ? first_of<T>(reserve.grad_output) : second_of<T>(reserve.grad_output);
     const float of_h = grad_h[e] + above;
-    const float of_c = grad_c[e] + of_h * o * (1.0F - tanh_c * tanh_c);
-    grads[0][e] = of_c * g * i * (1.0F - i);
-    grads[1][e] = of_c * c_before[e] * f * (1.0F - f);
-    grads[2][e] = of_c * i * (1.0F - g * g);
-    grads[3][e] = of_h * tanh_c * o * (1.0F - o);
+    const float of_c = grad_c[e] + of_h * o * slope_of_tanh(tanh_c);
+    grads[0][e] = of_c * g * slope_of_sigmoid(i);
+    grads[1][e] = of_c * c_before[e] * slope_of_sigmoid(f);
+    grads[2][e] = of_c * i * slope_of_tanh(g);
+    grads[3][e] = of_h * tanh_c * slope_of_sigmoid(o);
     grad_c[e] = of_c * f;
   }
 #pragma unroll

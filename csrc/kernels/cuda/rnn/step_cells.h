@@ -2,7 +2,7 @@
 // block works on one sequence of one recurrence, a thread on every block_threads()-th unit.
 #pragma once
 
-#include "kernels/cuda/device.h"
+#include "kernels/cuda/rnn/activation.h"
 #include "kernels/cuda/rnn_step.h"
 #include "kernels/cuda/tokens.h"
 
@@ -92,12 +92,6 @@ __device__ __forceinline__ Accum<T> real_or_zero(const T* from, int64_t at) {
   return from == nullptr ? Accum<T>(0) : to_accum(from[at]);
 }
 
-// Of the value: 1 - value^2, which near 1 would be the square's rounding error.
-template <typename R>
-__device__ __forceinline__ R slope_of_tanh(R value) {
-  return (R(1) - value) * (R(1) + value);
-}
-
 // A number to keep for the backward pass. In float16 it is clamped to the largest finite number, which a sum may exceed
 // although the cell that it belongs to is finite.
 template <typename T>
@@ -149,10 +143,10 @@ struct LstmCell {
   template <typename R>
   __device__ static void gradients(const R (&v)[4], const Unit<R>& unit, R (&grads)[4]) {
     const auto [i, f, g, o] = v;
-    grads[0] = unit.dc * g * i * (R(1) - i);
-    grads[1] = unit.dc * unit.c_before * f * (R(1) - f);
+    grads[0] = unit.dc * g * slope_of_sigmoid(i);
+    grads[1] = unit.dc * unit.c_before * slope_of_sigmoid(f);
     grads[2] = unit.dc * i * slope_of_tanh(g);
-    grads[3] = unit.dh * unit.squashed * o * (R(1) - o);
+    grads[3] = unit.dh * unit.squashed * slope_of_sigmoid(o);
   }
   template <typename R>
   __device__ static R carried(const R (&)[4], R) {
@@ -188,8 +182,8 @@ struct GruCell {
     const auto [r, z, n, q] = v;
     const R of_n = unit.dh * (R(1) - z) * slope_of_tanh(n);
     grads[0] = of_n;
-    grads[1] = of_n * q * r * (R(1) - r);
-    grads[2] = unit.dh * (unit.h_before - n) * z * (R(1) - z);
+    grads[1] = of_n * q * slope_of_sigmoid(r);
+    grads[2] = unit.dh * (unit.h_before - n) * slope_of_sigmoid(z);
     grads[3] = of_n * r;
   }
   template <typename R>

@@ -1,11 +1,15 @@
+"""The LSTM, the GRU and the RNN alike: weights that change, frozen or not."""
+
 import pytest
 import torch
 from modules import (
     KINDS,
     WEIGHT_CHANGES,
-    WITHOUT_CELLS,
     fresh,
+    fresh_after,
     input_of,
+    is_frozen,
+    named,
     ours_of,
     pair,
     run,
@@ -22,49 +26,32 @@ import pymtl
 from pymtl import LSTM
 
 DEEP = {"num_layers": 2, "bidirectional": True}
-every_kind = pytest.mark.parametrize("kind", WITHOUT_CELLS)
+every_kind = pytest.mark.parametrize("kind", KINDS)
 
 # Weights are read anew by every call, frozen or not.
 
-VISIBLE = {name: change for name, change in WEIGHT_CHANGES.items() if name != "edit_through_data"}
+# Nobody can see this one: a frozen module goes on with the weights it was frozen with, as pymtl.freeze says.
+INVISIBLE = "edit_through_data"
+CHANGES = {
+    f"{name}, {how}": (change, how)
+    for name, change in WEIGHT_CHANGES.items()
+    for how in ("inference", "training", "frozen")
+    if (name, how) != (INVISIBLE, "frozen")
+}
 
 
-def fresh_after(change, theirs, x):
-    """Results of a new module of ours with the weights that torch uses after ``change(theirs)``."""
-    seen = {}
-    call = change(theirs)
-    theirs.register_forward_pre_hook(
-        lambda module, _: seen.update({n: getattr(module, n).detach().clone() for n in module._flat_weights_names})
-    )
-    run(call, x)
-    return run(fresh(theirs, seen), x.to(seen["weight_ih_l0"].dtype))
-
-
-@pytest.mark.parametrize("frozen", [False, True], ids=["ordinary", "frozen"])
-@pytest.mark.parametrize("change", VISIBLE.values(), ids=VISIBLE)
+@pytest.mark.parametrize(("change", "how"), CHANGES.values(), ids=CHANGES)
 @every_kind
-def test_a_call_uses_the_weights_that_torch_would_use(kind, change, frozen):
-    ours, theirs = (module.eval() for module in pair(kind, 5, 7, bidirectional=True))
+def test_a_call_uses_the_weights_that_torch_would_use(kind, change, how):
+    ours, theirs = (module.train(how == "training") for module in pair(kind, 5, 7, bidirectional=True))
     x = input_of(ours)
-    before = run(pymtl.freeze(ours) if frozen else ours, x)
+    before = run(pymtl.freeze(ours) if how == "frozen" else ours, x)
     call = change(ours)
     expected = fresh_after(change, theirs, x)
-    assert_same_bits(run(call, x), expected)
+    with torch.set_grad_enabled(how == "training"):
+        assert_same_bits(named(*call(x)), expected)
     if change.__name__ not in ("to_double", "to_double_and_back", "functional_double"):
         assert not torch.equal(expected["output"], before["output"])
-
-
-def is_frozen(module):
-    """Whether calls without gradients use a snapshot: an edit that nobody can see is not seen."""
-    x = input_of(module)
-    before = run(module, x)
-    original = [p.data.clone() for p in module.parameters()]
-    for parameter in module.parameters():
-        parameter.data.add_(1.0)
-    after = run(module, x)
-    for parameter, data in zip(module.parameters(), original):
-        parameter.data.copy_(data)
-    return torch.equal(before["output"], after["output"])
 
 
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 3, "bias": False}], ids=str)

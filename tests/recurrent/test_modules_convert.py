@@ -27,7 +27,7 @@ import pymtl
 from pymtl import GRU, LSTM, RNN
 
 DEEP = {"num_layers": 2, "bidirectional": True}
-every_kind = pytest.mark.parametrize("kind", WITHOUT_CELLS)
+every_kind = pytest.mark.parametrize("kind", KINDS)
 both_ways = pytest.mark.parametrize("inplace", [False, True], ids=["a copy", "in place"])
 
 

@@ -23,7 +23,7 @@ BACKENDS = ("pymtl", "reference", "reference-padded")
 REFERENCE_KINDS = tuple(name for name, kind in KINDS.items() if kind.has_reference)
 
 
-class Backend(nn.Module):
+class ModelWithLoss(nn.Module):
     """A model with its loss, over batches.
 
     Args:

@@ -1,3 +1,5 @@
+"""The LSTM, the GRU and the RNN alike: results, gradients, construction, copies."""
+
 import copy
 import pickle
 import warnings
@@ -6,11 +8,12 @@ import pytest
 import torch
 from longdouble import needs_long_double
 from modules import (
-    WITHOUT_CELLS,
+    KINDS,
     by_packing,
     compare,
     in_double,
     input_of,
+    like,
     named,
     ours_of,
     pair,
@@ -19,6 +22,7 @@ from modules import (
     stack_in_long_double,
     states_of,
     theirs_of,
+    tuple_of,
     with_gradients,
 )
 from parity import assert_parity, assert_same_bits
@@ -27,7 +31,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 import pymtl
-from pymtl import GRU, RNN
+from pymtl import GRU, LSTM, RNN
 
 OPTIONS = {
     "plain": {},
@@ -41,7 +45,7 @@ OPTIONS = {
 }
 DEEP = {"num_layers": 2, "bidirectional": True}
 LENGTHS = [4, 6, 1, 4, 2]  # of a batch of 6 steps
-every_kind = pytest.mark.parametrize("kind", WITHOUT_CELLS)
+every_kind = pytest.mark.parametrize("kind", KINDS)
 every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 with_and_without_states = pytest.mark.parametrize("given", [False, True], ids=["zero states", "given states"])
 
@@ -113,7 +117,7 @@ def test_a_real_models_size_gives_torchs_results_and_gradients(kind):
     compare(ours, theirs, input_of(ours, batch=8, steps=20), states_of(ours, 8))
 
 
-@pytest.mark.parametrize(("input_size", "hidden_size"), [(1, 1), (128, 1000), (3000, 16)])
+@pytest.mark.parametrize(("input_size", "hidden_size"), [(1, 1), (128, 1000), (3000, 16), (5000, 8)])
 @every_kind
 def test_extreme_sizes_are_as_accurate_as_torchs(kind, input_size, hidden_size):
     ours, theirs = pair(kind, input_size, hidden_size)
@@ -137,10 +141,13 @@ def test_non_contiguous_and_expanded_input_and_states_give_the_same_bits(kind, c
     ours, _ = pair(kind, 5, 7, bidirectional=True)
     x, h0 = input_of(ours), states_of(ours)
     expected = with_gradients(ours, x, h0)
-    actual = named(*ours(change(x), change(h0)))
+    actual = named(*ours(change(x), like(h0, map(change, tuple_of(h0)))))
     assert_same_bits(actual, {name: expected[name] for name in actual})
-    x, h0 = torch.randn(6, 1, 5).expand(6, 3, 5), torch.randn(1, 1, 7).expand(2, 3, 7)
-    assert_same_bits(run(ours, x, h0), run(ours, x.contiguous(), h0.contiguous()))
+    x = torch.randn(6, 1, 5).expand(6, 3, 5)
+    h0 = like(h0, [torch.randn(1, 1, 7).expand(2, 3, 7) for _ in tuple_of(h0)])
+    contiguous = like(h0, [h.contiguous() for h in tuple_of(h0)])
+    for options in ({}, {"lengths": [6, 2, 3]}):
+        assert_same_bits(run(ours, x, h0, **options), run(ours, x.contiguous(), contiguous, **options))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +166,8 @@ def test_an_output_may_be_edited_in_place(kind, options, packed):
     for module in pair(kind, 5, 7, **options):
         torch.manual_seed(0)
         x = torch.randn(6, 3, 5, requires_grad=True)
-        output, _ = module(pack_padded_sequence(x, [6, 4, 1]) if packed else x)
+        with torch.backends.mkldnn.flags(enabled=False):  # with it, nn.LSTM's output may not be edited
+            output, _ = module(pack_padded_sequence(x, [6, 4, 1]) if packed else x)
         data = output.data if packed else output
         data[2:] = 0.0
         data.square_().sum().backward()
@@ -247,12 +255,45 @@ def test_padding_is_zero_in_the_output_and_neither_read_nor_given_a_gradient(kin
     clean = run(ours, x, lengths=LENGTHS)
     x[padding] = torch.nan
     x.requires_grad_()
-    output, h_n = ours(x, lengths=torch.tensor(LENGTHS))
-    assert_same_bits(named(output, h_n), clean)
+    output, state = ours(x, lengths=torch.tensor(LENGTHS))
+    assert_same_bits(named(output, state), clean)
     assert (output[padding] == 0).all()
     output.sum().backward()
     assert (x.grad[padding] == 0).all()
     assert kind == "RNN relu" or (x.grad[~padding] != 0).any(-1).all()
+
+
+@every_kind
+def test_lengths_may_be_a_tensor_a_list_or_a_tuple_in_any_order(kind):
+    ours, _ = pair(kind, 5, 7, bidirectional=True, batch_first=True)
+    x = input_of(ours, len(LENGTHS))
+    expected = run(ours, x, lengths=LENGTHS)
+    assert_same_bits(run(ours, x, lengths=torch.tensor(LENGTHS)), expected)
+    assert_same_bits(run(ours, x, lengths=tuple(LENGTHS)), expected)
+    order = [3, 0, 4, 2, 1]
+    shuffled = run(ours, x[order], lengths=[LENGTHS[b] for b in order])
+    in_order = {name: e[order] if name == "output" else e[:, order] for name, e in expected.items()}
+    assert_same_bits(shuffled, in_order)
+
+
+@every_kind
+def test_steps_beyond_the_longest_sequence_are_kept_as_padding(kind):
+    ours, theirs = pair(kind, 5, 7, bidirectional=True)
+    x = input_of(ours, batch=3, steps=9)
+    output, _ = ours(x, lengths=[2, 4, 3])
+    assert output.shape == (9, 3, 14)
+    assert (output[4:] == 0).all()
+    call = {"call": lambda m, *args: m(*args, lengths=[2, 4, 3]), "reference": lambda *a: by_packing([2, 4, 3], *a)}
+    compare(ours, theirs, x, **call)
+
+
+@every_kind
+def test_a_default_device_does_not_matter(kind):
+    module = ours_of(kind, 5, 7)
+    x = torch.randn(6, 3, 5)
+    expected, _ = module(x, lengths=[6, 4, 1])
+    with torch.device("meta"):
+        assert torch.equal(module(x, lengths=[6, 4, 1])[0], expected)
 
 
 # Construction, attributes, copies.
@@ -290,9 +331,10 @@ def test_the_attributes_of_torchs_module_work(kind):
     x, h0 = input_of(ours), states_of(ours)
     assert ours.check_forward_args(x, h0, None) is None
     assert ours.get_expected_hidden_size(x, None) == theirs.get_expected_hidden_size(x, None)
-    assert torch.equal(ours.permute_hidden(h0, torch.tensor([2, 0, 1])), h0[:, [2, 0, 1]])
-    with pytest.raises(RuntimeError, match="Expected hidden size"):
-        ours.check_forward_args(x, h0[:1], None)
+    permuted = tuple_of(ours.permute_hidden(h0, torch.tensor([2, 0, 1])))
+    assert all(torch.equal(p, h[:, [2, 0, 1]]) for p, h in zip(permuted, tuple_of(h0), strict=True))
+    with pytest.raises(RuntimeError, match=r"Expected hidden(\[0\])? size"):
+        ours.check_forward_args(x, like(h0, [h[:1] for h in tuple_of(h0)]), None)
 
 
 @pytest.mark.parametrize("options", [{}, DEEP, {"dtype": torch.half}], ids=str)
@@ -327,11 +369,17 @@ UNFIT = {
     "unknown": {"nonsense": 1},
     "mode": {"mode": "GRU"},
 }
-UNFIT_PROJECTIONS = [pytest.param({"proj_size": n}, id=f"proj_size {n}") for n in (3, 0)]
+UNFIT_PROJECTIONS = {"LSTM": (7, -1), "GRU": (3, 0), "RNN tanh": (3, 0)}
 
 
-@pytest.mark.parametrize("arguments", [*(pytest.param(v, id=k) for k, v in UNFIT.items()), *UNFIT_PROJECTIONS])
-@pytest.mark.parametrize("kind", ["GRU", "RNN tanh"])
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        pytest.param(kind, arguments, id=f"{kind}, {name}")
+        for kind, sizes in UNFIT_PROJECTIONS.items()
+        for name, arguments in (UNFIT | {f"proj_size {n}": {"proj_size": n} for n in sizes}).items()
+    ],
+)
 def test_the_constructor_refuses_what_torchs_refuses_in_its_words(kind, arguments):
     arguments = {"input_size": 5, "hidden_size": 7, **arguments}
     with pytest.raises(Exception) as expected:  # noqa: PT011
@@ -354,6 +402,7 @@ def test_an_rnn_refuses_another_nonlinearity_in_torchs_words(nonlinearity):
 POSITIONAL = {
     "RNN": (RNN, nn.RNN, (5, 7, 2, "relu", False, True, 0.25, True)),
     "GRU": (GRU, nn.GRU, (5, 7, 2, False, True, 0.25, True)),
+    "LSTM": (LSTM, nn.LSTM, (5, 7, 2, False, True, 0.25, True, 3)),
 }
 
 
@@ -381,11 +430,11 @@ def test_heads_fused_into_the_last_layer_give_the_bits_of_the_parts(kind, frozen
     weight, bias = torch.randn(6, 38), torch.randn(6)
     with torch.no_grad():
         fused = ours.forward_heads(packed.data, packed.batch_sizes, weight, bias, mean=True, max=True)
-        output, h_n = ours(packed)
+        output, state = ours(packed)
         expected = {
             "logits": pymtl.ops.heads(output.data, weight, bias, parts=2),
             "mean": pymtl.ops.pool(output.data, packed.batch_sizes, "mean", reverse=[False, True]),
             "max": pymtl.ops.pool(output.data, packed.batch_sizes, "max", reverse=[False, True]),
-            "h_n": h_n[-2:],
+            **{name: last[-2:] for name, last in zip(("h_n", "c_n"), tuple_of(state))},
         }
     assert_same_bits({name: getattr(fused, name) for name in expected}, expected)

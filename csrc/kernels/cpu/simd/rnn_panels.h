@@ -37,7 +37,7 @@ struct PackedRnn {
 };
 
 template <typename T, typename Cell>
-int64_t rnn_packed_size(int64_t input_size, int64_t hidden_size) {
+int64_t rnn_panels_size(int64_t input_size, int64_t hidden_size) {
   return PackedRnn<T, Cell>{input_size, hidden_size}.size();
 }
 
@@ -79,15 +79,15 @@ void pack_biases(const RnnWeights<T>& weights, int64_t hidden_size, int64_t pane
 
 template <typename T, typename Cell>
 void pack_rnn(const RnnWeights<T>& weights, int64_t input_size, int64_t hidden_size, int64_t part, int64_t parts,
-              T* packed) {
+              T* panels) {
   const PackedRnn<T, Cell> layout{input_size, hidden_size};
   const int64_t last = first_panel(layout.panels(), part + 1, parts);
   for (int64_t panel = first_panel(layout.panels(), part, parts); panel < last; ++panel) {
     if constexpr (!Cell::kNormalised) {
-      pack_gates<T, Cell>(weights.w_ih, input_size, hidden_size, panel, packed + layout.input_panel(panel));
+      pack_gates<T, Cell>(weights.w_ih, input_size, hidden_size, panel, panels + layout.input_panel(panel));
     }
-    pack_gates<T, Cell>(weights.w_hh, hidden_size, hidden_size, panel, packed + layout.hidden_panel(panel));
-    pack_biases<T, Cell>(weights, hidden_size, panel, packed + layout.bias(panel));
+    pack_gates<T, Cell>(weights.w_hh, hidden_size, hidden_size, panel, panels + layout.hidden_panel(panel));
+    pack_biases<T, Cell>(weights, hidden_size, panel, panels + layout.bias(panel));
   }
 }
 

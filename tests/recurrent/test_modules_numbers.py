@@ -1,19 +1,24 @@
+"""The LSTM, the GRU and the RNN alike: the same bits however the sequences come, and bfloat16."""
+
 import copy
 from functools import partial
 
 import pytest
 import torch
 from modules import (
+    KINDS,
     WITHOUT_CELLS,
     by_packing,
     compare,
     in_double,
     input_of,
+    like,
     named,
     ours_of,
     pair,
     run,
     states_of,
+    tuple_of,
     with_gradients,
 )
 from ops.test_bfloat16 import BF16, assert_bits
@@ -24,7 +29,9 @@ from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence, pad_sequence
 import pymtl
 
 DEEP = {"num_layers": 2, "bidirectional": True}
-every_kind = pytest.mark.parametrize("kind", WITHOUT_CELLS)
+every_kind = pytest.mark.parametrize("kind", KINDS)
+# The LSTM has more tests of bfloat16, in test_lstm_bfloat16.py.
+every_kind_without_cells = pytest.mark.parametrize("kind", WITHOUT_CELLS)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
 
@@ -42,19 +49,20 @@ def test_a_sequence_gives_the_same_bits_alone_with_lengths_packed_and_in_a_dense
     ours = ours_of(kind, 9, 19, dtype=dtype, **options)
     sequences = [torch.randn(length, 9, dtype=dtype) for length in (9, 1, 7, 7, 3, 12, 2, 1, 5, 33, 4)]
     lengths = [len(sequence) for sequence in sequences]
-    h0 = states_of(ours, len(sequences))
+    hx = states_of(ours, len(sequences))
     padded = pad_sequence(sequences, padding_value=torch.nan)
     with torch.no_grad():
-        output, h_n = ours(pack_sequence(sequences, enforce_sorted=False), h0)
+        output, state = ours(pack_sequence(sequences, enforce_sorted=False), hx)
     together = [
-        run(ours, padded, h0, lengths=lengths),
-        run(ours, torch.cat([padded, torch.full_like(padded, 3.0)]), h0, lengths=lengths),
-        named(pad_packed_sequence(output)[0], h_n),
+        run(ours, padded, hx, lengths=lengths),
+        run(ours, torch.cat([padded, torch.full_like(padded, 3.0)]), hx, lengths=lengths),
+        named(pad_packed_sequence(output)[0], state),
     ]
     for b, sequence in enumerate(sequences):
-        alone = run(ours, sequence, h0[:, b])
+        alone = run(ours, sequence, like(hx, [h[:, b] for h in tuple_of(hx)]))
         for results in together:
-            assert_same_bits({"output": results["output"][: lengths[b], b], "h_n": results["h_n"][:, b]}, alone)
+            own = {name: r[: lengths[b], b] if name == "output" else r[:, b] for name, r in results.items()}
+            assert_same_bits(own, alone)
     for batch in (2, 5, 8, 17):
         x = torch.randn(6, batch, 9, dtype=dtype)
         dense = run(ours, x)
@@ -81,6 +89,34 @@ def test_training_evaluation_and_every_number_of_threads_give_the_same_bits(kind
         assert_same_bits(with_gradients(ours, x), gradients)
 
 
+@every_dtype
+@pytest.mark.parametrize("layers", [1, 2])
+@every_kind
+def test_chunks_with_carried_states_give_the_same_bits_as_the_whole(kind, layers, dtype):
+    ours = ours_of(kind, 9, 19, num_layers=layers, dtype=dtype)
+    for batch in (1, 3):
+        x = torch.randn(30, batch, 9, dtype=dtype)
+        expected = run(ours, x)
+        for sizes in ([1] * 30, [7, 1, 20, 2], [29, 1]):
+            outputs, hx = [], None
+            for chunk in x.split(sizes):
+                with torch.no_grad():
+                    output, hx = ours(chunk, hx)
+                outputs.append(output)
+            assert_same_bits(named(torch.cat(outputs), hx), expected)
+
+
+@every_kind
+def test_twenty_runs_give_the_same_bits_gradients_included(kind, threads):
+    ours = ours_of(kind, 40, 64, **DEEP)
+    x = torch.randn(40, 8, 40)
+    for count in (1, 2):
+        threads(count)
+        expected = with_gradients(ours, x)
+        for _ in range(10):
+            assert_same_bits(with_gradients(ours, x), expected)
+
+
 @pytest.mark.parametrize("isa", pymtl._native.available_isas(), indirect=True)
 @every_kind
 def test_every_instruction_set_is_as_accurate_as_torch(kind, isa):
@@ -102,7 +138,7 @@ BFLOAT16_OPTIONS = {"plain": {}, "deep": DEEP, "no bias, batch first": {"bias": 
 @pytest.mark.parametrize("given", [False, True], ids=["zero states", "given states"])
 @pytest.mark.parametrize("autocasts", [False, True], ids=["bfloat16", "autocast"])
 @pytest.mark.parametrize("options", BFLOAT16_OPTIONS.values(), ids=BFLOAT16_OPTIONS)
-@every_kind
+@every_kind_without_cells
 def test_bfloat16_and_autocast_are_as_accurate_as_torchs(kind, options, autocasts, given):
     ours, theirs = in_bfloat16(kind, autocasts, **options)
     x, h0 = input_of(ours), states_if(given, ours)
@@ -126,7 +162,7 @@ def test_bfloat16_and_autocast_are_as_accurate_as_torchs(kind, options, autocast
 
 
 @pytest.mark.parametrize("autocasts", [False, True], ids=["bfloat16", "autocast"])
-@every_kind
+@every_kind_without_cells
 def test_bfloat16_gives_the_same_bits_alone_packed_frozen_and_on_any_threads(kind, autocasts, threads):
     ours = in_bfloat16(kind, autocasts, **DEEP)[0].eval()
     sequences = [torch.randn(length, 5).to(ours.weight_ih_l0.dtype) for length in (9, 1, 7, 7, 3, 33, 2, 4)]
@@ -145,7 +181,7 @@ def test_bfloat16_gives_the_same_bits_alone_packed_frozen_and_on_any_threads(kin
                 assert_bits(named(pad_packed_sequence(output)[0], h_n), together)
 
 
-@every_kind
+@every_kind_without_cells
 def test_autocast_gives_the_bits_of_bfloat16(kind):
     half, _ = in_bfloat16(kind, False, **DEEP)
     single = copy.deepcopy(half).float()
@@ -157,7 +193,7 @@ def test_autocast_gives_the_bits_of_bfloat16(kind):
         half(x.float())
 
 
-@every_kind
+@every_kind_without_cells
 def test_float16_autocast_gives_exactly_torchs_results(kind):
     ours, theirs = pair(kind, 5, 7, **DEEP)
     x = input_of(ours)

@@ -8,11 +8,11 @@ import torch
 import toy
 from parity import assert_same_bits
 
-from pymtl.training.backends import Backend
-from pymtl.training.batches import Encoder
+from pymtl.training.batches import Batcher
 from pymtl.training.data import read_records
 from pymtl.training.errors import ConfigError
 from pymtl.training.metrics import decode
+from pymtl.training.model_with_loss import ModelWithLoss
 from pymtl.training.run import Run
 from pymtl.training.vocabulary import Vocabulary
 
@@ -34,7 +34,7 @@ def test_backends_start_from_the_same_weights_under_the_same_names(all_kinds):
     states = []
     for name in ("pymtl", "reference", "reference-padded"):
         torch.manual_seed(5)
-        states.append(Backend(name, all_kinds, vocabulary).model.state_dict())
+        states.append(ModelWithLoss(name, all_kinds, vocabulary).model.state_dict())
     assert list(states[0]) == list(states[1]) == list(states[2])
     assert_same_bits(states[0], states[1])
     assert_same_bits(states[0], states[2])
@@ -50,8 +50,8 @@ def test_backends_train_alike_without_dropout(folder, tmp_path, more):
     for a, b in zip(ours.epochs, theirs.epochs, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         assert a["valid"] == pytest.approx(b["valid"], abs=1e-3)
-    for name, p in ours.backend.model.state_dict().items():
-        torch.testing.assert_close(p, theirs.backend.model.state_dict()[name], rtol=1e-3, atol=1e-4)
+    for name, p in ours.model_with_loss.model.state_dict().items():
+        torch.testing.assert_close(p, theirs.model_with_loss.model.state_dict()[name], rtol=1e-3, atol=1e-4)
 
 
 def test_backends_agree_on_batches_with_missing_labels(all_kinds):
@@ -61,11 +61,11 @@ def test_backends_agree_on_batches_with_missing_labels(all_kinds):
         for record in train[k : 2 * k + 3]:
             record.labels[name] = None
 
-    batch = Encoder(vocabulary, all_kinds).batch(train, range(12))
+    batch = Batcher(vocabulary, all_kinds).batch(train, range(12))
     losses = []
     for name in ("pymtl", "reference"):
         torch.manual_seed(5)
-        total, per_task, *_ = Backend(name, all_kinds, vocabulary).loss(batch)
+        total, per_task, *_ = ModelWithLoss(name, all_kinds, vocabulary).loss(batch)
         losses.append({"total": total.item(), **{task: loss.item() for task, loss in per_task.items()}})
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert set(losses[0]) == {"total", *all_kinds.tasks}
@@ -88,17 +88,17 @@ def test_a_crf_trains_alike_in_both_backends(crf, tmp_path):
 
 def test_a_crf_learns_and_its_tags_are_decoded_together(crf, tmp_path):
     config = replace(crf, training=replace(crf.training, epochs=12))
-    trained = toy.fitted(config, tmp_path)
-    assert trained.epochs[-1]["valid"]["slots/f1"] > 0.9
-    backend, config, vocabulary = Run(tmp_path).load_backend()
-    assert set(backend.crfs) == {"slots"}
-    batch = trained.encoder.batch(trained.valid[""], range(4))
+    result = toy.fitted(config, tmp_path)
+    assert result.epochs[-1]["valid"]["slots/f1"] > 0.9
+    trained, config, vocabulary = Run(tmp_path).load_model()
+    assert set(trained.crfs) == {"slots"}
+    batch = result.batcher.batch(result.valid[""], range(4))
     with torch.no_grad():
-        logits = backend.logits(batch)
+        logits = trained.logits(batch)
         # Emissions alone would start inside of a span.
         inside = vocabulary.labels["slots"].index("I-food")
         logits["slots"][:, 0, inside] += 30.0
-        tags = decode(logits, batch, config, vocabulary, backend.crfs)[0]["slots"]
+        tags = decode(logits, batch, config, vocabulary, trained.crfs)[0]["slots"]
     assert not tags[0].startswith("I-")
 
 
