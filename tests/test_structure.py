@@ -70,7 +70,7 @@ def test_sources_include_only_what_is_below_them(folder, strangers):
 
 
 def test_private_parts_of_torch_stand_in_one_file_for_each_language():
-    private = re.compile(r"torch\._C\.|torch\._dynamo|forward_ad\._|torch::stable::detail")
+    private = re.compile(r"torch\._C\.|torch\._dynamo|_dynamo_marked|forward_ad\._|torch::stable::detail")
     users = {
         str(path.relative_to(ROOT))
         for folder in ("pymtl", "csrc")

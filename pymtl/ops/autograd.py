@@ -1,14 +1,26 @@
-"""What the autograd formulas of the ops share."""
+"""What the autograd formulas of the ops share, and all private parts of torch that this package uses."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def constant_to_tracers(function: Function) -> Function:
+    """Marks a function whose result torch.compile takes as a constant instead of tracing into it.
+
+    This is all that :func:`torch.compiler.assume_constant_result` does, but that imports all of Dynamo, which more than
+    doubles the time and memory of ``import pymtl``.
+    """
+    function._dynamo_marked_constant = True
+    return function
 
 
 def wants_gradient(*tensors: Tensor | None) -> bool:

@@ -7,6 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
+from pymtl.ops.autograd import constant_to_tracers
 from pymtl.ops.library import why_no_cuda
 
 _OF_THE_CPU = (torch.float32, torch.float64)
@@ -39,15 +40,15 @@ def lstm_fits_gpu(tensor: Tensor, dtype: torch.dtype, hidden_size: int) -> bool:
     return has_cuda(tensor) and hidden_size <= _hidden_size_limit(dtype, tensor.device)
 
 
-# Facts about a device: a tracer takes them as constants, since it would otherwise trace into the cached functions.
+# Facts about a device. A tracer would otherwise trace into the cached functions.
 
 
-@torch.compiler.assume_constant_result
+@constant_to_tracers
 def _runs_kernels(device: torch.device) -> bool:
     return _capability(device) >= (8, 0)
 
 
-@torch.compiler.assume_constant_result
+@constant_to_tracers
 def _hidden_size_limit(dtype: torch.dtype, device: torch.device) -> int:
     return _asked_hidden_size_limit(dtype, device)
 

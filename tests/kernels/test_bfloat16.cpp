@@ -119,7 +119,7 @@ void lstm() {
     const RnnBatch<float> wide_batch = widened(batch, wide_model, layout);
 
     Asked asked;
-    asked.packed_weights = random.flip();
+    asked.prepacked = random.flip();
     const RnnResult<BFloat16> forward = run_forward(model, batch, asked, serial());
     const RnnResult<float> expected = run_forward(wide_model, wide_batch, asked, serial());
     check_close(forward, expected);

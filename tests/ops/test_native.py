@@ -129,9 +129,9 @@ def test_the_build_is_described():
     assert all(isinstance(text, str) and text for text in (_native.version, _native.compiler, _native.build_type))
 
 
-@pytest.mark.parametrize("imported", ["pymtl._native", "pymtl.ops"])
+@pytest.mark.parametrize("imported", ["pymtl", "pymtl.ops", "pymtl.__main__"])
 def test_imports_stay_light(imported):
-    heavy = ["matplotlib", "pandas", "rich", "seqeval", "safetensors"]
+    heavy = ["torch._dynamo", "sympy", "matplotlib", "pandas", "rich", "seqeval", "safetensors"]
     result = python(f"import sys, {imported}; print([name for name in {heavy} if name in sys.modules])")
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "[]"

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import pymtl
+from pymtl.ops.autograd import constant_to_tracers
 
 KINDS = ("LSTM", "GRU", "RNN")
 every_kind = pytest.mark.parametrize("kind", KINDS)
@@ -211,3 +212,12 @@ def test_dynamos_switch_for_such_sizes_keeps_a_batch_with_lengths_whole():
             batch = batch_of(4, 9)
             assert_same_bits(with_gradients(compiled, model, *batch), with_gradients(model, model, *batch))
     assert counter.frame_count == 1
+
+
+def test_a_constant_to_tracers_is_what_torchs_own_decorator_makes():
+    def function():
+        return 1
+
+    expected = vars(torch.compiler.assume_constant_result(lambda: 1))
+    assert expected
+    assert vars(constant_to_tracers(function)) == expected

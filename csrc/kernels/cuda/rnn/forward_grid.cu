@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kGroupWarps* kWarp, 1) forward(const __grid_co
     sync_threads();
 
     float gates[kOwn][4][2];
-    uint32_t pairs[kOwn];
+    uint32_t pairs[kOwn] = {};
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const int item = item_of(i);

@@ -8,7 +8,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <random>
 #include <vector>
 
 namespace pymtl::cuda::emulator {
@@ -141,7 +140,29 @@ void enter() {
   leave();
 }
 
-void run_cluster(std::mt19937_64& random) {
+// SplitMix64 (Steele et al. 2014). The scheduler draws a number for every thread in every round.
+class Random {
+ public:
+  explicit Random(uint64_t seed) : state_(seed) {}
+
+  uint64_t below(uint64_t count) {
+    state_ += 0x9e3779b97f4a7c15U;
+    uint64_t z = (state_ ^ state_ >> 30) * 0xbf58476d1ce4e5b9U;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebU;
+    return (z >> 32) * count >> 32;
+  }
+  bool once_in(uint64_t count) { return below(count) == 0; }
+
+  template <typename T>
+  void shuffle(std::vector<T>& items) {
+    for (size_t i = items.size(); i > 1; --i) std::swap(items[i - 1], items[below(i)]);
+  }
+
+ private:
+  uint64_t state_;
+};
+
+void run_cluster(Random& random) {
   std::vector<Fiber*> alive;
   for (int i = 0; i < threads_of_cluster; ++i) {
     Fiber* const fiber = fibers[static_cast<size_t>(i)].get();
@@ -157,17 +178,22 @@ void run_cluster(std::mt19937_64& random) {
     makecontext(&fiber->context, enter, 0);
     alive.push_back(fiber);
   }
+  const auto warps = static_cast<size_t>(threads_of_cluster / kWarp);
+  std::vector<bool> late(warps);
   int idle = 0;  // rounds in which nothing moved
   while (!alive.empty()) {
     bool moved = !messages.empty();
-    std::shuffle(messages.begin(), messages.end(), random);
-    const size_t delivered = messages.empty() ? 0 : 1 + random() % messages.size();
+    random.shuffle(messages);
+    const size_t delivered = messages.empty() ? 0 : 1 + random.below(messages.size());
     std::for_each(messages.begin(), messages.begin() + static_cast<std::ptrdiff_t>(delivered), deliver);
     messages.erase(messages.begin(), messages.begin() + static_cast<std::ptrdiff_t>(delivered));
-    std::shuffle(alive.begin(), alive.end(), random);
+    random.shuffle(alive);
+    // Whole warps fall behind often, single threads, for which their warp has to wait at its next meeting, now and
+    // then.
+    for (size_t i = 0; i < warps; ++i) late[i] = random.once_in(4);
     for (Fiber* const fiber : alive) {
-      const bool late = random() % 4 == 0;
-      if (late || (fiber->ready && !fiber->ready())) continue;
+      const auto warp = static_cast<size_t>((fiber->rank * threads_of_block + fiber->thread) / kWarp);
+      if (late[warp] || random.once_in(64) || (fiber->ready && !fiber->ready())) continue;
       fiber->ready = nullptr;
       resume(fiber);
       moved = true;
@@ -186,7 +212,7 @@ void run(int64_t blocks, int threads, int cluster_size, size_t shared_bytes, con
   if (threads % kWarp != 0 || threads > 1024) fail("a number of threads that is no number of warps");
   const int size = std::max(cluster_size, 1);
   if (blocks % size != 0) fail("blocks that make no whole clusters");
-  std::mt19937_64 random(seed);
+  Random random(seed);
   body = &function;
   threads_of_block = threads;
   blocks_of_grid = blocks;

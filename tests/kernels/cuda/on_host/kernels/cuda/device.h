@@ -58,10 +58,13 @@ inline int64_t shuffle_xor(int64_t value, int mask) {
 
 inline float to_float(float x) { return x; }
 inline float to_float(BFloat16 x) { return float_of(static_cast<uint32_t>(x.bits) << 16); }
+// Faster than the compiler's own conversion, which without F16C is a call.
 inline float to_float(Float16 x) {
-  _Float16 half;
-  std::memcpy(&half, &x.bits, sizeof half);
-  return static_cast<float>(half);
+  const uint32_t size = (x.bits & 0x7fffU) << 13;
+  const bool finite = (x.bits & 0x7c00U) != 0x7c00U;
+  const float value =
+      finite ? float_of(size) * 0x1p112F : float_of(size | 0x7f800000U);  // the exponents' biases differ
+  return (x.bits & 0x8000U) != 0 ? -value : value;
 }
 
 template <typename T>
