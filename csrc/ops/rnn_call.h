@@ -18,7 +18,11 @@ inline Cell cell_of(const std::string& mode, bool normalised = false) {
   return static_cast<Cell>(cell);
 }
 
-inline Tensors or_none(const OptionalTensors& list) { return list.value_or(Tensors{}); }
+// The list itself, since copies of tensors cost a call a percent.
+inline const Tensors& or_none(const OptionalTensors& list) {
+  static const Tensors none;
+  return list.has_value() ? *list : none;
+}
 
 // The arguments of a call, named and ordered as in the ops' schemas (RNN_ARGUMENTS in library.cpp, which says what they
 // are).
@@ -85,11 +89,11 @@ struct Layer {
   explicit Layer(const RnnArguments& given)
       : cell(cell_of(given.mode, or_none(given.weight_ih).empty() && !given.weight_hh.empty())),
         sizes(pymtl::sizes_of(cell)) {
-    const Tensors weight_ih = or_none(given.weight_ih);
+    const Tensors& weight_ih = or_none(given.weight_ih);
     const Tensors& weight_hh = given.weight_hh;
-    const Tensors bias_ih = or_none(given.bias_ih);
-    const Tensors bias_hh = or_none(given.bias_hh);
-    const Tensors norm = or_none(given.norm);
+    const Tensors& bias_ih = or_none(given.bias_ih);
+    const Tensors& bias_hh = or_none(given.bias_hh);
+    const Tensors& norm = or_none(given.norm);
     const Tensor& like = given.input;
     const size_t count = sizes.normalised ? weight_hh.size() : weight_ih.size();
     check(count > 0, "weight_ih: expected at least one recurrence, got none");
@@ -113,6 +117,8 @@ struct Layer {
       copies.push_back(checked(list[at], Name(name, g), like.scalar_type(), expected, like));
       return read<T>(copies.back());
     };
+    weights.reserve(count);
+    copies.reserve(weight_ih.size() + weight_hh.size() + bias_ih.size() + bias_hh.size() + norm.size());
     for (size_t g = 0; g < count; ++g) {
       weights.push_back({sizes.normalised ? nullptr : keep(weight_ih, "weight_ih", g, g, {rows, input_size}),
                          keep(weight_hh, "weight_hh", g, g, {rows, hidden_size}),

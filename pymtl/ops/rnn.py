@@ -147,18 +147,21 @@ def rnn(
         input = _normalised_projection(input, weights.weight_ih, norm.gain_ih, inputs)
         weights = weights._replace(weight_ih=[])
         within = norm.within()
-    arguments = RNNArguments(
-        input, batch_sizes, *weights, h0, c0, *(masks or _NO_MASKS), norm=within, allow_tf32=allows_tf32(input)
+    arguments = RNNArguments._make(
+        (input, batch_sizes, *weights, h0, c0, *(masks or _NO_MASKS), within, allows_tf32(input))
     )
     differentiable = arguments.differentiable()
     if needs_reference(*differentiable):
         return reference.rnn(**arguments.for_reference())
+    compiling = torch.compiler.is_compiling()
     if wants_gradient(*differentiable):
-        if torch.compiler.is_compiling():
-            return torch.ops.pymtl.rnn_training(*arguments.for_op())[:3]
+        if compiling:
+            return torch.ops.pymtl.rnn_training(*arguments.for_compiler())[:3]
         return RNN.apply(arguments, *differentiable)[:3]
+    if compiling:
+        return torch.ops.pymtl.rnn_inference(*arguments.for_compiler(), prepacked)
     with below_autograd():
-        return torch.ops.pymtl.rnn_inference(*arguments.for_op(), prepacked)
+        return torch.ops.pymtl.rnn_inference(*arguments, prepacked)
 
 
 def _normalised_projection(input: Tensor, weight_ih: list[Tensor], gain_ih: list[Tensor], inputs: int) -> Tensor:
@@ -313,7 +316,8 @@ def rnn_heads(
             "pymtl.ops.rnn_heads is for inference: call rnn, heads and pool in torch.func and for tangents"
         )
     with below_autograd():
-        layer = RNNArguments(input, batch_sizes, *weights, h0, c0).for_op()[: RNNArguments._fields.index("dropout")]
+        arguments = RNNArguments(input, batch_sizes, *weights, h0, c0)
+        layer = arguments.for_compiler()[: RNNArguments._fields.index("dropout")]
         return RNNHeadsResult(*torch.ops.pymtl.rnn_heads(*layer, prepacked, head_weight, head_bias, mean, max))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from pymtl import _native
 
 _LISTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "norm")
+_MASKS = ("dropout", "zoneout_h", "zoneout_c")
 
 
 class RNNArguments(NamedTuple):
@@ -40,18 +41,10 @@ class RNNArguments(NamedTuple):
         given = RNNArguments(*arguments)
         return given._replace(**{name: getattr(given, name) or () for name in _LISTS})
 
-    def for_op(self) -> tuple[Any, ...]:
-        """What an op is called with: None for empty lists, which AOTInductor does not pass on."""
-        return (
-            *self[:2],
-            self.weight_ih or None,
-            self.weight_hh,
-            self.bias_ih or None,
-            self.bias_hh or None,
-            *self[6:13],
-            self.norm or None,
-            self.allow_tf32,
-        )
+    def for_compiler(self) -> tuple[Any, ...]:
+        """What a compiled program calls an op with: None for empty lists, which AOTInductor does not pass on."""
+        empty = {name: None for name in _LISTS if len(getattr(self, name)) == 0}
+        return tuple(self._replace(**empty))
 
     def as_gradients_of(self, missing: Sequence[bool]) -> tuple[Any, ...]:
         """For torch.library, which expects None for an argument that was None (see :func:`missing_of`)."""
@@ -66,65 +59,73 @@ class RNNArguments(NamedTuple):
         """Whether the cells are layer-normalised: then the input is projected already, and ``weight_ih`` is empty."""
         return len(self.norm) > 0
 
-    # Plain slices: these run at every call with gradients, where a microsecond is a percent.
+    # These run at every call with gradients, where a microsecond is a percent: plain slices, arguments by position.
 
     def tensors(self) -> list[Tensor | None]:
         """All of them, flat."""
-        singles = [self.input, self.batch_sizes, self.h0, self.c0, self.dropout, self.zoneout_h, self.zoneout_c]
-        return singles + self._lists()
+        lists = (*self.weight_ih, *self.weight_hh, *self.bias_ih, *self.bias_hh, *self.norm)
+        masks = (self.dropout, self.zoneout_h, self.zoneout_c)
+        return [self.input, self.batch_sizes, self.h0, self.c0, *masks, *lists]
 
     def differentiable(self) -> list[Tensor | None]:
         """Those that may require a gradient, flat: the input, the states, and the lists one after the other. Masks are
         constants."""
-        return [self.input, self.h0, self.c0, *self._lists()]
+        lists = (*self.weight_ih, *self.weight_hh, *self.bias_ih, *self.bias_hh, *self.norm)
+        return [self.input, self.h0, self.c0, *lists]
 
-    def _lists(self) -> list[Tensor | None]:
-        return [*self.weight_ih, *self.weight_hh, *self.bias_ih, *self.bias_hh, *self.norm]
-
-    def without_tensors(self) -> RNNArguments:
-        """All but the tensors, whose places stay, for :meth:`with_tensors`."""
-        return self._of_nothing(self.reverse, self.mode, self.allow_tf32)
+    def layout(self) -> RNNLayout:
+        """What turns :meth:`tensors` into these arguments again."""
+        weight_hh = 7 + len(self.weight_ih)
+        bias_ih = weight_hh + len(self.weight_hh)
+        bias_hh = bias_ih + len(self.bias_ih)
+        norm = bias_hh + len(self.bias_hh)
+        return RNNLayout(weight_hh, bias_ih, bias_hh, norm, self.reverse, self.mode, self.allow_tf32)
 
     def no_gradients(self) -> RNNArguments:
         """None wherever an argument stands."""
-        return self._of_nothing(None, None, None)
-
-    def _of_nothing(self, reverse: Any, mode: Any, allow_tf32: Any) -> RNNArguments:
-        weight_ih, weight_hh = [None] * len(self.weight_ih), [None] * len(self.weight_hh)
-        bias_ih, bias_hh, norm = [None] * len(self.bias_ih), [None] * len(self.bias_hh), [None] * len(self.norm)
-        weights = (weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode)
-        return RNNArguments(None, None, *weights, None, None, None, None, None, norm, allow_tf32)
-
-    def with_tensors(self, flat: Sequence[Tensor | None]) -> RNNArguments:
-        """With the tensors in the order of :meth:`tensors`."""
-        input, batch_sizes, h0, c0, *masks = flat[:7]
-        *weights, norm = self._split(flat[7:])
-        return RNNArguments(
-            input, batch_sizes, *weights, self.reverse, self.mode, h0, c0, *masks, norm, self.allow_tf32
-        )
+        lists = {name: [None] * len(getattr(self, name)) for name in _LISTS}
+        return RNNArguments(**lists)
 
     def with_differentiable(self, flat: Sequence[Tensor | None]) -> RNNArguments:
         """With the tensors in the order of :meth:`differentiable`."""
-        input, h0, c0 = flat[:3]
-        weight_ih, weight_hh, bias_ih, bias_hh, norm = self._split(flat[3:])
-        return self._replace(
-            input=input,
-            h0=h0,
-            c0=c0,
-            weight_ih=weight_ih,
-            weight_hh=weight_hh,
-            bias_ih=bias_ih,
-            bias_hh=bias_hh,
-            norm=norm,
-        )
+        input, h0, c0, *lists = flat
+        of = self.layout().arguments([input, None, h0, c0, None, None, None, *lists])
+        return of._replace(**{name: getattr(self, name) for name in ("batch_sizes", *_MASKS)})
 
-    def _split(self, flat: Sequence[Tensor | None]) -> list[list[Tensor | None]]:
-        """The lists, out of what stands one behind the other."""
-        lists, first = [], 0
-        for own in (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.norm):
-            lists.append(list(flat[first : first + len(own)]))
-            first += len(own)
-        return lists
+
+class RNNLayout(NamedTuple):
+    """Where in :meth:`RNNArguments.tensors` each list begins (``weight_ih`` at 7), and the arguments that are no
+    tensors."""
+
+    weight_hh: int
+    bias_ih: int
+    bias_hh: int
+    norm: int
+    reverse: Sequence[bool]
+    mode: str
+    allow_tf32: bool
+
+    def arguments(self, flat: list[Any]) -> RNNArguments:
+        """The arguments whose tensors these are."""
+        weight_hh, bias_ih, bias_hh, norm, reverse, mode, allow_tf32 = self
+        input, batch_sizes, h0, c0, dropout, zoneout_h, zoneout_c = flat[:7]
+        return RNNArguments(
+            input,
+            batch_sizes,
+            flat[7:weight_hh],
+            flat[weight_hh:bias_ih],
+            flat[bias_ih:bias_hh],
+            flat[bias_hh:norm],
+            reverse,
+            mode,
+            h0,
+            c0,
+            dropout,
+            zoneout_h,
+            zoneout_c,
+            flat[norm:],
+            allow_tf32,
+        )
 
 
 def missing_of(arguments: Sequence[Any]) -> list[bool]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pymtl import reference
-from pymtl.ops.autograd import below_autograd, below_autograd_in_backward, no_derivative
+from pymtl.ops.autograd import any_requires_grad, below_autograd, below_autograd_in_backward, no_derivative
 from pymtl.ops.rnn_arguments import RNNArguments, cell_of, missing_of
 
 
@@ -22,7 +22,7 @@ class RNN(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, arguments: RNNArguments, *differentiable: Tensor | None) -> tuple[Tensor, ...]:
         with below_autograd():
-            output = torch.ops.pymtl.rnn_training(*arguments.for_op())
+            output = torch.ops.pymtl.rnn_training(*arguments)
         _save_training(ctx, arguments, output)
         return output
 
@@ -38,18 +38,18 @@ def _setup_training(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 
 def _save_training(ctx: Any, given: RNNArguments, output: tuple[Tensor, ...]) -> None:
     hidden, _, _, gates, cells = output
-    if any(mask is not None and mask.requires_grad for mask in (given.dropout, given.zoneout_h, given.zoneout_c)):
+    if any_requires_grad((given.dropout, given.zoneout_h, given.zoneout_c)):
         raise RuntimeError("dropout, zoneout_h, zoneout_c: expected masks that require no gradient, got one that does")
     ctx.save_for_backward(hidden, gates, cells, *given.tensors())
     ctx.mark_non_differentiable(gates, cells)
     ctx.set_materialize_grads(False)
-    ctx.arguments = given.without_tensors()
+    ctx.layout = given.layout()
     ctx.needs = [
         given.input.requires_grad,
-        any(w.requires_grad for w in given.weight_ih),
-        any(w.requires_grad for w in given.weight_hh),
-        any(b.requires_grad for b in (*given.bias_ih, *given.bias_hh, *given.norm)),
-        any(s is not None and s.requires_grad for s in (given.h0, given.c0)),
+        any_requires_grad(given.weight_ih),
+        any_requires_grad(given.weight_hh),
+        any_requires_grad((*given.bias_ih, *given.bias_hh, *given.norm)),
+        any_requires_grad((given.h0, given.c0)),
     ]
 
 
@@ -57,25 +57,26 @@ def _training_backward(
     ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, grad_c_n: Tensor | None, *_: Any
 ) -> RNNArguments:
     hidden, gates, cells, *saved = ctx.saved_tensors  # once: a checkpoint counts how often it is asked
-    given = ctx.arguments.with_tensors(saved)
+    given = ctx.layout.arguments(saved)
     grad_c_n = grad_c_n if cell_of(given.mode).has_cell else None
     with below_autograd_in_backward():
         grad_input, grad_w_ih, grad_w_hh, grad_bias, grad_h0, grad_c0 = torch.ops.pymtl.rnn_backward(
-            grad_output, grad_h_n, grad_c_n, *given.for_op(), hidden, gates, cells, ctx.needs
+            grad_output, grad_h_n, grad_c_n, *given, hidden, gates, cells, ctx.needs
         )
     needs_input, needs_weight_ih, needs_weight_hh, needs_bias, _ = ctx.needs
-    nothing = given.no_gradients()
-    of_b_ih, of_b_hh, of_norm = nothing.bias_ih, nothing.bias_hh, nothing.norm
+    biases, normalised = len(given.bias_ih), given.normalised
+    of_b_ih, of_b_hh, of_norm = [None] * biases, [None] * biases, [None] * len(given.norm)
     if needs_bias:
-        parts = [_parts_of_sums(sums, given.mode, given.normalised) for sums in grad_bias]
-        if len(given.bias_ih) > 0:
+        parts = [_parts_of_sums(sums, given.mode, normalised) for sums in grad_bias]
+        if biases > 0:
             of_b_ih, of_b_hh = [p[0] for p in parts], [p[1] for p in parts]
-        # All recurrences' gains of the products, then of c, then biases of c; these may be missing.
-        of_norm = [part for kind in zip(*(p[2:] for p in parts)) for part in kind][: len(given.norm)]
+        if normalised:
+            # All recurrences' gains of the products, then of c, then biases of c; these may be missing.
+            of_norm = [part for kind in zip(*(p[2:] for p in parts)) for part in kind][: len(given.norm)]
     return RNNArguments(
         input=grad_input if needs_input else None,
-        weight_ih=grad_w_ih if needs_weight_ih and not given.normalised else nothing.weight_ih,
-        weight_hh=grad_w_hh if needs_weight_hh else nothing.weight_hh,
+        weight_ih=grad_w_ih if needs_weight_ih and not normalised else [None] * len(given.weight_ih),
+        weight_hh=grad_w_hh if needs_weight_hh else [None] * len(given.weight_hh),
         bias_ih=of_b_ih,
         bias_hh=of_b_hh,
         h0=grad_h0 if given.h0 is not None and given.h0.requires_grad else None,
@@ -95,10 +96,10 @@ def _parts_of_sums(sums: Tensor, mode: str, normalised: bool) -> list[Tensor]:
     No two share memory, since users scale gradients in place. The gradients of b_ih and b_hh are equal, except for a
     GRU's gate n, where the reset gate multiplies b_hn but not b_in.
     """
-    plain, cell = cell_of(mode), cell_of(mode, normalised)
-    gates, bias = plain.gates, plain.gradients
     if mode != "GRU" and not normalised:
         return [sums, sums.clone()]
+    plain, cell = cell_of(mode), cell_of(mode, normalised)
+    gates, bias = plain.gates, plain.gradients
     size = sums.shape[0] // cell.gradients
     biases = sums[: bias * size]
     if mode == "GRU":
@@ -133,7 +134,7 @@ def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) 
     grad_output, grad_h_n, grad_c_n, *arguments, _, _, _, needs = inputs
     given = RNNArguments.of_op(*arguments)
     ctx.save_for_backward(grad_output, grad_h_n, grad_c_n, *given.tensors())
-    ctx.arguments, ctx.missing, ctx.needs = given.without_tensors(), missing_of(arguments), list(needs)
+    ctx.layout, ctx.missing, ctx.needs = given.layout(), missing_of(arguments), list(needs)
 
 
 def _double_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
@@ -143,7 +144,7 @@ def _double_backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
     derivatives, so nothing but the inputs is used here.
     """
     grad_output, grad_h_n, grad_c_n, *saved = ctx.saved_tensors  # once: a checkpoint counts how often it is asked
-    given = ctx.arguments.with_tensors(saved)
+    given = ctx.layout.arguments(saved)
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         leaves = [

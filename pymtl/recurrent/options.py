@@ -56,8 +56,8 @@ class Options(NamedTuple):
 
     def act(self, training: bool) -> bool:
         """Whether they change what a module computes now."""
-        lasting = self.zoneout_h > 0 or self.zoneout_c > 0 or self.layer_norm
-        return lasting or (training and (self.recurrent_dropout > 0 or self.weight_drop > 0))
+        recurrent_dropout, weight_drop, zoneout_h, zoneout_c, layer_norm = self
+        return bool(zoneout_h or zoneout_c or layer_norm or (training and (recurrent_dropout or weight_drop)))
 
     def masks(self, input: Tensor, batch: int, directions: int, hidden_size: int, training: bool) -> ops.RNNMasks:
         """For one layer of a batch [T, B, I] or packed [N, I]: drawn in training, else zoneout's expectation."""

@@ -43,9 +43,7 @@ REASONS = (
 )
 
 
-_ROUTES = {
-    (runner, reason): Route(runner, reason) for runner in ("kernels", "torch", "reference") for reason in REASONS
-}
+_ON_CPU = Route("kernels", ON_CPU)  # made once: this is asked at every call
 
 
 def route(
@@ -72,7 +70,7 @@ def route(
     elif input.is_cpu:
         if has_kernels(weights[0], bfloat16=True):
             if not torch.is_autocast_enabled("cpu") or autocast_dtype(input) is not None:
-                return _ROUTES["kernels", ON_CPU]
+                return _ON_CPU
             reason = NO_AUTOCAST
         else:
             reason = NO_DTYPE if weights[0].is_cpu else NO_DEVICE
@@ -84,11 +82,11 @@ def route(
         if not has_kernels_of_gpu(input, dtype):
             reason = NO_DTYPE
         elif has_options:
-            return _ROUTES["kernels", PER_STEP_OPTIONS]
+            return Route("kernels", PER_STEP_OPTIONS)
         elif held:
-            return _ROUTES["kernels", PERSISTENT]
+            return Route("kernels", PERSISTENT)
         elif lengths is not None and lengths.is_cuda:
-            return _ROUTES["kernels", PER_STEP_LENGTHS]
+            return Route("kernels", PER_STEP_LENGTHS)
         else:
             reason = NOT_FASTER
-    return _ROUTES["reference" if has_options else "torch", reason]
+    return Route("reference" if has_options else "torch", reason)

@@ -24,7 +24,7 @@ struct StepWeights {
       b_ih = side_by_side(*given.bias_ih);
       b_hh = side_by_side(*given.bias_hh);
     }
-    const Tensors norm = or_none(given.norm);
+    const Tensors& norm = or_none(given.norm);
     const auto part = [&](size_t kind) -> OptionalTensor {
       const size_t count = given.weight_hh.size();
       if ((kind + 1) * count > norm.size()) return std::nullopt;
