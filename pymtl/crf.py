@@ -116,7 +116,9 @@ class CRF(nn.Module):
             )
         if isinstance(tags, PackedSequence):
             if not same_packing(emissions, tags):
-                raise ValueError("tags: expected the packing of the emissions, got another order or lengths")
+                raise ValueError(
+                    "tags: expected the packing of the emissions: the order or the lengths of sequences differ"
+                )
             flat = tags.data
         else:
             if tags.shape != emissions.shape[:2]:
@@ -219,15 +221,16 @@ class CRFLoss(SequenceLoss):
     kind: ClassVar[str] = "crf"
 
     def __call__(self, emissions: Tensor | PackedSequence, tags: Tensor | PackedSequence) -> Tensor:
-        """The loss; padded sentences are as long as they have tags.
+        """The loss. A padded sentence has as many tokens as tags, which stand at its beginning.
+
+        Padded sentences on a GPU raise the errors about values late: the loss is NaN, and a later
+        :class:`pymtl.JointLoss` or :func:`pymtl.ops.raise_late_errors` raises the error. Packed sentences on a GPU make
+        the call wait for it, to find the tokens without a tag.
 
         Raises:
-            TypeError, ValueError: the layouts differ, or a padded sentence has tags for some of its tokens only,
-                which then do not tell its length.
-            IndexError: a tag is out of range. For padded sentences on a GPU, this error and the one about tags for some
-                tokens only come late: the loss is NaN, and a later :class:`pymtl.JointLoss` or
-                :func:`pymtl.ops.raise_late_errors` raises the error. For packed sentences the call waits for the GPU,
-                since some of their tokens may have no tag.
+            TypeError: one of emissions and tags is padded and the other packed, or the tags are not int64.
+            ValueError: their sizes differ; or a padded sentence has a token without a tag before one with a tag.
+            IndexError: a tag is out of range.
         """
         data, order, flat = self._packed(emissions, tags)
         if not isinstance(tags, PackedSequence) and has_cuda(tags):
@@ -267,7 +270,7 @@ class CRFLoss(SequenceLoss):
             raise TypeError(f"expected a {type(emissions).__name__} like the logits, got a {type(tags).__name__}")
         if isinstance(emissions, PackedSequence):
             if not same_packing(emissions, tags):
-                raise ValueError("expected the packing of the logits, got another order or lengths")
+                raise ValueError("expected the packing of the logits: the order or the lengths of sequences differ")
             data, order = self.crf.packed(emissions, None)
             self._check_classes(tags.data)
             return data, order, tags.data

@@ -1,4 +1,4 @@
-"""Connectionist temporal classification: labels of a sequence without their places."""
+"""Connectionist temporal classification: a sequence's labels are known in order, but not their tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The losses of single tasks, as descriptions: :class:`pymtl.JointLoss` computes them together."""
+"""Descriptions of the losses of single tasks. :class:`pymtl.JointLoss` computes the losses of all tasks in one call."""
 
 from __future__ import annotations
 

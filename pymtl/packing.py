@@ -12,14 +12,15 @@ from pymtl import ops
 
 
 def as_lengths(lengths: Tensor | Sequence[int], batch: int, device: torch.device | None = None) -> Tensor:
-    """``lengths`` as the int64 tensor [B] the ops take.
+    """``lengths`` as an int64 tensor [B], which the ops take. :func:`pymtl.ops.packing_order` checks their values.
 
     Args:
-        device: of the batch, if ``lengths`` may be there as well as on the CPU.
+        lengths: a tensor, or what makes an int64 tensor on the CPU.
+        batch: B.
+        device: a tensor may be on this device or on the CPU; on the CPU only if None.
 
     Raises:
-        RuntimeError: it is not one-dimensional int64, is elsewhere, or has another count than ``batch``. Whether each
-            length is within 1 and T is for :func:`pymtl.ops.packing_order` to check.
+        RuntimeError: a tensor is not one-dimensional, not int64 or on another device; or there are not B lengths.
     """
     if not isinstance(lengths, Tensor):
         lengths = torch.as_tensor(lengths, dtype=torch.int64, device="cpu")

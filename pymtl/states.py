@@ -49,7 +49,7 @@ class States:
 
     @property
     def batch(self) -> int:
-        """B."""
+        """The batch size B: the number of sequences."""
         if self._batch is None:
             self._batch = int(self.batch_sizes[0]) if len(self.batch_sizes) > 0 else 0
         return self._batch

@@ -11,12 +11,13 @@ from pymtl.balancing.base import Balancing
 
 
 class GradNorm(Balancing):
-    """GradNorm (Chen et al. 2018, "GradNorm: Gradient Normalization for Adaptive Loss Balancing", algorithm 1): weights
-    w, learned with the model's parameters, that bring the norms of the tasks' gradients to their mean times
-    ``r_k^alpha``, r_k how slowly task k learns: its loss over its first one, relative to the tasks' mean.
+    """GradNorm (Chen et al. 2018, "GradNorm: Gradient Normalization for Adaptive Loss Balancing", algorithm 1): a
+    weight for each task, learned together with the model's parameters. They are trained so that the norm of task k's
+    gradient becomes the tasks' mean norm times ``r_k^alpha``. ``r_k`` says how slowly task k learns: its loss divided
+    by its first loss, divided by the tasks' mean of that ratio.
 
-    The norms are of the gradients of the shared states, not of the last shared layer's weights: as in MGDA-UB
-    (Sener & Koltun 2018) that takes a backward pass through the heads only.
+    The gradients are with respect to the shared states, not to the weights of the last shared layer as in the paper.
+    They need a backward pass through the heads only, as in MGDA-UB (Sener & Koltun 2018).
 
     Args:
         tasks: the tasks' names.
@@ -49,8 +50,8 @@ class GradNorm(Balancing):
         rates = progress / progress.mean().clamp(min=1e-12)
         norms = torch.stack([weight * _norm(loss, shared) for weight, loss in zip(weights, values)])
         goals = (norms.mean() * rates**self.alpha).detach()
-        # Adds nothing to the value, and to the gradient only that of the weights.
         distance = (norms - goals).abs().sum()
+        # The second term is zero: it leaves the loss as it is, and its gradient reaches only the tasks' weights.
         return total + (distance - distance.detach())
 
 

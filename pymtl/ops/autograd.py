@@ -40,7 +40,7 @@ def any_requires_grad(tensors: Iterable[Tensor | None]) -> bool:
 
 
 def below_autograd() -> AbstractContextManager[Any]:
-    """Skips the autograd layer of a call that needs none: it is Python and costs tens of microseconds."""
+    """Skips the autograd layer in calls that need no gradient. That layer is Python and costs tens of microseconds."""
     if torch.compiler.is_compiling():
         return nullcontext()
     return torch._C._AutoDispatchBelowAutograd()

@@ -36,7 +36,8 @@ def has_cuda(tensor: Tensor) -> bool:
 
 
 def lstm_fits_gpu(tensor: Tensor, dtype: torch.dtype, hidden_size: int) -> bool:
-    """Whether the GPU that ``tensor`` is on holds all weights of an LSTM of that dtype and size in one kernel."""
+    """Whether a kernel on ``tensor``'s GPU can keep all weights of such an LSTM on the chip, in registers and shared
+    memory, for a whole call."""
     return has_cuda(tensor) and hidden_size <= _hidden_size_limit(dtype, tensor.device)
 
 

@@ -18,13 +18,14 @@ class HierarchicalSharing(Sharing):
 
     Args:
         tasks, input_size, hidden_size, bidirectional, dropout: as for :class:`Sharing`.
-        num_layers: at least the highest level; more are made where a level asks for it.
+        num_layers: how many layers there are; if a level is higher, as many as that level.
         levels: the layer of each task, from 1; by default the first task reads layer 1, the second layer 2, and so on.
-        shortcut: the layers above the first read the embedded tokens beside the layer below (Hashimoto et al. 2017).
+        shortcut: whether each layer above the first reads the embedded tokens besides the layer below (Hashimoto et
+            al. 2017).
 
     Raises:
-        TypeError: a level is no whole number.
-        ValueError: ``levels`` names other tasks, or a level is below 1.
+        TypeError: a level is not a whole number.
+        ValueError: the tasks of ``levels`` are not ``tasks``, or a level is below 1.
     """
 
     def __init__(

@@ -72,7 +72,7 @@ class Batcher:
 
     Args:
         vocabulary, config: of the run.
-        remember: keep each record's tensors, for records that come again.
+        remember: keep each record's tensors for the next time the record is in a batch.
     """
 
     def __init__(self, vocabulary: Vocabulary, config: Config, remember: bool = True) -> None:

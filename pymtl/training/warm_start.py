@@ -120,5 +120,5 @@ def _owner_of(model: nn.Module, part: str) -> nn.Module:
 
 
 def _parameters_of(model: nn.Module, parts: Sequence[str]) -> list[str]:
-    """The names of the parameters of some modules of the model."""
+    """The names of the parameters of the given modules of the model."""
     return [name for name, _ in model.named_parameters() if any(name.startswith(f"{part}.") for part in parts)]

@@ -385,7 +385,7 @@ void launch_together(void (*kernel)(Args), const Grid& grid, Stream stream, cons
   check(cudaLaunchKernelEx(&configuration.config, kernel, args), "cudaLaunchKernelEx");
 }
 
-// The count, or 0 where the device cannot do what was asked about, which is an answer and no error.
+// The count; or 0 where the device cannot do what was asked about, which is a valid answer and no error.
 inline int count_or_none(cudaError_t error, int count) {
   if (error == cudaSuccess) return count;
   cudaGetLastError();

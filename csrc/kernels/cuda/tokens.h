@@ -53,7 +53,7 @@ __device__ __forceinline__ int64_t first_row() { return (block_index() * block_t
 __device__ __forceinline__ int64_t row_stride() { return block_count() * block_threads() / kWarp; }
 __device__ __forceinline__ int lane_index() { return thread_index() % kWarp; }
 
-// A warp for each row; of very many rows several for each warp.
+// Each warp takes one row, or several where there are very many rows.
 inline Grid grid_of_rows(int64_t rows) {
   constexpr int64_t kMostBlocks = 8192;
   const int64_t blocks = (rows * kWarp + kRowThreads - 1) / kRowThreads;

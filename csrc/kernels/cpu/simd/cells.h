@@ -194,10 +194,14 @@ struct GruCell {
   template <typename T>
   PYMTL_INLINE static void finish(const CellPlace<T>&) {}
 
+  // n = tanh(a_n + r q), where q = W_hn h_{t-1} + b_hn:
+  //
   //   dn = dh (1-z)           dz = dh (h_{t-1} - n)
   //   da_n = dn (1-n^2)       dq = da_n r                 dr = da_n q
-  //   da = (da_n, dr r(1-r), dz z(1-z), dq)
+  //   da_r = dr r(1-r)        da_z = dz z(1-z)
   //   dh_{t-1} = dh z + (da_r, da_z, dq) W_hh
+  //
+  // Kept in the order da_n, da_r, da_z, dq: W_ih has a part in the first three, W_hh in the last three.
   template <typename T>
   PYMTL_INLINE static void gradient(const GradientPlace<T>& at) {
     const Vec<T> one = broadcast(Accum<T>(1));
@@ -221,7 +225,8 @@ struct GruCell {
   }
 };
 
-// The plain recurrent cell (Elman 1990): see rnn.h. One gate makes narrow panels: four vectors of units share one.
+// The plain recurrent cell (Elman 1990); rnn.h has its formulas. It has one gate only, so a panel with one vector of
+// units would be narrow: each panel holds four.
 template <bool kRelu>
 struct ElmanCell {
   static constexpr bool kNormalised = false;

@@ -47,7 +47,7 @@ PYMTL_INLINE void for_row_groups(int64_t rows, Tile&& tile) {
 template <typename T, int R, int V>
 PYMTL_INLINE void multiply_group(const T* const (&row)[R], int64_t k, const T* panel, Vec<T> (&acc)[R][V]) {
   const auto multiply = [&]<int Step>() PYMTL_INLINE_LAMBDA {
-    // Whichever operand has fewer vectors stays in registers while the other passes by.
+    // Whichever operand has fewer vectors stays in registers while the other is streamed.
     if constexpr (R <= V) {
       Vec<T> x[R];
 #pragma GCC unroll 8

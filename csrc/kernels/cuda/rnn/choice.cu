@@ -25,7 +25,8 @@ int rounded_to_power(int number) {
   return power;
 }
 
-// Asking the driver takes microseconds, so each answer to a question `ask` is kept. A process has few of them.
+// What ask() returns, asked once for each device and kernel: the driver takes microseconds to answer. A process asks
+// few different questions, so all answers are kept.
 template <typename Ask>
 int answer(Pass pass, int blocks, int warps, int rows, int type, const Ask& ask) {
   using Key = std::tuple<int, Pass, int, int, int, int>;

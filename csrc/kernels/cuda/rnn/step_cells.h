@@ -36,7 +36,7 @@ __device__ __forceinline__ StepPlace place_of(const RnnSteps& at, int64_t row, i
   return place;
 }
 
-// The sum over all threads of the block, which all get.
+// The sum over all threads of the block. Every thread gets the result.
 template <typename R>
 __device__ __forceinline__ R sum_over_block(R value) {
   R* const of_warps = reinterpret_cast<R*>(shared_memory());
