@@ -143,8 +143,8 @@ class Head(nn.Module):
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is a linear map of the states, or of what the encoder's walk pools of them, and no more: such
-        heads are projected together."""
+        """Whether the head is only a linear map of the states, or of the features that the encoder pools from them.
+        Such heads are projected together."""
         return self.reads == Reads() and self.attention is None and not runs_own_code(self, Head)
 
     def projection(self) -> tuple[Tensor, Tensor]:

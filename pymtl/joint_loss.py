@@ -198,7 +198,7 @@ class JointLoss(nn.Module):
         if isinstance(z, PackedSequence):
             if not same_packing(z, target):
                 raise ValueError(
-                    f"targets[{task!r}]: expected the packing of its logits: the order or the lengths of sequences differ"
+                    f"targets[{task!r}]: expected the packing of its logits: the order or lengths of sequences differ"
                 )
             z, target = z.data, target.data
         if isinstance(self.losses[task], OrdinalLoss):

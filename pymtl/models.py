@@ -47,7 +47,7 @@ class MultiTaskModel(nn.Module):
 
     Everything runs on packed tokens: the embedding, the encoder, the heads and, given PackedSequence targets,
     the loss never see padding. The token heads' weights are stacked into one projection; under hard sharing, where no
-    gradient is wanted, it is part of the last layer's walk over time.
+    gradient is wanted, it is part of the last layer's time loop.
 
     Args:
         embedding: from token ids to [..., E] features, applied to packed ids [N], or to a dictionary of packed fields
@@ -257,7 +257,7 @@ class MultiTaskModel(nn.Module):
     def _fused(
         self, layers: Recurrent, data: Tensor, order: ops.PackingOrder, tasks: Sequence[str]
     ) -> dict[str, Tensor]:
-        """Heads and pooling inside the last layer's walk: the states are never written."""
+        """Heads and pooling inside the last layer's time loop: the states are never written."""
         groups: dict[str | None, list[str]] = {}
         for task in tasks:
             groups.setdefault(self.heads[task].pooling, []).append(task)

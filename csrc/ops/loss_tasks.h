@@ -14,7 +14,7 @@ inline Loss kind_of(const std::string& kind) {
   return Loss::binary_cross_entropy;
 }
 
-// All on the device of the first logits. `reserve` keeps copies alive that a task points into.
+// All on the device of the first logits. `kept` keeps copies alive that a task points into.
 template <typename T>
 struct LossTasks {
   Tensor losses;  // [K]

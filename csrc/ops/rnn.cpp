@@ -188,8 +188,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_heads(
     OptionalTensors bias_hh, std::vector<bool> reverse, std::string mode, OptionalTensor h0, OptionalTensor c0,
     OptionalTensor given_prepacked, OptionalTensor given_head_weight, OptionalTensor given_head_bias, bool mean,
     bool max) {
-  return with_layer_type(input, "input", [&]<typename T>() {
-    const Call<T> call(RnnArguments{input, batch_sizes, weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode, h0, c0});
+  const RnnArguments arguments{std::move(input),   std::move(batch_sizes), std::move(weight_ih), std::move(weight_hh),
+                               std::move(bias_ih), std::move(bias_hh),     std::move(reverse),   std::move(mode),
+                               std::move(h0),      std::move(c0)};
+  return with_layer_type(arguments.input, "input", [&]<typename T>() {
+    const Call<T> call(arguments);
     const Sizes features = {call.batch.batch, call.layer.recurrences * call.layer.hidden_size};
     const OptionalTensor prepacked = checked_prepacked(given_prepacked, call.layer, call.type);
     if (given_head_weight.has_value()) {

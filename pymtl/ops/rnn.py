@@ -27,7 +27,7 @@ class RNNWeights(NamedTuple):
     """The weights of G recurrences, in nn.LSTM's, nn.GRU's or nn.RNN's shapes and order of the gates.
 
     ``weight_ih`` G tensors [gates*H, I], ``weight_hh`` G tensors [gates*H, H], ``bias_ih`` and ``bias_hh`` G tensors
-    [gates*H] each or none at all, ``reverse`` G flags: walk each sequence from its last token to its first. ``mode`` as
+    [gates*H] each or none at all, ``reverse`` G flags: from each sequence's last token to its first. ``mode`` as
     :class:`torch.nn.RNNBase` calls it: ``"LSTM"`` (4 gates: i, f, g, o), ``"GRU"`` (3: r, z, n), ``"RNN_TANH"`` or
     ``"RNN_RELU"`` (1).
     """
@@ -286,7 +286,7 @@ def rnn_heads(
     c0: Tensor | None = None,
     prepacked: Tensor | None = None,
 ) -> RNNHeadsResult:
-    """:func:`rnn` (of one input) with the heads' projection and the pooling inside its walk; h is never written.
+    """:func:`rnn` (of one input) with the heads' projection and the pooling inside its time loop; h is never written.
 
     For inference; it records no gradient. The results are the same bits as those of :func:`rnn` followed by
     :func:`pymtl.ops.heads` and :func:`pymtl.ops.pool`.

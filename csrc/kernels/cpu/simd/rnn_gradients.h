@@ -155,7 +155,7 @@ void rnn_input_gradient(const RnnInputGradient<T>& args) {
   if constexpr (Cell::kNormalised) {
     copy_gate_gradients<T, Cell>(args);
   } else {
-    constexpr int64_t kRows = 8 * kTileRows;  // whose gates stay in cache while the panels pass by
+    constexpr int64_t kRows = 8 * kTileRows;  // whose gates stay in cache while the panels are streamed
     const PanelLayout<T> layout = rnn_input_gradient_layout<T, Cell>(args.input_size, args.hidden_size);
     const T* rows[kRows];
     int64_t tokens[kRows];
