@@ -37,11 +37,11 @@ CHECKED := test_structure.py ops/test_rnn_errors.py ops/test_heads.py ops/test_p
 check: install
 	$(BIN)/pytest -n auto --dist loadfile $(addprefix tests/,$(CHECKED))
 
-# Of the kernels that are installed; and with torch, so that the ops that call the CUDA kernels can be tried on the CPU.
+# Of the kernels that are installed, which need not be compiled again; and with torch, so that the ops that call the CUDA
+# kernels can be tried on the CPU.
 test-kernels: $(VENV)/.tools install
 	$(BIN)/cmake -S . -B build/kernels -G Ninja -DPYMTL_PYTHON=OFF -DPYMTL_TESTS=ON -DPYMTL_CUDA=OFF \
-	  -DPYMTL_KERNELS="$$($(BIN)/python -c 'from pymtl import _native; print(_native.__file__)' | \
-	    sed 's|[^/]*$$|libpymtl.so|')" \
+	  -DPYMTL_KERNELS="$$($(BIN)/python -c 'import pathlib, pymtl._native as n; print(pathlib.Path(n.__file__).with_name("libpymtl.so"))')" \
 	  -DPYMTL_TORCH="$$($(BIN)/python -c 'import torch; print(torch.__path__[0])')"
 	$(BIN)/cmake --build build/kernels
 	$(BIN)/ctest --test-dir build/kernels --output-on-failure --parallel "$$(nproc)"

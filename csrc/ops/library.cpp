@@ -38,13 +38,10 @@ STABLE_TORCH_LIBRARY(pymtl, m) {
   // All layers at once, from their prepacked weights: h0, c0, h_n and c_n are [layers * G, B, H].
   m.def(
       "rnn_frozen(Tensor input, Tensor? batch_sizes, Tensor[] prepacked, int hidden_size, bool[] reverse, str mode, "
-      "Tensor? h0, "
-      "Tensor? c0) -> (Tensor output, Tensor h_n, Tensor c_n)");
+      "Tensor? h0, Tensor? c0) -> (Tensor output, Tensor h_n, Tensor c_n)");
   m.def(
-      "rnn_prepack(Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, str "
-      "mode, "
-      "Tensor[]? norm) "
-      "-> Tensor");
+      "rnn_prepack(Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, "
+      "str mode, Tensor[]? norm) -> Tensor");
   // Of a GPU: the largest H of which one kernel holds all weights, of the dtype and on the device of `like`.
   m.def("rnn_hidden_size_limit(Tensor like) -> int");
   // For benchmarks, on the device of `like`: the ways there are to share out an LSTM among blocks, a line each, the one

@@ -18,7 +18,7 @@ inline Cell cell_of(const std::string& mode, bool normalised = false) {
   return static_cast<Cell>(cell);
 }
 
-// The list itself, since copies of tensors cost a call a percent.
+// The list itself: every copy of a tensor counts a reference up and down.
 inline const Tensors& or_none(const OptionalTensors& list) {
   static const Tensors none;
   return list.has_value() ? *list : none;

@@ -60,6 +60,7 @@ class RNNMasks(NamedTuple):
 
 
 _NO_MASKS = RNNMasks()
+_OF_HEADS = RNNArguments._fields.index("dropout")  # the arguments before it are those of rnn_heads too
 
 
 class RNNNorm(NamedTuple):
@@ -317,7 +318,7 @@ def rnn_heads(
         )
     with below_autograd():
         arguments = RNNArguments(input, batch_sizes, *weights, h0, c0)
-        layer = arguments.for_compiler()[: RNNArguments._fields.index("dropout")]
+        layer = (arguments.for_compiler() if torch.compiler.is_compiling() else arguments)[:_OF_HEADS]
         return RNNHeadsResult(*torch.ops.pymtl.rnn_heads(*layer, prepacked, head_weight, head_bias, mean, max))
 
 

@@ -11,6 +11,7 @@ from pymtl import _native
 
 _LISTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "norm")
 _MASKS = ("dropout", "zoneout_h", "zoneout_c")
+_SINGLES = 7  # tensors that stand alone: input, batch_sizes, h0, c0 and the masks
 
 
 class RNNArguments(NamedTuple):
@@ -59,8 +60,6 @@ class RNNArguments(NamedTuple):
         """Whether the cells are layer-normalised: then the input is projected already, and ``weight_ih`` is empty."""
         return len(self.norm) > 0
 
-    # These run at every call with gradients, where a microsecond is a percent: plain slices, arguments by position.
-
     def tensors(self) -> list[Tensor | None]:
         """All of them, flat."""
         lists = (*self.weight_ih, *self.weight_hh, *self.bias_ih, *self.bias_hh, *self.norm)
@@ -75,7 +74,7 @@ class RNNArguments(NamedTuple):
 
     def layout(self) -> RNNLayout:
         """What turns :meth:`tensors` into these arguments again."""
-        weight_hh = 7 + len(self.weight_ih)
+        weight_hh = _SINGLES + len(self.weight_ih)
         bias_ih = weight_hh + len(self.weight_hh)
         bias_hh = bias_ih + len(self.bias_ih)
         norm = bias_hh + len(self.bias_hh)
@@ -94,8 +93,8 @@ class RNNArguments(NamedTuple):
 
 
 class RNNLayout(NamedTuple):
-    """Where in :meth:`RNNArguments.tensors` each list begins (``weight_ih`` at 7), and the arguments that are no
-    tensors."""
+    """Where in :meth:`RNNArguments.tensors` each list begins (``weight_ih`` behind those that stand alone), and the
+    arguments that are no tensors."""
 
     weight_hh: int
     bias_ih: int
@@ -106,13 +105,13 @@ class RNNLayout(NamedTuple):
     allow_tf32: bool
 
     def arguments(self, flat: list[Any]) -> RNNArguments:
-        """The arguments whose tensors these are."""
+        """The arguments whose tensors these are. By slices and positions: this runs at every backward pass."""
         weight_hh, bias_ih, bias_hh, norm, reverse, mode, allow_tf32 = self
-        input, batch_sizes, h0, c0, dropout, zoneout_h, zoneout_c = flat[:7]
+        input, batch_sizes, h0, c0, dropout, zoneout_h, zoneout_c = flat[:_SINGLES]
         return RNNArguments(
             input,
             batch_sizes,
-            flat[7:weight_hh],
+            flat[_SINGLES:weight_hh],
             flat[weight_hh:bias_ih],
             flat[bias_ih:bias_hh],
             flat[bias_hh:norm],

@@ -115,6 +115,6 @@ def _rnn_heads_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Te
 
 
 @torch.library.register_fake("pymtl::rnn_prepack")
-def _rnn_pack_fake(weight_ih: Sequence[Tensor], weight_hh: Sequence[Tensor], *_: Any) -> Tensor:
+def _rnn_prepack_fake(weight_ih: Sequence[Tensor], weight_hh: Sequence[Tensor], *_: Any) -> Tensor:
     # The size depends on the width of the vector registers in use.
     return weight_hh[0].new_empty(torch.library.get_ctx().new_dynamic_size())

@@ -1,4 +1,4 @@
-"""Packed weights kept from call to call, for who asks for them."""
+"""Prepacked weights kept from call to call, for who asks for them."""
 
 from __future__ import annotations
 

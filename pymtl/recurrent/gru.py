@@ -46,5 +46,5 @@ class GRU(Recurrent):
     ) -> None:
         refuse_projection(proj_size)
         options = Options.of("GRU", recurrent_dropout, weight_drop, zoneout, layer_norm)
-        shape = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0)
-        super().__init__("GRU", *shape, device, dtype, options=options)
+        arguments = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0)
+        super().__init__("GRU", *arguments, device, dtype, options=options)

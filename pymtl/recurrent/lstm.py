@@ -66,8 +66,8 @@ class LSTM(Recurrent):
         layer_norm: bool = False,
     ) -> None:
         options = Options.of("LSTM", recurrent_dropout, weight_drop, zoneout, layer_norm)
-        shape = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
-        super().__init__("LSTM", *shape, device, dtype, options=options)
+        arguments = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
+        super().__init__("LSTM", *arguments, device, dtype, options=options)
 
     # Other people's code calls these on an nn.LSTM.
     get_expected_cell_size = nn.LSTM.get_expected_cell_size

@@ -52,5 +52,5 @@ class RNN(Recurrent):
         self.nonlinearity = nonlinearity
         mode = _MODES[nonlinearity]
         options = Options.of(mode, recurrent_dropout, weight_drop, zoneout, layer_norm)
-        shape = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0)
-        super().__init__(mode, *shape, device, dtype, options=options)
+        arguments = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0)
+        super().__init__(mode, *arguments, device, dtype, options=options)

@@ -43,7 +43,11 @@ REASONS = (
 )
 
 
-_ON_CPU = Route("kernels", ON_CPU)  # made once: this is asked at every call
+# Made once: one of them is asked for at every call.
+_ROUTES = {
+    (runner, reason): Route(runner, reason) for runner in ("kernels", "torch", "reference") for reason in REASONS
+}
+_ON_CPU = _ROUTES["kernels", ON_CPU]
 
 
 def route(
@@ -82,11 +86,11 @@ def route(
         if not has_kernels_of_gpu(input, dtype):
             reason = NO_DTYPE
         elif has_options:
-            return Route("kernels", PER_STEP_OPTIONS)
+            return _ROUTES["kernels", PER_STEP_OPTIONS]
         elif held:
-            return Route("kernels", PERSISTENT)
+            return _ROUTES["kernels", PERSISTENT]
         elif lengths is not None and lengths.is_cuda:
-            return Route("kernels", PER_STEP_LENGTHS)
+            return _ROUTES["kernels", PER_STEP_LENGTHS]
         else:
             reason = NOT_FASTER
-    return Route("reference" if has_options else "torch", reason)
+    return _ROUTES["reference" if has_options else "torch", reason]

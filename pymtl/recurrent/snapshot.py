@@ -15,7 +15,7 @@ from pymtl import _native
 
 
 class Snapshot(NamedTuple):
-    """Packed weights and the parameters, with their versions and memory, that they were made from."""
+    """Prepacked weights and the parameters, with their versions and memory, that they were made from."""
 
     parameters: list[Tensor]
     versions: list[int]

@@ -311,7 +311,7 @@ def with_word(prepacked, place, value):
     ids=["size", "rank", "dtype", "zeros", "version", "header's dtype", "scheme", "lanes", "cell"],
 )
 @pytest.mark.parametrize("call", [call_lstm, call_rnn_heads])
-def test_packed_weights_that_do_not_fit_are_refused(edit, message, call):
+def test_prepacked_weights_that_do_not_fit_are_refused(edit, message, call):
     sample = rnn_sample(DENSE)
     with pytest.raises(RuntimeError, match=message):
         call(sample, prepacked=edit(ops.rnn_prepack(sample.weights)))

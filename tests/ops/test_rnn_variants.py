@@ -246,7 +246,7 @@ def test_a_sequence_alone_has_the_bits_it_has_in_a_batch(case, isa):
 
 
 @pytest.mark.parametrize("case", INVARIANT, ids=str)
-def test_training_inference_packed_weights_and_threads_give_the_same_bits(case, isa, threads):
+def test_training_inference_prepacked_weights_and_threads_give_the_same_bits(case, isa, threads):
     sample = rnn_sample(case)
     expected = run_ours(sample)
     assert_same_bits(run_ours(sample, prepacked=ops.rnn_prepack(sample.weights, sample.norm)), expected)

@@ -299,7 +299,7 @@ def test_a_default_device_does_not_matter(kind):
 # Construction, attributes, copies.
 
 
-@every_option
+@pytest.mark.parametrize("options", [*OPTIONS.values(), {"dtype": torch.half}], ids=[*OPTIONS, "float16"])
 @every_kind
 def test_the_same_seed_draws_the_weights_of_torch_and_state_dicts_load_in_both_directions(kind, options):
     torch.manual_seed(2)
@@ -338,13 +338,13 @@ def test_the_attributes_of_torchs_module_work(kind):
 
 
 @pytest.mark.parametrize("options", [{}, DEEP, {"dtype": torch.half}], ids=str)
-@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("mode", ["training", "evaluation", "frozen"])
 @every_kind
-def test_copies_give_the_same_bits_and_share_nothing(kind, frozen, options):
-    ours = ours_of(kind, 5, 7, **options).eval()
+def test_copies_give_the_same_bits_and_share_nothing(kind, mode, options):
+    ours = ours_of(kind, 5, 7, **options).train(mode == "training")
     x = input_of(ours)
     expected = run(ours, x)
-    if frozen:
+    if mode == "frozen":
         pymtl.freeze(ours)
     duplicates = [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), saved_and_loaded]
     twins = [duplicate(ours) for duplicate in duplicates]

@@ -122,13 +122,15 @@ def test_bad_input_raises_what_torch_raises_and_names_the_argument(kind, argumen
 @pytest.mark.parametrize(
     ("kind", "options"), [("LSTM", {"proj_size": 3}), *((kind, {"dtype": torch.half}) for kind in KINDS)], ids=str
 )
-def test_bad_input_of_torchs_own_path_raises_what_torch_raises(kind, case, options):
+@gradients_or_not
+def test_bad_input_of_torchs_own_path_raises_what_torch_raises(kind, case, options, gradients):
     ours, theirs = pair(kind, 5, 7, bidirectional=True, **options)
     arguments, _ = refused_of(kind)[case]
-    with pytest.raises(Exception) as expected:  # noqa: PT011
-        theirs(*arguments)
-    with pytest.raises(expected.type):
-        ours(*arguments)
+    with torch.set_grad_enabled(gradients):
+        with pytest.raises(Exception) as expected:  # noqa: PT011
+            theirs(*arguments)
+        with pytest.raises(expected.type):
+            ours(*arguments)
 
 
 # Where torch computes something, or stumbles over its own code.
@@ -167,9 +169,13 @@ def test_bad_input_that_torch_does_not_check_is_refused_by_name(kind, arguments,
 
 
 @pytest.mark.parametrize("hx", [(state(),), (state(),) * 3, (), 3, (None, None)], ids=lambda hx: str(type(hx)))
-def test_initial_states_that_are_no_pair_of_tensors_are_refused(hx):
+@gradients_or_not
+def test_initial_states_that_are_no_pair_of_tensors_are_refused(hx, gradients):
     for module in pair("LSTM", 5, 7, bidirectional=True):
-        with pytest.raises((TypeError, ValueError, IndexError, AttributeError, RuntimeError)):
+        with (
+            torch.set_grad_enabled(gradients),
+            pytest.raises((TypeError, ValueError, IndexError, AttributeError, RuntimeError)),
+        ):
             module(X, hx)
 
 
@@ -191,13 +197,15 @@ WRONG_WEIGHTS = {
 
 
 @pytest.mark.parametrize(("name", "change", "message"), WRONG_WEIGHTS.values(), ids=WRONG_WEIGHTS)
+@gradients_or_not
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one direction", "two directions"])
 @every_kind
-def test_weights_that_do_not_fit_raise_what_torch_raises(kind, name, change, message):
-    ours, theirs = pair(kind, 5, 7)
+def test_weights_that_do_not_fit_raise_what_torch_raises(kind, bidirectional, name, change, message, gradients):
+    ours, theirs = pair(kind, 5, 7, bidirectional=bidirectional)
     types = []
     for module in (ours, theirs):
         setattr(module, name, nn.Parameter(change(getattr(module, name).detach())))
-        with pytest.raises(Exception) as caught:  # noqa: PT011
+        with torch.set_grad_enabled(gradients), pytest.raises(Exception) as caught:  # noqa: PT011
             module(X)
         types.append(caught.type)
         assert module is not ours or caught.match(message)
@@ -241,38 +249,46 @@ ALSO_BAD_LENGTHS = {
 
 @pytest.mark.parametrize("options", [{}, {"dtype": torch.half}], ids=["kernels", "torch's own path"])
 @pytest.mark.parametrize(("lengths", "message"), ALSO_BAD_LENGTHS.values(), ids=ALSO_BAD_LENGTHS)
+@gradients_or_not
 @every_kind
-def test_lengths_that_are_not_one_count_of_steps_for_each_sequence_are_refused(kind, lengths, message, options):
+def test_lengths_that_are_not_one_count_of_steps_for_each_sequence_are_refused(
+    kind, lengths, message, options, gradients
+):
     ours = ours_of(kind, 5, 7, **options)
-    with pytest.raises(RuntimeError, match=f"lengths: {message}"):
+    with torch.set_grad_enabled(gradients), pytest.raises(RuntimeError, match=f"lengths: {message}"):
         ours(X.to(ours.weight_ih_l0.dtype), lengths=lengths)
 
 
 @pytest.mark.parametrize("lengths", [[6, 0, 1], [6, 3, -1], [7, 2, 1], [1, 1, 2**20]], ids=str)
 @pytest.mark.parametrize("options", [{"proj_size": 3}, {"dtype": torch.half}], ids=str)
-def test_lengths_out_of_range_are_refused_on_torchs_own_path_too(lengths, options):
+@gradients_or_not
+def test_lengths_out_of_range_are_refused_on_torchs_own_path_too(lengths, options, gradients):
     ours = ours_of("LSTM", 5, 7, **options)
-    with pytest.raises(RuntimeError):
+    with torch.set_grad_enabled(gradients), pytest.raises(RuntimeError):
         ours(X.to(ours.weight_ih_l0.dtype), lengths=lengths)
 
 
 @pytest.mark.parametrize("lengths", ["abc", ["a", "b", "c"], [6, None, 1]], ids=str)
+@gradients_or_not
 @every_kind
-def test_lengths_that_are_no_numbers_raise_what_pack_padded_sequence_raises(kind, lengths):
+def test_lengths_that_are_no_numbers_raise_what_pack_padded_sequence_raises(kind, lengths, gradients):
     ours, theirs = pair(kind, 5, 7)
-    with pytest.raises(Exception) as expected:  # noqa: PT011
-        by_packing(lengths, theirs, X)
-    with pytest.raises(expected.type):
-        ours(X, lengths=lengths)
+    with torch.set_grad_enabled(gradients):
+        with pytest.raises(Exception) as expected:  # noqa: PT011
+            by_packing(lengths, theirs, X)
+        with pytest.raises(expected.type):
+            ours(X, lengths=lengths)
 
 
+@gradients_or_not
 @every_kind
-def test_lengths_with_a_packed_sequence_or_an_unbatched_input_are_refused(kind):
+def test_lengths_with_a_packed_sequence_or_an_unbatched_input_are_refused(kind, gradients):
     ours = ours_of(kind, 5, 7)
-    with pytest.raises(ValueError, match=r"lengths: .* PackedSequence"):
-        ours(packed(6, 3, 5), lengths=[6, 2, 1])
-    with pytest.raises(ValueError, match=r"lengths: .* unbatched"):
-        ours(draw(6, 5), lengths=[6])
+    with torch.set_grad_enabled(gradients):
+        with pytest.raises(ValueError, match=r"lengths: .* PackedSequence"):
+            ours(packed(6, 3, 5), lengths=[6, 2, 1])
+        with pytest.raises(ValueError, match=r"lengths: .* unbatched"):
+            ours(draw(6, 5), lengths=[6])
 
 
 WITH_LENGTHS = ["rank 1", "rank 4", "features", "float64", "int64", "h0 of another batch", "h0 float64", "h0 of rank 2"]
@@ -302,7 +318,9 @@ def test_an_empty_batch_gives_what_torch_gives_and_zero_gradients(kind, given):
     x = draw(6, 0, 5, requires_grad=True)
     assert_same_bits(run(ours, x, hx), run(theirs, x, hx))
     assert_same_bits(run(ours, x, hx, lengths=[]), run(theirs, x, hx))
-    assert_same_bits(named(*ours(x, hx)), named(*theirs(x, hx)))
-    sum(result.sum() for result in named(*ours(x, hx)).values()).backward()
-    assert all(p.grad is None or not p.grad.any() for p in ours.parameters())
-    assert x.grad.shape == x.shape
+    for options in ({}, {"lengths": []}):
+        results = named(*ours(x, hx, **options))
+        assert_same_bits(results, named(*theirs(x, hx)))
+        sum(result.sum() for result in results.values()).backward()
+        assert all(p.grad is None or not p.grad.any() for p in ours.parameters())
+        assert x.grad.shape == x.shape

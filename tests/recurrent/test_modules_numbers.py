@@ -7,7 +7,6 @@ import pytest
 import torch
 from modules import (
     KINDS,
-    WITHOUT_CELLS,
     by_packing,
     compare,
     in_double,
@@ -30,8 +29,6 @@ import pymtl
 
 DEEP = {"num_layers": 2, "bidirectional": True}
 every_kind = pytest.mark.parametrize("kind", KINDS)
-# The LSTM has more tests of bfloat16, in test_lstm_bfloat16.py.
-every_kind_without_cells = pytest.mark.parametrize("kind", WITHOUT_CELLS)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
 
@@ -44,12 +41,13 @@ def states_if(given, module, batch=3):
 
 @every_dtype
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, DEEP], ids=str)
+@pytest.mark.parametrize("given", [False, True], ids=["zero states", "given states"])
 @every_kind
-def test_a_sequence_gives_the_same_bits_alone_with_lengths_packed_and_in_a_dense_batch(kind, options, dtype):
+def test_a_sequence_gives_the_same_bits_alone_with_lengths_packed_and_in_a_dense_batch(kind, given, options, dtype):
     ours = ours_of(kind, 9, 19, dtype=dtype, **options)
     sequences = [torch.randn(length, 9, dtype=dtype) for length in (9, 1, 7, 7, 3, 12, 2, 1, 5, 33, 4)]
     lengths = [len(sequence) for sequence in sequences]
-    hx = states_of(ours, len(sequences))
+    hx = states_if(given, ours, len(sequences))
     padded = pad_sequence(sequences, padding_value=torch.nan)
     with torch.no_grad():
         output, state = ours(pack_sequence(sequences, enforce_sorted=False), hx)
@@ -59,7 +57,7 @@ def test_a_sequence_gives_the_same_bits_alone_with_lengths_packed_and_in_a_dense
         named(pad_packed_sequence(output)[0], state),
     ]
     for b, sequence in enumerate(sequences):
-        alone = run(ours, sequence, like(hx, [h[:, b] for h in tuple_of(hx)]))
+        alone = run(ours, sequence, like(hx, [h[:, b] for h in tuple_of(hx)]) if given else None)
         for results in together:
             own = {name: r[: lengths[b], b] if name == "output" else r[:, b] for name, r in results.items()}
             assert_same_bits(own, alone)
@@ -138,11 +136,12 @@ BFLOAT16_OPTIONS = {"plain": {}, "deep": DEEP, "no bias, batch first": {"bias": 
 @pytest.mark.parametrize("given", [False, True], ids=["zero states", "given states"])
 @pytest.mark.parametrize("autocasts", [False, True], ids=["bfloat16", "autocast"])
 @pytest.mark.parametrize("options", BFLOAT16_OPTIONS.values(), ids=BFLOAT16_OPTIONS)
-@every_kind_without_cells
+@every_kind
 def test_bfloat16_and_autocast_are_as_accurate_as_torchs(kind, options, autocasts, given):
     ours, theirs = in_bfloat16(kind, autocasts, **options)
     x, h0 = input_of(ours), states_if(given, ours)
-    x, h0 = (None if t is None else t.to(BF16).to(t.dtype) for t in (x, h0))
+    x = x.to(BF16).to(x.dtype)
+    h0 = like(h0, [h.to(BF16).to(h.dtype) for h in tuple_of(h0)]) if given else None
 
     def cast(call, *args):
         with torch.autocast("cpu", BF16, enabled=autocasts):
@@ -156,13 +155,13 @@ def test_bfloat16_and_autocast_are_as_accurate_as_torchs(kind, options, autocast
         found = with_gradients(ours, x, h0, call=call)
         expected = with_gradients(theirs, x, h0, call=reference)
         exact = with_gradients(truth, x, h0, call=exact, dtype=torch.float64)
-        dtypes = {name: BF16 if name in ("output", "h_n") else ours.weight_ih_l0.dtype for name in found}
+        dtypes = {name: BF16 if name in ("output", "h_n", "c_n") else ours.weight_ih_l0.dtype for name in found}
         assert {name: result.dtype for name, result in found.items()} == dtypes
         assert_bfloat16_parity(found, expected, exact)
 
 
 @pytest.mark.parametrize("autocasts", [False, True], ids=["bfloat16", "autocast"])
-@every_kind_without_cells
+@every_kind
 def test_bfloat16_gives_the_same_bits_alone_packed_frozen_and_on_any_threads(kind, autocasts, threads):
     ours = in_bfloat16(kind, autocasts, **DEEP)[0].eval()
     sequences = [torch.randn(length, 5).to(ours.weight_ih_l0.dtype) for length in (9, 1, 7, 7, 3, 33, 2, 4)]
@@ -172,28 +171,28 @@ def test_bfloat16_gives_the_same_bits_alone_packed_frozen_and_on_any_threads(kin
         together = run(ours, padded, lengths=lengths)
         assert together["output"].dtype == BF16
         for b, sequence in enumerate(sequences):
-            alone = {"output": together["output"][: lengths[b], b], "h_n": together["h_n"][:, b]}
+            alone = {n: r[: lengths[b], b] if n == "output" else r[:, b] for n, r in together.items()}
             assert_bits(run(ours, sequence), alone)
         for count in (1, 2):
             threads(count)
             for module in (pymtl.freeze(ours), pymtl.unfreeze(ours)):
-                output, h_n = module(pack_sequence(sequences, enforce_sorted=False))
-                assert_bits(named(pad_packed_sequence(output)[0], h_n), together)
+                output, state = module(pack_sequence(sequences, enforce_sorted=False))
+                assert_bits(named(pad_packed_sequence(output)[0], state), together)
 
 
-@every_kind_without_cells
+@every_kind
 def test_autocast_gives_the_bits_of_bfloat16(kind):
     half, _ = in_bfloat16(kind, False, **DEEP)
     single = copy.deepcopy(half).float()
     x, h0 = input_of(half), states_of(half)
     with torch.autocast("cpu", BF16):
-        assert_bits(run(single, x.float(), h0.float()), run(half, x, h0))
+        assert_bits(run(single, x.float(), like(h0, [h.float() for h in tuple_of(h0)])), run(half, x, h0))
         assert_bits(run(single, x, h0), run(half, x, h0))
     with pytest.raises(ValueError, match="input dtype"):
         half(x.float())
 
 
-@every_kind_without_cells
+@every_kind
 def test_float16_autocast_gives_exactly_torchs_results(kind):
     ours, theirs = pair(kind, 5, 7, **DEEP)
     x = input_of(ours)

@@ -54,7 +54,11 @@ def test_a_call_uses_the_weights_that_torch_would_use(kind, change, how):
         assert not torch.equal(expected["output"], before["output"])
 
 
-@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"num_layers": 3, "bias": False}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bidirectional": True}, {"num_layers": 3, "bias": False}, {"num_layers": 3, "bidirectional": True}],
+    ids=str,
+)
 @every_kind
 def test_a_frozen_module_gives_the_same_bits(kind, options):
     ours = ours_of(kind, 9, 19, **options).eval()
@@ -90,14 +94,15 @@ def test_one_changed_parameter_of_any_layer_is_noticed(kind):
 
 
 @pytest.mark.parametrize("options", [{"foreach": True}, {"foreach": False}, {"fused": True}], ids=str)
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
 @every_kind
-def test_the_step_of_an_optimizer_is_noticed(kind, options):
+def test_the_step_of_an_optimizer_is_noticed(kind, optimizer, options):
     ours = pymtl.freeze(ours_of(kind, 5, 7).eval())
     x = input_of(ours)
     before = run(ours, x)
     for parameter in ours.parameters():
         parameter.grad = 0.5 * parameter.detach()
-    torch.optim.AdamW(ours.parameters(), lr=0.5, **options).step()
+    optimizer(ours.parameters(), lr=0.5, **options).step()
     assert_same_bits(run(ours, x), run(fresh(ours), x))
     assert not torch.equal(run(ours, x)["output"], before["output"])
 
@@ -106,6 +111,10 @@ def test_the_step_of_an_optimizer_is_noticed(kind, options):
 def test_freezing_in_training_mode_is_refused(kind):
     with pytest.raises(RuntimeError, match="expected a module in eval mode"):
         pymtl.freeze(nn.Sequential(ours_of(kind, 5, 7)))
+    model = nn.Sequential(ours_of(kind, 5, 7)).eval()
+    model[0].train()
+    with pytest.raises(RuntimeError, match="expected a module in eval mode"):
+        pymtl.freeze(model)
 
 
 @every_kind

@@ -148,8 +148,8 @@ struct RnnWorkers {
       share.scratch = scratch_of(task);
       int64_t slice = 0;
       if (in_teams) {
-        share.g =
-            task % shape.recurrences;  // so that neighbours are of different teams: a thread may have several tasks
+        // Neighbours are of different teams, since a thread may have several tasks.
+        share.g = task % shape.recurrences;
         share.team = &teams[share.g];
         share.place = join(*share.team, team_workers, patience(shape), share.scratch);
         if (share.place < 0) return;

@@ -147,7 +147,8 @@ PYMTL_INLINE Vec<T> tanh(Vec<T> x) {
   return (Vec<T>)((IntVec<T>)result | ((IntVec<T>)x & sign));  // the sign of zero too
 }
 
-// Slopes, of the activations' values. The square is rounded, as in torch's own gradient of tanh.
+// Slopes, of the activations' values. The square is rounded: a fused operation would be more exact near 1, and would
+// change the gradients' bits.
 template <typename T>
 PYMTL_INLINE Vec<T> slope_of_tanh(Vec<T> value) {
   return broadcast(T(1)) - value * value;

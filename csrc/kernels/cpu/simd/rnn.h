@@ -34,7 +34,7 @@ __attribute__((noinline)) void add_product(const T* const* rows, int64_t depth, 
 // How a time loop's scratch memory is laid out. Every array starts on a cache line.
 template <typename T, typename Cell>
 struct RnnScratch {
-  using Layout = PackedRnn<T, Cell>;
+  using Layout = RnnPanels<T, Cell>;
   // Gates of this many tokens are projected at a time: enough rows to use each panel of W_ih well, few
   // enough to stay in the second-level cache until the time loop reads them.
   static constexpr int64_t kBlockBytes = 192 * 1024;
@@ -101,7 +101,7 @@ struct PartialLogits {
 template <typename T, typename Cell>
 class RnnTimeLoopRun {
   using R = Accum<T>;
-  using Layout = PackedRnn<T, Cell>;
+  using Layout = RnnPanels<T, Cell>;
   static constexpr int kVectors = Layout::kVectors;
   alignas(64) static constexpr R kZeros[kVectors * kLanes<T>] = {};
 

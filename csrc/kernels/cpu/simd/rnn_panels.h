@@ -16,7 +16,7 @@ constexpr int64_t padded_units(int64_t hidden_size) {
 // gates whose sums over the input and over h are one, b_ih and b_hh for those whose are not. Units past H are zero. A
 // normalised cell has no W_ih.
 template <typename T, typename Cell>
-struct PackedRnn {
+struct RnnPanels {
   static constexpr int kVectors = Cell::kGates * Cell::kUnitVectors;
   static constexpr int kApart = Cell::kGates - Cell::kStarted;
   static constexpr int64_t kPanelUnits = Cell::kUnitVectors * kLanes<T>;
@@ -38,17 +38,17 @@ struct PackedRnn {
 
 template <typename T, typename Cell>
 int64_t rnn_panels_size(int64_t input_size, int64_t hidden_size) {
-  return PackedRnn<T, Cell>{input_size, hidden_size}.size();
+  return RnnPanels<T, Cell>{input_size, hidden_size}.size();
 }
 
 // to <- a panel of W_ih or W_hh [gates * H, depth].
 template <typename T, typename Cell>
 void pack_gates(const T* weight, int64_t depth, int64_t hidden_size, int64_t panel, T* to) {
   constexpr int group = kLanes<T> * kDepthGroup<T>;
-  constexpr int vectors = PackedRnn<T, Cell>::kVectors;
+  constexpr int vectors = RnnPanels<T, Cell>::kVectors;
   for (int gate = 0; gate < Cell::kGates; ++gate) {
     for (int v = 0; v < Cell::kUnitVectors; ++v) {
-      const int64_t unit = panel * PackedRnn<T, Cell>::kPanelUnits + v * kLanes<T>;
+      const int64_t unit = panel * RnnPanels<T, Cell>::kPanelUnits + v * kLanes<T>;
       const int64_t left = hidden_size - unit;
       const int64_t count = left < 0 ? 0 : left < kLanes<T> ? left : kLanes<T>;
       pack_rows(weight + (gate * hidden_size + (count > 0 ? unit : 0)) * depth, depth, count, depth,
@@ -60,7 +60,7 @@ void pack_gates(const T* weight, int64_t depth, int64_t hidden_size, int64_t pan
 template <typename T, typename Cell>
 void pack_biases(const RnnWeights<T>& weights, int64_t hidden_size, int64_t panel, T* to) {
   const auto bias = [&](const T* b, int gate, int v) PYMTL_INLINE_LAMBDA {
-    const int64_t unit = panel * PackedRnn<T, Cell>::kPanelUnits + v * kLanes<T>;
+    const int64_t unit = panel * RnnPanels<T, Cell>::kPanelUnits + v * kLanes<T>;
     if (b == nullptr || unit >= hidden_size) return Vec<T>{};
     return load_part(b + gate * hidden_size + unit, hidden_size - unit);
   };
@@ -80,7 +80,7 @@ void pack_biases(const RnnWeights<T>& weights, int64_t hidden_size, int64_t pane
 template <typename T, typename Cell>
 void pack_rnn(const RnnWeights<T>& weights, int64_t input_size, int64_t hidden_size, int64_t part, int64_t parts,
               T* panels) {
-  const PackedRnn<T, Cell> layout{input_size, hidden_size};
+  const RnnPanels<T, Cell> layout{input_size, hidden_size};
   const int64_t last = first_panel(layout.panels(), part + 1, parts);
   for (int64_t panel = first_panel(layout.panels(), part, parts); panel < last; ++panel) {
     if constexpr (!Cell::kNormalised) {

@@ -7,7 +7,7 @@
 
 namespace pymtl::cuda {
 
-// 1 - value^2 by one fused operation: near 1 a rounded square would leave its rounding error alone.
+// 1 - value^2 by one fused operation: with a rounded square, hardly more than its rounding error would be left near 1.
 template <typename R>
 __device__ __forceinline__ R slope_of_tanh(R value) {
   return fma(-value, value, R(1));
