@@ -24,11 +24,12 @@ demo: install
 	$(BIN)/pymtl train examples/snips/snips.toml --run runs/snips --overwrite
 	$(BIN)/pymtl report runs/snips
 
-# A process for each core takes one file of tests after the other: most of them are many small calls. In the order of
-# their names, since a file of few tests, which else comes last, may take the longest.
+# A process for each core takes one file of tests after the other: most of them are many small calls. The folders of the
+# files that take longest come first, so that no process is left with one of these at the end.
+LONGEST := $(addprefix tests/,cuda training commands benchmark models ops)
 test: install test-kernels
 	PYMTL_CUDA_ON_HOST=$(CURDIR)/build/kernels/tests/kernels/libpymtl_ops_cuda_on_host.so \
-	  $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder
+	  $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder $(LONGEST) tests
 
 # What a change of a day breaks first: layers, ops, modules, models and configurations.
 CHECKED := test_structure.py ops/test_rnn_errors.py ops/test_heads.py ops/test_packing.py ops/test_pooling.py \

@@ -12,8 +12,8 @@ from samples import (
     RNNCase,
     RNNSample,
     backward_arguments,
+    compiled,
     heads_arguments,
-    named,
     random_lengths,
     random_like,
     raw_arguments,
@@ -365,16 +365,8 @@ def test_opcheck(case):
 
 @pytest.mark.parametrize("case", OPCHECKED, ids=str)
 def test_compiled_code_gives_the_same_bits(case):
-    torch._dynamo.reset()
-    sample = sample_of(case)
+    run, sample = compiled(case), sample_of(case)
     seeds = random_like(run_ours(sample))
-
-    @torch.compile(fullgraph=True, backend="aot_eager")
-    def compiled(x, batch_sizes, w_ih, w_hh, b_ih, b_hh, h0, c0):
-        return ops.rnn(x, batch_sizes, ops.RNNWeights(w_ih, w_hh, b_ih, b_hh, list(case.reverse), case.mode), h0, c0)
-
-    def run(s):
-        return named(s, compiled(s.input, s.batch_sizes, *s.weights[:4], s.h0, s.c0))
 
     assert_bits(with_gradients(run, sample, seeds), with_gradients(run_ours, sample, seeds))
     with torch.no_grad():

@@ -14,8 +14,8 @@ from samples import (
     RNNCase,
     RNNSample,
     backward_arguments,
+    compiled,
     heads_arguments,
-    named,
     random_lengths,
     random_like,
     raw_arguments,
@@ -230,16 +230,8 @@ def test_opcheck_of_rnn_prepack(case):
 
 @pytest.mark.parametrize("case", [OPCHECKED[0], OPCHECKED[4], *OPCHECKED[-3:]], ids=str)
 def test_compiled_code_gives_the_same_bits(case):
-    torch._dynamo.reset()
-    sample = rnn_sample(case)
+    run, sample = compiled(case), rnn_sample(case)
     seeds = random_like(run_ours(sample))
-
-    @torch.compile(fullgraph=True, backend="aot_eager")
-    def compiled(x, batch_sizes, w_ih, w_hh, b_ih, b_hh, h0, c0):
-        return ops.rnn(x, batch_sizes, ops.RNNWeights(w_ih, w_hh, b_ih, b_hh, list(case.reverse), case.mode), h0, c0)
-
-    def run(s):
-        return named(s, compiled(s.input, s.batch_sizes, *s.weights[:4], s.h0, s.c0))
 
     assert_same_bits(with_gradients(run, sample, seeds), with_gradients(run_ours, sample, seeds))
     with torch.no_grad():

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from modules import by_packing, input_of, lstm_pair, run, saved_and_loaded, states_of, with_gradients
+from modules import by_packing, input_of, lstm_pair, run, saved_and_loaded, states_if, states_of, with_gradients
 from parity import assert_same_bits
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -18,10 +18,6 @@ PROJECTIONS = {
 }
 every_projection = pytest.mark.parametrize("options", PROJECTIONS.values(), ids=PROJECTIONS)
 with_and_without_states = pytest.mark.parametrize("given", [False, True], ids=["zero states", "given states"])
-
-
-def states_if(given, module, batch=3):
-    return states_of(module, batch) if given else None
 
 
 @with_and_without_states

@@ -14,6 +14,7 @@ from modules import (
     run,
     saved_and_loaded,
     seeds_for,
+    states_if,
     states_of,
     with_data,
     with_gradients,
@@ -70,10 +71,6 @@ def compare(ours, theirs, input, hx=None, *, call=plain, reference=plain):
     dtypes = {name: BF16 if name in ("output", "h_n", "c_n") else ours.weight_ih_l0.dtype for name in found}
     assert {name: result.dtype for name, result in found.items()} == dtypes
     assert_parity(found, expected, truth)
-
-
-def states_if(given, module, batch=3):
-    return states_of(module, batch) if given else None
 
 
 # Accuracy.

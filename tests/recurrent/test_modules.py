@@ -20,6 +20,7 @@ from modules import (
     run,
     saved_and_loaded,
     stack_in_long_double,
+    states_if,
     states_of,
     theirs_of,
     tuple_of,
@@ -48,10 +49,6 @@ LENGTHS = [4, 6, 1, 4, 2]  # of a batch of 6 steps
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 with_and_without_states = pytest.mark.parametrize("given", [False, True], ids=["zero states", "given states"])
-
-
-def states_if(given, module, batch=3):
-    return states_of(module, batch) if given else None
 
 
 # Results and gradients.

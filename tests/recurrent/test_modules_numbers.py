@@ -16,6 +16,7 @@ from modules import (
     ours_of,
     pair,
     run,
+    states_if,
     states_of,
     tuple_of,
     with_gradients,
@@ -30,10 +31,6 @@ import pymtl
 DEEP = {"num_layers": 2, "bidirectional": True}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-
-
-def states_if(given, module, batch=3):
-    return states_of(module, batch) if given else None
 
 
 # The same bits however the sequences come.

@@ -72,6 +72,10 @@ def states_of(module, batch=3):
     return states if module.mode == "LSTM" else states[0]
 
 
+def states_if(given, module, batch=3):
+    return states_of(module, batch) if given else None
+
+
 def draw(*size, **options):
     return torch.randn(*size, **options)
 

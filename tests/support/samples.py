@@ -248,6 +248,17 @@ def rnn_sample(case, dtype=torch.float32, seed=0):
     return replace(sample, masks=masks, norm=norm)
 
 
+def compiled(case):
+    """:func:`run_ours`, compiled as a whole."""
+    torch._dynamo.reset()
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def call(x, batch_sizes, w_ih, w_hh, b_ih, b_hh, h0, c0):
+        return ops.rnn(x, batch_sizes, ops.RNNWeights(w_ih, w_hh, b_ih, b_hh, list(case.reverse), case.mode), h0, c0)
+
+    return lambda s: named(s, call(s.input, s.batch_sizes, *s.weights[:4], s.h0, s.c0))
+
+
 def run_ours(sample, **options):
     options = {"inputs": sample.inputs, "masks": sample.masks, "norm": sample.norm, **options}
     results = ops.rnn(sample.input, sample.batch_sizes, sample.weights, sample.h0, sample.c0, **options)
