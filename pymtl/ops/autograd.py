@@ -16,8 +16,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def constant_to_tracers(function: Function) -> Function:
     """Marks a function whose result torch.compile takes as a constant instead of tracing into it.
 
-    This is all that :func:`torch.compiler.assume_constant_result` does, but that imports all of Dynamo, which adds more
-    than a second and 70 MB to ``import pymtl``.
+    :func:`torch.compiler.assume_constant_result` does the same, but imports all of Dynamo: as a decorator it would make
+    ``import pymtl`` slow.
     """
     function._dynamo_marked_constant = True
     return function
@@ -33,7 +33,7 @@ def wants_gradient(*tensors: Tensor | None) -> bool:
 
 
 def any_requires_grad(tensors: Iterable[Tensor | None]) -> bool:
-    for tensor in tensors:  # noqa: SIM110  (any() of a generator costs half a microsecond more, at every call)
+    for tensor in tensors:  # noqa: SIM110  (any() of a generator is slower, and this runs at every call)
         if tensor is not None and tensor.requires_grad:
             return True
     return False

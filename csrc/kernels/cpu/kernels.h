@@ -44,7 +44,7 @@ struct RnnTimeLoop : RnnLoop<T> {
   const T* input;  // [N, I] rows `input_stride` apart
   int64_t input_stride;
   const RnnWeights<T>* weights;  // to be packed by the time loop into `panels_here`; or null: they are packed
-  T* panels_here;                // rnn_panels_size, the same as `panels`; if `weights`
+  T* panels_here;                // the memory that `panels` points to, if the time loop packs
   T* output;                     // [N, ...] or null
   T* h_n;                        // [B, H]
   T* c_n;                        // [B, H]

@@ -22,12 +22,11 @@ inline int64_t work_of(const RnnShape& shape) {
   return shape.recurrences * shape.tokens * sizes.gates * shape.hidden_size * depth;
 }
 
-// How many workers each recurrence has that share its hidden units; 1: they share out the sequences, if any share.
-// Where a slice would have few sequences, or few steps, it would read all weights for little arithmetic; where the
-// weights are small, meeting would take longer than a step. A team smaller than there are slices would leave threads
-// idle, and one whose members are not all first, second, ... in line on their threads would wait for them in vain.
-// A normalised cell wants all units of a sequence in one place. number: the bytes of one; most: how many a time loop
-// can employ.
+// How many workers share each recurrence's hidden units. 1: no team; workers share out the sequences instead.
+// Teams pay where a slice would have few sequences or few steps, and so would read all weights for little arithmetic.
+// They do not pay where the weights are small: to meet would take longer than a step. A team smaller than the number of
+// slices would leave threads idle. A team whose members do not all run at the same time would wait in vain. The units
+// of a normalised cell stay with one worker. number: the bytes of one; most: how many workers a time loop can use.
 inline int64_t team_size(const RnnShape& shape, const Executor& executor, size_t number, int64_t most) {
   constexpr int64_t kLeastSequences = 4;
   constexpr int64_t kFewSteps = 2;
@@ -88,10 +87,10 @@ class TeamRest {
   static inline std::atomic<Clock::rep> until_{0};
 };
 
-// What one worker does of a pass.
+// One worker's part of a pass: the sequences [first_row, last_row) of recurrence g.
 struct RnnShare {
-  int64_t g;          // of this recurrence
-  int64_t first_row;  // these sequences
+  int64_t g;
+  int64_t first_row;
   int64_t last_row;
   void* scratch;
   Team* team;  // or null; a member has a part of the hidden units
