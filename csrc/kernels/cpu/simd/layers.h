@@ -14,67 +14,23 @@
 namespace pymtl {
 namespace {
 
-// The kernels of the cell that is asked for.
-template <typename T>
-struct RnnKernels {
-  static int64_t panels_size(Cell cell, int64_t input_size, int64_t hidden_size) {
-    return with_cell(cell, [&]<typename C>() { return rnn_panels_size<T, C>(input_size, hidden_size); });
-  }
-  static void pack(Cell cell, const RnnWeights<T>& weights, int64_t input_size, int64_t hidden_size, int64_t part,
-                   int64_t parts, T* panels) {
-    with_cell(cell, [&]<typename C>() { pack_rnn<T, C>(weights, input_size, hidden_size, part, parts, panels); });
-  }
-  static size_t scratch(const RnnTimeLoop<T>& args) {
-    return with_cell(args.cell, [&]<typename C>() { return rnn_scratch<T, C>(args); });
-  }
-  static void loop(const RnnTimeLoop<T>& args) {
-    with_cell(args.cell, [&]<typename C>() { rnn_time_loop<T, C>(args); });
-  }
-  static int64_t backward_panels_size(Cell cell, int64_t hidden_size) {
-    return with_cell(cell, [&]<typename C>() { return rnn_backward_panels_size<T, C>(hidden_size); });
-  }
-  static void pack_backward(Cell cell, const T* w_hh, int64_t hidden_size, int64_t part, int64_t parts, T* panels) {
-    with_cell(cell, [&]<typename C>() { pack_rnn_backward<T, C>(w_hh, hidden_size, part, parts, panels); });
-  }
-  static void backward_loop(const RnnBackwardTimeLoop<T>& args) {
-    with_cell(args.cell, [&]<typename C>() { rnn_backward_time_loop<T, C>(args); });
-  }
-  static size_t weight_gradient_scratch(const RnnWeightGradient<T>& args) {
-    return with_cell(args.cell, [&]<typename C>() { return rnn_weight_gradient_scratch<T, C>(args); });
-  }
-  static void weight_gradient(const RnnWeightGradient<T>& args) {
-    with_cell(args.cell, [&]<typename C>() { rnn_weight_gradient<T, C>(args); });
-  }
-  static int64_t input_gradient_panels_size(Cell cell, int64_t input_size, int64_t hidden_size) {
-    return with_cell(cell, [&]<typename C>() { return rnn_input_gradient_panels_size<T, C>(input_size, hidden_size); });
-  }
-  static void pack_input_gradient(Cell cell, const T* w_ih, int64_t input_size, int64_t hidden_size, int64_t part,
-                                  int64_t parts, T* panels) {
-    with_cell(cell,
-              [&]<typename C>() { pack_rnn_input_gradient<T, C>(w_ih, input_size, hidden_size, part, parts, panels); });
-  }
-  static void input_gradient(const RnnInputGradient<T>& args) {
-    with_cell(args.cell, [&]<typename C>() { rnn_input_gradient<T, C>(args); });
-  }
-};
-
 template <typename T>
 constexpr LayersFor<T> layers_for() {
   return {
       .lanes = kLanes<T>,
-      .rnn_panels_size = RnnKernels<T>::panels_size,
-      .pack_rnn = RnnKernels<T>::pack,
-      .rnn_scratch = RnnKernels<T>::scratch,
-      .rnn_time_loop = RnnKernels<T>::loop,
-      .rnn_backward_panels_size = RnnKernels<T>::backward_panels_size,
-      .pack_rnn_backward = RnnKernels<T>::pack_backward,
+      .rnn_panels_size = rnn_panels_size<T>,
+      .pack_rnn = pack_rnn<T>,
+      .rnn_scratch = rnn_scratch<T>,
+      .rnn_time_loop = rnn_time_loop<T>,
+      .rnn_backward_panels_size = rnn_backward_panels_size<T>,
+      .pack_rnn_backward = pack_rnn_backward<T>,
       .rnn_backward_scratch = rnn_backward_scratch<T>,
-      .rnn_backward_time_loop = RnnKernels<T>::backward_loop,
-      .rnn_weight_gradient_scratch = RnnKernels<T>::weight_gradient_scratch,
-      .rnn_weight_gradient = RnnKernels<T>::weight_gradient,
-      .rnn_input_gradient_panels_size = RnnKernels<T>::input_gradient_panels_size,
-      .pack_rnn_input_gradient = RnnKernels<T>::pack_input_gradient,
-      .rnn_input_gradient = RnnKernels<T>::input_gradient,
+      .rnn_backward_time_loop = rnn_backward_time_loop<T>,
+      .rnn_weight_gradient_scratch = rnn_weight_gradient_scratch<T>,
+      .rnn_weight_gradient = rnn_weight_gradient<T>,
+      .rnn_input_gradient_panels_size = rnn_input_gradient_panels_size<T>,
+      .pack_rnn_input_gradient = pack_rnn_input_gradient<T>,
+      .rnn_input_gradient = rnn_input_gradient<T>,
       .heads_panels_size = heads_panels_size<T>,
       .pack_heads = pack_heads<T>,
       .heads_rows = heads_rows<T>,

@@ -83,9 +83,9 @@ struct RnnScratch {
   }
 };
 
-template <typename T, typename Cell>
+template <typename T>
 size_t rnn_scratch(const RnnTimeLoop<T>& loop) {
-  return RnnScratch<T, Cell>(loop).size;
+  return with_cell(loop.cell, [&]<typename C>() { return RnnScratch<T, C>(loop).size; });
 }
 
 // Takes rows of logits; a type of its own, so that all cells share one product.
@@ -601,9 +601,9 @@ class RnnTimeLoopRun {
   int64_t waiting_steps_ = 0;
 };
 
-template <typename T, typename Cell>
+template <typename T>
 void rnn_time_loop(const RnnTimeLoop<T>& loop) {
-  RnnTimeLoopRun<T, Cell>(loop).run();
+  with_cell(loop.cell, [&]<typename C>() { RnnTimeLoopRun<T, C>(loop).run(); });
 }
 
 }  // namespace

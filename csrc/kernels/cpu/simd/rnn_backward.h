@@ -12,14 +12,16 @@ PanelLayout<T> rnn_backward_layout(int64_t hidden_size) {
   return {Cell::kGates * hidden_size, hidden_size};
 }
 
-template <typename T, typename Cell>
-int64_t rnn_backward_panels_size(int64_t hidden_size) {
-  return rnn_backward_layout<T, Cell>(hidden_size).size();
+template <typename T>
+int64_t rnn_backward_panels_size(Cell cell, int64_t hidden_size) {
+  return with_cell(cell, [&]<typename C>() { return rnn_backward_layout<T, C>(hidden_size).size(); });
 }
 
-template <typename T, typename Cell>
-void pack_rnn_backward(const T* w_hh, int64_t hidden_size, int64_t part, int64_t parts, T* panels) {
-  pack_columns(w_hh, rnn_backward_layout<T, Cell>(hidden_size), panels, part, parts);
+template <typename T>
+void pack_rnn_backward(Cell cell, const T* w_hh, int64_t hidden_size, int64_t part, int64_t parts, T* panels) {
+  with_cell(cell, [&]<typename C>() {
+    pack_columns(w_hh, rnn_backward_layout<T, C>(hidden_size), panels, part, parts);
+  });
 }
 
 // Gradients for every sequence, and a row pointer for each: of h through W_hh, what the cell passes beside it, and what
@@ -333,9 +335,9 @@ class RnnBackwardTimeLoopRun {
   int64_t started_ = 0;
 };
 
-template <typename T, typename Cell>
+template <typename T>
 void rnn_backward_time_loop(const RnnBackwardTimeLoop<T>& loop) {
-  RnnBackwardTimeLoopRun<T, Cell>(loop).run();
+  with_cell(loop.cell, [&]<typename C>() { RnnBackwardTimeLoopRun<T, C>(loop).run(); });
 }
 
 }  // namespace

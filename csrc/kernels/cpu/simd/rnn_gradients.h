@@ -30,9 +30,9 @@ struct RnnWeightGradientScratch {
   }
 };
 
-template <typename T, typename Cell>
+template <typename T>
 size_t rnn_weight_gradient_scratch(const RnnWeightGradient<T>& args) {
-  return RnnWeightGradientScratch<T, Cell>(args).size;
+  return with_cell(args.cell, [&]<typename C>() { return RnnWeightGradientScratch<T, C>(args).size; });
 }
 
 // The rows of h_{t-1} for tokens [first, first + count), where they are: of the step before, or the initial state; with
@@ -65,7 +65,7 @@ void find_previous_states(const RnnWeightGradient<T>& args, int64_t first, int64
 }
 
 template <typename T, typename Cell>
-void rnn_weight_gradient(const RnnWeightGradient<T>& args) {
+void weight_gradient(const RnnWeightGradient<T>& args) {
   const RnnWeightGradientScratch<T, Cell> scratch(args);
   char* const memory = static_cast<char*>(args.scratch);
   const T** const rows = reinterpret_cast<const T**>(memory + scratch.rows);
@@ -97,24 +97,33 @@ void rnn_weight_gradient(const RnnWeightGradient<T>& args) {
   }
 }
 
+template <typename T>
+void rnn_weight_gradient(const RnnWeightGradient<T>& args) {
+  with_cell(args.cell, [&]<typename C>() { weight_gradient<T, C>(args); });
+}
+
 // Of a normalised cell, which has no W_ih, the gradient of the input is that of its gates.
 template <typename T, typename Cell>
-PanelLayout<T> rnn_input_gradient_layout(int64_t input_size, int64_t hidden_size) {
+PanelLayout<T> input_gradient_layout(int64_t input_size, int64_t hidden_size) {
   return {Cell::kGates * hidden_size, input_size};
 }
 
-template <typename T, typename Cell>
-int64_t rnn_input_gradient_panels_size(int64_t input_size, int64_t hidden_size) {
-  return Cell::kNormalised ? 0 : rnn_input_gradient_layout<T, Cell>(input_size, hidden_size).size();
+template <typename T>
+int64_t rnn_input_gradient_panels_size(Cell cell, int64_t input_size, int64_t hidden_size) {
+  return with_cell(cell, [&]<typename C>() {
+    return C::kNormalised ? 0 : input_gradient_layout<T, C>(input_size, hidden_size).size();
+  });
 }
 
-template <typename T, typename Cell>
-void pack_rnn_input_gradient(const T* w_ih, int64_t input_size, int64_t hidden_size, int64_t part, int64_t parts,
-                             T* panels) {
-  if constexpr (!Cell::kNormalised) {
-    pack_columns(w_ih, rnn_input_gradient_layout<T, Cell>(input_size, hidden_size), panels, part, parts,
-                 Cell::kInputRotation * hidden_size);
-  }
+template <typename T>
+void pack_rnn_input_gradient(Cell cell, const T* w_ih, int64_t input_size, int64_t hidden_size, int64_t part,
+                             int64_t parts, T* panels) {
+  with_cell(cell, [&]<typename C>() {
+    if constexpr (!C::kNormalised) {
+      pack_columns(w_ih, input_gradient_layout<T, C>(input_size, hidden_size), panels, part, parts,
+                   C::kInputRotation * hidden_size);
+    }
+  });
 }
 
 template <typename T, typename Cell>
@@ -151,12 +160,12 @@ struct InputGradients {
 
 // The part of one recurrence in the gradient of the input, for some sequences and steps.
 template <typename T, typename Cell>
-void rnn_input_gradient(const RnnInputGradient<T>& args) {
+void input_gradient(const RnnInputGradient<T>& args) {
   if constexpr (Cell::kNormalised) {
     copy_gate_gradients<T, Cell>(args);
   } else {
     constexpr int64_t kRows = 8 * kTileRows;  // whose gates stay in cache while the panels are streamed
-    const PanelLayout<T> layout = rnn_input_gradient_layout<T, Cell>(args.input_size, args.hidden_size);
+    const PanelLayout<T> layout = input_gradient_layout<T, Cell>(args.input_size, args.hidden_size);
     const T* rows[kRows];
     int64_t tokens[kRows];
     int64_t count = 0;
@@ -176,6 +185,11 @@ void rnn_input_gradient(const RnnInputGradient<T>& args) {
     }
     multiply();
   }
+}
+
+template <typename T>
+void rnn_input_gradient(const RnnInputGradient<T>& args) {
+  with_cell(args.cell, [&]<typename C>() { input_gradient<T, C>(args); });
 }
 
 }  // namespace

@@ -36,9 +36,9 @@ struct RnnPanels {
   int64_t size() const { return bias(panels()); }
 };
 
-template <typename T, typename Cell>
-int64_t rnn_panels_size(int64_t input_size, int64_t hidden_size) {
-  return RnnPanels<T, Cell>{input_size, hidden_size}.size();
+template <typename T>
+int64_t rnn_panels_size(Cell cell, int64_t input_size, int64_t hidden_size) {
+  return with_cell(cell, [&]<typename C>() { return RnnPanels<T, C>{input_size, hidden_size}.size(); });
 }
 
 // to <- a panel of W_ih or W_hh [gates * H, depth].
@@ -78,8 +78,8 @@ void pack_biases(const RnnWeights<T>& weights, int64_t hidden_size, int64_t pane
 }
 
 template <typename T, typename Cell>
-void pack_rnn(const RnnWeights<T>& weights, int64_t input_size, int64_t hidden_size, int64_t part, int64_t parts,
-              T* panels) {
+void pack_weights(const RnnWeights<T>& weights, int64_t input_size, int64_t hidden_size, int64_t part, int64_t parts,
+                  T* panels) {
   const RnnPanels<T, Cell> layout{input_size, hidden_size};
   const int64_t last = first_panel(layout.panels(), part + 1, parts);
   for (int64_t panel = first_panel(layout.panels(), part, parts); panel < last; ++panel) {
@@ -89,6 +89,12 @@ void pack_rnn(const RnnWeights<T>& weights, int64_t input_size, int64_t hidden_s
     pack_gates<T, Cell>(weights.w_hh, hidden_size, hidden_size, panel, panels + layout.hidden_panel(panel));
     pack_biases<T, Cell>(weights, hidden_size, panel, panels + layout.bias(panel));
   }
+}
+
+template <typename T>
+void pack_rnn(Cell cell, const RnnWeights<T>& weights, int64_t input_size, int64_t hidden_size, int64_t part,
+              int64_t parts, T* panels) {
+  with_cell(cell, [&]<typename C>() { pack_weights<T, C>(weights, input_size, hidden_size, part, parts, panels); });
 }
 
 }  // namespace
