@@ -5,6 +5,8 @@ all heads and the loss are C++ kernels. :class:`LSTM`, :class:`GRU` and :class:`
 replacements of torch's.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from pymtl import balancing, sharing
 from pymtl._native import version as __version__
 from pymtl.crf import CRF, CRFLoss
@@ -28,6 +30,20 @@ from pymtl.models import Logits, MultiTaskModel
 from pymtl.packing import pack
 from pymtl.pooling import AttentionPooling
 from pymtl.recurrent import GRU, LSTM, RNN, convert, freeze, revert, set_variants, unfreeze
+
+if TYPE_CHECKING:
+    from pymtl.training.predictor import Predictor, load
+
+_OF_TRAINING = ("Predictor", "load")  # what needs more than torch and numpy, imported when it is asked for
+
+
+def __getattr__(name: str) -> Any:
+    if name in _OF_TRAINING:
+        from pymtl.training import predictor
+
+        return getattr(predictor, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "GRU",
@@ -54,6 +70,7 @@ __all__ = [
     "MultiTaskModel",
     "OrdinalHead",
     "OrdinalLoss",
+    "Predictor",
     "Reads",
     "RegressionHead",
     "TokenClassificationHead",
@@ -65,6 +82,7 @@ __all__ = [
     "ctc_greedy",
     "freeze",
     "language_model_targets",
+    "load",
     "pack",
     "revert",
     "set_variants",

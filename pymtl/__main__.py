@@ -1,4 +1,5 @@
-"""The command line: ``pymtl train``, ``predict``, ``compare``, ``export``, ``report``, ``bench`` and ``info``."""
+"""The command line: ``pymtl init``, ``train``, ``predict``, ``evaluate``, ``compare``, ``export``, ``report``,
+``bench`` and ``info``."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-COMMANDS = ("train", "predict", "compare", "export", "report", "bench", "info")
+COMMANDS = ("init", "train", "predict", "evaluate", "compare", "export", "report", "bench", "info")
 OPTIONAL = (
     "accelerate",
     "matplotlib",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from pymtl import ops, reference
+from pymtl import tags as schemes
 from pymtl.losses import SequenceLoss
 from pymtl.ops.dtypes import has_cuda
 from pymtl.ops.late_errors import refuse_where
@@ -27,31 +28,48 @@ class CRF(nn.Module):
 
     Args:
         num_tags: C.
-        labels: the C tags' names. If given, paths keep to the BIO scheme (Ramshaw & Marcus 1995): ``I-x`` follows
+        labels: the C tags' names. If given, paths keep to the scheme of these tags: by ``"bio"``, ``I-x`` follows
             ``B-x`` or ``I-x`` alone.
         batch_first: padded input and output are [B, T, ...] rather than [T, B, ...].
+        scheme: ``"bio"``, ``"iobes"``, ``"bilou"`` or ``"iob1"``, see :mod:`pymtl.tags`. Read only with ``labels``.
 
     Parameters: ``start_transitions`` [C], ``end_transitions`` [C] and ``transitions`` [C, C], from and to; drawn
     uniformly from -0.1 to 0.1.
 
     Raises:
-        ValueError: ``num_tags`` is below 1, or there is not one label for each tag.
+        ValueError: ``num_tags`` is below 1, there is not one label for each tag, or one is not of the scheme.
     """
 
-    def __init__(self, num_tags: int, labels: Sequence[str] | None = None, batch_first: bool = False) -> None:
+    def __init__(
+        self,
+        num_tags: int,
+        labels: Sequence[str] | None = None,
+        batch_first: bool = False,
+        scheme: schemes.Scheme = "bio",
+    ) -> None:
         super().__init__()
         if not isinstance(num_tags, int) or num_tags < 1:
             raise ValueError(f"num_tags: expected a number above 0, got {num_tags!r}")
         if labels is not None and len(labels) != num_tags:
             raise ValueError(f"labels: expected {num_tags} names, got {len(labels)}")
+        if scheme not in schemes.SCHEMES:
+            raise ValueError(f"scheme: expected one of {', '.join(schemes.SCHEMES)}, got {scheme!r}")
+        if labels is not None and scheme != "bio":
+            wrong = [label for label in labels if not schemes.belongs_to(label, scheme)]
+            if wrong:
+                raise ValueError(f"labels: expected tags of the scheme {scheme}, got {wrong[0]!r}")
+            # Else a sentence of one token would have no path.
+            if not any(schemes.may_follow(None, label, scheme) and label[0] in "OSU" for label in labels):
+                raise ValueError(f"labels: expected O or a span of one token among the tags of {scheme}, got neither")
         self.num_tags = num_tags
         self.batch_first = batch_first
         self.labels = None if labels is None else list(labels)
+        self.scheme = scheme
         self.start_transitions = nn.Parameter(torch.empty(num_tags))
         self.end_transitions = nn.Parameter(torch.empty(num_tags))
         self.transitions = nn.Parameter(torch.empty(num_tags, num_tags))
         # Follows from the labels alone, so it is not in the state_dict; computed once for each device that needs it.
-        self._forbidden: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._forbidden: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -68,11 +86,11 @@ class CRF(nn.Module):
             return start_transitions, end_transitions, transitions
         device = self.transitions.device
         if device not in self._forbidden:
-            self._forbidden[device] = _forbidden(self.labels, device)
-        start, steps = self._forbidden[device]
+            self._forbidden[device] = _forbidden(self.labels, self.scheme, device)
+        start, end, steps = self._forbidden[device]
         return (
             start_transitions.masked_fill(start, -torch.inf),
-            end_transitions,
+            end_transitions.masked_fill(end, -torch.inf),
             transitions.masked_fill(steps, -torch.inf),
         )
 
@@ -160,6 +178,29 @@ class CRF(nn.Module):
             return PackedSequence(tags, *emissions[1:]), scores
         return ops.unpack(tags, order, batch_first=self.batch_first), scores
 
+    def marginals(
+        self, emissions: Tensor | PackedSequence, lengths: Tensor | Sequence[int] | None = None
+    ) -> Tensor | PackedSequence:
+        """The probability of each tag at each token, over all paths: the gradient of the logarithm of their sum with
+        respect to the emissions (Eisner 2016, "Inside-Outside and Forward-Backward Algorithms Are Just Backprop").
+
+        Args:
+            emissions, lengths: as for :meth:`log_likelihood`. No gradient flows through the result.
+
+        Returns:
+            Padded (0 at padding) or packed like the emissions, in float32 at least.
+        """
+        # Emissions of inference mode cannot be differentiated; copies made outside of it can.
+        with torch.inference_mode(False), torch.enable_grad():
+            packed, order = self.packed(emissions, lengths)
+            packed = packed.detach().clone().requires_grad_()
+            scores = [each.detach().clone() for each in self.scores()]
+            sums = self.functions(packed).crf(packed, order.batch_sizes, None, *scores)
+            (found,) = torch.autograd.grad(sums.sum(), packed)
+        if isinstance(emissions, PackedSequence):
+            return PackedSequence(found, *emissions[1:])
+        return ops.unpack(found, order, batch_first=self.batch_first)
+
     def packed(
         self, emissions: Tensor | PackedSequence, lengths: Tensor | Sequence[int] | None
     ) -> tuple[Tensor, ops.PackingOrder]:
@@ -188,7 +229,9 @@ class CRF(nn.Module):
         return ops if ops.has_kernels(emissions, cuda=True) else reference
 
     def extra_repr(self) -> str:
-        return f"{self.num_tags}, batch_first={self.batch_first}" + (", BIO" if self.labels is not None else "")
+        return f"{self.num_tags}, batch_first={self.batch_first}" + (
+            "" if self.labels is None else f", {self.scheme.upper()}"
+        )
 
 
 def _over_tokens(values: Tensor, batch_sizes: Tensor) -> Tensor:
@@ -301,9 +344,9 @@ class CRFLoss(SequenceLoss):
         refuse_where(wrong, tags, lambda got: f"expected tags from 0 to {last}, got {got}", IndexError)
 
 
-def _forbidden(labels: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Whether a path may not start at a tag [C], and not step from one to another [C, C]."""
-    kinds = [label.partition("-")[::2] for label in labels]
-    start = [prefix == "I" for prefix, _ in kinds]
-    steps = [[to[0] == "I" and before not in (("B", to[1]), to) for to in kinds] for before in kinds]
-    return torch.tensor(start, device=device), torch.tensor(steps, device=device)
+def _forbidden(labels: Sequence[str], scheme: schemes.Scheme, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Whether a path may not start at a tag [C], not end at it [C], and not step from one to another [C, C]."""
+    start = [not schemes.may_follow(None, label, scheme) for label in labels]
+    end = [not schemes.may_follow(label, None, scheme) for label in labels]
+    steps = [[not schemes.may_follow(before, after, scheme) for after in labels] for before in labels]
+    return tuple(torch.tensor(each, device=device) for each in (start, end, steps))

@@ -18,6 +18,7 @@ from pymtl.custom import runs_own_code
 from pymtl.losses import BinaryCrossEntropy, CrossEntropy, Loss, MeanSquaredError, OrdinalLoss
 from pymtl.pooling import AttentionPooling
 from pymtl.states import States
+from pymtl.tags import Scheme
 
 Pooling = Literal["last", "mean", "max", "attention"] | AttentionPooling
 POOLINGS = ("last", "mean", "max", "attention")
@@ -225,7 +226,8 @@ class CRFHead(Head):
 
     Args:
         num_classes: C.
-        labels: the tags' names, to bind paths to the BIO scheme; None not to.
+        labels: the tags' names, to bind paths to their scheme; None not to.
+        scheme: of the labels, as for :class:`pymtl.CRF`.
     """
 
     def __init__(
@@ -234,8 +236,9 @@ class CRFHead(Head):
         labels: Sequence[str] | None = None,
         in_features: int | None = None,
         reads: Reads | None = None,
+        scheme: Scheme = "bio",
     ) -> None:
-        crf = CRF(num_classes, labels)
+        crf = CRF(num_classes, labels, scheme=scheme)
         super().__init__(num_classes, None, CRFLoss(crf), in_features, reads)
         self.crf = crf
 
@@ -245,7 +248,24 @@ class CRFHead(Head):
 
 
 class RegressionHead(Head):
-    """``num_targets`` numbers for each sequence. Predictions [B, C], targets of the same shape, or [B] of one."""
+    """``num_targets`` numbers for each sequence. Predictions [B, C], targets of the same shape, or [B] of one.
+
+    Numbers far from 0 and 1 are learnt slowly or not at all, and their squared errors drown the other tasks' losses. So
+    let the model predict standardised ones: give the training targets' means and standard deviations, the loss
+    :meth:`standardized` targets, and read predictions by :meth:`values`::
+
+        head = pymtl.RegressionHead(mean=[21.4], std=[3.1])
+        targets = {"temperature": head.standardized(degrees)}  # for the loss
+        degrees = head.values(logits["temperature"])           # what is predicted
+
+    Args:
+        num_targets: C.
+        pooling, in_features, reads: as for :class:`Head`.
+        mean, std: C numbers each; None: 0 and 1.
+
+    Raises:
+        ValueError: there are not C numbers, or one is not finite, or a standard deviation is not above 0.
+    """
 
     def __init__(
         self,
@@ -253,8 +273,34 @@ class RegressionHead(Head):
         pooling: Pooling = "last",
         in_features: int | None = None,
         reads: Reads | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__(num_targets, pooling, MeanSquaredError(), in_features, reads)
+        # Not buffers: a model in bfloat16 would round them to three digits.
+        self.mean = tuple(map(float, mean)) if mean is not None else (0.0,) * num_targets
+        self.std = tuple(map(float, std)) if std is not None else (1.0,) * num_targets
+        for name, numbers in (("mean", self.mean), ("std", self.std)):
+            if len(numbers) != num_targets or not all(map(math.isfinite, numbers)):
+                raise ValueError(f"{name}: expected {num_targets} finite numbers, got {list(numbers)}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std: expected numbers above 0, got {list(self.std)}")
+
+    def standardized(self, targets: Tensor) -> Tensor:
+        """``(targets - mean) / std``, float32, of targets [..., C], or of one target [...]; NaN stays NaN."""
+        mean, std = self._scale(targets)
+        return ((targets.double() - mean) / std).float()
+
+    def values(self, predictions: Tensor) -> Tensor:
+        """``mean + std * predictions``, float64, of the head's predictions [..., C]: in the units of the targets."""
+        mean, std = self._scale(predictions)
+        return mean + std * predictions.double()
+
+    def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = (torch.tensor(n, dtype=torch.float64, device=like.device) for n in (self.mean, self.std))
+        if len(self.mean) > 1 and (like.dim() == 0 or like.shape[-1] != len(self.mean)):
+            raise ValueError(f"expected {len(self.mean)} numbers in the last dimension, got {list(like.shape)}")
+        return mean, std
 
 
 class MultiLabelHead(Head):

@@ -14,6 +14,28 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def add_machine(parser: argparse.ArgumentParser, verb: str = "run") -> None:
+    """The options that say where a command computes; :func:`use_machine` heeds them."""
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=f"where to {verb} (default: cpu)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's)")
+
+
+def use_machine(arguments: argparse.Namespace) -> None:
+    """Sets torch up as the options say.
+
+    Raises:
+        pymtl.training.errors.ConfigError: there is no GPU, and one is asked for.
+    """
+    import torch
+
+    from pymtl.training.errors import ConfigError
+
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device: there is no GPU, or this torch has no CUDA")
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+
+
 def seconds(text: str) -> float:
     """An argument that must be a finite number above 0."""
     try:

@@ -39,6 +39,7 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="runs at a time (default: 1)")
     parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of a run (default: torch's / jobs)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: cpu)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder (default: runs/compare- and the name)")
     return parser
 
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("runs")
-        for done, total in comparison.run_all(grid, arguments.seeds, folder, arguments.jobs, threads):
+        for done, total in comparison.run_all(grid, arguments.seeds, folder, arguments.jobs, threads, arguments.device):
             progress.update(task, completed=done, total=total)
     result = results.stamped(**comparison.summary(grid, arguments.seeds, folder), jobs=arguments.jobs, threads=threads)
     run_of_all = Run(folder)

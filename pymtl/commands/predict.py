@@ -1,4 +1,4 @@
-"""``pymtl predict``: what a trained model says of a text."""
+"""``pymtl predict``: what a trained model says of texts, on the command line or in a file."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import argparse
 import io
 import json
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pymtl.commands import positive
+from pymtl.commands import add_machine, positive, use_machine
+
+if TYPE_CHECKING:
+    from pymtl.training.predictor import Answer, Predictor
 
 EXAMPLES = """examples:
   pymtl predict runs/snips "play some jazz by miles davis"
   cat sentences.txt | pymtl predict runs/snips --json
+  pymtl predict runs/orders --input new.csv --output answers.csv       other columns are kept
   pymtl predict runs/srl --records < sentences.jsonl      records with further fields, as trained on
 """
 
@@ -25,7 +28,7 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
         "predict",
         help="label texts with a trained model",
         description="Label texts with a trained model: each class with its probability, spans marked in the text. "
-        "Tokens are separated by spaces.",
+        "Texts are split into tokens as in training.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -33,114 +36,189 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="texts; lines of standard input if there is none")
     parser.add_argument("--json", action="store_true", help="print one JSON object a text")
     parser.add_argument(
+        "--input", type=Path, metavar="FILE", help="label the texts of a file in a format of training's"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="write --input's rows with the answers: .csv, .tsv or .jsonl"
+    )
+    parser.add_argument(
         "--beam", type=positive, default=1, metavar="N", help="prefixes that a search for CTC labels keeps (default: 1)"
     )
+    parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="texts at a time (default: 64)")
     parser.add_argument(
         "--records", action="store_true", help="texts are JSON objects with the fields that training read"
     )
+    add_machine(parser)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
-    import torch
-
-    from pymtl import freeze
-    from pymtl.training.batches import Batcher
     from pymtl.training.errors import ConfigError
-    from pymtl.training.exporting import Exported, is_exported
-    from pymtl.training.metrics import decode
-    from pymtl.training.run import Run
+    from pymtl.training.predictor import Predictor
 
-    trained: Any
-    if is_exported(arguments.run_folder):
-        trained = Exported(arguments.run_folder)
-        config, vocabulary = trained.config, trained.vocabulary
-    else:
-        trained, config, vocabulary = Run(arguments.run_folder).load_model()
-        freeze(trained.model)
-    if config.fields and not arguments.records:
-        raise ConfigError(f"--records: expected it with a model that reads {', '.join(config.fields)}")
-    batcher = Batcher(vocabulary, config, remember=False)
+    use_machine(arguments)
+    if (arguments.input is None) != (arguments.output is None):
+        raise ConfigError("--input, --output: expected both or neither")
+    if arguments.input is not None and arguments.texts:
+        raise ConfigError("TEXT: expected none beside --input")
+    for number, text in enumerate(arguments.texts, 1):
+        if not arguments.records and _is_file(text):
+            raise ConfigError(f"text {number}: {text} is a file: --input {text} --output FILE labels what it holds")
+    predictor = Predictor(arguments.run_folder, arguments.device)
+    if arguments.input is not None:
+        _label_file(predictor, arguments)
+        return 0
+    if predictor.config.fields and not arguments.records:
+        raise ConfigError(f"--records: expected it with a model that reads {', '.join(predictor.config.fields)}")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack letters, and an argument be no text
+    number = 1
     first = True
-    for number, text in enumerate(arguments.texts or _lines(), 1):
-        if not text.strip():  # an empty line stays one, so that lines out match lines in
-            print(json.dumps({"tokens": []}) if arguments.json else "", flush=True)
-            continue
-        prediction = {}
-        records, tokens = _records(text, number, config, arguments.records)
-        for dataset, record in records.items():
-            batch = batcher.batch([record], [0])
-            with torch.inference_mode():
-                logits = trained.logits(batch, dataset)
-                prediction |= decode(logits, batch, config, vocabulary, trained.crfs, arguments.beam)[0]
-        if arguments.json:
-            print(json.dumps({"tokens": tokens, **prediction}, ensure_ascii=False), flush=True)
-        else:
-            gap = [] if first else [""]
-            print("\n".join(gap + _describe(tokens, prediction, config.tasks)), flush=True)
-        first = False
+    for texts in [arguments.texts] if arguments.texts else _lines():
+        inputs = _inputs(texts, number, arguments.records)
+        answers = predictor.predict(inputs, arguments.batch_size, arguments.beam, distributions=False, first=number)
+        for answer in answers:
+            if arguments.json:
+                print(json.dumps(answer, ensure_ascii=False))
+            elif not answer["tokens"]:  # an empty line stays one, so that lines out match lines in
+                print()
+                first = True
+            else:
+                print("\n".join(([] if first else [""]) + described(answer, predictor)))
+                first = False
+        sys.stdout.flush()
+        number += len(texts)
     return 0
 
 
-def _records(text: str, number: int, config: Any, as_json: bool) -> tuple[dict[str, Any], list[str]]:
-    """The text as each data set's training read it, and its tokens as they were given.
-
-    Of several data sets those count whose tokens the JSON object has.
-    """
-    from pymtl.training.data import Record, parse_record
-    from pymtl.training.errors import DataError
-
-    models = {name: True for name, task in config.tasks.items() if task.rules.labels_itself}
-    if not as_json:
-        tokens = text.split()
-        lowered = [token.lower() for token in tokens]
-        return {
-            name: Record(lowered if data.lowercase else tokens, models) for name, data in config.sets.items()
-        }, tokens
-    line = text.encode("utf-8", "surrogateescape")
-    try:
-        records = {name: parse_record(line, config, False, name) for name in _sets_of(line, config)}
-    except DataError as error:
-        raise DataError(f"text {number}: {error}") from None
-    name, first = next(iter(records.items()))
-    # A record of features alone has as many empty tokens.
-    tokens = json.loads(line)[config.sets[name].tokens] if config.model.words else first.tokens
-    return {name: replace(record, labels=models) for name, record in records.items()}, tokens
-
-
-def _sets_of(line: bytes, config: Any) -> list[str]:
-    """The data sets whose tokens a JSON object has; all, if it has none or is something else."""
-    try:
-        given = json.loads(line)
-    except ValueError:
-        given = None
-    known = [name for name, data in config.sets.items() if isinstance(given, dict) and data.tokens in given]
-    return known or list(config.sets)
-
-
-def _lines() -> Iterable[str]:
-    from pymtl.training.errors import DataError
-
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
-    number = 0
-    try:
-        for line in sys.stdin:
-            number += 1
-            yield line.rstrip("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"standard input, after line {number}: not UTF-8: {error}") from None
-
-
-def _describe(tokens: Sequence[str], prediction: dict[str, Any], tasks: dict[str, Any]) -> list[str]:
+def described(answer: Answer, predictor: Predictor) -> list[str]:
+    """An answer for a person to read: a line for each task, and one for words that training has not seen."""
     from pymtl.training.metrics import details_of
 
     lines = []
-    for name, task in tasks.items():
-        if name not in prediction:  # of another data set
-            continue
-        described = task.rules.describe(prediction[name], details_of(name, prediction), tokens)
-        lines.append(f"{name}: {described}")
+    for name, task in predictor.tasks.items():
+        if name in answer:  # else it is of another data set
+            described = task.rules.describe(answer[name], details_of(name, answer), answer["tokens"])
+            lines.append(f"{name}: {described}")
+    unknown = answer["unknown_tokens"]
+    if unknown:
+        lines.append(f"unknown tokens: {', '.join(unknown)} ({len(unknown)} of {len(answer['tokens'])})")
     return lines
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a zero in it
+        return False
+
+
+def _inputs(texts: Sequence[str], first: int, as_json: bool) -> list[Any]:
+    """Texts as they are, or as JSON objects."""
+    from pymtl.training.errors import DataError
+
+    found: list[Any] = []
+    for number, text in enumerate(texts, first):
+        if not as_json:
+            found.append(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+            continue
+        if not text.strip():
+            found.append("")
+            continue
+        try:
+            record = json.loads(text)
+        except ValueError as error:
+            raise DataError(f"text {number}: not JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise DataError(f"text {number}: expected a JSON object, got {type(record).__name__}")
+        found.append(record)
+    return found
+
+
+def _lines() -> Iterator[list[str]]:
+    """The lines of standard input, as many at a time as are there: who writes one and waits gets its answer."""
+    from pymtl.training.errors import DataError
+
+    if not hasattr(sys.stdin, "buffer"):
+        yield [line.rstrip("\n") for line in sys.stdin]
+        return
+    number = 0
+    rest = b""
+    while True:
+        chunk = sys.stdin.buffer.read1(1 << 16)
+        *lines, rest = (rest + chunk).split(b"\n")
+        if not chunk and rest:
+            lines, rest = [rest], b""
+        if number == 0 and lines:
+            lines[0] = lines[0].removeprefix(b"\xef\xbb\xbf")
+        texts = []
+        for line in lines:
+            number += 1
+            try:
+                texts.append(line.decode("utf-8").removesuffix("\r"))
+            except UnicodeDecodeError as error:
+                yield texts  # those before it have their answers
+                raise DataError(f"standard input, line {number}: not UTF-8: {error}") from None
+        if texts:
+            yield texts
+        if not chunk:
+            return
+
+
+def _label_file(predictor: Predictor, arguments: argparse.Namespace) -> None:
+    """Writes the rows of a file with the answers behind them."""
+    import csv
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from pymtl.training.data import rows_of
+    from pymtl.training.errors import ConfigError
+    from pymtl.training.run import Run
+
+    form = arguments.output.suffix.lower()
+    if form not in (".csv", ".tsv", ".jsonl"):
+        raise ConfigError(f"--output: expected a file that ends in .csv, .tsv or .jsonl, got {arguments.output}")
+    if arguments.output.exists() and arguments.output.samefile(arguments.input):
+        raise ConfigError("--output: expected another file than --input")
+    rows = rows_of(arguments.input, predictor.config)
+    answers: list[Answer] = []
+    block = 50 * arguments.batch_size
+    starts = range(0, len(rows), block)
+    console = Console(stderr=True)
+    for start in track(starts, "labelling", console=console, transient=True, disable=not console.is_terminal):
+        part = [row.values for row in rows[start : start + block]]
+        answers += predictor.predict(part, arguments.batch_size, arguments.beam, distributions=form == ".jsonl")
+
+    def write(path: Path) -> None:
+        with open(path, "w", encoding="utf-8", newline="") as file:
+            if form == ".jsonl":
+                for row, answer in zip(rows, answers):
+                    line = {**row.values, "predicted": answer}
+                    file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+                return
+            own = list(dict.fromkeys(name for row in rows for name in row.values))
+            added = list(dict.fromkeys(name for answer in answers for name in answer if name != "tokens"))
+            table = csv.writer(file, delimiter="\t" if form == ".tsv" else ",", lineterminator="\n")
+            table.writerow([*own, *(f"predicted_{name.replace('/', '_')}" for name in added)])
+            for row, answer in zip(rows, answers):
+                cells = [*(row.values.get(name) for name in own), *(answer.get(name) for name in added)]
+                table.writerow([_cell(value) for value in cells])
+
+    Run(arguments.output.parent).write_file(arguments.output.name, write)
+    empty = sum(not answer["tokens"] for answer in answers)
+    without = f", {empty:,} without text" if empty else ""
+    print(f"{arguments.output}: {len(answers):,} rows{without}")
+
+
+def _cell(value: Any) -> Any:
+    """A value as a table has it, and as training reads it: tags with spaces between them."""
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        if all(isinstance(item, str) and item and not any(c.isspace() for c in item) for item in value):
+            return " ".join(value)
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value) if isinstance(value, bool) else value

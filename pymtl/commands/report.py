@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pymtl.commands import positive, wide_console
+from pymtl.commands import add_machine, positive, use_machine, wide_console
 
 NAMES = {
     "pymtl": "pymtl",
@@ -19,36 +19,39 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
     parser = parsers.add_parser(
         "report",
         help="scores of a trained model, and its speed beside plain PyTorch",
-        description="Print a trained model's test scores and, on the same batches, the time of a training step "
-        "(loss, backward, clipping and Adam included) and of an inference batch, beside the same model on "
-        "nn.LSTM. 'padded' runs nn.LSTM over padding, which changes its results; it is shown for its time.",
+        description="Evaluate a trained model on its test set (see pymtl evaluate) and print, on the same batches, the "
+        "time of a training step (loss, backward, clipping and Adam included) and of an inference batch, beside the "
+        "same model on nn.LSTM where there is one. 'padded' runs nn.LSTM over padding, which changes its results; it "
+        "is shown for its time.",
     )
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder of pymtl train")
     parser.add_argument("--batches", type=positive, default=200, metavar="N", help="batches to time (default: 200)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data, if the run was moved")
+    add_machine(parser, "time")
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
-    from pymtl.commands.train import scores_table
-    from pymtl.training.data import read_sets, read_test_sets
-    from pymtl.training.model_with_loss import has_reference
+    from pymtl.commands.evaluate import show
+    from pymtl.training.data import read_all
+    from pymtl.training.evaluation import evaluate
+    from pymtl.training.predictor import Predictor
     from pymtl.training.run import Run
     from pymtl.training.speed import compare
 
+    use_machine(arguments)
     console = wide_console()
     run = Run(arguments.run_folder)
-    trained, config, vocabulary = run.load_model()
-    sets, tests = read_sets(config), read_test_sets(config)
-    if tests and run.path("test.json").exists():
-        console.print(scores_table(run.read_scores(), sum(map(len, tests.values()))))
-    if not has_reference(config):
-        console.print("its model has no counterpart in plain PyTorch here, beside which it could be timed")
-        return 0
-    (train,), (test,) = sets[0].values(), (tests or sets[1]).values()
+    trained, config, vocabulary = run.load_model(data=arguments.data)
+    sets = read_all(config)
+    if sets.test:
+        predictor = Predictor(arguments.run_folder, arguments.device, arguments.data)
+        show(console, evaluate(predictor, sets.test)[0], predictor, "Test set")
     with console.status("timing ..."):
-        result = compare(trained, config, vocabulary, train, test, arguments.batches)
+        test = sets.test or sets.valid
+        result = compare(trained, config, vocabulary, sets.train, test, arguments.batches, arguments.device)
     counts = result["bucketed"]["batches"]
     table = Table(
         title=f"Time of a batch of {config.training.batch_size} sentences: medians of {counts['training']} training "
@@ -60,7 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
         table.add_column("pymtl is faster by", justify="right")
     for kind, title in (("bucketed", "of similar length, as trained"), ("shuffled", "of any length")):
         table.add_row(f"[bold]{title}[/]")
-        for name, label in NAMES.items():
+        for name in result[kind]["training"]:
+            label = NAMES[name]
             cells = []
             for part in ("training", "inference"):
                 row = result[kind][part][name]
@@ -68,11 +72,14 @@ def run(arguments: argparse.Namespace) -> int:
             table.add_row(label, *cells)
         table.add_section()
     console.print(table)
-    parity = result["parity"]
-    console.print(
-        f"largest difference from plain PyTorch with the same weights, relative to the largest value: "
-        f"logits {parity['logits']:.1e}, gradients {parity['gradients']:.1e}; of gradients from float64: "
-        f"pymtl {parity['gradients from float64']:.1e}, plain PyTorch {parity['plain gradients from float64']:.1e}"
-    )
+    if "parity" in result:
+        parity = result["parity"]
+        console.print(
+            f"largest difference from plain PyTorch with the same weights, relative to the largest value: "
+            f"logits {parity['logits']:.1e}, gradients {parity['gradients']:.1e}; of gradients from float64: "
+            f"pymtl {parity['gradients from float64']:.1e}, plain PyTorch {parity['plain gradients from float64']:.1e}"
+        )
+    else:
+        console.print("this model has no counterpart in plain PyTorch here, beside which it could be timed")
     run.write_json("report.json", result)
     return 0

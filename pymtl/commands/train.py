@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pymtl.commands import positive
+from pymtl.commands import add_machine, use_machine
 
 if TYPE_CHECKING:
     from pymtl.training.config import Config
@@ -55,8 +55,7 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
         default="pymtl",
         help="reference: the identical model in plain PyTorch (default: pymtl)",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: cpu)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's)")
+    add_machine(parser, "train")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
     existing.add_argument("--overwrite", action="store_true", help="replace a run that is there already")
@@ -64,28 +63,24 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    import torch
     from rich.console import Console
 
     from pymtl.training import config as configuration
-    from pymtl.training.data import read_sets, read_test_sets
-    from pymtl.training.errors import ConfigError, RunError
+    from pymtl.training.data import read_all
+    from pymtl.training.errors import RunError
     from pymtl.training.fitting import Fitting, vocabulary_to_resume
     from pymtl.training.metrics import check_scorable
     from pymtl.training.run import Run
     from pymtl.training.vocabulary import Vocabulary
 
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device: there is no GPU, or this torch has no CUDA")
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
+    use_machine(arguments)
     console = Console()
     config = configuration.load(arguments.config, arguments.set, arguments.data)
     run = Run(arguments.folder or Path("runs", arguments.config.stem))
-    train, valid = read_sets(config)
+    sets = read_all(config)
+    config = sets.config
     files = ", ".join(data.valid or data.train for data in config.sets.values())
-    check_scorable([record for records in valid.values() for record in records], config, files)
-    test = read_test_sets(config)
+    check_scorable([record for records in sets.valid.values() for record in records], config, files)
     if arguments.resume:
         vocabulary = vocabulary_to_resume(run, config, arguments.backend)
     else:
@@ -93,24 +88,27 @@ def run(arguments: argparse.Namespace) -> int:
             raise RunError(f"{run.folder}: holds a run already: pass --resume, --overwrite or another --run")
         if run.holds_other_files():
             raise RunError(f"{run.path('config.json')}: is not of a run: pass another --run")
-        vocabulary = Vocabulary.of([record for records in train.values() for record in records], config)
+        vocabulary = Vocabulary.of([record for records in sets.train.values() for record in records], config)
     fitting = Fitting(run, config, vocabulary, arguments.backend, arguments.device)
-    scores = fitting.fit((train, valid, test), arguments.resume, _Screen(console, config))
+    scores = fitting.fit(sets, arguments.resume, _Screen(console, config))
     if scores is not None:
-        console.print(scores_table(scores, sum(map(len, test.values()))))
+        console.print(scores_table(scores, sum(map(len, sets.test.values())), config))
     console.print(f"run folder: {run.folder}", markup=False, soft_wrap=True)
     return 0
 
 
-def scores_table(scores: dict[str, float], sentences: int) -> Any:
+def scores_table(scores: dict[str, float], sentences: int, config: Config, title: str = "Test set") -> Any:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=f"Test set, {sentences:,} sentences")
+    from pymtl.training.metrics import exact_tasks
+
+    table = Table(title=f"{title}, {sentences:,} sentences")
     table.add_column("score")
     table.add_column("", justify="right")
     for name, value in scores.items():
-        table.add_row(escape(name.replace("/", " ")), shown(name, value))
+        of = f" ({', '.join(exact_tasks(config))})" if name == "exact_match" else ""
+        table.add_row(escape(name.replace("/", " ") + of), shown(name, value))
     return table
 
 

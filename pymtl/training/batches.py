@@ -82,7 +82,9 @@ class Batcher:
         self._token_ids = _ids(vocabulary.tokens)
         self._character_ids = _ids(vocabulary.characters)
         self._category_ids = {name: _ids(values) for name, values in vocabulary.categories.items()}
-        self._label_ids = {name: _ids(labels) for name, labels in vocabulary.labels.items()}
+        self._encodings = {
+            name: task.rules.encoding(vocabulary.labels.get(name, [])) for name, task in config.tasks.items()
+        }
         self._encoded: dict[int, _Encoded] = {}
         self._words: dict[str, Tensor] = {}
 
@@ -138,7 +140,9 @@ class Batcher:
             else:
                 fields[name] = torch.tensor(values, dtype=torch.float32).reshape(len(values), info.size)
         targets = {
-            name: self._target(name, label, tokens) for name, label in record.labels.items() if label is not None
+            name: task.rules.target(record.labels[name], self._encodings[name], tokens, task, self.config)
+            for name, task in self.config.tasks.items()
+            if record.labels.get(name) is not None
         }
         return _Encoded(record, tokens, fields, targets)
 
@@ -153,10 +157,6 @@ class Batcher:
             if self.remember:
                 self._words[token] = found
         return found
-
-    def _target(self, name: str, label: Any, tokens: Tensor) -> Tensor:
-        task = self.config.tasks[name]
-        return task.rules.target(label, self._label_ids.get(name, {}), tokens, task, self.config)
 
 
 def _ids(names: Sequence[Any]) -> dict[Any, int]:

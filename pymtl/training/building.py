@@ -63,17 +63,18 @@ def word_embedding(embedding: nn.Module) -> nn.Embedding:
     return embedding.fields["words"] if isinstance(embedding, TokenFeatures) else embedding
 
 
-def load_vectors(model: MultiTaskModel, config: Config, vocabulary: Vocabulary) -> int:
-    """Fills the word embedding from the configured file; returns how many words it has vectors of.
+def load_vectors(model: MultiTaskModel, config: Config, vocabulary: Vocabulary) -> tuple[int, int]:
+    """Fills the word embedding from the configured file; returns how many words it has vectors of, and how many words
+    of the file could not be read.
 
     Raises:
         FileNotFoundError, DataError: as :func:`pymtl.training.vectors.read_vectors`.
     """
     words = word_embedding(model.embedding)
     path = config.path(config.model.vectors)
-    vectors, found = read_vectors(path, vocabulary.tokens, words.embedding_dim)
+    vectors, found, skipped = read_vectors(path, vocabulary.tokens, words.embedding_dim)
     words.weight.data[found] = vectors[found]
-    return int(found.sum())
+    return int(found.sum()), skipped
 
 
 def encoder_of(config: Config, input_size: int) -> LSTM | Sharing:
@@ -105,4 +106,4 @@ def balancing_of(config: Config) -> Balancing | None:
 
 def heads_of(config: Config, vocabulary: Vocabulary, embedding: nn.Module) -> dict[str, Head]:
     words = word_embedding(embedding) if config.model.words else None
-    return {name: task.rules.head(task, vocabulary.labels.get(name, []), words) for name, task in config.tasks.items()}
+    return {name: task.rules.head(task, vocabulary.learned(name), words) for name, task in config.tasks.items()}

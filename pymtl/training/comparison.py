@@ -19,6 +19,7 @@ from typing import Any
 from pymtl.training import config as configuration
 from pymtl.training.errors import ConfigError, RunError
 from pymtl.training.metrics import delta, primary
+from pymtl.training.optimizers import check_optimizer
 from pymtl.training.run import Run
 
 
@@ -63,7 +64,7 @@ def variants(
         for key, value in combination:
             configuration.set_value(raw, f"{key}={value}")
         name = " ".join(value for _, value in combination) or path.stem
-        _check_files(configuration.parse(raw, f"{path}, {name}"))
+        _check(configuration.parse(raw, f"{path}, {name}"))
         grid.append(Variant(name, raw))
     if single_task:
         grid += [_alone(task, base, path) for task in configuration.parse(base, str(path)).tasks]
@@ -74,7 +75,8 @@ def variants(
     return grid
 
 
-def _check_files(config: configuration.Config) -> None:
+def _check(config: configuration.Config) -> None:
+    check_optimizer(config.training, "compare")
     for data in config.sets.values():
         for name in (data.train, data.valid, data.test):
             if name is not None and not config.path(name).exists():
@@ -118,7 +120,9 @@ def _within(modules: Sequence[str]) -> tuple[str, ...]:
     return tuple(f"{module}." for module in modules)
 
 
-def run_all(grid: Sequence[Variant], seeds: int, folder: Path, jobs: int, threads: int) -> Iterator[tuple[int, int]]:
+def run_all(
+    grid: Sequence[Variant], seeds: int, folder: Path, jobs: int, threads: int, device: str = "cpu"
+) -> Iterator[tuple[int, int]]:
     """Trains what is not trained yet, ``jobs`` runs at a time, and yields how many are done and of how many.
 
     Every run is a process of its own in ``folder``; one that was interrupted is resumed.
@@ -127,7 +131,7 @@ def run_all(grid: Sequence[Variant], seeds: int, folder: Path, jobs: int, thread
         RunError: a run failed, or the folder holds another comparison; the message names the log.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    plan = {variant.name: variant.raw for variant in grid}
+    plan = {variant.name: _settings(variant) for variant in grid}
     if (folder / "plan.json").exists():
         before = Run(folder).read_json("plan.json")
         if not isinstance(before, dict):
@@ -139,7 +143,7 @@ def run_all(grid: Sequence[Variant], seeds: int, folder: Path, jobs: int, thread
     Run(folder).write_json("plan.json", plan)
     work = [(variant, seed) for seed in range(seeds) for variant in grid]
     with ThreadPoolExecutor(jobs) as pool:
-        running = [pool.submit(_run_one, variant, seed, folder, threads) for variant, seed in work]
+        running = [pool.submit(_run_one, variant, seed, folder, threads, device) for variant, seed in work]
         done = 0
         yield done, len(work)
         try:
@@ -152,16 +156,21 @@ def run_all(grid: Sequence[Variant], seeds: int, folder: Path, jobs: int, thread
                 waiting.cancel()
 
 
-def _run_one(variant: Variant, seed: int, folder: Path, threads: int) -> None:
+def _settings(variant: Variant) -> dict[str, Any]:
+    """All but where the data lie, which may move."""
+    return {key: value for key, value in variant.raw.items() if key != "folder"}
+
+
+def _run_one(variant: Variant, seed: int, folder: Path, threads: int, device: str) -> None:
     where = run_folder(folder, variant, seed)
     if where.joinpath("test.json").exists():
         return
     where.mkdir(parents=True, exist_ok=True)
-    raw = {**variant.raw, "seed": int(variant.raw.get("seed", 0)) + seed}
+    raw = {**_settings(variant), "seed": int(variant.raw.get("seed", 0)) + seed}
     Run(where).write_json("plan.json", raw)
     command = [sys.executable, "-m", "pymtl", "train", str(where / "plan.json"), "--run", str(where)]
     command += ["--resume"] if where.joinpath("state.pt").exists() else ["--overwrite"]
-    command += ["--threads", str(threads)]
+    command += ["--threads", str(threads), "--device", device, "--data", variant.raw["folder"]]
     # Several processes beside one another: idle threads must not spin.
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
     with open(where / "train.log", "ab") as log:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import nn
-
+from pymtl._native import version
 from pymtl.balancing import METHODS
 from pymtl.custom import is_module_name
 from pymtl.sharing import SCHEMES
@@ -31,14 +31,17 @@ OF_SHARED_STATES = ("gradnorm", "gradient_aggregation")  # balancing by the grad
 
 @dataclass(frozen=True)
 class DataConfig:
-    """JSON-lines files (plain or .gz), relative to the configuration's folder."""
+    """Data files, plain or .gz, relative to the configuration's folder."""
 
     train: str
     valid: str | None = None  # without one, some of the training records are held out
     test: str | None = None
-    tokens: str = "tokens"  # the field that holds a record's tokens
+    format: Literal["auto", "jsonl", "json", "csv", "tsv", "conll"] = "auto"  # of the files; auto: by their names
+    columns: list[str] = dataclasses.field(default_factory=list)  # the fields of CoNLL's columns; "" of an unused one
+    tokens: str = "tokens"  # the field of a record's text or tokens; "text" where records have only that
+    tokenizer: Literal["auto", "words", "whitespace"] = "auto"  # of a text that is a string; auto: seen from the data
     lowercase: bool = False
-    holdout: float = 0.1  # the share held out
+    holdout: float = 0.1  # the share held out, as many of each label as of all
     holdout_field: str | None = None  # hold out by this field instead: the records with
     holdout_values: list[str] = dataclasses.field(default_factory=list)  # one of these values in it
 
@@ -149,7 +152,9 @@ class TrainingConfig:
     ema_decay: float = 0.0  # of the exponential moving average of the weights that is evaluated and kept; 0: none
     min_count: int = 1  # rarer training tokens are unknown
     patience: int = 5  # epochs without a better validation score before stopping
-    select_by: str = "mean"  # the score that is better: the mean of all tasks', a task's, "exact_match", or "delta"
+    # The score that is better: the mean of all tasks', a task ("kind"), any score ("kind/macro_f1"), "exact_match", or
+    # "delta"
+    select_by: str = "mean"
     baseline: dict[str, float] = dataclasses.field(
         default_factory=dict
     )  # validation scores that "delta" is relative to
@@ -178,7 +183,8 @@ class Config:
     warm_start: WarmStartConfig | None = None
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     seed: int = 0
-    folder: str = "."  # what paths are relative to: the configuration file's own folder
+    folder: str | None = "."  # what paths are relative to: the configuration file's own folder; None: not known
+    pymtl: str | None = None  # the version it was written for: an older one refuses it as such
 
     @property
     def sets(self) -> dict[str, DataConfig]:
@@ -190,7 +196,13 @@ class Config:
         return {name: task for name, task in self.tasks.items() if (task.dataset or "") == dataset}
 
     def path(self, name: str) -> Path:
-        """The full path of a file."""
+        """The full path of a file.
+
+        Raises:
+            ConfigError: the folder is not known, of a run that was moved.
+        """
+        if self.folder is None:
+            raise ConfigError(f"{name}: the data's folder is not known from the run's: pass --data DIR")
         return Path(self.folder, name)
 
     def as_dict(self) -> dict[str, Any]:
@@ -214,13 +226,18 @@ def load(path: Path, overrides: list[str] | None = None, folder: Path | None = N
     for override in overrides or []:
         set_value(raw, override)
     raw.setdefault("folder", str((folder or path.parent).resolve()))
-    return parse(raw, str(path))
+    config = parse(raw, str(path))
+    # Optimisers are for training only, and their import costs more than all of the above.
+    from pymtl.training.optimizers import check_optimizer
+
+    check_optimizer(config.training, str(path))
+    return config
 
 
 def read(path: Path) -> dict[str, Any]:
     """The plain values of a TOML file, or of a JSON file of the same form. Errors as for :func:`load`."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         raw = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         if not isinstance(raw, dict):
             raise ConfigError(f"{path}: expected sections, got {type(raw).__name__}")
@@ -258,6 +275,9 @@ def parse(raw: dict[str, Any], where: str) -> Config:
     Raises:
         ConfigError: a key is unknown or missing, or a value does not fit; the message names it.
     """
+    asked = raw.get("pymtl") if isinstance(raw, dict) else None
+    if isinstance(asked, str) and _numbers(asked) > _numbers(version):
+        raise ConfigError(f"{where}: written for pymtl {asked}, newer than this {version}: upgrade it")
     config = build(Config, raw, where, "")
     if not config.tasks:
         raise ConfigError(f"{where}: tasks: expected at least one task, got none")
@@ -268,6 +288,11 @@ def parse(raw: dict[str, Any], where: str) -> Config:
     _check_model(config, where)
     _check_training(config, where)
     return config
+
+
+def _numbers(release: str) -> list[int]:
+    """The numbers of a version, to compare."""
+    return [int(part) for part in re.findall(r"\d+", release)[:3]]
 
 
 def _check_data(config: Config, where: str) -> None:
@@ -348,8 +373,8 @@ def _check_model(config: Config, where: str) -> None:
         _require(apart, f"{where}: balancing", "heads that read states alone (no skip, not tied) with it", name)
     tasks = list(config.tasks)
     sizes = (1, 1, model.num_layers, model.bidirectional, model.dropout)
-    _try(f"{where}: sharing", SCHEMES, config.sharing, lambda cls, options: cls(tasks, *sizes, **options))
-    _try(f"{where}: balancing", METHODS, config.balancing, lambda cls, options: cls(tasks, **options))
+    try_method(f"{where}: sharing", SCHEMES, config.sharing, lambda cls, options: cls(tasks, *sizes, **options))
+    try_method(f"{where}: balancing", METHODS, config.balancing, lambda cls, options: cls(tasks, **options))
 
 
 def _check_training(config: Config, where: str) -> None:
@@ -364,36 +389,24 @@ def _check_training(config: Config, where: str) -> None:
     for key in ("word_dropout", "warmup", "ema_decay"):
         value = getattr(training, key)
         _require(0 <= value < 1, f"{where}: training.{key}", "a number from 0 to below 1", value)
-    choices = ("mean", "exact_match", "delta", *config.tasks)
-    exact = training.select_by != "exact_match" or any(task.rules.is_discrete for task in config.tasks.values())
+    exact = training.select_by != "exact_match" or any(task.rules.is_exact for task in config.tasks.values())
     _require(exact, f"{where}: training.select_by", "a task of classes or tags with exact_match", training.select_by)
     known = [f"{name}/{score}" for name, task in config.tasks.items() for score in task.rules.scores]
+    choices = ("mean", "exact_match", "delta", *config.tasks, *known)
     for name, value in training.baseline.items():
         _require(name in known, f"{where}: training.baseline", f"scores of {', '.join(known)}", name)
         _require(value != 0, f"{where}: training.baseline", f"another score of {name} to be relative to than", value)
     _require(training.select_by in choices, f"{where}: training.select_by", " or ".join(choices), training.select_by)
     relative = training.select_by != "delta" or bool(training.baseline)
     _require(relative, f"{where}: training.baseline", "scores for select_by = 'delta'", training.baseline)
-    # Those whose step needs no closure, sparse gradients or matrices only.
-    others = (torch.optim.Optimizer, torch.optim.LBFGS, torch.optim.SparseAdam, torch.optim.Muon)
-    optimizers = {
-        name: cls
-        for name, cls in vars(torch.optim).items()
-        if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and cls not in others
-    }
-    for key, instead in (("lr", "learning_rate"), ("weight_decay", "weight_decay")):
-        own = training.optimizer_options.get(key)
-        _require(own is None, f"{where}: training.optimizer_options", f"training.{instead} instead of {key}", own)
-    options = dict(training.optimizer_options)
-    if training.weight_decay > 0:
-        options["weight_decay"] = training.weight_decay
-    chosen = MethodConfig(training.optimizer, options)
-    parameter = nn.Parameter(torch.zeros(1))
-    parameter.grad = torch.zeros(1)
-    _try(f"{where}: training.optimizer", optimizers, chosen, lambda cls, options: cls([parameter], **options).step())
 
 
-def _try(at: str, choices: dict[str, type], chosen: MethodConfig, make: Any) -> None:
+def try_method(at: str, choices: dict[str, type], chosen: MethodConfig, make: Callable[[type, Any], object]) -> None:
+    """Makes what is chosen, to see whether it can be made.
+
+    Raises:
+        ConfigError: it is none of the choices, or its options do not fit; the message names ``at``.
+    """
     if chosen.kind not in choices:
         raise ConfigError(f"{at}: expected one of {', '.join(choices)}, got {chosen.kind!r}")
     known = inspect.signature(choices[chosen.kind]).parameters
@@ -425,4 +438,5 @@ def _is_name(name: str) -> bool:
 
 def _is_task_name(name: str) -> bool:
     """Whether a module can have this name, and no other line of the metrics or predictions has it."""
-    return _is_name(name) and name not in ("total", "tokens", "exact_match", "training", "mean", "delta", "shared")
+    reserved = ("total", "tokens", "exact_match", "training", "mean", "delta", "shared", "unknown_tokens")
+    return _is_name(name) and name not in reserved

@@ -1,22 +1,24 @@
-"""Records from JSON lines and CSV."""
+"""Records: what a configuration reads in the rows of data files."""
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
-import json
-import zlib
-from collections.abc import Sequence
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pymtl.training.config import Config, DataConfig, FieldConfig
 from pymtl.training.errors import DataError
-from pymtl.training.values import check_text, has_numbers, number_of, shown
+from pymtl.training.files import Row, count_columns, format_of, read_lines, read_rows
+from pymtl.training.holdout import stratified
+from pymtl.training.kinds.base import Source
+from pymtl.training.tokenizing import Tokenizer, places, tokens_of
+from pymtl.training.values import check_text, has_numbers, is_missing, number_of, shown
+
+LISTS_TO_TRY = 2000  # lists of tokens, to see which tokenizer would have made them
 
 
 @dataclass(frozen=True)
@@ -24,87 +26,120 @@ class Record:
     """One text: its tokens, and for each task of its data set its label, or None where it has none.
 
     ``fields`` are the further fields of its tokens; ``held_out`` tells whether the configuration's ``holdout_field``
-    puts it among the validation records. A record of features alone has as many empty tokens.
+    puts it among the validation records; ``source`` is the text, or the list of tokens, as the file has it. A record of
+    features alone has as many empty tokens.
     """
 
     tokens: list[str]
     labels: dict[str, Any]
     fields: dict[str, list[Any]] = field(default_factory=dict)
     held_out: bool = False
+    source: str | list[str] | None = field(default=None, compare=False)
 
 
-def read_records(path: Path, config: Config, labelled: bool = True, dataset: str = "") -> list[Record]:
-    """Reads a JSON-lines or CSV file, plain or .gz.
+@dataclass(frozen=True)
+class Sets:
+    """All records of a configuration, by data set; and the configuration with what the data told of it."""
+
+    config: Config
+    train: dict[str, list[Record]]
+    valid: dict[str, list[Record]]
+    test: dict[str, list[Record]]
+    notes: list[str] = field(default_factory=list)  # what a person should know of how the files were read
+
+
+def read_records(
+    path: Path,
+    config: Config,
+    labelled: bool = True,
+    dataset: str = "",
+    notes: list[str] | None = None,
+    complete: bool = True,
+) -> list[Record]:
+    """Reads a data file; :mod:`pymtl.training.files` says in which formats.
+
+    Of a row of CSV and the like tokens, tags and further fields have spaces between them, several labels a ``|``
+    (alone: none of them), and a missing label is an empty cell. Texts without a token are left out.
 
     Args:
-        path: the file; one JSON object a line, the tokens, the further fields and each task's label in the fields the
-            configuration names. A label may be null or missing. Of a file called .csv each row is a record: tokens,
-            tags and further fields with spaces between them, several labels with a ``|`` (alone: none of them), a
-            missing label an empty cell.
+        path: the file.
+        config: names the fields of the text and of each task's label.
         labelled: whether labels are read at all.
         dataset: the data set it belongs to, where there are several.
+        notes: takes what a person should know of how the file was read.
+        complete: whether a table must have a column for each task.
 
     Raises:
         FileNotFoundError: there is no such file.
         DataError: a line is malformed; the message names file, line number and reason.
     """
-    records = []
-    number = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as lines:
-            if path.name.removesuffix(".gz").endswith(".csv"):
-                rows = csv.DictReader(io.TextIOWrapper(lines, encoding="utf-8-sig", newline=""), strict=True)
-                _check_columns(rows.fieldnames or [])
-                for row in rows:
-                    number = rows.line_num
-                    if None in row or None in row.values():
-                        count = len(rows.fieldnames)
-                        raise DataError(f"expected {count} cells, got more or fewer")
-                    records.append(_record(row, config, labelled, dataset, cells=True))
-            else:
-                for line in lines:
-                    number += 1
-                    if line.strip():
-                        records.append(parse_record(line, config, labelled, dataset))
-    except csv.Error as error:
-        raise DataError(f"{path}:{number + 1}: {error}") from None
-    except (ValueError, TypeError, EOFError, RecursionError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}:{number}: {error}") from None
-    if not records:
-        raise DataError(f"{path}: expected at least one record, got none")
-    return records
+    return _read(path, config, labelled, dataset, notes, complete)[0]
 
 
-def _check_columns(names: Sequence[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
-            raise DataError(f"expected columns of different names, got {name!r} twice")
+def rows_of(path: Path, config: Config) -> list[Row]:
+    """The rows of a file that is to be labelled, its cells as the fields are read in training; a ``.txt`` file has a
+    text a line. Of several data sets the first says how the file is read.
+
+    Raises:
+        FileNotFoundError, DataError: as :func:`read_records`.
+    """
+    dataset, data = next(iter(config.sets.items()))
+    if path.name.lower().removesuffix(".gz").endswith(".txt") and data.format == "auto":
+        return [Row(number, {data.tokens: line}) for number, line in enumerate(read_lines(path), 1)]
+    columns = _columns(path, config, dataset) if format_of(path, data.format)[0] == "conll" else ()
+    rows = list(read_rows(path, data.format, columns))
+    if rows and rows[0].cells:
+        _check_columns(rows[0], config, dataset, f"{path}:1", False, None, path)
+    for row in rows:
+        for name, info in config.fields.items():
+            if (info.field or name) in row.cells:
+                row.values[info.field or name] = _of_field(row.values[info.field or name], info)
+    return rows
 
 
 def read_sets(config: Config) -> tuple[dict[str, list[Record]], dict[str, list[Record]]]:
-    """The training and validation records of every data set; held out from the former where it has no ``valid`` file.
+    """The training and validation records of :func:`read_all`."""
+    sets = read_all(config, test=False)
+    return sets.train, sets.valid
 
-    Training records without a label of any task are left out.
+
+def read_all(config: Config, test: bool = True) -> Sets:
+    """The records of every data set; those to validate on held out where it has no ``valid`` file.
+
+    Training records without a label of any task are left out. What is "auto" in the configuration becomes what the
+    training records say.
 
     Raises:
         FileNotFoundError, DataError: as :func:`read_records`; or nothing is left to train on or to validate.
     """
-    train, valid = {}, {}
+    train: dict[str, list[Record]] = {}
+    held_out: dict[str, list[Record]] = {}
+    notes: list[str] = []
     for name, data in config.sets.items():
-        records = read_records(config.path(data.train), config, dataset=name)
-        _check_bio(records, config, data.train)
-        if data.valid is not None:
-            valid[name] = read_records(config.path(data.valid), config, dataset=name)
-        else:
-            records, valid[name] = _hold_out(records, data, config.seed)
-        train[name] = labelled(records, data.train)
-    return train, valid
+        records, tokenizer = _read(config.path(data.train), config, True, name, notes, True)
+        train[name] = records
+        if data.tokenizer == "auto" and tokenizer is not None:
+            config = _with_data(config, name, tokenizer=tokenizer)
+    config = _settled(config, train, notes)
+    for name, data in config.sets.items():
+        _check_trainable(train[name], config, name)
+        if data.valid is None:
+            train[name], held_out[name] = _hold_out(train[name], data, config)
+        train[name] = labelled(train[name], data.train)
+    valid = {
+        name: held_out[name]
+        if data.valid is None
+        else read_records(config.path(data.valid), config, True, name, notes, False)
+        for name, data in config.sets.items()
+    }
+    found = read_test_sets(config, notes) if test else {}
+    return Sets(config, train, valid, found, notes)
 
 
-def read_test_sets(config: Config) -> dict[str, list[Record]]:
+def read_test_sets(config: Config, notes: list[str] | None = None) -> dict[str, list[Record]]:
     """The test records of the data sets that have some. Errors as :func:`read_records`."""
     return {
-        name: read_records(config.path(data.test), config, dataset=name)
+        name: read_records(config.path(data.test), config, True, name, notes, False)
         for name, data in config.sets.items()
         if data.test is not None
     }
@@ -122,56 +157,182 @@ def labelled(records: list[Record], where: str) -> list[Record]:
     return kept
 
 
-def _check_bio(records: list[Record], config: Config, where: str) -> None:
-    """What a conditional random field that forbids some tags can be trained on.
+def record_of(values: Mapping[str, Any], config: Config, labelled: bool = True, dataset: str = "") -> Record:
+    """The record of a JSON object.
 
     Raises:
-        DataError: there is a tag that it forbids.
+        DataError: a field does not fit.
     """
-    for name, task in config.tasks.items():
-        for number, record in enumerate(records if task.bio else (), 1):
-            before: str | None = "O"
-            for place, tag in enumerate(record.labels.get(name) or (), 1):
-                inside = tag is not None and tag.partition("-")[0] == "I"
-                kind = tag.partition("-")[2] if inside else ""
-                if inside and before is not None and before not in (tag, f"B-{kind}" if kind else "B"):
-                    raise DataError(
-                        f"{where}: record {number}, field {task.field or name!r}: {tag!r} at token {place} follows "
-                        f"{before!r}, which bio = true forbids"
-                    )
-                before = tag
+    row = Row(1, dict(values))
+    tokenizer = config.sets[dataset].tokenizer
+    return _record(row, config, labelled, dataset, "whitespace" if tokenizer == "auto" else tokenizer, Counter())
 
 
-def _hold_out(records: list[Record], data: DataConfig, seed: int) -> tuple[list[Record], list[Record]]:
-    if data.holdout_field is not None:
-        held_out = [record for record in records if record.held_out]
-        kept = [record for record in records if not record.held_out]
+def text_record(text: str, config: Config, dataset: str = "") -> Record:
+    """The record of a text alone."""
+    data = config.sets[dataset]
+    tokens = tokens_of(text, "whitespace" if data.tokenizer == "auto" else data.tokenizer)
+    return Record([t.lower() for t in tokens] if data.lowercase else tokens, {}, source=text)
+
+
+def given_tokens(record: Record, data: DataConfig) -> list[str]:
+    """A record's tokens before ``lowercase``."""
+    if isinstance(record.source, str):
+        return tokens_of(record.source, "whitespace" if data.tokenizer == "auto" else data.tokenizer)
+    return record.tokens if record.source is None else record.source
+
+
+def _read(
+    path: Path, config: Config, labelled: bool, dataset: str, notes: list[str] | None, complete: bool
+) -> tuple[list[Record], Tokenizer | None]:
+    """The records of a file, and the tokenizer of its texts: None where there is nothing to tell it from."""
+    data = config.sets[dataset]
+    columns = _columns(path, config, dataset) if format_of(path, data.format)[0] == "conll" else ()
+    rows = list(read_rows(path, data.format, columns))
+    if rows and rows[0].cells:
+        _check_columns(rows[0], config, dataset, f"{path}:1", labelled and complete, notes, path)
+    tokenizer = data.tokenizer if data.tokenizer != "auto" else _tokenizer_of(rows, config, dataset)
+    counts: Counter[str] = Counter()
+    records = []
+    for row in rows:
+        try:
+            record = _record(row, config, labelled, dataset, tokenizer or "whitespace", counts)
+        except (DataError, TypeError, ValueError) as error:
+            raise DataError(f"{path}:{row.place}: {error}") from None
+        if record.tokens:
+            records.append(record)
+        else:
+            counts["records without text were left out"] += 1
+    if not records:
+        raise DataError(f"{path}: expected at least one record, got none")
+    if notes is not None:
+        notes += [f"{path.name}: {count:,} {what}" for what, count in counts.items()]
+    return records, tokenizer
+
+
+def _check_columns(
+    row: Row, config: Config, dataset: str, where: str, complete: bool, notes: list[str] | None, path: Path
+) -> None:
+    """That a table has the columns it needs, said of its header."""
+    data = config.sets[dataset]
+    if config.model.words and row.values.get(text_field(row.values, data)) is None:
+        raise DataError(
+            f"{where}: expected a column {data.tokens!r} with the text (data.tokens names it), got "
+            f"{', '.join(row.values)}"
+        )
+    for name, task in config.tasks_of(dataset).items():
+        column = task.field or name
+        if column in row.values or task.rules.labels_itself:
+            continue
+        if complete:
+            raise DataError(f"{where}: expected a column {column!r}, got {', '.join(row.values)}")
+        if notes is not None:
+            notes.append(f"{path.name}: has no column {column!r}: task {name!r} is not scored on it")
+
+
+def _columns(path: Path, config: Config, dataset: str) -> Sequence[str]:
+    """The fields of CoNLL's columns: tokens in the first, and the tags of the only task that has some in the last."""
+    data = config.sets[dataset]
+    if data.columns:
+        return data.columns
+    count = count_columns(path)
+    tagging = {task.field or name for name, task in config.tasks_of(dataset).items() if task.rules.aligned}
+    if count == 0:
+        return [data.tokens]
+    if count == 1 or len(tagging) != 1:
+        names = ", ".join(sorted(tagging)) or "none"
+        raise DataError(
+            f"{path}:1: expected data.columns, the fields of its {count} columns: which has the tokens, and which the "
+            f"tags ({names}) is not clear"
+        )
+    return [data.tokens, *[""] * (count - 2), tagging.pop()]
+
+
+def _tokenizer_of(rows: Sequence[Row], config: Config, dataset: str) -> Tokenizer | None:
+    """What texts that are strings are split by.
+
+    Tags beside a text that is a string say where its tokens end: at spaces. Where all records are lists of tokens it is
+    the rule that would have made them, for the texts that are asked later.
+    """
+    data = config.sets[dataset]
+    tasks = config.tasks_of(dataset).items()
+    names = [task.field or name for name, task in tasks if task.rules.aligned and not task.rules.labels_itself]
+    names += [info.field or name for name, info in config.fields.items()]
+    strings = False
+    lists: list[list[Any]] = []
+    for row in rows:
+        text = row.values.get(text_field(row.values, data))
+        if isinstance(text, str):
+            strings = True
+            if any(_is_list_of_tags(row, name) for name in names):
+                return "whitespace"
+        elif isinstance(text, list):
+            lists.append(text)
+    if strings:
+        return "words"
+    tokens = [token for text in islice(lists, LISTS_TO_TRY) for token in text if isinstance(token, str)]
+    if not tokens:
+        return None
+    whole = sum(tokens_of(token, "words") == [token] for token in tokens)
+    return "words" if whole >= 0.99 * len(tokens) else "whitespace"
+
+
+def _is_list_of_tags(row: Row, name: str) -> bool:
+    value = row.values.get(name)
+    if name in row.cells:
+        return not is_missing(value) and not value.lstrip().startswith(("[{", "[[", "[]"))
+    return isinstance(value, list) and len(value) > 0 and not isinstance(value[0], dict | list)
+
+
+def text_field(values: Mapping[str, Any], data: DataConfig) -> str:
+    """The field of the text or of the tokens: ``text`` where records have that and no ``tokens``."""
+    return "text" if data.tokens == "tokens" and data.tokens not in values and "text" in values else data.tokens
+
+
+def _record(
+    row: Row, config: Config, labelled: bool, dataset: str, tokenizer: Tokenizer, counts: Counter[str]
+) -> Record:
+    """Of a row; one without tokens if its text is empty."""
+    data = config.sets[dataset]
+    fields = {name: row.values.get(info.field or name) for name, info in config.fields.items()}
+    for name, info in config.fields.items():
+        if (info.field or name) in row.cells:
+            fields[name] = _of_field(fields[name], info)
+    text: Any = None
+    if config.model.words:
+        text = row.values.get(text_field(row.values, data))
+        tokens = _tokens(text, row, data, tokenizer)
+        if not tokens:
+            return Record([], {}, source=text)
     else:
-        order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed)).tolist()
-        count = max(1, round(data.holdout * len(records)))
-        chosen = set(order[:count])
-        held_out = [record for i, record in enumerate(records) if i in chosen]
-        kept = [record for i, record in enumerate(records) if i not in chosen]
-    if not held_out or not kept:
-        by = "" if data.holdout_field is None else f" by {data.holdout_field!r} = {' or '.join(data.holdout_values)}"
-        counts = f"{len(kept)} and {len(held_out)}"
-        raise DataError(f"{data.train}: expected records to train on and others to hold out{by}, got {counts}")
-    return kept, held_out
-
-
-def parse_record(line: bytes, config: Config, labelled: bool = True, dataset: str = "") -> Record:
-    """The record of one line of JSON.
-
-    Raises:
-        DataError: it is malformed.
-    """
-    try:
-        raw = json.loads(line.decode("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"not JSON in UTF-8: {error}") from None
-    if not isinstance(raw, dict):
-        raise DataError(f"expected a JSON object, got {type(raw).__name__}")
-    return _record(raw, config, labelled, dataset)
+        first = next(iter(config.fields))
+        if not isinstance(fields[first], list) or not fields[first]:
+            name = config.fields[first].field or first
+            raise DataError(f"field {name!r}: expected a list of at least one token's, got {shown(fields[first])}")
+        tokens = [""] * len(fields[first])
+    for name, info in config.fields.items():
+        _check_field(info.field or name, fields[name], info, len(tokens))
+    source = Source(len(tokens), places(text, tokenizer) if isinstance(text, str) else None, counts)
+    labels = {}
+    for name, task in config.tasks_of(dataset).items() if labelled else ():
+        if task.rules.labels_itself:
+            labels[name] = True
+            continue
+        field_name = task.field or name
+        label = row.values.get(field_name)
+        if is_missing(label):
+            labels[name] = None
+            continue
+        try:
+            if field_name in row.cells:
+                label = task.rules.of_cell(label, task)
+            label = task.rules.of_value(label, task, source)
+        except DataError as error:
+            raise DataError(f"field {field_name!r}: {error}") from None
+        task.rules.check_label(field_name, label, task, len(tokens))
+        labels[name] = label
+    held_out = data.holdout_field is not None and row.values.get(data.holdout_field) in data.holdout_values
+    return Record(tokens, labels, fields, held_out, text)
 
 
 def _of_field(cell: str | None, info: FieldConfig) -> Any:
@@ -181,48 +342,20 @@ def _of_field(cell: str | None, info: FieldConfig) -> Any:
     return parts if info.kind == "category" else [number_of(part) for part in parts]
 
 
-def _record(raw: dict[str, Any], config: Config, labelled: bool, dataset: str, cells: bool = False) -> Record:
-    """Of a JSON object, or of a row of CSV if ``cells``."""
-    data = config.sets[dataset]
-    fields = {name: raw.get(info.field or name) for name, info in config.fields.items()}
-    if cells:
-        if config.model.words and data.tokens not in raw:
-            raise DataError(f"expected a column {data.tokens!r}, got {', '.join(raw)}")
-        fields = {name: _of_field(cell, config.fields[name]) for name, cell in fields.items()}
-        if isinstance(raw.get(data.tokens), str):
-            raw = {**raw, data.tokens: raw[data.tokens].split()}
-    if config.model.words:
-        tokens = _tokens(raw, data)
+def _tokens(text: Any, row: Row, data: DataConfig, tokenizer: Tokenizer) -> list[str]:
+    if text_field(row.values, data) not in row.values:
+        got = ", ".join(row.values) or "none"
+        raise DataError(
+            f"expected a field {data.tokens!r}, a text or a list of tokens (data.tokens names it), got {got}"
+        )
+    if text is None:
+        return []
+    if isinstance(text, str):
+        tokens = tokens_of(text, tokenizer)
+    elif isinstance(text, list) and all(isinstance(token, str) for token in text):
+        tokens = text
     else:
-        first = next(iter(config.fields))
-        if not isinstance(fields[first], list) or not fields[first]:
-            name = config.fields[first].field or first
-            raise DataError(f"field {name!r}: expected a list of at least one token's, got {shown(fields[first])}")
-        tokens = [""] * len(fields[first])
-    for name, info in config.fields.items():
-        _check_field(info.field or name, fields[name], info, len(tokens))
-    labels = {}
-    for name, task in config.tasks_of(dataset).items() if labelled else ():
-        if task.rules.labels_itself:
-            labels[name] = True
-            continue
-        field_name = task.field or name
-        label = raw.get(field_name)
-        if cells:
-            if label is None:
-                raise DataError(f"expected a column {field_name!r}, got {', '.join(raw)}")
-            label = task.rules.of_cell(label, task) if label.strip() else None
-        if label is not None:
-            task.rules.check_label(field_name, label, task, len(tokens))
-        labels[name] = label
-    held_out = data.holdout_field is not None and raw.get(data.holdout_field) in data.holdout_values
-    return Record(tokens, labels, fields, held_out)
-
-
-def _tokens(raw: dict[str, Any], data: DataConfig) -> list[str]:
-    tokens = raw.get(data.tokens)
-    if not isinstance(tokens, list) or not tokens or not all(isinstance(t, str) for t in tokens):
-        raise DataError(f"field {data.tokens!r}: expected a list of at least one string, got {tokens!r}")
+        raise DataError(f"field {data.tokens!r}: expected a text or a list of strings, got {text!r}")
     check_text(data.tokens, tokens)
     return [t.lower() for t in tokens] if data.lowercase else tokens
 
@@ -244,3 +377,59 @@ def _check_field(field: str, values: Any, info: FieldConfig, length: int) -> Non
 
 def _is_category(value: Any) -> bool:
     return isinstance(value, str | int)
+
+
+def _hold_out(records: list[Record], data: DataConfig, config: Config) -> tuple[list[Record], list[Record]]:
+    if data.holdout_field is not None:
+        held_out = [record for record in records if record.held_out]
+        kept = [record for record in records if not record.held_out]
+    else:
+        strata = [
+            frozenset(
+                (name, stratum)
+                for name, label in record.labels.items()
+                if not config.tasks[name].rules.labels_itself
+                for stratum in config.tasks[name].rules.strata(label)
+            )
+            for record in records
+        ]
+        chosen = set(stratified(strata, max(1, round(data.holdout * len(records))), config.seed))
+        held_out = [record for i, record in enumerate(records) if i in chosen]
+        kept = [record for i, record in enumerate(records) if i not in chosen]
+    if not held_out or not kept:
+        by = "" if data.holdout_field is None else f" by {data.holdout_field!r} = {' or '.join(data.holdout_values)}"
+        counts = f"{len(kept)} and {len(held_out)}"
+        raise DataError(f"{data.train}: expected records to train on and others to hold out{by}, got {counts}")
+    return kept, held_out
+
+
+def _with_data(config: Config, dataset: str, **changes: Any) -> Config:
+    """The configuration with some settings of a data set changed."""
+    data = dataclasses.replace(config.sets[dataset], **changes)
+    if config.data is not None:
+        return dataclasses.replace(config, data=data)
+    return dataclasses.replace(config, datasets={**config.datasets, dataset: data})
+
+
+def _settled(config: Config, train: Mapping[str, Sequence[Record]], notes: list[str]) -> Config:
+    """The configuration with what each task's kind sees in the labels of the training records."""
+    tasks = dict(config.tasks)
+    for dataset in config.sets:
+        for name, task in config.tasks_of(dataset).items():
+            values = [record.labels[name] for record in train[dataset] if record.labels.get(name) is not None]
+            tasks[name] = task.rules.settled(name, task, values, notes)
+    return dataclasses.replace(config, tasks=tasks)
+
+
+def _check_trainable(records: list[Record], config: Config, dataset: str) -> None:
+    """That all labels can be trained on.
+
+    Raises:
+        DataError: one cannot.
+    """
+    where = config.sets[dataset].train
+    for name, task in config.tasks_of(dataset).items():
+        for number, record in enumerate(records, 1):
+            if record.labels.get(name) is not None:
+                at = f"{where}: record {number}, field {task.field or name!r}"
+                task.rules.check_trainable(record.labels[name], task, at)

@@ -26,6 +26,7 @@ from pymtl.training.run import EXPORTED, Run
 from pymtl.training.vocabulary import Vocabulary
 
 PROGRAM, CRFS = EXPORTED
+EXPORTED_FACTS = ("data", "epoch", "scores")  # of a run's manifest, which its export has too
 
 
 class _Program(nn.Module):
@@ -64,6 +65,7 @@ def export(run: Run, folder: Path) -> None:
         )
     target = Run(folder)
     target.write_file(PROGRAM, lambda path: torch.export.save(program, path))
+    target.write_manifest({key: value for key, value in run.read_manifest().items() if key in EXPORTED_FACTS})
     target.write_config(config, trained.name)
     target.write_json("vocabulary.json", vocabulary.as_dict())
     crfs = {f"{task}.{name}": p.detach() for task, crf in trained.crfs.items() for name, p in crf.named_parameters()}
@@ -87,9 +89,9 @@ class Exported:
         RunError: a file is missing or damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, data: Path | None = None) -> None:
         run = Run(folder)
-        self.config, self.vocabulary, _ = run.load()
+        self.config, self.vocabulary, _ = run.load(data)
         try:
             self.program = torch.export.load(run.path(PROGRAM)).module()
             weights = load_file(run.path(CRFS)) if run.path(CRFS).exists() else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,16 +9,16 @@ import torch
 
 from pymtl.training import building
 from pymtl.training.config import Config
-from pymtl.training.data import Record
+from pymtl.training.data import Sets
 from pymtl.training.errors import ConfigError, RunError
+from pymtl.training.model_card import model_card
 from pymtl.training.model_with_loss import ModelWithLoss
 from pymtl.training.plots import training_curves
-from pymtl.training.run import Run
+from pymtl.training.run import Run, data_files
+from pymtl.training.survey import survey
 from pymtl.training.trainer import Progress, Trainer, test_scores
 from pymtl.training.vocabulary import Vocabulary
 from pymtl.training.warm_start import freeze, warm_start
-
-Sets = Mapping[str, Sequence[Record]]  # the records of each data set
 
 
 class Screen(Progress, Protocol):
@@ -43,7 +42,7 @@ class Fitting:
     backend_name: str
     device: str = "cpu"
 
-    def fit(self, sets: tuple[Sets, Sets, Sets], resume: bool, screen: Screen) -> dict[str, float] | None:
+    def fit(self, sets: Sets, resume: bool, screen: Screen) -> dict[str, float] | None:
         """Trains (or resumes) the run to its end and returns its scores on the test sets, if there are some.
 
         Args:
@@ -54,13 +53,13 @@ class Fitting:
         Raises:
             ConfigError: the model cannot be built.
         """
-        train, valid, test = sets
         torch.manual_seed(self.config.seed)
         try:
             model_with_loss = ModelWithLoss(self.backend_name, self.config, self.vocabulary)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"model: {error}") from None
         lines = self._given_weights(model_with_loss, resume)
+        train, valid = sets.train, sets.valid
         trainer = Trainer(self.run, self.config, self.vocabulary, model_with_loss, train, valid, screen, self.device)
         main = trainer.accelerator.is_main_process
         if resume:
@@ -69,26 +68,47 @@ class Fitting:
         elif main:
             # An earlier run goes only when this one can begin.
             self.run.create(self.config, self.vocabulary, self.backend_name)
+            self.run.write_manifest({"data": data_files(self.config)})
         if main:
-            screen.say(self._described(trainer, model_with_loss, train, valid), *lines)
+            screen.say(*survey(sets, self.vocabulary), self._described(trainer, model_with_loss, sets), *lines)
+        before = len(trainer.epochs)
         self._to_the_end(trainer, screen)
         if not main:
             return None
+        screen.say(self._how_it_ended(trainer, before))
         self.run.save_figure("curves.png", training_curves(trainer.epochs))
-        if not test:
-            return None
-        best, _, _ = self.run.load_model()
-        scores = test_scores(best.to(trainer.accelerator.device), test, self.config, self.vocabulary)
-        self.run.write_json("test.json", scores)
+        scores = None
+        if sets.test:
+            best, _, _ = self.run.load_model()
+            scores = test_scores(best.to(trainer.accelerator.device), sets.test, self.config, self.vocabulary)
+            self.run.write_json("test.json", scores)
+        chosen = max(trainer.epochs, key=lambda epoch: epoch["selection"])
+        self.run.write_manifest(
+            {"epoch": chosen["epoch"], "scores": {"validation": chosen["valid"], "test": scores or {}}}
+        )
+        self.run.write_text("README.md", model_card(self.run, self.config, self.vocabulary))
         return scores
+
+    def _how_it_ended(self, trainer: Trainer, before: int) -> str:
+        """Why training is over, in words."""
+        done, asked = len(trainer.epochs), self.config.training.epochs
+        best = max(trainer.epochs, key=lambda epoch: epoch["selection"])["epoch"]
+        if done == before:
+            return f"nothing left to train: the run has its {done} epochs (best: {best}); more with training.epochs"
+        if done < asked:
+            patience = self.config.training.patience
+            return f"stopped early after epoch {done}: {patience} without a better validation score (best: {best})"
+        return f"trained all {done} epochs (best: {best})"
 
     def _given_weights(self, model_with_loss: ModelWithLoss, resume: bool) -> list[str]:
         """Takes word vectors and another run's weights, as the configuration asks; what was taken, in words."""
         config, lines = self.config, []
         if config.model.vectors is not None:
-            count = building.load_vectors(model_with_loss.model, config, self.vocabulary)
+            count, skipped = building.load_vectors(model_with_loss.model, config, self.vocabulary)
             known = len(self.vocabulary.tokens)
             lines.append(f"{count:,} of {known:,} tokens have vectors in {config.model.vectors}")
+            if skipped:
+                lines.append(f"{config.model.vectors}: {skipped:,} words were skipped, whose bytes are not UTF-8")
             if config.model.freeze_vectors:
                 building.word_embedding(model_with_loss.model.embedding).weight.requires_grad_(False)
         if config.warm_start is not None and resume:
@@ -99,9 +119,9 @@ class Fitting:
             lines.append(f"{len(taken)} parameters taken from {config.warm_start.run}, {state}")
         return lines
 
-    def _described(self, trainer: Trainer, model_with_loss: ModelWithLoss, train: Sets, valid: Sets) -> str:
+    def _described(self, trainer: Trainer, model_with_loss: ModelWithLoss, sets: Sets) -> str:
         parameters = sum(p.numel() for p in model_with_loss.model.parameters())
-        counts = [sum(map(len, records.values())) for records in (train, valid)]
+        counts = [sum(map(len, records.values())) for records in (sets.train, sets.valid)]
         processes = trainer.accelerator.num_processes
         there = trainer.accelerator.device
         where = f"{torch.get_num_threads()} threads" if there.type == "cpu" else torch.cuda.get_device_name(there)
@@ -134,13 +154,19 @@ def vocabulary_to_resume(run: Run, config: Config, backend_name: str) -> Vocabul
         RunError: it is of another configuration or backend.
     """
     saved, vocabulary, trained_with = run.load()
+    if not run.read_manifest():
+        raise RunError(
+            f"{run.folder}: begun by a version that split texts and held records out in other ways: it can be asked "
+            "and evaluated, not resumed"
+        )
     if trained_with != backend_name:
         raise RunError(f"{run.folder}: was trained with --backend {trained_with}, not {backend_name}")
 
     def fixed(c: Config) -> dict[str, Any]:
         changeable = ("epochs", "patience", "learning_rate", "checkpoint_steps", "tensorboard", "clip_norm")
         training = {f"training.{name}": value for name, value in vars(c.training).items() if name not in changeable}
-        return {name: value for name, value in vars(c).items() if name != "training"} | training
+        # Where the data lie may change, what they are may not.
+        return {name: value for name, value in vars(c).items() if name not in ("training", "folder")} | training
 
     if fixed(saved) != fixed(config):
         differing = [name for name in fixed(config) if fixed(saved)[name] != fixed(config)[name]]

@@ -28,6 +28,7 @@ def decode(
     vocabulary: Vocabulary,
     crfs: Mapping[str, CRF] | None = None,
     beam_size: int = 1,
+    distributions: bool = False,
 ) -> list[dict[str, Any]]:
     """For each sentence, each task's label in the form of the records, and ``<task>/probability`` of a class.
 
@@ -38,6 +39,7 @@ def decode(
         batch: what they are of.
         crfs: of the tasks whose tags are decoded together.
         beam_size: of the search for CTC's labels; 1 takes the likeliest at each step.
+        distributions: whether to say how probable other labels are too, ``<task>/probabilities``.
     """
     predictions: list[dict[str, Any]] = [{} for _ in range(batch.lengths.shape[0])]
     for name, z in logits.items():
@@ -50,7 +52,10 @@ def decode(
             (crfs or {}).get(name),
             beam_size,
         )
-        columns = {f"{name}/{detail}": values for detail, values in task.rules.details(z, given).items()}
+        details = task.rules.details(z, given)
+        if distributions:
+            details |= task.rules.distributions(z, given)
+        columns = {f"{name}/{detail}": values for detail, values in details.items()}
         columns[name] = task.rules.decode(z, given)
         for key, values in columns.items():
             for prediction, value in zip(predictions, values, strict=True):
@@ -67,10 +72,10 @@ def score(
     """The scores of all tasks, the one a task is judged by first; higher is better, but for the perplexity.
 
     Accuracy and macro F1 of classes; quadratically weighted kappa and accuracy of ordered ones; for tags span F1 by
-    seqeval where the task's tags are BIO, else token accuracy; R², Pearson's and Spearman's correlation of numbers;
-    micro F1 of multiple labels; one minus the label error rate of CTC; a language model's perplexity; and
-    ``exact_match``, the share of sentences with every class and tag right. Records and tokens without a label do not
-    count.
+    seqeval where the task's tags are of spans, else token accuracy; R², Pearson's and Spearman's correlation of
+    numbers; micro F1 of multiple labels; one minus the label error rate of CTC; a language model's perplexity; and
+    ``exact_match``, the share of sentences with every class, ordered class, set of labels and tag right. Records and
+    tokens without a label do not count; a label that training has not seen counts as missed.
 
     Args:
         records, predictions: of the same sentences.
@@ -86,29 +91,26 @@ def score(
         of_task = [details_of(name, p) for _, _, p in pairs]
         own = task.rules.score(truth, guess, of_task, Scored(task, labels.get(name, [])))
         scores |= {f"{name}/{metric}": value for metric, value in own.items()}
-    discrete = [name for name, task in config.tasks.items() if task.rules.is_discrete]
-    if discrete:
-        right = [
-            all(_is_right(r.labels.get(name), p.get(name)) for name in discrete)
-            for r, p in zip(records, predictions)
-            if any(r.labels.get(name) is not None for name in discrete)
-        ]
-        if right:
-            scores["exact_match"] = sum(right) / len(right)
+    exact = exact_tasks(config)
+    right = [
+        all(r.labels.get(n) is None or config.tasks[n].rules.is_right(r.labels[n], p[n]) for n in exact if n in p)
+        for r, p in zip(records, predictions)
+        if any(r.labels.get(name) is not None for name in exact)
+    ]
+    if right:
+        scores["exact_match"] = sum(right) / len(right)
     return scores
+
+
+def exact_tasks(config: Config) -> list[str]:
+    """The tasks that ``exact_match`` counts."""
+    return [name for name, task in config.tasks.items() if task.rules.is_exact]
 
 
 def details_of(name: str, prediction: Mapping[str, Any]) -> dict[str, Any]:
     """What a prediction says of a task besides its label."""
     begin = f"{name}/"
     return {key.removeprefix(begin): value for key, value in prediction.items() if key.startswith(begin)}
-
-
-def _is_right(truth: Any, guess: Any) -> bool:
-    """Whether every label there is was found."""
-    if isinstance(truth, list):
-        return all(a is None or a == b for a, b in zip(truth, guess))
-    return truth is None or truth == guess
 
 
 def check_scorable(records: Sequence[Record], config: Config, where: str) -> None:
@@ -126,9 +128,9 @@ def check_scorable(records: Sequence[Record], config: Config, where: str) -> Non
     if select_by == "delta":
         asked = [name.partition("/")[0] for name in config.training.baseline]
     elif select_by == "exact_match":
-        asked = [name for name, task in config.tasks.items() if task.rules.is_discrete]
+        asked = exact_tasks(config)
     else:
-        asked = list(config.tasks) if select_by == "mean" else [select_by]
+        asked = list(config.tasks) if select_by == "mean" else [select_by.partition("/")[0]]
     if not set(asked) & set(scored):
         raise DataError(
             f"{where}: expected a label of {' or '.join(asked)} to score in at least one record (two for a task of "
@@ -153,7 +155,8 @@ def _is_lower_better(name: str) -> bool:
 def selection_score(scores: Mapping[str, float], settings: TrainingConfig | None = None) -> float:
     """What the best epoch is chosen by: the mean of the tasks' scores, or as ``select_by`` says.
 
-    Tasks without an upper limit (a language model) count only if there is no other. Of "delta" it is the mean relative
+    Into the mean a score enters as -1 at least: R² has no lower limit, and one task's could hide all others'. Tasks
+    without an upper limit (a language model) count only if there is no other. Of "delta" it is the mean relative
     improvement on the baseline's scores (Maninis et al. 2019, "Attentive Single-Tasking of Multiple Tasks").
     """
     select_by = "mean" if settings is None else settings.select_by
@@ -162,10 +165,13 @@ def selection_score(scores: Mapping[str, float], settings: TrainingConfig | None
         return delta(scores, settings.baseline)
     if select_by == "exact_match":
         return scores.get("exact_match", -math.inf)
+    if "/" in select_by:
+        value = scores.get(select_by, -math.inf)
+        return -value if _is_lower_better(select_by) and math.isfinite(value) else value
     if select_by != "mean":
         return by_task.get(select_by, -math.inf)
     unbounded = {name.partition("/")[0] for name in scores if _is_lower_better(name)}
-    counted = [value for task, value in by_task.items() if task not in unbounded] or list(by_task.values())
+    counted = [max(value, -1.0) for task, value in by_task.items() if task not in unbounded] or list(by_task.values())
     return sum(counted) / len(counted)
 
 

@@ -110,8 +110,9 @@ class ModelWithLoss(nn.Module):
             )
             return loss.of_packed(emissions.data, emissions.batch_sizes, tags.data, reference)
         rows = target.flatten() if loss.kind == "cross_entropy" else target
+        weight = None if loss.weight is None else logits.new_tensor(loss.weight)
         return reference.joint_loss(
-            [logits.flatten(0, -2)], [rows], [loss.kind], [None], [NO_LABEL], [loss.label_smoothing]
+            [logits.flatten(0, -2)], [rows], [loss.kind], [weight], [NO_LABEL], [loss.label_smoothing]
         )[0]
 
 

@@ -62,7 +62,11 @@ def _value(hint: Any, raw: Any, where: str, key: str) -> Any:
         return raw
     if hint is Any:
         return raw
-    allowed = get_args(hint) or (hint,)
+    if get_origin(hint) in (Union, types.UnionType) and isinstance(raw, dict):
+        tables = [choice for choice in get_args(hint) if get_origin(choice) is dict]
+        if tables:
+            return _value(tables[0], raw, where, key)
+    allowed = tuple(get_origin(choice) or choice for choice in get_args(hint)) or (hint,)
     if float in allowed and isinstance(raw, int) and not isinstance(raw, bool):
         return float(raw)
     if not isinstance(raw, allowed) or (isinstance(raw, bool) and bool not in allowed):

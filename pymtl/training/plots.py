@@ -48,3 +48,62 @@ def comparison_plot(result: dict[str, Any]) -> Figure:
         axes.set_yticklabels([row["variant"] for row in variants] if first else [""] * len(variants))
         axes.grid(alpha=0.3)
     return figure
+
+
+def evaluation_plot(evaluation: dict[str, Any]) -> Figure | None:
+    """A confusion matrix and the calibration of each task that has them; None if none has."""
+    panels = []
+    for name, found in evaluation["tasks"].items():
+        if found.get("confusion"):
+            panels.append((name, "confusion", found["confusion"]))
+        if found.get("calibration", {}).get("bins"):
+            panels.append((name, "calibration", found["calibration"]))
+    if not panels:
+        return None
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(5.5 * columns, 4.8 * rows), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for each, (name, what, found) in zip(axes, panels):
+        (_confusion if what == "confusion" else _calibration)(each, name, found)
+    for empty in axes[len(panels) :]:
+        empty.set_axis_off()
+    return figure
+
+
+def _confusion(axes: Any, name: str, confusion: dict[str, Any]) -> None:
+    """Shares of each true label; only the most frequent labels where there are many."""
+    totals = [sum(row) for row in confusion["counts"]]
+    kept = sorted(sorted(range(len(totals)), key=lambda i: -totals[i])[:20])
+    counts = [[confusion["counts"][i][j] for j in kept] for i in kept]
+    shares = [[count / max(totals[i], 1) for count in row] for i, row in zip(kept, counts)]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    labels = [_short(confusion["labels"][i]) for i in kept]
+    axes.set_xticks(range(len(kept)), labels, rotation=90 if max(map(len, labels)) > 3 else 0)
+    axes.set_yticks(range(len(kept)), labels)
+    if len(kept) <= 12:
+        for i, row in enumerate(counts):
+            for j, count in enumerate(row):
+                axes.text(j, i, str(count), ha="center", va="center", color="white" if shares[i][j] > 0.5 else "black")
+    of = f" (the {len(kept)} most frequent of {len(totals)} labels)" if len(kept) < len(totals) else ""
+    axes.set(title=f"{name}{of}", xlabel="predicted", ylabel="true")
+
+
+def _calibration(axes: Any, name: str, found: dict[str, Any]) -> None:
+    """The share of right answers over their probability, and how many answers there are."""
+    bins = found["bins"]
+    most = max(each["count"] for each in bins)
+    for each in bins:
+        share = each["count"] / most
+        axes.bar(each["from"] + 0.05, share, width=0.095, color="lightgrey", zorder=1)
+    axes.plot([0, 1], [0, 1], color="grey", linestyle=":", zorder=2)
+    axes.plot([b["probability"] for b in bins], [b["right"] for b in bins], marker="o", zorder=3)
+    axes.set(
+        title=f"{name}: calibration (bars: number of answers)", xlabel="probability", ylabel="share of right answers"
+    )
+    axes.set(xlim=(0, 1), ylim=(0, 1.05))
+    axes.grid(alpha=0.3)
+
+
+def _short(label: str, width: int = 18) -> str:
+    return label if len(label) <= width else label[: width - 1] + "…"

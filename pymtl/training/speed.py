@@ -1,10 +1,11 @@
-"""How fast a trained model runs beside the same model in plain PyTorch, and how equal they are."""
+"""How fast a trained model runs, beside the same model in plain PyTorch, and how equal they are."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -14,50 +15,63 @@ from pymtl.benchmark.timing import interleaved
 from pymtl.training.batches import Batch, Batcher, buckets
 from pymtl.training.config import Config
 from pymtl.training.data import Record
-from pymtl.training.model_with_loss import BACKENDS, ModelWithLoss
+from pymtl.training.model_with_loss import BACKENDS, ModelWithLoss, has_reference
 from pymtl.training.step import Step
 from pymtl.training.vocabulary import Vocabulary
 
 BLOCK = 20  # batches a contender runs in a row: its parameters and Adam's moments fill most of the cache
 
 
+Work = tuple[str, Batch]  # the data set, and a batch of it
+
+
 def compare(
     model_with_loss: ModelWithLoss,
     config: Config,
     vocabulary: Vocabulary,
-    train: list[Record],
-    test: list[Record],
+    train: Mapping[str, list[Record]],
+    test: Mapping[str, list[Record]],
     batches: int = 200,
+    device: str = "cpu",
 ) -> dict[str, Any]:
-    """Times a training step and an inference batch of every backend on the same batches, interleaved.
+    """Times a training step and an inference batch of every backend on the same batches, interleaved; of ours alone
+    where plain PyTorch has no counterpart of the model.
 
     Returns:
         For ``bucketed`` batches (of similar lengths, as in training) and ``shuffled`` ones (as they come): how many
         ``batches``, and for ``training`` and ``inference`` each backend's median milliseconds and its ratio to ours
-        (median of ratios). And ``parity``, the largest difference of a logit and of a parameter's gradient between ours
-        and the reference from the same weights, and of either's gradient from float64, each over the largest
-        magnitude in any batch.
+        (median of ratios). And, beside plain PyTorch, ``parity``, the largest difference of a logit and of a
+        parameter's gradient between ours and the reference from the same weights, and of either's gradient from
+        float64, each over the largest magnitude in any batch.
     """
-    models = {name: _same(model_with_loss, name, config, vocabulary) for name in BACKENDS}
+    names = BACKENDS if has_reference(config) else BACKENDS[:1]
+    models = {name: _same(model_with_loss, name, config, vocabulary).to(device) for name in names}
     batcher = Batcher(vocabulary, config)
     size = config.training.batch_size
     generator = torch.Generator().manual_seed(config.seed)
 
-    def chosen(records: list[Record], order: Iterable[list[int]]) -> list[Batch]:
-        return [batcher.batch(records, indices) for indices, _ in zip(order, range(batches))]
+    def chosen(sets: Mapping[str, list[Record]], order: Callable[[list[Record]], Iterable[list[int]]]) -> list[Work]:
+        every = [
+            [(name, indices) for indices, _ in zip(order(records), range(batches))] for name, records in sets.items()
+        ]
+        turns = [item for items in zip_longest(*every) for item in items if item is not None][:batches]
+        return [(name, batcher.batch(sets[name], indices).to(torch.device(device))) for name, indices in turns]
 
     orders = {
         "bucketed": lambda records: buckets(records, size, generator),
         "shuffled": lambda records: shuffled(records, size, generator),
     }
-    work = {kind: (chosen(train, order(train)), chosen(test, order(test))) for kind, order in orders.items()}
-    exact = _same(model_with_loss, "reference", config, vocabulary)
-    exact.model.double()
-    parity = _parity(models["pymtl"], models["reference"], exact, work["bucketed"][0][:8])
-    result: dict[str, Any] = {"parity": parity}
+    work = {kind: (chosen(train, order), chosen(test, order)) for kind, order in orders.items()}
+    result: dict[str, Any] = {}
+    if has_reference(config):
+        exact = _same(model_with_loss, "reference", config, vocabulary).to(device)
+        exact.model.double()
+        first = [batch for _, batch in work["bucketed"][0][:8]]
+        result["parity"] = _parity(models["pymtl"], models["reference"], exact, first)
     # Small steps: the weights stay about what they are.
     settings = replace(config.training, learning_rate=1e-5, ema_decay=0.0)
-    steps = {name: _each(Step(model, settings)) for name, model in models.items()}
+    steps = {name: _ended(_each(Step(model, settings)), device) for name, model in models.items()}
+    asked = {name: _ended(_ask(model), device) for name, model in models.items()}
     for kind, (training, inference) in work.items():
         for model in models.values():
             model.train()
@@ -66,7 +80,7 @@ def compare(
         for model in models.values():
             model.eval()
         with torch.inference_mode():
-            result[kind]["inference"] = interleaved({n: m.logits for n, m in models.items()}, inference, "pymtl", BLOCK)
+            result[kind]["inference"] = interleaved(asked, inference, "pymtl", BLOCK)
     return result
 
 
@@ -75,8 +89,24 @@ def shuffled(records: list[Record], batch_size: int, generator: torch.Generator)
     yield from (order[i : i + batch_size] for i in range(0, len(order), batch_size))
 
 
-def _each(step: Step) -> Callable[[Batch], object]:
-    return lambda batch: step([batch])
+def _each(step: Step) -> Callable[[Work], object]:
+    return lambda work: step([work[1]])
+
+
+def _ask(model: ModelWithLoss) -> Callable[[Work], object]:
+    return lambda work: model.logits(work[1], work[0])
+
+
+def _ended(run: Callable[[Work], object], device: str) -> Callable[[Work], object]:
+    """The same, over when the GPU is done."""
+    if device != "cuda":
+        return run
+
+    def run_to_the_end(work: Work) -> None:
+        run(work)
+        torch.cuda.synchronize()
+
+    return run_to_the_end
 
 
 def _same(model_with_loss: ModelWithLoss, name: str, config: Config, vocabulary: Vocabulary) -> ModelWithLoss:
@@ -101,7 +131,8 @@ def _parity(ours: ModelWithLoss, theirs: ModelWithLoss, exact: ModelWithLoss, ba
     for each in (ours, theirs, exact):
         each.eval()
     for batch in batches:
-        valid = torch.arange(batch.tokens.shape[1]) < batch.lengths.unsqueeze(1)
+        steps = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
+        valid = steps < batch.lengths.to(steps.device).unsqueeze(1)
         a, b = ours.logits(batch), theirs.logits(batch)
         for task in a:
             # At padding ours is zero and the reference its bias; only tokens count.

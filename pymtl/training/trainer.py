@@ -294,8 +294,9 @@ class Trainer:
         scales = {}
         for task in whole.targets:
             count_labels = self.config.tasks[task].rules.count_labels
-            own = count_labels(part.targets[task]) if task in part.targets and rows else 0
-            scales[task] = count * own / max(count_labels(whole.targets[task]), 1)
+            weight = self.model_with_loss.joint.losses[task].weight
+            own = count_labels(part.targets[task], weight) if task in part.targets and rows else 0
+            scales[task] = count * own / (count_labels(whole.targets[task], weight) or 1)
         return part, scales
 
     def _add(self, position: _Position, results: list[JointLossResult], scales: list[dict[str, float] | None]) -> None:

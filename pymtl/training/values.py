@@ -36,6 +36,24 @@ def is_string(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def is_label(value: Any) -> bool:
+    """Whether it can name a class: a string, a whole number (also as 1.0, which spreadsheets make of it) or a truth
+    value."""
+    return isinstance(value, str | int) or (isinstance(value, float) and value.is_integer())
+
+
+def as_name(label: Any) -> str:
+    """A class as text: what stands in a cell of CSV for it. ``1``, ``1.0`` and ``"1"`` are the same class."""
+    if isinstance(label, str):
+        return label
+    return str(label).lower() if isinstance(label, bool) else str(int(label))
+
+
+def is_missing(value: Any) -> bool:
+    """Whether it says that there is no label: null, NaN, or a text without a letter."""
+    return value is None or (isinstance(value, float) and math.isnan(value)) or (is_string(value) and not value.strip())
+
+
 def are_strings(value: Any) -> bool:
     """Whether it is a list of strings."""
     return isinstance(value, list) and all(map(is_string, value))

@@ -10,6 +10,7 @@ from typing import Any
 from pymtl.training.config import Config, TaskConfig
 from pymtl.training.data import Record
 from pymtl.training.errors import DataError, RunError
+from pymtl.training.kinds.base import Learned
 
 PADDING, UNKNOWN = "<pad>", "<unk>"
 SPECIAL = [PADDING, UNKNOWN]
@@ -17,12 +18,14 @@ SPECIAL = [PADDING, UNKNOWN]
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Token ids; for each task with classes, label ids; characters' and categories' ids."""
+    """Token ids; for each task what its kind learns of its labels, of classes the labels in the order of their ids, and
+    ``counts``, how often each is in the training records; characters' and categories' ids."""
 
     tokens: list[str]
     labels: dict[str, list[Any]]
     characters: list[str] = field(default_factory=list)
     categories: dict[str, list[str]] = field(default_factory=dict)
+    counts: dict[str, list[int]] = field(default_factory=dict)
 
     @staticmethod
     def of(records: Iterable[Record], config: Config) -> Vocabulary:
@@ -43,12 +46,22 @@ class Vocabulary:
             if info.kind == "category":
                 seen = Counter(str(value) for record in records for value in record.fields[name])
                 categories[name] = SPECIAL + _by_count(seen)
+        labels = {
+            name: _labels(name, records, task) for name, task in config.tasks.items() if task.rules.has_vocabulary
+        }
+        for name, found in labels.items():
+            config.tasks[name].rules.check_options(name, config.tasks[name], found)
         return Vocabulary(
             SPECIAL + [t for t in kept if t not in SPECIAL] if config.model.words else SPECIAL,
-            {name: _labels(name, records, task) for name, task in config.tasks.items() if task.rules.has_vocabulary},
+            labels,
             SPECIAL + characters if config.characters is not None else [],
             categories,
+            {name: _counts(name, records, config.tasks[name], found) for name, found in labels.items()},
         )
+
+    def learned(self, task: str) -> Learned:
+        """What is known of a task's labels."""
+        return Learned(self.labels.get(task, []), self.counts.get(task, []))
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -56,6 +69,7 @@ class Vocabulary:
             "labels": self.labels,
             "characters": self.characters,
             "categories": self.categories,
+            "counts": self.counts,
         }
 
     @staticmethod
@@ -71,18 +85,25 @@ class Vocabulary:
 
         if not isinstance(raw, dict) or not strings(raw.get("tokens")) or raw["tokens"][:2] != SPECIAL:
             raise RunError(f"{where}: expected a vocabulary with tokens")
-        labels = raw.get("labels")
+        labels = dict(raw["labels"]) if isinstance(raw.get("labels"), dict) else {}
         for name, task in config.tasks.items():
-            own = labels.get(name) if isinstance(labels, dict) else None
-            if task.rules.has_vocabulary and not task.rules.is_vocabulary(own):
+            older = task.rules.older_vocabulary(task)
+            if name not in labels and older is not None:
+                labels[name] = older
+            if task.rules.has_vocabulary and not task.rules.is_vocabulary(labels.get(name)):
                 raise RunError(f"{where}: expected labels of task {name!r}")
-        characters, categories = raw.get("characters", []), raw.get("categories", {})
+        characters, categories, counts = raw.get("characters", []), raw.get("categories", {}), raw.get("counts", {})
         if config.characters is not None and not (strings(characters) and characters[:2] == SPECIAL):
             raise RunError(f"{where}: expected characters")
         for name, info in config.fields.items():
             if info.kind == "category" and not (isinstance(categories, dict) and strings(categories.get(name))):
                 raise RunError(f"{where}: expected categories of field {name!r}")
-        return Vocabulary(raw["tokens"], labels, characters, categories)
+        for name, task in config.tasks.items():
+            own = counts.get(name) if isinstance(counts, dict) else None
+            whole = isinstance(own, list) and len(own) == len(labels.get(name, ())) and all(type(n) is int for n in own)
+            if task.class_weights == "balanced" and not whole:
+                raise RunError(f"{where}: expected counts of the labels of task {name!r}")
+        return Vocabulary(raw["tokens"], labels, characters, categories, counts)
 
 
 def _by_count(counts: Counter[str]) -> list[str]:
@@ -95,3 +116,10 @@ def _labels(name: str, records: list[Record], task: TaskConfig) -> list[Any]:
     if not labels:
         raise DataError(f"task {name!r}: no training record has a label")
     return labels
+
+
+def _counts(name: str, records: list[Record], task: TaskConfig, labels: list[Any]) -> list[int]:
+    """How often each label is in the records, in the labels' order; of what is not counted, none."""
+    rules = task.rules
+    seen = Counter(rules.label_name(part) for record in records for part in rules.parts(record.labels.get(name)))
+    return [seen[rules.label_name(label)] for label in labels] if seen else []

@@ -22,10 +22,12 @@ from pymtl.training.run import Run
 ROOT = Path(__file__).parents[2]
 PNG = b"\x89PNG\r\n\x1a\n"
 DONE = [
+    "README.md",
     "config.json",
     "curves.png",
     "metrics.jsonl",
     "model.safetensors",
+    "run.json",
     "state.pt",
     "test.json",
     "vocabulary.json",
@@ -290,7 +292,9 @@ def test_predict_prints_every_task_of_a_text(trained, capsys):
 def test_predict_as_json(trained, capsys):
     assert main(["predict", str(trained[0]), "book sushi", "watch jazz now", "--json"]) == 0
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
-    assert set(first) == {"tokens", "intent", "intent/probability", "slots", "topics", "politeness"}
+    own = {"intent", "intent/probability", "slots", "slots/spans", "topics", "topics/probability", "politeness"}
+    assert set(first) == {"tokens", "unknown_tokens", *own}
+    assert first["slots/spans"] == [{"start": 5, "end": 10, "label": "food", "text": "sushi"}]
     assert (first["tokens"], first["intent"], first["slots"]) == (["book", "sushi"], "table", ["O", "B-food"])
     assert 0 < first["intent/probability"] <= 1
     assert isinstance(first["topics"], list)
@@ -549,7 +553,8 @@ def test_input_that_is_no_text_is_named_and_output_never_fails(trained):
     command = [sys.executable, "-m", "pymtl", "predict", str(trained[0])]
     bad = subprocess.run(command, input=b"play jazz\n\xff\xfe\n", env=environment, capture_output=True, timeout=60)
     assert bad.returncode == 1
-    assert b"standard input, after line" in bad.stderr
+    assert b"standard input, line 2: not UTF-8" in bad.stderr
+    assert bad.stdout.startswith(b"intent: ")  # the line before has its answer
     assert bad.stderr.count(b"\n") == 1
     with_mark = "\ufeffplay jazz".encode()
     good = subprocess.run(command, input=with_mark, env=environment, capture_output=True, timeout=60)

@@ -81,26 +81,25 @@ def test_records_hold_tokens_and_the_labels_of_every_task(read):
         ('{"tokens": ["a"]', "not JSON"),
         ("[1]", "expected a JSON object, got list"),
         ("null", "expected a JSON object, got NoneType"),
-        ("{}", "field 'tokens': expected a list of at least one string, got None"),
-        ({"tokens": []}, "field 'tokens': expected a list of at least one string, got []"),
-        ({"tokens": "a b"}, "field 'tokens': expected a list"),
-        ({"tokens": ["a", 1]}, "field 'tokens': expected a list"),
+        ("{}", "expected a field 'tokens', a text or a list of tokens (data.tokens names it), got none"),
+        ({"tokens": 3}, "field 'tokens': expected a text or a list of strings, got 3"),
+        ({"tokens": ["a", 1]}, "field 'tokens': expected a text or a list of strings"),
         (
             {**GOOD, "slots": ["O"]},
             "field 'slots': expected a list of 2 strings (or null), one a token, got a list of 1",
         ),
         ({**GOOD, "slots": ["O", "O", "O"]}, "field 'slots': expected a list of 2 strings"),
         ({**GOOD, "slots": "OO"}, "field 'slots': expected a list of 2 strings (or null), one a token, got 'OO'"),
-        ({**GOOD, "slots": ["O", 1]}, "field 'slots': expected a list of 2 strings"),
-        ({**GOOD, "intent": 3}, "field 'intent': expected a string, got 3"),
+        ({**GOOD, "slots": ["O", 1.5]}, "field 'slots': expected a list of 2 strings"),
+        ({**GOOD, "slots": [[0, 1, "x"]]}, "field 'slots': spans with the places of their characters need a text"),
+        ({**GOOD, "intent": 3.5}, "field 'intent': expected a string or a whole number, got 3.5"),
         ({**GOOD, "intent": ["x"]}, "field 'intent': expected a string"),
-        ({**GOOD, "topics": "t"}, "field 'topics': expected a list of strings, got 't'"),
+        ({**GOOD, "topics": "t"}, "field 'topics': expected a list of strings or whole numbers, got 't'"),
         ({**GOOD, "score": "1"}, "field 'score': expected a finite number, got '1'"),
         ({**GOOD, "score": True}, "field 'score': expected a finite number, got True"),
         pytest.param("[" * 50000 + "]" * 50000, "", id="nested too deeply"),
         ({**GOOD, "tokens": ["\ud800", "b"]}, "field 'tokens'"),
         ({**GOOD, "score": 10**400}, "field 'score': expected a"),
-        ({**GOOD, "score": math.nan}, "field 'score': expected a"),
         ({**GOOD, "score": math.inf}, "field 'score': expected a"),
     ],
 )
@@ -115,7 +114,7 @@ def test_a_line_that_is_no_utf8_is_named(tmp_path, config):
     good = json.dumps(GOOD).encode() + b"\n"
     path = tmp_path / "data.jsonl"
     path.write_bytes(good + good + b'{"tokens": ["caf\xe9"]}\n' + good)
-    with pytest.raises(DataError, match=r"data\.jsonl:3: .*utf-8"):
+    with pytest.raises(DataError, match=r"data\.jsonl:3: byte 17 of the line, 0xe9, is not UTF-8: save the file as UTF-8"):
         read_records(path, config)
 
 
@@ -197,10 +196,11 @@ def test_labels_of_ctc_need_a_token_each_and_one_between_equal_neighbours(read, 
 
 def test_some_of_several_numbers_may_be_missing(read, load):
     config = load(ONE + 'kind = "regression"\nnum_targets = 2\n')
-    records = read({"tokens": ["a"], "t": [1.0, None]}, {"tokens": ["a"], "t": [2, 3]}, config=config)
-    assert [record.labels["t"] for record in records] == [[1.0, None], [2, 3]]
-    batch = Batcher(Vocabulary.of(records, config), config).batch(records, [0, 1])
-    expected = torch.tensor([[1.0, math.nan], [2.0, 3.0]])
+    lines = [[1.0, None], [2, 3], [None, 7]]
+    records = read(*({"tokens": ["a"], "t": label} for label in lines), config=config)
+    assert [record.labels["t"] for record in records] == lines
+    batch = Batcher(Vocabulary.of(records, config), config).batch(records, [0, 1, 2])
+    expected = torch.tensor([[-1.0, math.nan], [1.0, -1.0], [math.nan, 1.0]])  # standardised
     torch.testing.assert_close(batch.targets["t"], expected, equal_nan=True)
 
 
@@ -295,8 +295,8 @@ def test_rows_of_csv_are_records(tmp_path, bom):
     [
         ("play jazz,x,O,,1", "t.csv:2: field 'slots': expected a list of 2"),
         ("play jazz,x,O O,,many", "t.csv:2: field 'score': expected a finite number, got 'many'"),
-        ("play jazz,x", "t.csv:2: expected 5 cells, got more or fewer"),
-        ("play jazz,x,O O,,1,6", "t.csv:2: expected 5 cells, got more or fewer"),
+        ("play jazz,x", "t.csv:2: expected 5 cells, got 2"),
+        ("play jazz,x,O O,,1,6", "t.csv:2: expected 5 cells, got 6"),
         ('play "jazz,x', "t.csv:2: "),
     ],
 )
@@ -317,7 +317,7 @@ def test_two_tasks_may_read_one_column_of_csv(tmp_path):
         dict.fromkeys(("ordinal", "regression"), stars) for stars in (3.0, 1.0)
     ]
     (tmp_path / "t.csv").write_text("tokens,star\nplay,3\n")
-    with pytest.raises(DataError, match=r"t\.csv:2: expected a column 'stars', got tokens, star"):
+    with pytest.raises(DataError, match=r"t\.csv:1: expected a column 'stars', got tokens, star"):
         read_records(tmp_path / "t.csv", configuration.load(tmp_path / "c.toml"))
 
 
@@ -331,7 +331,7 @@ def test_classes_of_csv_have_no_space_around_them(tmp_path, load):
     ("header", "reason"),
     [
         ("text,intent,slots,topics,intent", "expected columns of different names, got 'intent' twice"),
-        ("texts,intent,slots,topics,score", "expected a column 'text', got texts, intent, slots, topics, score"),
+        ("texts,intent,slots,topics,score", "expected a column 'text' with the text .*, got texts, intent, slots, topics, score"),
     ],
 )
 def test_columns_that_come_twice_or_are_missing_are_named(tmp_path, load, header, reason):
@@ -346,7 +346,7 @@ def test_columns_that_come_twice_or_are_missing_are_named(tmp_path, load, header
 def test_tokens_are_ordered_by_count_then_name_and_labels_by_name(read, config):
     lines = [
         {"tokens": ["b", "c", "c", "a"], "intent": "y", "slots": ["O", "B-z", "I-z", "O"], "topics": ["q"], "score": 1},
-        {"tokens": ["a", "d"], "intent": "x", "slots": ["B-a", "O"], "topics": ["p", "q"], "score": 1},
+        {"tokens": ["a", "d"], "intent": "x", "slots": ["B-a", "O"], "topics": ["p", "q"], "score": 3},
     ]
     vocabulary = Vocabulary.of(read(*lines), config)
     assert vocabulary.tokens == ["<pad>", "<unk>", "a", "c", "b", "d"]
@@ -354,7 +354,9 @@ def test_tokens_are_ordered_by_count_then_name_and_labels_by_name(read, config):
         "intent": ["x", "y"],
         "slots": ["B-a", "B-z", "I-z", "O"],
         "topics": ["p", "q"],
+        "score": [{"mean": 2.0, "std": 1.0}],
     }
+    assert vocabulary.counts == {"intent": [1, 1], "slots": [1, 1, 1, 3], "topics": [1, 2], "score": []}
     assert Vocabulary.of(read(*reversed(lines)), config) == vocabulary
 
 
@@ -376,7 +378,7 @@ def test_a_multilabel_task_whose_lists_are_all_empty_is_a_data_error(read, confi
 
 
 def test_a_vocabulary_comes_back_the_same_from_its_dictionary(read, config):
-    vocabulary = Vocabulary.of(read(GOOD), config)
+    vocabulary = Vocabulary.of(read(GOOD, {**GOOD, "score": 2}), config)
     assert Vocabulary.from_dict(json.loads(json.dumps(vocabulary.as_dict())), config, "v.json") == vocabulary
 
 

@@ -2,6 +2,7 @@
 
 import json
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,12 +31,16 @@ def run(finished, tmp_path):
 
 def test_a_run_folder_holds_what_was_trained(finished, run):
     config, vocabulary, backend = run.load()
-    assert (config, vocabulary, backend) == (finished.config, finished.vocabulary, "pymtl")
+    assert config.folder is None  # the copy lies elsewhere, and the data are not found from it
+    assert run.load(Path(finished.config.folder)) == (finished.config, finished.vocabulary, "pymtl")
+    assert finished.run.load() == (finished.config, finished.vocabulary, "pymtl")
+    assert (vocabulary, backend) == (finished.vocabulary, "pymtl")
     assert [epoch["epoch"] for epoch in run.read_metrics()] == [1, 2]
     assert sorted(path.name for path in run.folder.iterdir()) == [
         "config.json",
         "metrics.jsonl",
         "model.safetensors",
+        "run.json",
         "state.pt",
         "vocabulary.json",
     ]
@@ -159,7 +164,7 @@ def test_a_failure_while_writing_leaves_the_old_file_and_no_draft(run, name, mon
 def test_a_new_run_drops_the_files_of_an_earlier_one(finished, run):
     run.path("curves.png").write_bytes(b"old")
     run.create(finished.config, finished.vocabulary, "reference")
-    assert sorted(path.name for path in run.folder.iterdir()) == ["config.json", "vocabulary.json"]
+    assert sorted(path.name for path in run.folder.iterdir()) == ["config.json", "run.json", "vocabulary.json"]
     assert run.load()[2] == "reference"
     with pytest.raises(RunError, match="has an epoch finished"):
         run.load_model()
@@ -171,7 +176,7 @@ def test_a_folder_with_what_exporting_leaves_is_taken_and_a_new_run_drops_it(fin
     run = Run(tmp_path)
     assert run.exists()
     run.create(finished.config, finished.vocabulary, "pymtl")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "vocabulary.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "run.json", "vocabulary.json"]
 
 
 def test_metrics_are_one_json_object_an_epoch(run):

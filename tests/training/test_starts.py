@@ -15,7 +15,7 @@ from pymtl.training.warm_start import warm_start
 @pytest.mark.parametrize("header", ["", "4 3\n"])
 def test_vectors_are_read_by_word_and_by_its_lower_case(tmp_path, header):
     (tmp_path / "v.txt").write_text(header + "play 1 2 3\nJazz 4 5 6\nrock 7 8 9\n. . . 1 1 1\n", encoding="utf-8")
-    vectors, found = read_vectors(tmp_path / "v.txt", ["<pad>", "Play", "play", "Rock", "Jazz", "x", ". . ."], 3)
+    vectors, found, _ = read_vectors(tmp_path / "v.txt", ["<pad>", "Play", "play", "Rock", "Jazz", "x", ". . ."], 3)
     assert found.tolist() == [False, True, True, True, True, False, True]
     assert vectors[1].tolist() == vectors[2].tolist() == [1, 2, 3]
     assert vectors[3].tolist() == [7, 8, 9]
@@ -32,7 +32,7 @@ def test_vectors_are_read_by_word_and_by_its_lower_case(tmp_path, header):
         ("play 1 2 3\n\nx y 1\n", "v.txt:3: expected a word and 3"),
         ("play 1 2 x\n", "v.txt:1"),
         ("play 1 2 3\nrock 1 2 3\njazz 1 2 3 4\n", "v.txt:3: expected vectors of 3 numbers, got 4"),
-        ("rock 1 2 3\nrock 1 2 3\nplay 1 nan 3\n", "v.txt:3: expected finite numbers of 'play', got 1 nan 3"),
+        ("rock 1 2 3\nrock 1 2 3\nplay 1 nan 3\n", "v.txt:3: expected finite numbers of 'play', got 1.0 nan 3.0"),
         ("play 1 2 -inf\n", "v.txt:1: expected finite numbers of 'play'"),
         ("play 1 2 1e50\n", "v.txt:1: expected finite numbers of 'play'"),
     ],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -15,12 +16,14 @@ from pymtl.heads import Head, Reads
 from pymtl.losses import CrossEntropy
 from pymtl.pooling import AttentionPooling
 from pymtl.training.errors import DataError
-from pymtl.training.values import check_text, is_string, shown
+from pymtl.training.tokenizing import Place
+from pymtl.training.values import as_name, check_text, is_label, is_number, number_of, shown
 
 if TYPE_CHECKING:
     from pymtl.training.config import Config, TaskConfig
 
 NO_LABEL = -100  # the target of what has no label
+WEIGHTS = ("none", "balanced")
 
 # Whether an option's value fits, the option's key, and what was expected
 Requirement = tuple[bool, str, str]
@@ -40,10 +43,13 @@ class PoolingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmoothingOptions:
+class CrossEntropyOptions:
     """Of kinds whose loss is a cross-entropy."""
 
     label_smoothing: float = 0.0
+    # Of each class in the loss: "none", "balanced" (N over the number of classes and over the class's own number of
+    # labels), or a table of those that are not 1
+    class_weights: str | dict[str, float] = "none"
 
 
 class Kind(ABC):
@@ -59,11 +65,14 @@ class Kind(ABC):
     of_tokens: ClassVar[bool] = False  # whether the head reads every token, not a whole sentence
     aligned: ClassVar[bool] = False  # whether there is a target for every token
     has_vocabulary: ClassVar[bool] = True  # of labels
-    is_discrete: ClassVar[bool] = False  # classes or tags: another task may read them, and "exact_match" counts them
+    is_discrete: ClassVar[bool] = False  # classes or tags, which another task may read
+    is_exact: ClassVar[bool] = False  # an answer is right or wrong: "exact_match" counts it
     labels_itself: ClassVar[bool] = False  # whether every text is its own label
     has_reference: ClassVar[bool] = False  # whether the plain PyTorch backend has the head
     has_squared_error: ClassVar[bool] = False  # for a loss, which some balancing methods weigh otherwise
     least_labels: ClassVar[int] = 1  # that scores need
+    looked_for: ClassVar[int] = 9  # when a new file's fields are looked at, which kinds are tried before
+    starting: ClassVar[tuple[str, ...]] = ()  # lines of a new task's section
 
     @classmethod
     def has_option(cls, key: str) -> bool:
@@ -75,9 +84,21 @@ class Kind(ABC):
 
     # From records to targets.
 
+    def suits(self, column: Column) -> str | None:
+        """Why a field with such values may be such a task; None: it may not."""
+        return None
+
     def of_cell(self, cell: str, task: TaskConfig) -> Any:
         """The label in a cell of CSV that is not empty, in the form JSON has it."""
         return cell.strip()
+
+    def of_value(self, value: Any, task: TaskConfig, source: Source) -> Any:
+        """The label in the form :meth:`check_label` expects, of a value in one of the forms that files have it in.
+
+        Raises:
+            DataError: it does not fit the text.
+        """
+        return value
 
     def check_label(self, field: str, label: Any, task: TaskConfig, length: int) -> None:
         """Checks a record's label, in a text of ``length`` tokens.
@@ -93,34 +114,86 @@ class Kind(ABC):
 
     def expects(self, label: Any, task: TaskConfig, length: int) -> tuple[bool, str]:
         """Whether a label fits, and what would."""
-        return isinstance(label, str), "a string"
+        return is_label(label), "a string or a whole number"
 
     def is_element(self, value: Any) -> bool:
         """Whether it may stand in a label that is a list."""
-        return is_string(value)
+        return is_label(value)
+
+    def parts(self, label: Any) -> Iterable[Any]:
+        """The classes or tags that a label is made of, to be counted; those of the vocabulary, if there is one."""
+        return () if label is None else (part for part in label if part is not None)
+
+    def label_name(self, part: Any) -> str:
+        """A class or tag as text."""
+        return as_name(part)
+
+    def strata(self, label: Any) -> Iterable[str]:
+        """What has to be among the records that are held out as often as among all."""
+        return map(self.label_name, self.parts(label))
 
     def vocabulary(self, name: str, values: Sequence[Any], task: TaskConfig) -> list[Any]:
         """The labels of the task called ``name``, in the order of their ids, from the training records' own."""
-        return sorted({label for value in values for label in value if label is not None})
+        return in_order(part for value in values for part in self.parts(value))
 
     def is_vocabulary(self, labels: Any) -> bool:
         """Whether this is what :meth:`vocabulary` gave."""
-        return isinstance(labels, list) and len(labels) > 0 and all(map(is_string, labels))
+        return isinstance(labels, list) and len(labels) > 0 and all(map(is_label, labels))
+
+    def check_options(self, name: str, task: TaskConfig, labels: Sequence[Any]) -> None:
+        """Checks options that name labels, by those there are.
+
+        Raises:
+            DataError: there is no such label.
+        """
+        known = list(map(self.label_name, labels)) if isinstance(task.class_weights, dict) else []
+        for label in task.class_weights if known else ():
+            if label not in known:
+                raise DataError(f"tasks.{name}.class_weights: expected labels of {', '.join(known)}, got {label!r}")
+
+    def older_vocabulary(self, task: TaskConfig) -> list[Any] | None:
+        """What :meth:`vocabulary` stands for in runs from before there was one; None if there has always been one."""
+        return None
+
+    def encoding(self, labels: Sequence[Any]) -> Any:
+        """What :meth:`target` reads labels by: their ids, by name."""
+        return {self.label_name(label): i for i, label in enumerate(labels)}
+
+    def unknown(self, label: Any, encoding: Any) -> list[str]:
+        """The parts of a label that training has not seen, which no answer can have."""
+        return [self.label_name(part) for part in self.parts(label) if self.label_name(part) not in encoding]
 
     @abstractmethod
-    def target(self, label: Any, ids: Mapping[Any, int], tokens: Tensor, task: TaskConfig, config: Config) -> Tensor:
-        """What the loss takes for a label; a label without an id counts as missing."""
+    def target(self, label: Any, encoding: Any, tokens: Tensor, task: TaskConfig, config: Config) -> Tensor:
+        """What the loss takes for a label; a label that training has not seen counts as missing."""
 
-    def count_labels(self, target: Tensor) -> int:
-        """What the loss of such targets is a mean over."""
+    def count_labels(self, target: Tensor, weight: Sequence[float] | None = None) -> float:
+        """What the loss of such targets is a mean over: their number, or the sum of their classes' weights."""
         if target.is_floating_point():
             return int((~target.isnan()).sum())
-        return int((target != NO_LABEL).sum())
+        known = target[target != NO_LABEL]
+        return len(known) if weight is None else float(torch.tensor(weight, dtype=torch.float64)[known].sum())
+
+    def settled(self, name: str, task: TaskConfig, values: Sequence[Any], notes: list[str]) -> TaskConfig:
+        """The task's options with what all training labels say in place of "auto"; ``notes`` takes what was found.
+
+        Raises:
+            DataError: the labels are not what an option asks for.
+        """
+        return task
+
+    def check_trainable(self, label: Any, task: TaskConfig, at: str) -> None:
+        """Checks a training label by what :meth:`settled` found; ``at`` names it.
+
+        Raises:
+            DataError: no model can be trained on it.
+        """
+        return
 
     # The model.
 
     @abstractmethod
-    def head(self, task: TaskConfig, labels: Sequence[Any], words: nn.Embedding | None) -> Head:
+    def head(self, task: TaskConfig, learned: Learned, words: nn.Embedding | None) -> Head:
         """The head; ``words``: the embedding of words, if there is one."""
 
     def crf(self, task: TaskConfig, labels: Sequence[Any]) -> CRF | None:
@@ -136,8 +209,8 @@ class Kind(ABC):
         return AttentionPooling(task.attention_heads) if task.pooling == "attention" else task.pooling
 
     @staticmethod
-    def cross_entropy(task: TaskConfig) -> CrossEntropy:
-        return CrossEntropy(ignore_index=NO_LABEL, label_smoothing=task.label_smoothing)
+    def cross_entropy(task: TaskConfig, learned: Learned) -> CrossEntropy:
+        return CrossEntropy(learned.weights(task), NO_LABEL, task.label_smoothing)
 
     # From logits to scores.
 
@@ -149,15 +222,85 @@ class Kind(ABC):
         """What a prediction says besides the label, for each sentence, by the name behind ``<task>/``."""
         return {}
 
+    def distributions(self, logits: Tensor, given: Decoding) -> dict[str, list[Any]]:
+        """As :meth:`details`, what only a program reads: the probabilities of all labels."""
+        return {}
+
+    def in_text(
+        self, value: Any, details: Mapping[str, Any], scored: Scored, text: str, places: Sequence[Place]
+    ) -> dict[str, Any]:
+        """What an answer says of the text besides, by the name behind ``<task>/``; ``places`` are its tokens'."""
+        return {}
+
     @abstractmethod
     def score(
         self, truth: Sequence[Any], guess: Sequence[Any], details: Sequence[Mapping[str, Any]], scored: Scored
     ) -> dict[str, float]:
         """The scores of some sentences; ``details`` of each sentence. Empty where nothing can be said."""
 
+    def is_right(self, truth: Any, guess: Any) -> bool:
+        """Whether an answer is right in every part."""
+        return self.label_name(truth) == self.label_name(guess)
+
+    def mistakes(self, truth: Sequence[Any], guess: Sequence[Any], scored: Scored) -> list[int]:
+        """Which answers are wrong, by their places; the worst first, where some are worse than others."""
+        return [i for i, (a, b) in enumerate(zip(truth, guess)) if not self.is_right(a, b)]
+
+    def breakdown(self, truth: Sequence[Any], guess: Sequence[Any], scored: Scored) -> dict[str, Any]:
+        """What an evaluation shows beside the scores, each under a name of its own:
+
+        - ``classes``: a row for each label, ``label``, ``precision``, ``recall``, ``f1`` and ``support``
+        - ``confusion``: ``labels`` and ``counts``, a row for each true label, a column for each predicted one
+        - ``errors``: numbers of a task of numbers by name
+        """
+        return {}
+
     @abstractmethod
     def describe(self, value: Any, details: Mapping[str, Any], tokens: Sequence[str]) -> str:
         """A prediction for a person to read."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The text of a label: its number of tokens, where they stand in it (None of a list of tokens), and a count of what
+    had to be changed to make a label fit."""
+
+    length: int
+    places: Sequence[Place] | None = None
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Column:
+    """The values of a field that are not missing, how many tokens each one's text has, and whether they are cells of a
+    table."""
+
+    values: Sequence[Any]
+    lengths: Sequence[int]
+    is_cells: bool
+
+    def numbers(self) -> list[float] | None:
+        """The values as numbers; None if one is not."""
+        found = [number_of(value) if isinstance(value, str) else value for value in self.values]
+        return [float(value) for value in found] if all(map(is_number, found)) else None
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What training has learnt of a task's labels: which there are, and how often each is in the training records."""
+
+    labels: Sequence[Any]
+    counts: Sequence[int] = ()
+
+    def weights(self, task: TaskConfig) -> tuple[float, ...] | None:
+        """Of each class in the loss, as ``class_weights`` says; None if all are 1."""
+        if task.class_weights == "none":
+            return None
+        if task.class_weights == "balanced":
+            total = sum(self.counts)
+            return tuple(total / (len(self.labels) * count) for count in self.counts)
+        given = task.class_weights
+        return tuple(float(given.get(as_name(label), 1.0)) for label in self.labels)
 
 
 @dataclass(frozen=True)
@@ -178,6 +321,41 @@ class Scored:
 
     task: TaskConfig
     labels: Sequence[Any]
+
+
+def weights_fit(task: TaskConfig) -> Requirement:
+    """Whether ``class_weights`` can be weights; that its table names classes is known with the data only."""
+    given = task.class_weights
+    fits = all(0 < weight < float("inf") for weight in given.values()) if isinstance(given, dict) else given in WEIGHTS
+    return fits, "class_weights", '"none", "balanced" or a table of numbers above 0'
+
+
+def in_order(labels: Iterable[Any]) -> list[Any]:
+    """Each label once, whole numbers by size and others by name."""
+    every = {as_name(label): label for label in labels}
+    numbers = all(isinstance(label, int | float) and not isinstance(label, bool) for label in every.values())
+    found = sorted(every.values(), key=float if numbers else as_name)
+    return [int(label) if isinstance(label, float) else label for label in found]
+
+
+def rows_of_classes(truth: Sequence[str], guess: Sequence[str]) -> list[dict[str, Any]]:
+    """Precision, recall, F1 and support of each class, by scikit-learn."""
+    from sklearn import metrics as sk
+
+    labels = sorted(set(truth) | set(guess))
+    columns = sk.precision_recall_fscore_support(truth, guess, labels=labels, zero_division=0.0)
+    return [
+        {"label": label, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
+        for label, p, r, f, n in zip(labels, *columns)
+    ]
+
+
+def confusion_of(truth: Sequence[str], guess: Sequence[str]) -> dict[str, Any]:
+    """How often each class was taken for each, by scikit-learn."""
+    from sklearn import metrics as sk
+
+    labels = sorted(set(truth) | set(guess))
+    return {"labels": labels, "counts": sk.confusion_matrix(truth, guess, labels=labels).tolist()}
 
 
 def missing_like(known: Tensor) -> float:

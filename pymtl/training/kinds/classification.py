@@ -10,11 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from pymtl.heads import ClassificationHead
-from pymtl.training.kinds.base import NO_LABEL, Decoding, Kind, PoolingOptions, Scored, SmoothingOptions
+from pymtl.training.kinds.base import (
+    NO_LABEL,
+    Column,
+    CrossEntropyOptions,
+    Decoding,
+    Kind,
+    Learned,
+    PoolingOptions,
+    Requirement,
+    Scored,
+    confusion_of,
+    rows_of_classes,
+    weights_fit,
+)
+from pymtl.training.values import as_name, is_label
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassificationOptions(PoolingOptions, SmoothingOptions):
+class ClassificationOptions(PoolingOptions, CrossEntropyOptions):
     pass
 
 
@@ -25,32 +39,56 @@ class Classification(Kind):
     Options = ClassificationOptions
     scores = ("accuracy", "macro_f1")
     is_discrete = True
+    is_exact = True
     has_reference = True
 
-    def vocabulary(self, name: str, values: Sequence[str], task: Any) -> list[str]:
-        return sorted(set(values))
+    def requirements(self, task: Any, config: Any) -> list[Requirement]:
+        return [weights_fit(task)]
 
-    def target(self, label: str, ids: Mapping[str, int], tokens: Tensor, task: Any, config: Any) -> Tensor:
-        return torch.tensor(ids.get(label, NO_LABEL))
+    looked_for = 5
+    starting = ('pooling = "max"            # or "last", "mean", "attention"',)
 
-    def head(self, task: Any, labels: Sequence[str], words: nn.Embedding | None) -> ClassificationHead:
-        return ClassificationHead(len(labels), self.pooling(task), self.cross_entropy(task), reads=self.reads(task))
+    def suits(self, column: Column) -> str | None:
+        if not all(map(is_label, column.values)):
+            return None
+        classes = {as_name(value).strip() for value in column.values}
+        few = len(classes) <= max(2, len(column.values) // 4) and len(classes) <= 1000
+        return f"{len(classes)} classes" if few else None
 
-    def decode(self, logits: Tensor, given: Decoding) -> list[str]:
+    def parts(self, label: Any) -> tuple[Any, ...]:
+        return () if label is None else (label,)
+
+    def target(self, label: Any, encoding: Mapping[str, int], tokens: Tensor, task: Any, config: Any) -> Tensor:
+        return torch.tensor(encoding.get(as_name(label), NO_LABEL))
+
+    def head(self, task: Any, learned: Learned, words: nn.Embedding | None) -> ClassificationHead:
+        loss = self.cross_entropy(task, learned)
+        return ClassificationHead(len(learned.labels), self.pooling(task), loss, reads=self.reads(task))
+
+    def decode(self, logits: Tensor, given: Decoding) -> list[Any]:
         return [given.labels[index] for index in logits.softmax(-1).max(-1).indices.tolist()]
 
     def details(self, logits: Tensor, given: Decoding) -> dict[str, list[float]]:
         return {"probability": logits.softmax(-1).max(-1).values.tolist()}
 
+    def distributions(self, logits: Tensor, given: Decoding) -> dict[str, list[dict[str, float]]]:
+        names = list(map(as_name, given.labels))
+        return {"probabilities": [dict(zip(names, row)) for row in logits.softmax(-1).tolist()]}
+
     def score(
-        self, truth: Sequence[str], guess: Sequence[str], details: Sequence[Mapping[str, Any]], scored: Scored
+        self, truth: Sequence[Any], guess: Sequence[Any], details: Sequence[Mapping[str, Any]], scored: Scored
     ) -> dict[str, float]:
         from sklearn import metrics as sk
 
+        names = list(map(as_name, truth)), list(map(as_name, guess))
         return {
-            "accuracy": float(sk.accuracy_score(truth, guess)),
-            "macro_f1": float(sk.f1_score(truth, guess, average="macro", zero_division=0.0)),
+            "accuracy": float(sk.accuracy_score(*names)),
+            "macro_f1": float(sk.f1_score(*names, average="macro", zero_division=0.0)),
         }
 
-    def describe(self, value: str, details: Mapping[str, Any], tokens: Sequence[str]) -> str:
-        return f"{value} ({100 * details['probability']:.1f} %)"
+    def breakdown(self, truth: Sequence[Any], guess: Sequence[Any], scored: Scored) -> dict[str, Any]:
+        names = list(map(as_name, truth)), list(map(as_name, guess))
+        return {"classes": rows_of_classes(*names), "confusion": confusion_of(*names)}
+
+    def describe(self, value: Any, details: Mapping[str, Any], tokens: Sequence[str]) -> str:
+        return f"{as_name(value)} ({100 * details['probability']:.1f} %)"

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from pymtl.ctc import ctc_beam, ctc_greedy
 from pymtl.heads import CTCHead
 from pymtl.training.errors import DataError
-from pymtl.training.kinds.base import NO_LABEL, Decoding, Kind, Scored
-from pymtl.training.values import are_strings
+from pymtl.training.kinds.base import NO_LABEL, Decoding, Kind, Learned, Scored
+from pymtl.training.values import are_strings, is_string
 
 BLANK = "<blank>"
 
@@ -27,6 +27,12 @@ class CTC(Kind):
 
     def of_cell(self, cell: str, task: Any) -> list[str]:
         return cell.split()
+
+    def is_element(self, value: Any) -> bool:
+        return is_string(value)
+
+    def strata(self, label: Any) -> tuple[str, ...]:
+        return ()
 
     def expects(self, label: Any, task: Any, length: int) -> tuple[bool, str]:
         fits = are_strings(label) and len(label) > 0 and BLANK not in label
@@ -43,14 +49,14 @@ class CTC(Kind):
     def vocabulary(self, name: str, values: Sequence[Any], task: Any) -> list[str]:
         return [BLANK, *super().vocabulary(name, values, task)]
 
-    def target(self, label: list[str], ids: Mapping[str, int], tokens: Tensor, task: Any, config: Any) -> Tensor:
-        return torch.tensor([ids[symbol] for symbol in label if symbol in ids], dtype=torch.int64)
+    def target(self, label: list[str], encoding: Mapping[str, int], tokens: Tensor, task: Any, config: Any) -> Tensor:
+        return torch.tensor([encoding[symbol] for symbol in label if symbol in encoding], dtype=torch.int64)
 
-    def count_labels(self, target: Tensor) -> int:
+    def count_labels(self, target: Tensor, weight: Sequence[float] | None = None) -> float:
         return int((target != NO_LABEL).any(1).sum())  # sequences
 
-    def head(self, task: Any, labels: Sequence[str], words: nn.Embedding | None) -> CTCHead:
-        return CTCHead(len(labels), reads=self.reads(task))
+    def head(self, task: Any, learned: Learned, words: nn.Embedding | None) -> CTCHead:
+        return CTCHead(len(learned.labels), reads=self.reads(task))
 
     def decode(self, logits: Tensor, given: Decoding) -> list[list[str]]:
         if given.beam_size == 1:
@@ -68,6 +74,9 @@ class CTC(Kind):
         ids = {label: str(i) for i, label in enumerate(sorted({label for row in (*truth, *guess) for label in row}))}
         texts = [[" ".join(ids[label] for label in row) for row in rows] for rows in (guess, truth)]
         return {"label_accuracy": 1 - float(word_error_rate(*texts))}
+
+    def is_right(self, truth: list[str], guess: list[str]) -> bool:
+        return truth == guess
 
     def describe(self, value: list[str], details: Mapping[str, Any], tokens: Sequence[str]) -> str:
         return " ".join(value) or "none"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from pymtl.language_model import LanguageModelHead, language_model_targets
-from pymtl.training.kinds.base import NO_LABEL, Decoding, Kind, Requirement, Scored
+from pymtl.training.kinds.base import NO_LABEL, Decoding, Kind, Learned, Requirement, Scored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +43,15 @@ class LanguageModel(Kind):
             (task.after is None, "after", "a language model that reads its states alone"),
         ]
 
-    def target(self, label: Any, ids: Mapping[Any, int], tokens: Tensor, task: Any, config: Any) -> Tensor:
+    def parts(self, label: Any) -> tuple[Any, ...]:
+        return ()
+
+    def target(self, label: Any, encoding: Any, tokens: Tensor, task: Any, config: Any) -> Tensor:
         alone = PackedSequence(tokens, torch.ones(len(tokens), dtype=torch.int64))
         directions = 2 if config.model.bidirectional else 1
         return language_model_targets(alone, task.num_tokens, directions).data
 
-    def head(self, task: Any, labels: Sequence[Any], words: nn.Embedding | None) -> LanguageModelHead:
+    def head(self, task: Any, learned: Learned, words: nn.Embedding | None) -> LanguageModelHead:
         count = min(task.num_tokens, words.num_embeddings)
         return LanguageModelHead(count, words.embedding_dim, words if task.tied else None)
 
@@ -69,6 +72,9 @@ class LanguageModel(Kind):
         counts = [each["tokens"] for each in details]
         total = sum(math.log(value) * count for value, count in zip(guess, counts) if count > 0)
         return {"perplexity": _perplexity(total, sum(counts))} if sum(counts) > 0 else {}
+
+    def mistakes(self, truth: Sequence[Any], guess: Sequence[Any], scored: Scored) -> list[int]:
+        return []
 
     def describe(self, value: float | None, details: Mapping[str, Any], tokens: Sequence[str]) -> str:
         return "no word to predict" if value is None else f"perplexity {value:.1f}"

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pymtl.heads import MultiLabelHead
-from pymtl.training.kinds.base import Decoding, Kind, PoolingOptions, Scored
-from pymtl.training.values import are_strings
+from pymtl.training.kinds.base import Column, Decoding, Kind, Learned, PoolingOptions, Scored
+from pymtl.training.values import as_name, is_label
 
 
 class Multilabel(Kind):
@@ -19,33 +19,77 @@ class Multilabel(Kind):
     name = "multilabel"
     Options = PoolingOptions
     scores = ("f1",)
+    is_exact = True
     has_reference = True
+
+    looked_for = 2
+    starting = ('pooling = "max"',)
+
+    def suits(self, column: Column) -> str | None:
+        if column.is_cells:
+            several = sum("|" in value for value in column.values)
+            return f"several labels in {several:,} of {len(column.values):,} cells" if several > 0 else None
+        lists = all(isinstance(value, list) and all(map(is_label, value)) for value in column.values)
+        return "lists of labels" if lists else None
 
     def of_cell(self, cell: str, task: Any) -> list[str]:
         return [label.strip() for label in cell.split("|") if label.strip()]
 
     def expects(self, label: Any, task: Any, length: int) -> tuple[bool, str]:
-        return are_strings(label), "a list of strings"
+        fits = isinstance(label, list) and all(map(self.is_element, label))
+        return fits, "a list of strings or whole numbers"
 
-    def target(self, label: list[str], ids: Mapping[str, int], tokens: Tensor, task: Any, config: Any) -> Tensor:
-        target = torch.zeros(len(ids))
-        target[[ids[value] for value in label if value in ids]] = 1.0
+    def target(self, label: list[Any], encoding: Mapping[str, int], tokens: Tensor, task: Any, config: Any) -> Tensor:
+        target = torch.zeros(len(encoding))
+        target[[encoding[as_name(value)] for value in label if as_name(value) in encoding]] = 1.0
         return target
 
-    def head(self, task: Any, labels: Sequence[str], words: nn.Embedding | None) -> MultiLabelHead:
-        return MultiLabelHead(len(labels), self.pooling(task), reads=self.reads(task))
+    def head(self, task: Any, learned: Learned, words: nn.Embedding | None) -> MultiLabelHead:
+        return MultiLabelHead(len(learned.labels), self.pooling(task), reads=self.reads(task))
 
-    def decode(self, logits: Tensor, given: Decoding) -> list[list[str]]:
+    def decode(self, logits: Tensor, given: Decoding) -> list[list[Any]]:
         return [[label for label, yes in zip(given.labels, row) if yes] for row in (logits > 0).tolist()]
+
+    def details(self, logits: Tensor, given: Decoding) -> dict[str, list[float]]:
+        """``probability`` of this very set of labels, were they independent."""
+        return {"probability": logits.abs().sigmoid().prod(-1).tolist()}
+
+    def distributions(self, logits: Tensor, given: Decoding) -> dict[str, list[dict[str, float]]]:
+        names = list(map(as_name, given.labels))
+        return {"probabilities": [dict(zip(names, row)) for row in logits.sigmoid().tolist()]}
 
     def score(
         self, truth: Sequence[Any], guess: Sequence[Any], details: Sequence[Mapping[str, Any]], scored: Scored
     ) -> dict[str, float]:
         from sklearn import metrics as sk
 
-        labels = sorted({label for row in (*truth, *guess) for label in row})
-        flat = [[label in row for row in rows for label in labels] for rows in (truth, guess)]
+        labels, rows = _columns(truth, guess)
+        flat = [[label in row for row in each for label in labels] for each in rows]
         return {"f1": float(sk.f1_score(*flat, labels=[True], average="micro", zero_division=0.0)) if labels else 0.0}
 
-    def describe(self, value: list[str], details: Mapping[str, Any], tokens: Sequence[str]) -> str:
-        return ", ".join(value) or "none"
+    def is_right(self, truth: Sequence[Any], guess: Sequence[Any]) -> bool:
+        return set(map(as_name, truth)) == set(map(as_name, guess))
+
+    def breakdown(self, truth: Sequence[Any], guess: Sequence[Any], scored: Scored) -> dict[str, Any]:
+        from sklearn import metrics as sk
+
+        labels, rows = _columns(truth, guess)
+        if not labels:
+            return {}
+        table = [[[label in row for label in labels] for row in each] for each in rows]
+        columns = sk.precision_recall_fscore_support(*table, zero_division=0.0)
+        return {
+            "classes": [
+                {"label": label, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(n)}
+                for label, p, r, f, n in zip(labels, *columns)
+            ]
+        }
+
+    def describe(self, value: list[Any], details: Mapping[str, Any], tokens: Sequence[str]) -> str:
+        return ", ".join(map(as_name, value)) or "none"
+
+
+def _columns(truth: Sequence[Any], guess: Sequence[Any]) -> tuple[list[str], list[list[set[str]]]]:
+    """All labels that occur, and the sets of each sentence, of the truth and of the guess."""
+    rows = [[set(map(as_name, row)) for row in each] for each in (truth, guess)]
+    return sorted(set().union(*rows[0], *rows[1])), rows

@@ -13,8 +13,21 @@ from torch import Tensor, nn
 from pymtl.heads import OrdinalHead
 from pymtl.losses import OrdinalLoss
 from pymtl.training.errors import DataError
-from pymtl.training.kinds.base import NO_LABEL, Decoding, Kind, PoolingOptions, Requirement, Scored
+from pymtl.training.kinds.base import (
+    NO_LABEL,
+    Column,
+    Decoding,
+    Kind,
+    Learned,
+    PoolingOptions,
+    Requirement,
+    Scored,
+    confusion_of,
+    rows_of_classes,
+)
 from pymtl.training.values import are_strings, is_number, number_of
+
+MOST_CLASSES = 12  # of a field that looks like ordered classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +41,16 @@ class Ordinal(Kind):
     name = "ordinal"
     Options = OrdinalOptions
     scores = ("kappa", "accuracy")
+    is_exact = True
+
+    looked_for = 3
+    starting = ('pooling = "mean"           # the numbers are in order; "regression" if their distances count',)
+
+    def suits(self, column: Column) -> str | None:
+        numbers = column.numbers()
+        if numbers is None or not 3 <= len(set(numbers)) <= MOST_CLASSES or not all(n.is_integer() for n in numbers):
+            return None
+        return f"{len(set(numbers))} whole numbers from {min(numbers):g} to {max(numbers):g}"
 
     def requirements(self, task: Any, config: Any) -> list[Requirement]:
         order = list(dict.fromkeys(task.order))
@@ -41,6 +64,13 @@ class Ordinal(Kind):
             return label in task.order, f"one of {', '.join(task.order)}"
         return is_number(label), "a finite number (or set an order of labels)"
 
+    def parts(self, label: Any) -> tuple[Any, ...]:
+        return () if label is None else (label,)
+
+    def label_name(self, part: Any) -> str:
+        """Numbers may have fractions."""
+        return part if isinstance(part, str) else f"{part:.15g}"
+
     def vocabulary(self, name: str, values: Sequence[Any], task: Any) -> list[Any]:
         if task.order:
             return task.order
@@ -53,14 +83,26 @@ class Ordinal(Kind):
         numbers = isinstance(labels, list) and all(isinstance(label, int | float) for label in labels)
         return bool(labels) and (are_strings(labels) or numbers)
 
-    def target(self, label: Any, ids: Mapping[Any, int], tokens: Tensor, task: Any, config: Any) -> Tensor:
-        return torch.tensor(ids.get(label if isinstance(label, str) else float(label), NO_LABEL))
+    def target(self, label: Any, encoding: Mapping[str, int], tokens: Tensor, task: Any, config: Any) -> Tensor:
+        return torch.tensor(encoding.get(self.label_name(label), NO_LABEL))
 
-    def head(self, task: Any, labels: Sequence[Any], words: nn.Embedding | None) -> OrdinalHead:
-        return OrdinalHead(len(labels), self.pooling(task), OrdinalLoss(NO_LABEL), reads=self.reads(task))
+    def head(self, task: Any, learned: Learned, words: nn.Embedding | None) -> OrdinalHead:
+        loss = OrdinalLoss(NO_LABEL)
+        return OrdinalHead(len(learned.labels), self.pooling(task), loss, reads=self.reads(task))
 
     def decode(self, logits: Tensor, given: Decoding) -> list[Any]:
-        return [given.labels[index] for index in OrdinalHead.classes(logits).tolist()]
+        labels = given.labels
+        if all(isinstance(label, float) and label.is_integer() for label in labels):
+            labels = list(map(int, labels))
+        return [labels[index] for index in OrdinalHead.classes(logits).tolist()]
+
+    def details(self, logits: Tensor, given: Decoding) -> dict[str, list[float]]:
+        classes = OrdinalHead.classes(logits).unsqueeze(-1)
+        return {"probability": _probabilities(logits).gather(-1, classes).squeeze(-1).tolist()}
+
+    def distributions(self, logits: Tensor, given: Decoding) -> dict[str, list[dict[str, float]]]:
+        names = list(map(self.label_name, given.labels))
+        return {"probabilities": [dict(zip(names, row)) for row in _probabilities(logits).tolist()]}
 
     def score(
         self, truth: Sequence[Any], guess: Sequence[Any], details: Sequence[Mapping[str, Any]], scored: Scored
@@ -76,5 +118,25 @@ class Ordinal(Kind):
         kappa = float(sk.cohen_kappa_score(*names, weights="quadratic"))
         return {"kappa": kappa, "accuracy": float(sk.accuracy_score(*names))}
 
+    def breakdown(self, truth: Sequence[Any], guess: Sequence[Any], scored: Scored) -> dict[str, Any]:
+        names = list(map(self.label_name, truth)), list(map(self.label_name, guess))
+        place = {self.label_name(label): i for i, label in enumerate(scored.labels)}
+        confusion = confusion_of(*names)
+        order = sorted(range(len(confusion["labels"])), key=lambda i: place.get(confusion["labels"][i], len(place)))
+        return {
+            "classes": sorted(rows_of_classes(*names), key=lambda row: place.get(row["label"], len(place))),
+            "confusion": {
+                "labels": [confusion["labels"][i] for i in order],
+                "counts": [[confusion["counts"][i][j] for j in order] for i in order],
+            },
+        }
+
     def describe(self, value: Any, details: Mapping[str, Any], tokens: Sequence[str]) -> str:
-        return value if isinstance(value, str) else f"{value:g}"
+        return f"{self.label_name(value)} ({100 * details['probability']:.1f} %)"
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    """Of each class [B, C] from logits [B, C-1] of being above each class but the last."""
+    above = logits.sigmoid()
+    one, zero = torch.ones_like(above[:, :1]), torch.zeros_like(above[:, :1])
+    return torch.cat([one, above], -1) - torch.cat([above, zero], -1)

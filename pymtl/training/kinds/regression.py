@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pymtl.heads import RegressionHead
-from pymtl.training.kinds.base import Decoding, Kind, PoolingOptions, Requirement, Scored
-from pymtl.training.values import has_numbers, is_number, number_of
+from pymtl.training.errors import DataError
+from pymtl.training.kinds.base import Column, Decoding, Kind, Learned, PoolingOptions, Requirement, Scored
+from pymtl.training.values import has_numbers, is_missing, is_number, number_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,21 +22,38 @@ class RegressionOptions(PoolingOptions):
 
 
 class Regression(Kind):
-    """R², Pearson's and Spearman's correlation; of several numbers their means."""
+    """R², Pearson's and Spearman's correlation; of several numbers their means.
+
+    The model's outputs are standardised: its vocabulary holds the mean and the standard deviation of each target among
+    the training records.
+    """
 
     name = "regression"
     Options = RegressionOptions
     scores = ("r2", "pearson", "spearman")
-    has_vocabulary = False
     has_reference = True
     has_squared_error = True
     least_labels = 2
+
+    looked_for = 4
+    starting = ('pooling = "mean"',)
+
+    def suits(self, column: Column) -> str | None:
+        numbers = column.numbers()
+        if numbers is None or len(set(numbers)) < 2:
+            return None
+        return f"numbers from {min(numbers):g} to {max(numbers):g}"
 
     def requirements(self, task: Any, config: Any) -> list[Requirement]:
         return [(task.num_targets >= 1, "num_targets", "a number above 0")]
 
     def of_cell(self, cell: str, task: Any) -> Any:
         return [number_of(part) for part in cell.split()] if task.num_targets > 1 else number_of(cell)
+
+    def of_value(self, value: Any, task: Any, source: Any) -> Any:
+        if isinstance(value, list):
+            return [None if is_missing(number) else number for number in value]
+        return value
 
     def expects(self, label: Any, task: Any, length: int) -> tuple[bool, str]:
         if task.num_targets == 1:
@@ -46,15 +65,55 @@ class Regression(Kind):
     def is_element(self, value: Any) -> bool:
         return is_number(value)
 
-    def target(self, label: Any, ids: Mapping[Any, int], tokens: Tensor, task: Any, config: Any) -> Tensor:
-        numbers = label if isinstance(label, list) else [label]
-        return torch.tensor([torch.nan if number is None else number for number in numbers], dtype=torch.float32)
+    def parts(self, label: Any) -> tuple[Any, ...]:
+        return ()
 
-    def head(self, task: Any, labels: Sequence[Any], words: nn.Embedding | None) -> RegressionHead:
-        return RegressionHead(task.num_targets, self.pooling(task), reads=self.reads(task))
+    def vocabulary(self, name: str, values: Sequence[Any], task: Any) -> list[dict[str, float]]:
+        rows = [value if isinstance(value, list) else [value] for value in values]
+        found = []
+        for number, column in enumerate(zip(*rows), 1):
+            known = [float(value) for value in column if value is not None]
+            which = f" of number {number}" if task.num_targets > 1 else ""
+            if len(set(known)) < 2:
+                got = f"only {known[0]:g}" if known else "none"
+                raise DataError(
+                    f"task {name!r}: expected at least two different training values{which}, got {got}: "
+                    "there is nothing to learn, leave the task out"
+                )
+            mean = math.fsum(known) / len(known)
+            deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in known) / len(known))
+            if not 0 < deviation < math.inf:
+                raise DataError(
+                    f"task {name!r}: expected training values{which} whose standard deviation is a number above 0, "
+                    f"got {deviation:g} around {mean:g}"
+                )
+            found.append({"mean": mean, "std": deviation})
+        return found
+
+    def is_vocabulary(self, labels: Any) -> bool:
+        fits = isinstance(labels, list) and len(labels) > 0 and all(isinstance(label, dict) for label in labels)
+        return fits and all(is_number(label.get(key)) for label in labels for key in ("mean", "std"))
+
+    def older_vocabulary(self, task: Any) -> list[dict[str, float]]:
+        return [{"mean": 0.0, "std": 1.0}] * task.num_targets
+
+    def encoding(self, labels: Sequence[dict[str, float]]) -> RegressionHead:
+        return _scaled(labels or [{"mean": 0.0, "std": 1.0}])
+
+    def unknown(self, label: Any, encoding: Any) -> list[str]:
+        return []
+
+    def target(self, label: Any, encoding: RegressionHead, tokens: Tensor, task: Any, config: Any) -> Tensor:
+        numbers = label if isinstance(label, list) else [label]
+        row = torch.tensor([torch.nan if number is None else number for number in numbers], dtype=torch.float64)
+        return encoding.standardized(row)
+
+    def head(self, task: Any, learned: Learned, words: nn.Embedding | None) -> RegressionHead:
+        return _scaled(learned.labels, self.pooling(task), self.reads(task))
 
     def decode(self, logits: Tensor, given: Decoding) -> list[Any]:
-        return logits[:, 0].tolist() if given.task.num_targets == 1 else logits.tolist()
+        values = _scaled(given.labels or self.older_vocabulary(given.task)).values(logits)
+        return values[:, 0].tolist() if given.task.num_targets == 1 else values.tolist()
 
     def score(
         self, truth: Sequence[Any], guess: Sequence[Any], details: Sequence[Mapping[str, Any]], scored: Scored
@@ -62,12 +121,7 @@ class Regression(Kind):
         from scipy import stats
         from sklearn import metrics as sk
 
-        targets, outputs = ([row if isinstance(row, list) else [row] for row in rows] for rows in (truth, guess))
-        columns = []
-        for expected, actual in zip(zip(*targets), zip(*outputs), strict=True):
-            known = [(float(a), float(b)) for a, b in zip(expected, actual) if a is not None]
-            if len(known) > 1:
-                columns.append(list(zip(*known)))
+        columns = [column for column in _columns(truth, guess) if len(column[0]) > 1]
         if not columns:
             return {}
         found = [
@@ -76,8 +130,47 @@ class Regression(Kind):
         ]
         return {name: sum(values) / len(values) for name, values in zip(self.scores, zip(*found))}
 
+    def mistakes(self, truth: Sequence[Any], guess: Sequence[Any], scored: Scored) -> list[int]:
+        """Those that are off by more than two of the training labels' standard deviations, the farthest first."""
+
+        def distance(expected: Any, actual: Any) -> float:
+            rows = [value if isinstance(value, list) else [value] for value in (expected, actual)]
+            return max(abs(a - b) / scale["std"] for a, b, scale in zip(*rows, scored.labels) if a is not None)
+
+        distances = [distance(a, b) for a, b in zip(truth, guess)]
+        return sorted((i for i, far in enumerate(distances) if far > 2), key=lambda i: -distances[i])
+
+    def breakdown(self, truth: Sequence[Any], guess: Sequence[Any], scored: Scored) -> dict[str, Any]:
+        """Mean absolute, root mean squared and mean error of each number, in the data's units."""
+        found = {}
+        for number, (expected, actual) in enumerate(_columns(truth, guess), 1):
+            if not expected:
+                continue
+            errors = [b - a for a, b in zip(expected, actual)]
+            behind = f" of number {number}" if len(scored.labels) > 1 else ""
+            found[f"mean absolute error{behind}"] = math.fsum(map(abs, errors)) / len(errors)
+            found[f"root mean squared error{behind}"] = math.sqrt(math.fsum(e * e for e in errors) / len(errors))
+            found[f"mean error{behind}"] = math.fsum(errors) / len(errors)
+        return {"errors": found}
+
     def describe(self, value: Any, details: Mapping[str, Any], tokens: Sequence[str]) -> str:
         return " ".join(f"{number:.3f}" for number in (value if isinstance(value, list) else [value]))
+
+
+def _scaled(labels: Sequence[dict[str, float]], pooling: Any = "last", reads: Any = None) -> RegressionHead:
+    """A head of these means and standard deviations."""
+    mean, std = [label["mean"] for label in labels], [label["std"] for label in labels]
+    return RegressionHead(len(labels), pooling, reads=reads, mean=mean, std=std)
+
+
+def _columns(truth: Sequence[Any], guess: Sequence[Any]) -> list[tuple[list[float], list[float]]]:
+    """Of each number what it was and what was said, where it was known."""
+    targets, outputs = ([row if isinstance(row, list) else [row] for row in rows] for rows in (truth, guess))
+    found = []
+    for expected, actual in zip(zip(*targets), zip(*outputs), strict=True):
+        known = [(float(a), float(b)) for a, b in zip(expected, actual) if a is not None]
+        found.append(([a for a, _ in known], [b for _, b in known]))
+    return found
 
 
 def _correlation(values: Callable[..., Any], *columns: Sequence[float]) -> float:

@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from pymtl import tags as schemes
 from pymtl.crf import CRF
 from pymtl.heads import CRFHead, Head, TokenClassificationHead
-from pymtl.training.kinds.base import NO_LABEL, Decoding, Kind, Requirement, Scored, SmoothingOptions
-from pymtl.training.values import is_string
+from pymtl.training.errors import DataError
+from pymtl.training.kinds.base import (
+    NO_LABEL,
+    Column,
+    CrossEntropyOptions,
+    Decoding,
+    Kind,
+    Learned,
+    Requirement,
+    Scored,
+    Source,
+    confusion_of,
+    rows_of_classes,
+    weights_fit,
+)
+from pymtl.training.tokenizing import Place
+from pymtl.training.values import as_name, shown
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaggingOptions(SmoothingOptions):
+class TaggingOptions(CrossEntropyOptions):
     decoder: Literal["softmax", "crf"] = "softmax"  # each tag by itself, or the best sequence of tags
-    bio: bool = False  # of a crf: no I-x but after B-x or I-x
+    scheme: Literal["auto", "bio", "iobes", "bilou", "iob1", "none"] = "auto"  # of tags of spans; auto: seen from them
+    constrained: bool = False  # of a crf: only sequences that the scheme allows
+    bio: bool = False  # the older way to write scheme = "bio" with constrained = true
 
 
 class Tagging(Kind):
-    """Span F1 where the tags are BIO, else the accuracy of tokens."""
+    """Span F1 where the tags are of spans, else the accuracy of tokens."""
 
     name = "tagging"
     Options = TaggingOptions
@@ -30,78 +50,275 @@ class Tagging(Kind):
     of_tokens = True
     aligned = True
     is_discrete = True
+    is_exact = True
     has_reference = True
+
+    looked_for = 1
+    starting = (
+        'decoder = "crf"',
+        "constrained = true         # of tags of spans: only sequences that their scheme allows",
+    )
+
+    def suits(self, column: Column) -> str | None:
+        values = [self.of_cell(value, None) if isinstance(value, str) else value for value in column.values]
+        if not all(isinstance(value, list) for value in values) or not any(values):
+            return None
+        if any(isinstance(item, dict | list) for value in values for item in value):
+            return "spans with their places in the text"
+        whole = [len(value) == length for value, length in zip(values, column.lengths)]
+        enough = any(length > 1 for length in column.lengths)
+        return "a tag for each token" if all(whole) and enough else None
 
     def requirements(self, task: Any, config: Any) -> list[Requirement]:
         crf = task.decoder == "crf"
         return [
             (not task.bio or crf, "bio", "decoder = 'crf' with it"),
+            (not task.bio or task.scheme in ("auto", "bio"), "scheme", "'bio' with bio = true"),
+            (not task.constrained or crf, "constrained", "decoder = 'crf' with it"),
+            (not task.constrained or task.scheme != "none", "scheme", "one of spans with constrained = true"),
             (not crf or task.label_smoothing == 0, "label_smoothing", "0 for a crf"),
+            (not crf or task.class_weights == "none", "class_weights", "'none' for a crf"),
+            weights_fit(task),
         ]
 
-    def of_cell(self, cell: str, task: Any) -> list[str]:
+    def of_cell(self, cell: str, task: Any) -> Any:
+        if cell.lstrip().startswith(("[{", "[[")):  # spans, as a tool exports them
+            try:
+                return json.loads(cell)
+            except ValueError:
+                pass
         return cell.split()
+
+    def of_value(self, value: Any, task: Any, source: Source) -> Any:
+        """Tags of each token as they are; tags of spans, ``{"start", "end", "label"}`` or ``[start, end, label]`` with
+        their characters' places in the text."""
+        if not isinstance(value, list):
+            return value
+        spans = [item for item in value if isinstance(item, dict | list)]
+        if not spans and (value or source.places is None):
+            return (
+                [None if tag is None else tag if isinstance(tag, str) else as_name(tag) for tag in value]
+                if all(map(self.is_element, value))
+                else value
+            )
+        if source.places is None:
+            raise DataError("spans with the places of their characters need a text that is a string")
+        return _tags_of_spans([_span(item) for item in value], source)
 
     def expects(self, label: Any, task: Any, length: int) -> tuple[bool, str]:
         fits = isinstance(label, list) and len(label) == length and all(map(self.is_element, label))
         return fits, f"a list of {length} strings (or null), one a token"
 
     def is_element(self, value: Any) -> bool:
-        return value is None or is_string(value)
+        return value is None or super().is_element(value)
 
-    def target(self, label: Any, ids: Mapping[str, int], tokens: Tensor, task: Any, config: Any) -> Tensor:
-        return torch.tensor([ids.get(tag, NO_LABEL) for tag in label])
+    def settled(self, name: str, task: Any, values: Sequence[Any], notes: list[str]) -> Any:
+        if task.scheme == "auto":
+            found = "bio" if task.bio else schemes.scheme_of(values)
+            if found is None and task.constrained:
+                raise DataError(f"task {name!r}: expected tags of spans with constrained = true, got others")
+            task = dataclasses.replace(task, scheme=found or "none")
+        if task.scheme != "none":
+            notes.append(f"{name}: tags of spans, scheme {task.scheme}")
+        return task
 
-    def head(self, task: Any, labels: Sequence[str], words: nn.Embedding | None) -> Head:
+    def check_trainable(self, label: Sequence[Any], task: Any, at: str) -> None:
+        if task.scheme == "none":
+            return
+        for place, tag in enumerate(label, 1):
+            if tag is not None and not schemes.belongs_to(tag, task.scheme):
+                raise DataError(f"{at}: expected tags of the scheme {task.scheme}, got {tag!r} at token {place}")
+        fault = schemes.first_fault(label, task.scheme) if is_constrained(task) else None
+        if fault is not None:
+            before = label[fault - 1] if fault > 0 else schemes.OUTSIDE
+            what = (
+                f"{label[fault]!r} at token {fault + 1} follows" if fault < len(label) else "the sentence ends behind"
+            )
+            asked = "bio = true" if task.bio else "constrained = true"
+            raise DataError(f"{at}: {what} {before!r}, which {asked} forbids")
+
+    def strata(self, label: Any) -> list[str]:
+        return sorted({schemes.split(tag)[1] or tag for tag in self.parts(label)})
+
+    def target(self, label: Any, encoding: Mapping[str, int], tokens: Tensor, task: Any, config: Any) -> Tensor:
+        return torch.tensor([encoding.get(tag, NO_LABEL) for tag in label])
+
+    def head(self, task: Any, learned: Learned, words: nn.Embedding | None) -> Head:
+        count = len(learned.labels)
         if task.decoder == "crf":
-            return CRFHead(len(labels), labels if task.bio else None, reads=self.reads(task))
-        return TokenClassificationHead(len(labels), self.cross_entropy(task), reads=self.reads(task))
+            return CRFHead(count, reads=self.reads(task), **_constraints(task, learned.labels))
+        return TokenClassificationHead(count, self.cross_entropy(task, learned), reads=self.reads(task))
 
     def crf(self, task: Any, labels: Sequence[str]) -> CRF | None:
         if task.decoder != "crf":
             return None
-        return CRF(len(labels), labels if task.bio else None, batch_first=True)
+        return CRF(len(labels), batch_first=True, **_constraints(task, labels))
 
     def decode(self, logits: Tensor, given: Decoding) -> list[list[str]]:
         tags = logits.argmax(-1) if given.crf is None else given.crf.decode(logits, given.lengths)[0]
         rows = zip(tags.tolist(), given.lengths.tolist())
         return [[given.labels[i] for i in row[:length]] for row, length in rows]
 
+    def distributions(self, logits: Tensor, given: Decoding) -> dict[str, list[list[float]]]:
+        """``probabilities`` of the tags of each token that were decoded."""
+        if given.crf is None:
+            best = logits.softmax(-1).amax(-1)
+        else:
+            chosen = given.crf.decode(logits, given.lengths)[0].unsqueeze(-1)
+            best = given.crf.marginals(logits, given.lengths).gather(-1, chosen).squeeze(-1)
+        return {"probabilities": [row[:n] for row, n in zip(best.tolist(), given.lengths.tolist())]}
+
+    def in_text(
+        self, value: Any, details: Mapping[str, Any], scored: Scored, text: str, places: Sequence[Place]
+    ) -> dict[str, Any]:
+        """``spans``, of tags of spans: where each begins and ends, its label and text, and how sure the least sure of
+        its tokens is."""
+        if scheme_of(scored.task, scored.labels) is None:
+            return {}
+        found = []
+        for label, first, last in schemes.spans_of(value):
+            start, end = places[first][0], places[last][1]
+            span = {"start": start, "end": end, "label": label, "text": text[start:end]}
+            if "probabilities" in details:
+                span["probability"] = min(details["probabilities"][first : last + 1])
+            found.append(span)
+        return {"spans": found}
+
     def score(
         self, truth: Sequence[Any], guess: Sequence[Any], details: Sequence[Mapping[str, Any]], scored: Scored
     ) -> dict[str, float]:
-        if is_bio(scored.labels):
+        if scheme_of(scored.task, scored.labels) is not None:
             from seqeval.metrics import f1_score
 
-            spans = [["O" if tag is None else tag for tag in tags] for tags in truth]
-            found = [
-                ["O" if tag is None else other for tag, other in zip(tags, others, strict=True)]
-                for tags, others in zip(truth, guess, strict=True)
-            ]
-            return {"f1": float(f1_score(spans, found))}
+            return {"f1": float(f1_score(*_as_bio(truth, guess), zero_division=0))}
         from sklearn import metrics as sk
 
-        flat = [(a, b) for tags, others in zip(truth, guess) for a, b in zip(tags, others) if a is not None]
+        flat = _known(truth, guess)
         return {"accuracy": float(sk.accuracy_score(*map(list, zip(*flat)))) if flat else 0.0}
+
+    def is_right(self, truth: Sequence[Any], guess: Sequence[Any]) -> bool:
+        return all(a is None or a == b for a, b in zip(truth, guess))
+
+    def breakdown(self, truth: Sequence[Any], guess: Sequence[Any], scored: Scored) -> dict[str, Any]:
+        if scheme_of(scored.task, scored.labels) is not None:
+            from seqeval.metrics import classification_report
+
+            rows = _as_bio(truth, guess)
+            if not any(tag != schemes.OUTSIDE for each in rows for tags in each for tag in tags):
+                return {}
+            report = classification_report(*rows, output_dict=True, zero_division=0)
+            averages = ("micro avg", "macro avg", "weighted avg")
+            return {
+                "classes": [
+                    {
+                        "label": label,
+                        "precision": float(row["precision"]),
+                        "recall": float(row["recall"]),
+                        "f1": float(row["f1-score"]),
+                        "support": int(row["support"]),
+                    }
+                    for label, row in report.items()
+                    if label not in averages
+                ]
+            }
+        flat = _known(truth, guess)
+        names = [a for a, _ in flat], [b for _, b in flat]
+        return {"classes": rows_of_classes(*names), "confusion": confusion_of(*names)} if flat else {}
 
     def describe(self, value: list[str], details: Mapping[str, Any], tokens: Sequence[str]) -> str:
         return mark_spans(tokens if any(tokens) else [str(i) for i in range(len(tokens))], value)
 
 
-def is_bio(tags: Iterable[str]) -> bool:
-    """Whether these are tags of spans: O, B-x and I-x, or B and I alone."""
-    tags = set(tags)
-    return all(tag in ("O", "B", "I") or tag.startswith(("B-", "I-")) for tag in tags) and not tags <= {"O"}
+def scheme_of(task: Any, labels: Sequence[str]) -> schemes.Scheme | None:
+    """The scheme of a task's tags; None if they are not of spans."""
+    if task.scheme == "none":
+        return None
+    if task.scheme != "auto":
+        return task.scheme
+    return "bio" if task.bio else schemes.scheme_of_labels(labels)
+
+
+def is_constrained(task: Any) -> bool:
+    """Whether only sequences of tags that the scheme allows are decoded."""
+    return task.bio or task.constrained
 
 
 def mark_spans(tokens: Sequence[str], tags: Sequence[str]) -> str:
-    """The text with its BIO spans in brackets, ``play [some jazz | genre]``; other tags behind a slash each."""
-    from seqeval.metrics.sequence_labeling import get_entities
-
-    if not is_bio([*tags, "B"]):
+    """The text with its spans in brackets, ``play [some jazz | genre]``; other tags behind a slash each."""
+    if not _are_of_spans(tags):
         return " ".join(f"{token}/{tag}" for token, tag in zip(tokens, tags))
     words = list(tokens)
-    for label, first, last in get_entities(list(tags)):
+    for label, first, last in schemes.spans_of(tags):
         words[first] = f"[{words[first]}"
         words[last] = f"{words[last]} | {label}]"
     return " ".join(words)
+
+
+def _are_of_spans(tags: Sequence[str]) -> bool:
+    return all(any(schemes.belongs_to(tag, scheme) for scheme in schemes.SCHEMES) for tag in tags)
+
+
+def _constraints(task: Any, labels: Sequence[str]) -> dict[str, Any]:
+    """What binds a CRF to the scheme, if the task asks for it."""
+    scheme = scheme_of(task, labels) if is_constrained(task) else None
+    return {} if scheme is None else {"labels": labels, "scheme": scheme}
+
+
+def _known(truth: Sequence[Any], guess: Sequence[Any]) -> list[tuple[str, str]]:
+    """True and predicted tag of each token that has a label."""
+    return [(a, b) for tags, others in zip(truth, guess) for a, b in zip(tags, others) if a is not None]
+
+
+def _as_bio(truth: Sequence[Any], guess: Sequence[Any]) -> tuple[list[list[str]], list[list[str]]]:
+    """Both in the one scheme that is scored, without what has no label."""
+    known = [[schemes.OUTSIDE if tag is None else tag for tag in tags] for tags in truth]
+    found = [
+        [schemes.OUTSIDE if tag is None else other for tag, other in zip(tags, others, strict=True)]
+        for tags, others in zip(truth, guess, strict=True)
+    ]
+    return tuple([schemes.tags_of(schemes.spans_of(tags), len(tags)) for tags in each] for each in (known, found))
+
+
+def _span(item: Any) -> tuple[int, int, str]:
+    """Start, end and label of a span as annotation tools write it."""
+    if isinstance(item, dict):
+        labels = item.get("labels")
+        label = labels[0] if isinstance(labels, list) and len(labels) == 1 else item.get("label")
+        parts = [item.get("start"), item.get("end"), label]
+    else:
+        parts = item if isinstance(item, list) else []
+    whole = len(parts) == 3 and all(type(part) is int for part in parts[:2]) and isinstance(parts[2], str)
+    if not whole or not parts[2]:
+        raise DataError(f'expected spans {{"start": 0, "end": 4, "label": "x"}} or [0, 4, "x"], got {shown(item)}')
+    return tuple(parts)
+
+
+def _tags_of_spans(spans: Sequence[tuple[int, int, str]], source: Source) -> list[str]:
+    """Tags in the scheme ``bio``; a span that begins or ends within a token takes the whole token."""
+    length = max((end for _, end in source.places), default=0)
+    found: list[schemes.Span] = []
+    before: tuple[int, int, str] | None = None
+    for start, end, label in sorted(spans):
+        if not 0 <= start < end or (start >= length and length > 0):
+            raise DataError(f"expected spans within the text, got {start} to {end} ({label})")
+        if before is not None and start < before[1]:
+            raise DataError(
+                f"expected spans that do not overlap, got {before[0]} to {before[1]} ({before[2]}) and {start} to "
+                f"{end} ({label}): keep one of them"
+            )
+        before = (start, end, label)
+        inside = [i for i, (first, last) in enumerate(source.places) if first < end and last > start]
+        if not inside:
+            source.counts["spans of spaces alone were left out"] += 1
+            continue
+        if found and inside[0] <= found[-1][2]:
+            source.counts["spans were left out, which begin within the last token of another"] += 1
+            continue
+        if not _is_whole(inside, source.places, start, end):
+            source.counts["spans begin or end within a token and were widened to it"] += 1
+        found.append((label, inside[0], inside[-1]))
+    return schemes.tags_of(found, source.length)
+
+
+def _is_whole(inside: Sequence[int], places: Sequence[Place], start: int, end: int) -> bool:
+    return places[inside[0]][0] >= start and places[inside[-1]][1] <= end

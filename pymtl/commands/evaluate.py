@@ -1,0 +1,123 @@
+"""``pymtl evaluate``: how good a trained model is on a labelled file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pymtl.commands import add_machine, positive, use_machine, wide_console
+
+if TYPE_CHECKING:
+    from pymtl.training.data import Record
+    from pymtl.training.evaluation import Evaluation
+    from pymtl.training.predictor import Predictor
+
+EXAMPLES = """examples:
+  pymtl evaluate runs/snips                        on the configuration's test set
+  pymtl evaluate runs/orders may.csv               on any labelled file
+  pymtl evaluate runs/orders may.csv --out may     where to write the page and the wrong answers
+"""
+MOST_ROWS = 20  # of a table of labels on the screen
+
+
+def add_parser(parsers: Any) -> argparse.ArgumentParser:
+    parser = parsers.add_parser(
+        "evaluate",
+        help="how good a trained model is on a labelled file",
+        description="Score a trained model on a labelled file: all scores, precision, recall and F1 of each label, the "
+        "confusion matrix, how far probabilities can be trusted, and every wrong answer. Writes evaluation.json, "
+        "evaluation.md, errors.jsonl and plots.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder of pymtl train or export")
+    parser.add_argument(
+        "file", type=Path, nargs="?", metavar="FILE", help="a labelled file (default: the configuration's test set)"
+    )
+    parser.add_argument("--dataset", metavar="NAME", help="the data set that FILE belongs to, where there are several")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the test set, if the run was moved")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write (default: evaluation/ in RUN)")
+    parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="texts at a time (default: 64)")
+    add_machine(parser)
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from pymtl.training.evaluation import evaluate, exact_of, lines_of, page
+    from pymtl.training.plots import evaluation_plot
+    from pymtl.training.predictor import Predictor
+    from pymtl.training.run import EVALUATIONS, Run
+
+    use_machine(arguments)
+    console = wide_console()
+    predictor = Predictor(arguments.run_folder, arguments.device, arguments.data)
+    notes: list[str] = []
+    sets = _records(arguments, predictor, notes)
+    console.print(*notes, sep="\n", end="\n" if notes else "", markup=False)
+    with console.status("evaluating ..."):
+        evaluation, wrong = evaluate(predictor, sets, arguments.batch_size)
+    name = "test" if arguments.file is None else arguments.file.name
+    show(console, evaluation, predictor, name)
+    folder = arguments.out or arguments.run_folder / EVALUATIONS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    target = Run(folder)
+    title = f"{arguments.run_folder.resolve().name} on {name}"
+    target.write_json("evaluation.json", {"run": arguments.run_folder.resolve().name, "file": name, **evaluation})
+    target.write_text("evaluation.md", page(evaluation, wrong, title, exact_of(predictor)))
+    target.write_text("errors.jsonl", lines_of(wrong))
+    figure = evaluation_plot(evaluation)
+    if figure is not None:
+        target.save_figure("evaluation.png", figure)
+    console.print(
+        f"{folder}: evaluation.md, evaluation.json, {len(wrong):,} wrong answers in errors.jsonl", markup=False
+    )
+    return 0
+
+
+def _records(arguments: argparse.Namespace, predictor: Predictor, notes: list[str]) -> dict[str, list[Record]]:
+    from pymtl.training.data import read_records, read_test_sets
+    from pymtl.training.errors import ConfigError
+
+    config = predictor.config
+    if arguments.file is None:
+        sets = read_test_sets(config, notes)
+        if not sets:
+            raise ConfigError(f"{arguments.run_folder}: its configuration has no test set: name a FILE")
+        return sets
+    known = list(config.sets)
+    dataset = arguments.dataset if arguments.dataset is not None else known[0]
+    if dataset not in known or (arguments.dataset is None and len(known) > 1):
+        raise ConfigError(f"--dataset: expected one of {', '.join(filter(None, known)) or 'none: there is one'}")
+    return {dataset: read_records(arguments.file, config, True, dataset, notes, complete=False)}
+
+
+def show(console: Any, evaluation: Evaluation, predictor: Predictor, name: str) -> None:
+    """Tables of an evaluation."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from pymtl.commands.train import scores_table
+
+    console.print(scores_table(evaluation["scores"], evaluation["sentences"], predictor.config, name))
+    console.print(f"{100 * evaluation['unknown_tokens']:.1f} % of the tokens are unknown to training")
+    for task, found in evaluation["tasks"].items():
+        rows = sorted(found.get("classes", []), key=lambda row: -row["support"])
+        if rows:
+            of = f", {MOST_ROWS} of {len(rows)}, the most frequent" if len(rows) > MOST_ROWS else ""
+            table = Table(title=escape(f"{task}{of}"))
+            table.add_column("label")
+            for heading in ("precision", "recall", "F1", "support"):
+                table.add_column(heading, justify="right")
+            for row in rows[:MOST_ROWS]:
+                shares = (f"{100 * row[key]:.1f} %" for key in ("precision", "recall", "f1"))
+                table.add_row(escape(row["label"]), *shares, f"{row['support']:,}")
+            console.print(table)
+        for what, value in found.get("errors", {}).items():
+            console.print(f"{task}: {what} {value:.6g}", markup=False)
+        if found.get("unknown_labels"):
+            shown = ", ".join(f"{label!r} {count:,}" for label, count in found["unknown_labels"].items())
+            console.print(f"{task}: labels that training lacks, each one missed: {shown}", markup=False)
+        if "calibration" in found:
+            error = 100 * found["calibration"]["error"]
+            console.print(f"{task}: probabilities are {error:.1f} points off on average (calibration)", markup=False)

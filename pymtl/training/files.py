@@ -1,0 +1,249 @@
+"""Rows of data files: JSON lines, JSON lists, CSV and its kin, CoNLL's columns; plain or .gz."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import re
+import sys
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from pymtl.training.errors import DataError
+
+Format = Literal["jsonl", "json", "csv", "tsv", "conll"]
+
+_OF_SUFFIX: dict[str, Format] = {
+    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
+    ".json": "json",
+    ".csv": "csv",
+    **dict.fromkeys((".tsv", ".tab"), "tsv"),
+    **dict.fromkeys((".conll", ".conllu", ".iob", ".iob2", ".bio"), "conll"),
+}
+_TITLES = {"jsonl": "JSON lines", "json": "JSON", "csv": "CSV", "tsv": "tab-separated", "conll": "CoNLL columns"}
+_BOM = b"\xef\xbb\xbf"
+_COMMENT = re.compile(r"#\s*([\w.-]+)\s*=\s*(.*)")  # CoNLL-U's, of a sentence
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a file says of one text: values by the name of their field.
+
+    ``place`` is its line, or its number in a JSON list. ``cells`` are the fields that are text as a spreadsheet has
+    it, to be read by what they are of; the values of others have their type.
+    """
+
+    place: int
+    values: dict[str, Any]
+    cells: frozenset[str] = field(default=frozenset())
+
+
+def format_of(path: Path, asked: str = "auto") -> tuple[Format, str]:
+    """How a file is read, and why, in words."""
+    if asked != "auto":
+        return asked, f"as {_TITLES[asked]}, as the configuration says"
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    if suffix in _OF_SUFFIX:
+        found = _OF_SUFFIX[suffix]
+        return found, f"as {_TITLES[found]}, since its name ends in {suffix}"
+    others = ", ".join(f'"{name}"' for name in _TITLES)
+    return (
+        "jsonl",
+        f"as JSON lines, since its name ends in {suffix or 'nothing else'}: set data.format to one of {others}",
+    )
+
+
+def read_rows(path: Path, asked: str = "auto", columns: Sequence[str] = ()) -> Iterator[Row]:
+    """The rows of a file.
+
+    Args:
+        path: the file. What its name ends in says how it is read, in lower or upper case.
+        asked: a format, or "auto": by the name.
+        columns: the fields of CoNLL's columns, from the first.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DataError: something in it does not fit its format; the message names file, line and reason.
+    """
+    form, reason = format_of(path, asked)
+    lines = _Lines(path)
+    try:
+        if form in ("csv", "tsv"):
+            yield from _csv_rows(lines, "\t" if form == "tsv" else None)
+        elif form == "conll":
+            yield from _conll_rows(lines, columns)
+        else:
+            yield from _json_rows(lines, reason)
+    except csv.Error as error:
+        raise DataError(f"{path}:{max(lines.number, 1)}: {error} (the file was read {reason})") from None
+    except (ValueError, TypeError, EOFError, RecursionError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}:{max(lines.number, 1)}: {error}") from None
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file of plain text. Errors as for :func:`read_rows`."""
+    lines = _Lines(path)
+    try:
+        return [line.rstrip("\r\n") for line in lines]
+    except (DataError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}:{max(lines.number, 1)}: {error}") from None
+
+
+class _Lines:
+    """The lines of a file as text, and the number of the last one read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.number = 0
+
+    def __iter__(self) -> Iterator[str]:
+        with self._open() as file:
+            for line in file:
+                self.number += 1
+                if self.number == 1:
+                    if line.startswith((b"\xff\xfe", b"\xfe\xff")):
+                        raise DataError("the file is in UTF-16: save it as UTF-8")
+                    line = line.removeprefix(_BOM)
+                yield self._decoded(line)
+
+    def _open(self) -> IO[bytes]:
+        return gzip.open(self.path) if self.path.name.lower().endswith(".gz") else open(self.path, "rb")
+
+    def _decoded(self, line: bytes) -> str:
+        try:
+            return line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            guess = " (it may be in Windows-1252)" if line[error.start] >= 0x80 else ""
+            raise DataError(
+                f"byte {error.start + 1} of the line, {line[error.start]:#04x}, is not UTF-8: save the file as "
+                f"UTF-8{guess}"
+            ) from None
+
+
+def _json_rows(lines: _Lines, reason: str) -> Iterator[Row]:
+    every = iter(lines)
+    first = next((line for line in every if line.strip()), "")
+    if not first:
+        return
+    if first.lstrip().startswith("[") or not _is_json(first):
+        # A list, or an object over several lines.
+        start = lines.number
+        whole = first + "".join(every)
+        values = _parsed(whole, start, lines, reason)
+        if isinstance(values, dict):
+            values = [values]
+        if not isinstance(values, list):
+            raise DataError(f"expected JSON objects, got {type(values).__name__}")
+        lines.number = start
+        for number, value in enumerate(values, 1):
+            yield Row(number, _object(value, f"record {number}: "))
+        return
+    while True:
+        if first.strip():
+            yield Row(lines.number, _object(_parsed(first.strip(), lines.number, lines, reason)))
+        following = next(every, None)
+        if following is None:
+            return
+        first = following
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _parsed(text: str, start: int, lines: _Lines, reason: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        lines.number = start + error.lineno - 1
+        raise DataError(f"not JSON: {error.msg} at character {error.colno} (the file was read {reason})") from None
+
+
+def _object(value: Any, where: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DataError(f"{where}expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _csv_rows(lines: _Lines, delimiter: str | None) -> Iterator[Row]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # texts may be long
+    every = iter(lines)
+    header = next((line for line in every if line.strip()), "")
+    if not header:
+        return
+    delimiter = delimiter or _delimiter_of(header)
+    reader = csv.reader(_chained(header, every), delimiter=delimiter, strict=True)
+    names = [name.strip() for name in next(reader)]
+    for name in names:
+        if name and names.count(name) > 1:
+            raise DataError(f"expected columns of different names, got {name!r} twice")
+    named = frozenset(name for name in names if name)
+    while True:
+        row = next(reader, None)
+        if row is None:
+            return
+        if not any(cell.strip() for cell in row):
+            continue  # a spreadsheet's empty rows
+        if len(row) < len(names) or any(cell.strip() for cell in row[len(names) :]):
+            raise DataError(f"expected {len(names)} cells, got {len(row)}")
+        yield Row(lines.number, {name: cell for name, cell in zip(names, row) if name}, named)
+
+
+def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from rest
+
+
+def _delimiter_of(header: str) -> str:
+    """What separates the names of a header: of comma, semicolon, tab and bar the one that stands there most often."""
+    outside = re.sub(r'"[^"]*"', "", header)
+    return max(",;\t|", key=outside.count)
+
+
+def _conll_rows(lines: _Lines, columns: Sequence[str]) -> Iterator[Row]:
+    sentence: list[list[str]] = []
+    said: dict[str, str] = {}
+    start = 1
+
+    def row() -> Row:
+        fields = {name: list(column) for name, column in zip(columns, zip(*sentence)) if name}
+        return Row(start, {**said, **fields}, frozenset(said))
+
+    for line in lines:
+        text = line.rstrip("\r\n")
+        comment = _COMMENT.fullmatch(text) if not sentence else None
+        if comment is not None:
+            said[comment[1]] = comment[2].strip()
+        elif not text.strip():
+            if sentence:
+                yield row()
+            sentence, said = [], {}
+        elif not text.startswith("-DOCSTART-"):
+            cells = text.split("\t") if "\t" in text else text.split()
+            if len(cells) != len(columns):
+                raise DataError(
+                    f"expected {len(columns)} columns ({', '.join(name or 'unused' for name in columns)}), "
+                    f"got {len(cells)}: name them all in data.columns"
+                )
+            if not sentence:
+                start = lines.number
+            sentence.append([cell.strip() for cell in cells])
+    if sentence:
+        yield row()
+
+
+def count_columns(path: Path) -> int:
+    """How many columns CoNLL's first token has; 0 without one."""
+    for line in _Lines(path):
+        text = line.rstrip("\r\n")
+        if text.strip() and not text.startswith("-DOCSTART-") and _COMMENT.fullmatch(text) is None:
+            return len(text.split("\t") if "\t" in text else text.split())
+    return 0

@@ -1,0 +1,80 @@
+"""A page that says what a trained model is: a model card (Mitchell et al. 2019)."""
+
+from __future__ import annotations
+
+from pymtl.training.config import Config
+from pymtl.training.metrics import exact_tasks
+from pymtl.training.run import Run
+from pymtl.training.vocabulary import Vocabulary
+
+
+def model_card(run: Run, config: Config, vocabulary: Vocabulary) -> str:
+    """The card in Markdown, from the run's own files."""
+    manifest = run.read_manifest()
+    lines = [
+        "---",
+        "library_name: pymtl",
+        "---",
+        "",
+        f"# {run.folder.resolve().name}",
+        "",
+        f"One recurrent encoder and {len(config.tasks)} task heads, trained with pymtl {manifest['pymtl']} on torch "
+        f"{manifest['torch']}, {manifest['date'][:10]}.",
+        "",
+        "## Tasks",
+        "",
+        "| task | kind | labels |",
+        "| --- | --- | --- |",
+    ]
+    for name, task in config.tasks.items():
+        labels = list(map(task.rules.label_name, vocabulary.labels[name])) if vocabulary.counts.get(name) else []
+        shown = ", ".join(labels[:12]) + (f", … ({len(labels)})" if len(labels) > 12 else "")
+        lines.append(f"| {_cell(name)} | {task.kind} | {_cell(shown)} |")
+    model = config.model
+    lines += [
+        "",
+        "## Model",
+        "",
+        f"{'Bidirectional' if model.bidirectional else 'One-directional'} LSTM, {model.num_layers} "
+        f"layer{'s' if model.num_layers > 1 else ''} of {model.hidden_size} units, sharing {config.sharing.kind}, "
+        f"balancing {config.balancing.kind}; "
+        f"{len(vocabulary.tokens):,} tokens"
+        + ("" if len(config.sets) > 1 else f", texts split by {next(iter(config.sets.values())).tokenizer!r}")
+        + ". All settings are in `config.json`.",
+        "",
+        "## Data",
+        "",
+        "| part | file | bytes | SHA-256 |",
+        "| --- | --- | ---: | --- |",
+    ]
+    for part, file in manifest.get("data", {}).items():
+        lines.append(f"| {_cell(part)} | {_cell(file['file'])} | {file['bytes']:,} | `{file['sha256'][:16]}…` |")
+    lines += ["", "## Scores", ""]
+    scores = manifest["scores"]
+    parts = [part for part in ("validation", "test") if scores[part]]
+    lines += [f"Of epoch {manifest['epoch']}, the best in validation.", ""]
+    lines += [f"| score | {' | '.join(parts)} |", f"| --- |{' ---: |' * len(parts)}"]
+    for name in dict.fromkeys(name for part in parts for name in scores[part]):
+        of = f" ({', '.join(exact_tasks(config))})" if name == "exact_match" else ""
+        cells = [f"{scores[part][name]:.4f}" if name in scores[part] else "" for part in parts]
+        lines.append(f"| {_cell(name + of)} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "They say how the model does on texts like these. On others `pymtl evaluate` tells.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import pymtl",
+        "",
+        'model = pymtl.load("path/to/this/folder")',
+        'answer = model.predict("a text")',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Text that does not end a cell of a table."""
+    return text.replace("|", "\\|").replace("\n", " ")

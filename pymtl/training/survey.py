@@ -1,0 +1,70 @@
+"""What the data hold, for a person to see before training begins."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from pymtl.training.config import Config
+from pymtl.training.data import Record, Sets
+from pymtl.training.vocabulary import Vocabulary
+
+MOST = 8  # labels that are named with their counts
+
+
+def survey(sets: Sets, vocabulary: Vocabulary) -> list[str]:
+    """What is worth knowing of the data, a line each: how texts are split, how many labels of which task there are,
+    those of validation or test that training lacks, and the share of unknown words."""
+    config = sets.config
+    lines = list(sets.notes)
+    for name, data in config.sets.items():
+        if data.tokenizer != "auto" and config.model.words:
+            of = f" of {name}" if name else ""
+            lines.append(
+                f"texts{of} are split by the tokenizer {data.tokenizer!r}; lists of tokens are taken as they are"
+            )
+    for name in config.tasks:
+        lines += _of_task(name, config, vocabulary)
+    for part, records in (("validation", sets.valid), ("test", sets.test)):
+        lines += _unknown_labels(part, records, config, vocabulary)
+        share = unknown_share([record for own in records.values() for record in own], vocabulary)
+        if records and config.model.words:
+            lines.append(f"{part}: {100 * share:.1f} % of the tokens are unknown to training")
+    return lines
+
+
+def unknown_share(records: Sequence[Record], vocabulary: Vocabulary) -> float:
+    """The share of the records' tokens that are not in the vocabulary."""
+    known = frozenset(vocabulary.tokens)
+    total = sum(len(record.tokens) for record in records)
+    return sum(token not in known for record in records for token in record.tokens) / max(total, 1)
+
+
+def _of_task(name: str, config: Config, vocabulary: Vocabulary) -> list[str]:
+    task, learned = config.tasks[name], vocabulary.learned(name)
+    if not learned.counts:
+        return []
+    pairs = sorted(zip(map(task.rules.label_name, learned.labels), learned.counts), key=lambda pair: -pair[1])
+    shown = ", ".join(f"{label} {count:,}" for label, count in pairs[:MOST])
+    rarest = f", …, {pairs[-1][0]} {pairs[-1][1]:,}" if len(pairs) > MOST else ""
+    lines = [f"{name}: {len(pairs)} labels: {shown}{rarest}"]
+    if len(pairs) == 1:
+        lines.append(f"{name}: every training record with a label has {pairs[0][0]!r}: there is nothing to tell apart")
+    return lines
+
+
+def _unknown_labels(
+    part: str, sets: Mapping[str, Sequence[Record]], config: Config, vocabulary: Vocabulary
+) -> list[str]:
+    lines = []
+    for name, task in config.tasks.items():
+        if not task.rules.has_vocabulary:
+            continue
+        encoding = task.rules.encoding(vocabulary.labels[name])
+        labels = [record.labels[name] for own in sets.values() for record in own if record.labels.get(name) is not None]
+        unknown = Counter(label for value in labels for label in task.rules.unknown(value, encoding))
+        if unknown:
+            shown = ", ".join(f"{label!r} {count:,}" for label, count in unknown.most_common(MOST))
+            more = ", …" if len(unknown) > MOST else ""
+            lines.append(f"{part}: labels of {name} that training lacks, each one counts as missed: {shown}{more}")
+    return lines
