@@ -161,8 +161,10 @@ def test_logits_are_decoded_into_the_form_of_the_records():
     batch = Batcher(vocabulary, config).batch([Record(["w", "w"], {}), Record(["w"], {})], [0, 1])
     first, second = decode(logits, batch, config, vocabulary)
     assert first.pop("i/probability") == pytest.approx(0.75)
+    assert first.pop("m/probability") == pytest.approx(torch.tensor([1.0, 1.0]).sigmoid().prod().item())
     assert first == {"i": "y", "s": ["B-a", "O"], "m": ["p"], "n": 0.25}
     assert second.pop("i/probability") == pytest.approx(1.0, abs=1e-4)
+    assert second.pop("m/probability") == pytest.approx(torch.tensor([0.5, 0.5]).sigmoid().prod().item())
     assert second == {"i": "x", "s": ["O"], "m": ["p", "q"], "n": -2.0}
 
 
