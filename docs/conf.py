@@ -14,6 +14,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
 html_title = f"pymtl {version}"
 myst_heading_anchors = 3
+myst_enable_extensions = ["deflist"]
 autodoc_typehints = "none"  # the docstrings say more: shapes, dtypes, units
 autodoc_member_order = "bysource"
 nitpicky = False

@@ -7,8 +7,17 @@ replacements of torch's.
 
 from typing import TYPE_CHECKING, Any
 
+try:
+    from pymtl._native import version as __version__
+except ModuleNotFoundError as error:
+    if error.name != "pymtl._native":
+        raise
+    raise ImportError(
+        f"the compiled module of pymtl is not in {__path__[0]}: in the source folder Python finds the source before an "
+        "installed pymtl. Run it in another folder, or install the source itself: pip install -e ."
+    ) from None
+
 from pymtl import balancing, sharing
-from pymtl._native import version as __version__
 from pymtl.crf import CRF, CRFLoss
 from pymtl.ctc import CTCLoss, ctc_beam, ctc_greedy
 from pymtl.embeddings import CharacterCNN, CharacterLSTM, TokenFeatures

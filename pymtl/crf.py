@@ -86,7 +86,8 @@ class CRF(nn.Module):
             return start_transitions, end_transitions, transitions
         device = self.transitions.device
         if device not in self._forbidden:
-            self._forbidden[device] = _forbidden(self.labels, self.scheme, device)
+            with torch.inference_mode(False):  # training reads them too, and may come after
+                self._forbidden[device] = _forbidden(self.labels, self.scheme, device)
         start, end, steps = self._forbidden[device]
         return (
             start_transitions.masked_fill(start, -torch.inf),
@@ -194,7 +195,8 @@ class CRF(nn.Module):
         with torch.inference_mode(False), torch.enable_grad():
             packed, order = self.packed(emissions, lengths)
             packed = packed.detach().clone().requires_grad_()
-            scores = [each.detach().clone() for each in self.scores()]
+            with torch.no_grad():
+                scores = [each.clone() for each in self.scores()]
             sums = self.functions(packed).crf(packed, order.batch_sizes, None, *scores)
             (found,) = torch.autograd.grad(sums.sum(), packed)
         if isinstance(emissions, PackedSequence):

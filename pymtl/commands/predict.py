@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,9 +170,6 @@ def _label_file(predictor: Predictor, arguments: argparse.Namespace) -> None:
     """Writes the rows of a file with the answers behind them."""
     import csv
 
-    from rich.console import Console
-    from rich.progress import track
-
     from pymtl.training.data import rows_of
     from pymtl.training.errors import ConfigError
     from pymtl.training.run import Run
@@ -184,9 +182,7 @@ def _label_file(predictor: Predictor, arguments: argparse.Namespace) -> None:
     rows = rows_of(arguments.input, predictor.config)
     answers: list[Answer] = []
     block = 50 * arguments.batch_size
-    starts = range(0, len(rows), block)
-    console = Console(stderr=True)
-    for start in track(starts, "labelling", console=console, transient=True, disable=not console.is_terminal):
+    for start in _watched(range(0, len(rows), block)):
         part = [row.values for row in rows[start : start + block]]
         answers += predictor.predict(part, arguments.batch_size, arguments.beam, distributions=form == ".jsonl")
 
@@ -209,6 +205,16 @@ def _label_file(predictor: Predictor, arguments: argparse.Namespace) -> None:
     empty = sum(not answer["tokens"] for answer in answers)
     without = f", {empty:,} without text" if empty else ""
     print(f"{arguments.output}: {len(answers):,} rows{without}")
+
+
+def _watched(starts: range) -> Iterable[int]:
+    """The same with a bar, on a terminal where rich is installed: predicting needs only the extra "predict"."""
+    if not sys.stderr.isatty() or importlib.util.find_spec("rich") is None:
+        return starts
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(starts, "labelling", console=Console(stderr=True), transient=True)
 
 
 def _cell(value: Any) -> Any:

@@ -33,17 +33,21 @@ OF_SHARED_STATES = ("gradnorm", "gradient_aggregation")  # balancing by the grad
 class DataConfig:
     """Data files, plain or .gz, relative to the configuration's folder."""
 
-    train: str
-    valid: str | None = None  # without one, some of the training records are held out
-    test: str | None = None
-    format: Literal["auto", "jsonl", "json", "csv", "tsv", "conll"] = "auto"  # of the files; auto: by their names
-    columns: list[str] = dataclasses.field(default_factory=list)  # the fields of CoNLL's columns; "" of an unused one
-    tokens: str = "tokens"  # the field of a record's text or tokens; "text" where records have only that
-    tokenizer: Literal["auto", "words", "whitespace"] = "auto"  # of a text that is a string; auto: seen from the data
-    lowercase: bool = False
-    holdout: float = 0.1  # the share held out, as many of each label as of all
-    holdout_field: str | None = None  # hold out by this field instead: the records with
-    holdout_values: list[str] = dataclasses.field(default_factory=list)  # one of these values in it
+    train: str  # the file to train on
+    valid: str | None = None  # the file to validate on; without one, some of the training records are held out
+    test: str | None = None  # the file that is scored when training is over
+    # How the files are read; "auto" goes by what their names end in
+    format: Literal["auto", "jsonl", "json", "csv", "tsv", "conll"] = "auto"
+    # The fields of CoNLL's columns, from the first; "" of an unused one
+    columns: list[str] = dataclasses.field(default_factory=list)
+    tokens: str = "tokens"  # the field of the text, a string or a list of tokens; "text" where there is only that
+    # What splits a text that is a string: "words" at spaces and punctuation, "whitespace" at spaces; "auto" takes
+    # "whitespace" where tags of its words stand beside it
+    tokenizer: Literal["auto", "words", "whitespace"] = "auto"
+    lowercase: bool = False  # whether the model reads all letters as small ones
+    holdout: float = 0.1  # the share held out without a file to validate on, as many of each label as of all
+    holdout_field: str | None = None  # hold out by this field instead: the records
+    holdout_values: list[str] = dataclasses.field(default_factory=list)  # that have one of these values in it
 
 
 def _own_options() -> list[type]:
@@ -56,12 +60,12 @@ def _own_options() -> list[type]:
 class TaskConfig(*_own_options()):
     """One task: a field of the records, a head, and the weight of its loss; and the options of its kind."""
 
-    kind: KindName
+    kind: KindName  # what is predicted; see the guide to kinds
     dataset: str | None = None  # the data set it belongs to, where there are several
-    field: str | None = None  # the record's field; the task's name if None
-    weight: float = 1.0
+    field: str | None = None  # the field of the label; without it the one that is called like the task
+    weight: float = 1.0  # of its loss in the joint loss
     skip: bool = False  # the head reads the embedded tokens too
-    after: str | None = None  # the head reads what this task says too
+    after: str | None = None  # another task of classes or tags, whose answer the head reads too
 
     @property
     def rules(self) -> Kind:
@@ -73,8 +77,8 @@ class TaskConfig(*_own_options()):
 class FieldConfig:
     """A further field of each token."""
 
-    kind: Literal["category", "numbers"]
-    field: str | None = None  # the record's field; this section's name if None
+    kind: Literal["category", "numbers"]  # a name, which is embedded, or numbers as they are
+    field: str | None = None  # the field of the records; without it the one that is called like the section
     embedding_dim: int = 16  # of a category
     size: int = 1  # how many numbers a token has
 
@@ -83,8 +87,8 @@ class FieldConfig:
 class CharactersConfig:
     """Words as their characters."""
 
-    kind: Literal["cnn", "lstm"] = "cnn"
-    embedding_dim: int = 30
+    kind: Literal["cnn", "lstm"] = "cnn"  # what reads a word's characters
+    embedding_dim: int = 30  # of a character
     size: int = 50  # filters of each width, or units of each direction
     max_length: int = 16  # further characters of a word are not read
 
@@ -93,14 +97,14 @@ class CharactersConfig:
 class ModelConfig:
     """Embedding and encoder."""
 
-    words: bool = True  # whether tokens are embedded as words; False for features alone
-    embedding_dim: int = 128
-    vectors: str | None = None  # word vectors to begin with: a word2vec, GloVe or fastText text file
-    freeze_vectors: bool = False
-    hidden_size: int = 128
-    num_layers: int = 1
-    bidirectional: bool = True
-    dropout: float = 0.5
+    words: bool = True  # whether tokens are embedded as words; false for further fields alone
+    embedding_dim: int = 128  # of a word
+    vectors: str | None = None  # a file of word vectors to begin with: word2vec's, GloVe's or fastText's
+    freeze_vectors: bool = False  # whether these stay as they are
+    hidden_size: int = 128  # units of the LSTM in each direction
+    num_layers: int = 1  # of the LSTM
+    bidirectional: bool = True  # whether the LSTM reads each text in both directions
+    dropout: float = 0.5  # of the embedding and of the states that heads read
     variational: bool = False  # one dropout mask for all tokens of a sentence
 
 
@@ -128,7 +132,8 @@ class WarmStartConfig:
     """Weights from another run to begin with."""
 
     run: str  # its folder, relative to the configuration's
-    parts: list[str] = dataclasses.field(default_factory=lambda: ["embedding", "encoder"])  # modules, as heads.slots
+    # The modules that are taken, as "heads.slots"; without it "embedding" and "encoder"
+    parts: list[str] = dataclasses.field(default_factory=lambda: ["embedding", "encoder"])
     freeze: bool = False  # whether they stay as they are
 
 
@@ -136,34 +141,34 @@ class WarmStartConfig:
 class TrainingConfig:
     """The optimisation, on length-bucketed batches."""
 
-    epochs: int = 20
-    batch_size: int = 16
-    accumulation: int = 1  # batches a step
-    optimizer: str = "Adam"  # of torch.optim
-    optimizer_options: dict[str, Any] = dataclasses.field(default_factory=dict)
-    learning_rate: float = 1e-3
+    epochs: int = 20  # passes over the training records, at most
+    batch_size: int = 16  # texts in a batch
+    accumulation: int = 1  # batches whose gradients are added up before a step
+    optimizer: str = "Adam"  # a class of torch.optim
+    optimizer_options: dict[str, Any] = dataclasses.field(default_factory=dict)  # its further arguments
+    learning_rate: float = 1e-3  # of the optimizer
     weight_decay: float = 0.0  # L2, as the optimizer applies it
     l1: float = 0.0  # weight of the sum of the encoder's and heads' absolute values
-    schedule: Literal["constant", "linear", "cosine"] = "constant"  # of the learning rate, down to 0
-    warmup: float = 0.0  # the share of all steps it rises for
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # how the learning rate falls to 0, if it does
+    warmup: float = 0.0  # the share of all steps in which the learning rate rises
     word_dropout: float = 0.0  # the share of training tokens replaced by the unknown token
-    rare_word_dropout: float = 0.0  # a: besides, a/(a + n) of the tokens of a word seen n times
-    clip_norm: float = 5.0
-    ema_decay: float = 0.0  # of the exponential moving average of the weights that is evaluated and kept; 0: none
-    min_count: int = 1  # rarer training tokens are unknown
+    rare_word_dropout: float = 0.0  # a: besides, a/(a + n) of the tokens of a word that is seen n times
+    clip_norm: float = 5.0  # the largest norm of all gradients together; larger ones are scaled down to it
+    ema_decay: float = 0.0  # of the weights' moving average, which is evaluated and kept; 0: the weights themselves
+    min_count: int = 1  # tokens that are rarer in training are read as the unknown token
     patience: int = 5  # epochs without a better validation score before stopping
-    # The score that is better: the mean of all tasks', a task ("kind"), any score ("kind/macro_f1"), "exact_match", or
-    # "delta"
+    # The validation score that the best epoch has: "mean" of the tasks' first scores (each entering as -1 at least), a
+    # task's first ("mood"), any ("mood/macro_f1"), "exact_match", or "delta", the mean relative change from baseline
     select_by: str = "mean"
-    baseline: dict[str, float] = dataclasses.field(
-        default_factory=dict
-    )  # validation scores that "delta" is relative to
-    sampling: Literal["proportional", "round_robin", "uniform", "temperature"] = "proportional"  # of data sets
-    temperature: float = 2.0  # T of sampling = "temperature": p ~ n^(1/T)
-    epoch_cap: int = 0  # records of a data set an epoch sees at most; 0: all
-    precision: Literal["fp32", "bf16"] = "fp32"
-    checkpoint_steps: int = 0  # steps between states to resume from; 0: after each epoch
-    tensorboard: bool = False
+    # Validation scores that "delta" is relative to, as {"mood/accuracy" = 0.9}
+    baseline: dict[str, float] = dataclasses.field(default_factory=dict)
+    # How data sets take turns: each batch once, one after the other, at random, or at random by their sizes
+    sampling: Literal["proportional", "round_robin", "uniform", "temperature"] = "proportional"
+    temperature: float = 2.0  # T of sampling = "temperature", where a data set of n records is drawn with p ~ n^(1/T)
+    epoch_cap: int = 0  # how many records of a data set an epoch sees at most; 0: all
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: products in bfloat16, weights in float32
+    checkpoint_steps: int = 0  # steps between states to resume from; 0: one after each epoch
+    tensorboard: bool = False  # whether losses and scores are written for TensorBoard too
 
 
 @dataclass(frozen=True)
@@ -178,11 +183,13 @@ class Config:
     fields: dict[str, FieldConfig] = dataclasses.field(default_factory=dict)
     characters: CharactersConfig | None = None
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    # What the tasks share; "hard" without it. A name, or a section
     sharing: MethodConfig = dataclasses.field(default_factory=lambda: MethodConfig("hard"))
+    # How the tasks' losses become one; "ew", equal weights, without it. A name, or a section
     balancing: MethodConfig = dataclasses.field(default_factory=lambda: MethodConfig("ew"))
     warm_start: WarmStartConfig | None = None
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
-    seed: int = 0
+    seed: int = 0  # of all random numbers; the same seed repeats a training
     folder: str | None = "."  # what paths are relative to: the configuration file's own folder; None: not known
     pymtl: str | None = None  # the version it was written for: an older one refuses it as such
 

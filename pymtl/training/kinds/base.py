@@ -38,17 +38,17 @@ class NoOptions:
 class PoolingOptions:
     """Of kinds whose head reads a whole sentence."""
 
-    pooling: Literal["last", "mean", "max", "attention"] = "last"  # of a sentence's states
-    attention_heads: int = 1  # of pooling = "attention"
+    pooling: Literal["last", "mean", "max", "attention"] = "last"  # how a text's states become one vector
+    attention_heads: int = 1  # of pooling = "attention": how many averages with weights of their own
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEntropyOptions:
     """Of kinds whose loss is a cross-entropy."""
 
-    label_smoothing: float = 0.0
-    # Of each class in the loss: "none", "balanced" (N over the number of classes and over the class's own number of
-    # labels), or a table of those that are not 1
+    label_smoothing: float = 0.0  # the share of each target that is spread over all classes
+    # Of each class in the loss: "none"; "balanced", a class of n among N labels of C classes weighs N / (C n); or a
+    # table of those that are not 1, as {rude = 3.0}
     class_weights: str | dict[str, float] = "none"
 
 

@@ -18,8 +18,8 @@ from pymtl.training.kinds.base import NO_LABEL, Decoding, Kind, Learned, Require
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModelOptions:
-    num_tokens: int = 5000  # the most frequent ones are predicted
-    tied: bool = False  # to the word embedding
+    num_tokens: int = 5000  # how many of the most frequent tokens are predicted
+    tied: bool = False  # whether its weights are the word embedding's
 
 
 class LanguageModel(Kind):

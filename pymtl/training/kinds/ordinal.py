@@ -32,7 +32,7 @@ MOST_CLASSES = 12  # of a field that looks like ordered classes
 
 @dataclass(frozen=True, kw_only=True)
 class OrdinalOptions(PoolingOptions):
-    order: list[str] = dataclasses.field(default_factory=list)  # of labels that are strings, from the lowest
+    order: list[str] = dataclasses.field(default_factory=list)  # labels that are names, from the lowest
 
 
 class Ordinal(Kind):

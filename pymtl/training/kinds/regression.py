@@ -18,7 +18,7 @@ from pymtl.training.values import has_numbers, is_missing, is_number, number_of
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionOptions(PoolingOptions):
-    num_targets: int = 1
+    num_targets: int = 1  # how many numbers a text has
 
 
 class Regression(Kind):

@@ -36,8 +36,8 @@ from pymtl.training.values import as_name, shown
 @dataclass(frozen=True, kw_only=True)
 class TaggingOptions(CrossEntropyOptions):
     decoder: Literal["softmax", "crf"] = "softmax"  # each tag by itself, or the best sequence of tags
-    scheme: Literal["auto", "bio", "iobes", "bilou", "iob1", "none"] = "auto"  # of tags of spans; auto: seen from them
-    constrained: bool = False  # of a crf: only sequences that the scheme allows
+    scheme: Literal["auto", "bio", "iobes", "bilou", "iob1", "none"] = "auto"  # of tags of spans; "auto": as seen
+    constrained: bool = False  # whether a crf keeps to sequences that the scheme allows
     bio: bool = False  # the older way to write scheme = "bio" with constrained = true
 
 
