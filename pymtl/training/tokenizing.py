@@ -1,8 +1,8 @@
 """From a text to its tokens, and where each stands in it.
 
-- ``words``: a word with its apostrophes (``don't``), a number with its points and colons (``3.50``, ``10:30``), an
-  address (``a@b.org``, ``https://…``), and each other character that is no space by itself. Of Chinese and Japanese
-  every character is a token.
+- ``words``: a word with its apostrophes and hyphens (``don't``, ``well-known``), a number or date with its signs
+  (``3.50``, ``10:30``, ``2/7/2021``), an address (``a@b.org``, ``https://…``), and each other character that is no space
+  by itself. Of Chinese and Japanese every character is a token.
 - ``whitespace``: what stands between spaces.
 """
 
@@ -21,8 +21,8 @@ _PATTERNS = {
     "words": re.compile(
         r"https?://[^\s<>\"']*[^\s<>\"'.,;:!?)\]}]"  # an address ends before the sentence's own signs
         r"|[\w.+-]+@\w[\w-]*(?:\.\w+)+"
-        r"|\d+(?:[.,:]\d+)+"
-        rf"|{_LETTERS}(?:['\u2019]{_LETTERS})*"
+        r"|\d+(?:[.,:/-]\d+)+"
+        rf"|{_LETTERS}(?:['\u2019-]{_LETTERS})*"
         r"|\S"
     ),
     "whitespace": re.compile(r"\S+"),

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
@@ -74,6 +75,17 @@ def test_every_scheme_and_method_has_a_page_of_its_own(folder, table):
     for name, made in getattr(import_module(f"pymtl.{folder}"), table).items():
         text = (ROOT / "docs" / folder / f"{name}.md").read_text(encoding="utf-8")
         assert f"pymtl.{folder}.{made.__name__}" in text, name
+
+
+def test_the_page_of_the_configuration_says_what_the_dataclasses_say():
+    spec = spec_from_file_location("configuration", ROOT / "docs" / "configuration.py")
+    writer = module_from_spec(spec)
+    spec.loader.exec_module(writer)
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert text == writer.page()  # python docs/configuration.py writes it
+    keys = [line for line in text.splitlines() if line.startswith("| `")]
+    assert len(keys) > 70
+    assert not [line for line in keys if line.endswith("|  |")]  # each says what it sets
 
 
 @pytest.mark.parametrize("module", ["pymtl", "pymtl.sharing", "pymtl.balancing", "pymtl.ops", "pymtl.reference"])

@@ -1,10 +1,14 @@
+import ast
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import pymtl
 from pymtl import _native, ops
 from pymtl.ops.library import _why_no_cuda
 
@@ -135,6 +139,29 @@ def test_imports_stay_light(imported):
     result = python(f"import sys, {imported}; print([name for name in {heavy} if name in sys.modules])")
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "[]"
+
+
+def test_predicting_imports_no_more_than_its_extra():
+    code = (
+        "import sys, torch; before = set(sys.modules); import pymtl.training.predictor, pymtl.commands.predict; "
+        "print(sorted({name.partition('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)))"
+    )
+    result = python(code)
+    assert result.returncode == 0, result.stderr
+    others = {"pymtl", "safetensors", "numpy", "tomli", "torch", "_editable_skbc_pymtl"}
+    assert set(ast.literal_eval(result.stdout)) <= others
+
+
+def test_without_the_compiled_module_the_error_says_what_to_do(tmp_path):
+    source = Path(pymtl.__file__).parent
+    shutil.copytree(source, tmp_path / "pymtl", ignore=shutil.ignore_patterns("*.so*"))
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import pymtl"
+    # Without site-packages: an editable install would find the module all the same.
+    command = [sys.executable, "-I", "-S", "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 1
+    assert "ImportError: the compiled module of pymtl is not in" in result.stderr
+    assert "pip install -e ." in result.stderr
 
 
 def test_the_bindings_alone_do_not_import_torch():
