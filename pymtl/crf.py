@@ -179,6 +179,15 @@ class CRF(nn.Module):
             return PackedSequence(tags, *emissions[1:]), scores
         return ops.unpack(tags, order, batch_first=self.batch_first), scores
 
+    def log_partition(
+        self, emissions: Tensor | PackedSequence, lengths: Tensor | Sequence[int] | None = None
+    ) -> Tensor:
+        """log sum exp of the scores of all paths [B], in the batch's order: :meth:`decode`'s ``scores`` minus it are
+        log-probabilities. Arguments as for :meth:`log_likelihood`."""
+        packed, order = self.packed(emissions, lengths)
+        sums = self.functions(packed).crf(packed, order.batch_sizes, None, *self.scores())
+        return sums if order.unsorted_indices is None else sums.index_select(0, order.unsorted_indices)
+
     def marginals(
         self, emissions: Tensor | PackedSequence, lengths: Tensor | Sequence[int] | None = None
     ) -> Tensor | PackedSequence:

@@ -11,6 +11,7 @@ from pymtl.training import building
 from pymtl.training.config import Config
 from pymtl.training.data import Sets
 from pymtl.training.errors import ConfigError, RunError
+from pymtl.training.metrics import predict, uncertainties
 from pymtl.training.model_card import model_card
 from pymtl.training.model_with_loss import ModelWithLoss
 from pymtl.training.plots import training_curves
@@ -77,14 +78,20 @@ class Fitting:
             return None
         screen.say(self._how_it_ended(trainer, before))
         self.run.save_figure("curves.png", training_curves(trainer.epochs))
+        best, _, _ = self.run.load_model()
+        best.to(trainer.accelerator.device)
         scores = None
         if sets.test:
-            best, _, _ = self.run.load_model()
-            scores = test_scores(best.to(trainer.accelerator.device), sets.test, self.config, self.vocabulary)
+            scores = test_scores(best, sets.test, self.config, self.vocabulary)
             self.run.write_json("test.json", scores)
+        validated = predict(best, trainer.valid_batches, sets.valid, self.config, self.vocabulary)
         chosen = max(trainer.epochs, key=lambda epoch: epoch["selection"])
         self.run.write_manifest(
-            {"epoch": chosen["epoch"], "scores": {"validation": chosen["valid"], "test": scores or {}}}
+            {
+                "epoch": chosen["epoch"],
+                "scores": {"validation": chosen["valid"], "test": scores or {}},
+                "uncertainty": uncertainties(*validated, self.config),
+            }
         )
         self.run.write_text("README.md", model_card(self.run, self.config, self.vocabulary))
         return scores

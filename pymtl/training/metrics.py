@@ -186,14 +186,15 @@ def delta(scores: Mapping[str, float], baseline: Mapping[str, float]) -> float:
 
 
 @torch.no_grad()
-def evaluate(
+def predict(
     model_with_loss: ModelWithLoss,
     batches: Mapping[str, Sequence[Batch]],
     records: Mapping[str, Sequence[Record]],
     config: Config,
     vocabulary: Vocabulary,
-) -> dict[str, float]:
-    """The scores of a model, where it is, over batches that together hold all ``records`` of each data set."""
+) -> tuple[list[Record], list[dict[str, Any]]]:
+    """All records, and what a model, where it is, says of them; batches together hold all ``records`` of each data
+    set."""
     device = next(model_with_loss.parameters()).device
     everything: list[Record] = []
     predictions: list[dict[str, Any]] = []
@@ -206,4 +207,29 @@ def evaluate(
                 found[index] = prediction
         everything += records[dataset]
         predictions += found
+    return everything, predictions
+
+
+def evaluate(
+    model_with_loss: ModelWithLoss,
+    batches: Mapping[str, Sequence[Batch]],
+    records: Mapping[str, Sequence[Record]],
+    config: Config,
+    vocabulary: Vocabulary,
+) -> dict[str, float]:
+    """The scores of a model. Arguments as for :func:`predict`."""
+    everything, predictions = predict(model_with_loss, batches, records, config, vocabulary)
     return score(everything, predictions, config, vocabulary.labels)
+
+
+def uncertainties(
+    records: Sequence[Record], predictions: Sequence[Mapping[str, Any]], config: Config
+) -> dict[str, Any]:
+    """How far off answers are, of each task whose kind says it so."""
+    found = {}
+    for name, task in config.tasks.items():
+        pairs = [(r.labels[name], p[name]) for r, p in zip(records, predictions) if r.labels.get(name) is not None]
+        value = task.rules.uncertainty([a for a, _ in pairs], [b for _, b in pairs], task) if pairs else None
+        if value is not None:
+            found[name] = value
+    return found

@@ -74,6 +74,7 @@ class Predictor:
             if self.device.type == "cpu":
                 freeze(self._trained.model)
         self._batcher = Batcher(self.vocabulary, self.config, remember=False)
+        self._uncertainty = Run(folder).read_manifest().get("uncertainty", {})
         self._known = frozenset(self.vocabulary.tokens)
 
     @property
@@ -126,8 +127,9 @@ class Predictor:
             - ``tokens``: as they were given, or as the text was split
             - ``unknown_tokens``: those that training has not seen
             - ``<task>``: the answer, in the form of the labels in the data
-            - ``<task>/probability``: of a class, an ordered class, a set of labels
+            - ``<task>/probability``: of the answer; of tags and of CTC's labels only with ``distributions``
             - ``<task>/probabilities``: of each label by name; of tags, of each token's tag. Only with ``distributions``
+            - ``<task>/uncertainty``: of numbers, the root mean squared error in validation, in the data's units
             - ``<task>/spans``: of tags of spans, ``start`` and ``end`` of each in the text (a list's tokens with a
               space between them), ``label``, ``text`` and ``probability``
 
@@ -242,5 +244,7 @@ class Predictor:
             if name in prediction:
                 details, scored = details_of(name, prediction), Scored(task, self.labels.get(name, []))
                 more = task.rules.in_text(prediction[name], details, scored, text, found)
+                if name in self._uncertainty:
+                    more["uncertainty"] = self._uncertainty[name]
                 prediction |= {f"{name}/{key}": value for key, value in more.items()}
         return prediction

@@ -1,8 +1,8 @@
 """From a text to its tokens, and where each stands in it.
 
 - ``words``: a word with its apostrophes and hyphens (``don't``, ``well-known``), a number or date with its signs
-  (``3.50``, ``10:30``, ``2/7/2021``), an address (``a@b.org``, ``https://…``), and each other character that is no space
-  by itself. Of Chinese and Japanese every character is a token.
+  (``3.50``, ``10:30``, ``2/7/2021``), an address (``a@b.org``, ``https://…``), and each other character that is no
+  space by itself. Of Chinese and Japanese every character is a token.
 - ``whitespace``: what stands between spaces.
 """
 

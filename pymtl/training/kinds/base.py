@@ -246,6 +246,11 @@ class Kind(ABC):
         """Which answers are wrong, by their places; the worst first, where some are worse than others."""
         return [i for i, (a, b) in enumerate(zip(truth, guess)) if not self.is_right(a, b)]
 
+    def uncertainty(self, truth: Sequence[Any], guess: Sequence[Any], task: TaskConfig) -> Any:
+        """How far off answers are on records that were not trained on, of kinds whose logits do not tell it of each
+        answer; None of others."""
+        return None
+
     def breakdown(self, truth: Sequence[Any], guess: Sequence[Any], scored: Scored) -> dict[str, Any]:
         """What an evaluation shows beside the scores, each under a name of its own:
 

@@ -7,7 +7,9 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from pymtl.ctc import ctc_beam, ctc_greedy
 from pymtl.heads import CTCHead
@@ -64,6 +66,19 @@ class CTC(Kind):
         else:
             best = [row for row, _ in ctc_beam(logits, given.lengths, given.beam_size)]
         return [[given.labels[i] for i in row] for row in best]
+
+    def distributions(self, logits: Tensor, given: Decoding) -> dict[str, list[float]]:
+        """``probability`` of the labels that were decoded, over all their paths."""
+        ids = {label: i for i, label in enumerate(given.labels)}
+        rows = [torch.tensor([ids[label] for label in row], dtype=torch.int64) for row in self.decode(logits, given)]
+        losses = F.ctc_loss(
+            logits.float().log_softmax(-1).transpose(0, 1),
+            pad_sequence(rows, batch_first=True).to(logits.device),
+            given.lengths,
+            torch.tensor([len(row) for row in rows]),
+            reduction="none",
+        )
+        return {"probability": losses.neg().exp().tolist()}
 
     def score(
         self, truth: Sequence[Any], guess: Sequence[Any], details: Sequence[Mapping[str, Any]], scored: Scored

@@ -142,16 +142,21 @@ class Regression(Kind):
 
     def breakdown(self, truth: Sequence[Any], guess: Sequence[Any], scored: Scored) -> dict[str, Any]:
         """Mean absolute, root mean squared and mean error of each number, in the data's units."""
-        found = {}
+        found: dict[str, float] = {}
         for number, (expected, actual) in enumerate(_columns(truth, guess), 1):
             if not expected:
                 continue
             errors = [b - a for a, b in zip(expected, actual)]
             behind = f" of number {number}" if len(scored.labels) > 1 else ""
             found[f"mean absolute error{behind}"] = math.fsum(map(abs, errors)) / len(errors)
-            found[f"root mean squared error{behind}"] = math.sqrt(math.fsum(e * e for e in errors) / len(errors))
+            found[f"root mean squared error{behind}"] = _deviation(errors)
             found[f"mean error{behind}"] = math.fsum(errors) / len(errors)
         return {"errors": found}
+
+    def uncertainty(self, truth: Sequence[Any], guess: Sequence[Any], task: Any) -> Any:
+        """The root mean squared error, of several numbers a list."""
+        found = [_deviation([b - a for a, b in zip(*column)]) for column in _columns(truth, guess)]
+        return found if task.num_targets > 1 else found[0]
 
     def describe(self, value: Any, details: Mapping[str, Any], tokens: Sequence[str]) -> str:
         return " ".join(f"{number:.3f}" for number in (value if isinstance(value, list) else [value]))
@@ -161,6 +166,11 @@ def _scaled(labels: Sequence[dict[str, float]], pooling: Any = "last", reads: An
     """A head of these means and standard deviations."""
     mean, std = [label["mean"] for label in labels], [label["std"] for label in labels]
     return RegressionHead(len(labels), pooling, reads=reads, mean=mean, std=std)
+
+
+def _deviation(errors: Sequence[float]) -> float | None:
+    """Root mean square; None of none."""
+    return math.sqrt(math.fsum(error * error for error in errors) / len(errors)) if errors else None
 
 
 def _columns(truth: Sequence[Any], guess: Sequence[Any]) -> list[tuple[list[float], list[float]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -160,13 +161,16 @@ class Tagging(Kind):
         return [[given.labels[i] for i in row[:length]] for row, length in rows]
 
     def distributions(self, logits: Tensor, given: Decoding) -> dict[str, list[list[float]]]:
-        """``probabilities`` of the tags of each token that were decoded."""
+        """``probabilities`` of each token's tag that was decoded, and ``probability`` of all of them together."""
+        lengths = given.lengths.tolist()
         if given.crf is None:
             best = logits.softmax(-1).amax(-1)
+            whole = [math.prod(row[:n]) for row, n in zip(best.tolist(), lengths)]
         else:
-            chosen = given.crf.decode(logits, given.lengths)[0].unsqueeze(-1)
-            best = given.crf.marginals(logits, given.lengths).gather(-1, chosen).squeeze(-1)
-        return {"probabilities": [row[:n] for row, n in zip(best.tolist(), given.lengths.tolist())]}
+            tags, scores = given.crf.decode(logits, given.lengths)
+            best = given.crf.marginals(logits, given.lengths).gather(-1, tags.unsqueeze(-1)).squeeze(-1)
+            whole = (scores - given.crf.log_partition(logits, given.lengths)).exp().tolist()
+        return {"probabilities": [row[:n] for row, n in zip(best.tolist(), lengths)], "probability": whole}
 
     def in_text(
         self, value: Any, details: Mapping[str, Any], scored: Scored, text: str, places: Sequence[Place]
