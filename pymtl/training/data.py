@@ -285,8 +285,12 @@ def _is_list_of_tags(row: Row, name: str) -> bool:
 
 
 def text_field(values: Mapping[str, Any], data: DataConfig) -> str:
-    """The field of the text or of the tokens: ``text`` where records have that and no ``tokens``."""
-    return "text" if data.tokens == "tokens" and data.tokens not in values and "text" in values else data.tokens
+    """The field of the text or of the tokens: ``text`` where records have that and no ``tokens``, or tokens of another
+    tool, which are objects."""
+    own = values.get("tokens")
+    foreign = isinstance(own, list) and len(own) > 0 and isinstance(own[0], dict)
+    by_default = data.tokens == "tokens" and ("tokens" not in values or foreign)
+    return "text" if by_default and "text" in values else data.tokens
 
 
 def _record(
