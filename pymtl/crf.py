@@ -59,7 +59,7 @@ class CRF(nn.Module):
             if wrong:
                 raise ValueError(f"labels: expected tags of the scheme {scheme}, got {wrong[0]!r}")
             # Else a sentence of one token would have no path.
-            if not any(schemes.may_follow(None, label, scheme) and label[0] in "OSU" for label in labels):
+            if not any(schemes.first_fault([label], scheme) is None for label in labels):
                 raise ValueError(f"labels: expected O or a span of one token among the tags of {scheme}, got neither")
         self.num_tags = num_tags
         self.batch_first = batch_first
@@ -206,7 +206,7 @@ class CRF(nn.Module):
             packed = packed.detach().clone().requires_grad_()
             with torch.no_grad():
                 scores = [each.clone() for each in self.scores()]
-            sums = self.functions(packed).crf(packed, order.batch_sizes, None, *scores)
+            sums = self.functions(packed).crf(packed, order.batch_sizes.clone(), None, *scores)
             (found,) = torch.autograd.grad(sums.sum(), packed)
         if isinstance(emissions, PackedSequence):
             return PackedSequence(found, *emissions[1:])

@@ -18,6 +18,7 @@ from pymtl.training.kinds.base import Source
 from pymtl.training.tokenizing import Tokenizer, places, tokens_of
 from pymtl.training.values import check_text, has_numbers, is_missing, number_of, shown
 
+TABLES = ("csv", "tsv")  # formats with a header
 LISTS_TO_TRY = 2000  # lists of tokens, to see which tokenizer would have made them
 
 
@@ -86,10 +87,11 @@ def rows_of(path: Path, config: Config) -> list[Row]:
     dataset, data = next(iter(config.sets.items()))
     if path.name.lower().removesuffix(".gz").endswith(".txt") and data.format == "auto":
         return [Row(number, {data.tokens: line}) for number, line in enumerate(read_lines(path), 1)]
-    columns = _columns(path, config, dataset) if format_of(path, data.format)[0] == "conll" else ()
+    form, _ = format_of(path, data.format)
+    columns = _columns(path, config, dataset) if form == "conll" else ()
     rows = list(read_rows(path, data.format, columns))
-    if rows and rows[0].cells:
-        _check_columns(rows[0], config, dataset, f"{path}:1", False, None, path)
+    if rows and form in TABLES:
+        _check_columns(rows[0], config, dataset, False, None, path)
     for row in rows:
         for name, info in config.fields.items():
             if (info.field or name) in row.cells:
@@ -187,10 +189,11 @@ def _read(
 ) -> tuple[list[Record], Tokenizer | None]:
     """The records of a file, and the tokenizer of its texts: None where there is nothing to tell it from."""
     data = config.sets[dataset]
-    columns = _columns(path, config, dataset) if format_of(path, data.format)[0] == "conll" else ()
+    form, _ = format_of(path, data.format)
+    columns = _columns(path, config, dataset) if form == "conll" else ()
     rows = list(read_rows(path, data.format, columns))
-    if rows and rows[0].cells:
-        _check_columns(rows[0], config, dataset, f"{path}:1", labelled and complete, notes, path)
+    if rows and form in TABLES:
+        _check_columns(rows[0], config, dataset, labelled and complete, notes, path)
     tokenizer = data.tokenizer if data.tokenizer != "auto" else _tokenizer_of(rows, config, dataset)
     counts: Counter[str] = Counter()
     records = []
@@ -210,22 +213,22 @@ def _read(
     return records, tokenizer
 
 
-def _check_columns(
-    row: Row, config: Config, dataset: str, where: str, complete: bool, notes: list[str] | None, path: Path
-) -> None:
+def _check_columns(row: Row, config: Config, dataset: str, complete: bool, notes: list[str] | None, path: Path) -> None:
     """That a table has the columns it needs, said of its header."""
     data = config.sets[dataset]
+    where = f"{path}:1"
+    how = f"(the file was read {format_of(path, data.format)[1]})"
     if config.model.words and row.values.get(text_field(row.values, data)) is None:
         raise DataError(
             f"{where}: expected a column {data.tokens!r} with the text (data.tokens names it), got "
-            f"{', '.join(row.values)}"
+            f"{', '.join(row.values)} {how}"
         )
     for name, task in config.tasks_of(dataset).items():
         column = task.field or name
         if column in row.values or task.rules.labels_itself:
             continue
         if complete:
-            raise DataError(f"{where}: expected a column {column!r}, got {', '.join(row.values)}")
+            raise DataError(f"{where}: expected a column {column!r}, got {', '.join(row.values)} {how}")
         if notes is not None:
             notes.append(f"{path.name}: has no column {column!r}: task {name!r} is not scored on it")
 
@@ -316,7 +319,9 @@ def _record(
         tokens = [""] * len(fields[first])
     for name, info in config.fields.items():
         _check_field(info.field or name, fields[name], info, len(tokens))
-    source = Source(len(tokens), places(text, tokenizer) if isinstance(text, str) else None, counts)
+    source = Source(len(tokens), None, 0, counts)
+    if isinstance(text, str):
+        source = Source(len(tokens), places(text, tokenizer), len(text), counts)
     labels = {}
     for name, task in config.tasks_of(dataset).items() if labelled else ():
         if task.rules.labels_itself:
@@ -331,6 +336,9 @@ def _record(
             if field_name in row.cells:
                 label = task.rules.of_cell(label, task)
             label = task.rules.of_value(label, task, source)
+            if is_missing(label):  # a cell with nan
+                labels[name] = None
+                continue
         except DataError as error:
             raise DataError(f"field {field_name!r}: {error}") from None
         task.rules.check_label(field_name, label, task, len(tokens))

@@ -107,6 +107,8 @@ class _Lines:
                 if self.number == 1:
                     if line.startswith((b"\xff\xfe", b"\xfe\xff")):
                         raise DataError("the file is in UTF-16: save it as UTF-8")
+                    if line.startswith(b"PK\x03\x04"):
+                        raise DataError("the file is a workbook of a spreadsheet, or a zip: export it as CSV")
                     line = line.removeprefix(_BOM)
                 yield self._decoded(line)
 
@@ -136,15 +138,13 @@ def _json_rows(lines: _Lines, reason: str) -> Iterator[Row]:
         values = _parsed(whole, start, lines, reason)
         if isinstance(values, dict):
             values = [values]
-        if not isinstance(values, list):
-            raise DataError(f"expected JSON objects, got {type(values).__name__}")
         lines.number = start
         for number, value in enumerate(values, 1):
-            yield Row(number, _object(value, f"record {number}: "))
+            yield Row(number, _object(value, reason, f"record {number}: "))
         return
     while True:
         if first.strip():
-            yield Row(lines.number, _object(_parsed(first.strip(), lines.number, lines, reason)))
+            yield Row(lines.number, _object(_parsed(first.strip(), lines.number, lines, reason), reason))
         following = next(every, None)
         if following is None:
             return
@@ -167,9 +167,9 @@ def _parsed(text: str, start: int, lines: _Lines, reason: str) -> Any:
         raise DataError(f"not JSON: {error.msg} at character {error.colno} (the file was read {reason})") from None
 
 
-def _object(value: Any, where: str = "") -> dict[str, Any]:
+def _object(value: Any, reason: str, where: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise DataError(f"{where}expected a JSON object, got {type(value).__name__}")
+        raise DataError(f"{where}expected a JSON object, got {type(value).__name__} (the file was read {reason})")
     return value
 
 
@@ -179,6 +179,9 @@ def _csv_rows(lines: _Lines, delimiter: str | None) -> Iterator[Row]:
     header = next((line for line in every if line.strip()), "")
     if not header:
         return
+    said = re.fullmatch(r"sep=(.)\s*", header)  # Excel's
+    if said is not None:
+        delimiter, header = said[1], next((line for line in every if line.strip()), "")
     delimiter = delimiter or _delimiter_of(header)
     reader = csv.reader(_chained(header, every), delimiter=delimiter, strict=True)
     names = [name.strip() for name in next(reader)]
@@ -186,13 +189,19 @@ def _csv_rows(lines: _Lines, delimiter: str | None) -> Iterator[Row]:
         if name and names.count(name) > 1:
             raise DataError(f"expected columns of different names, got {name!r} twice")
     named = frozenset(name for name in names if name)
+    needed = max((i for i, name in enumerate(names, 1) if name), default=0)
     while True:
-        row = next(reader, None)
+        start = lines.number + 1
+        try:
+            row = next(reader, None)
+        except csv.Error:
+            lines.number = start  # a quotation mark that is never closed takes all that follows
+            raise
         if row is None:
             return
         if not any(cell.strip() for cell in row):
             continue  # a spreadsheet's empty rows
-        if len(row) < len(names) or any(cell.strip() for cell in row[len(names) :]):
+        if len(row) < needed or any(cell.strip() for cell in row[len(names) :]):
             raise DataError(f"expected {len(names)} cells, got {len(row)}")
         yield Row(lines.number, {name: cell for name, cell in zip(names, row) if name}, named)
 
@@ -215,7 +224,7 @@ def _conll_rows(lines: _Lines, columns: Sequence[str]) -> Iterator[Row]:
 
     def row() -> Row:
         fields = {name: list(column) for name, column in zip(columns, zip(*sentence)) if name}
-        return Row(start, {**said, **fields}, frozenset(said))
+        return Row(start, {**said, **fields}, frozenset(said) - frozenset(fields))
 
     for line in lines:
         text = line.rstrip("\r\n")
@@ -226,7 +235,7 @@ def _conll_rows(lines: _Lines, columns: Sequence[str]) -> Iterator[Row]:
             if sentence:
                 yield row()
             sentence, said = [], {}
-        elif not text.startswith("-DOCSTART-"):
+        elif not _is_skipped(text, not sentence, len(columns)):
             cells = text.split("\t") if "\t" in text else text.split()
             if len(cells) != len(columns):
                 raise DataError(
@@ -240,10 +249,17 @@ def _conll_rows(lines: _Lines, columns: Sequence[str]) -> Iterator[Row]:
         yield row()
 
 
+def _is_skipped(text: str, at_start: bool, columns: int) -> bool:
+    """Whether a line is neither a token nor a field of the sentence: the head of a document or a paragraph."""
+    if text.startswith("-DOCSTART-"):
+        return True
+    is_comment = at_start and text.startswith("#") and "\t" not in text
+    return is_comment and (len(text.split()) != columns or text.startswith(("# new", "#new")))
+
+
 def count_columns(path: Path) -> int:
-    """How many columns CoNLL's first token has; 0 without one."""
-    for line in _Lines(path):
-        text = line.rstrip("\r\n")
-        if text.strip() and not text.startswith("-DOCSTART-") and _COMMENT.fullmatch(text) is None:
+    """How many columns CoNLL's first token has; 0 without one. Errors as for :func:`read_rows`."""
+    for text in read_lines(path):
+        if text.strip() and not text.startswith(("-DOCSTART-", "# ")) and _COMMENT.fullmatch(text) is None:
             return len(text.split("\t") if "\t" in text else text.split())
     return 0

@@ -13,7 +13,8 @@ def stratified(strata: Sequence[frozenset[Hashable]], count: int, seed: int) -> 
 
     The labels take turns from the rarest on, and each takes records until it has its share, one at least of a label
     with two records or more, but never the last record of a label (iterative stratification, after Sechidis et al.
-    2011, "On the Stratification of Multi-label Data"). What is left of ``count`` is drawn from all records.
+    2011, "On the Stratification of Multi-label Data"). Records whose other labels all lack some of their share come
+    first. What is left of ``count`` is drawn from all records in the same order.
 
     Args:
         strata: the labels of each record, N sets.
@@ -28,24 +29,34 @@ def stratified(strata: Sequence[frozenset[Hashable]], count: int, seed: int) -> 
     for i in order:
         for label in strata[i]:
             holders[label].append(i)
-    kept = Counter({label: len(indices) for label, indices in holders.items()})
+    totals = {label: len(indices) for label, indices in holders.items()}
     share = count / max(len(strata), 1)
+    wanted = {label: max(1, round(share * total)) if total > 1 else 0 for label, total in totals.items()}
+    taken = Counter(dict.fromkeys(totals, 0))
     chosen: set[int] = set()
-    for label in sorted(holders, key=lambda label: (len(holders[label]), str(label))):
-        total = len(holders[label])
-        wanted = max(1, round(share * total)) if total > 1 else 0
-        for i in holders[label]:
-            if len(chosen) == count or total - kept[label] >= wanted:
-                break
-            if i not in chosen and all(kept[other] > 1 for other in strata[i]):
-                chosen.add(i)
-                kept.subtract(strata[i])
-    # Others: first those that leave a record of each of their labels.
-    for must_leave_one in (True, False):
-        for i in order:
-            if len(chosen) == count:
-                break
-            if i not in chosen and (not must_leave_one or all(kept[label] > 1 for label in strata[i])):
-                chosen.add(i)
-                kept.subtract(strata[i])
+
+    def lacks(label: Hashable) -> bool:
+        return taken[label] < wanted[label]
+
+    def leaves_one(i: int) -> bool:
+        return all(totals[label] - taken[label] > 1 for label in strata[i])
+
+    def take(
+        candidates: Sequence[int], in_share: bool, leaving_one: bool = True, until: Hashable | None = None
+    ) -> None:
+        """Takes of the candidates until ``count`` are chosen, or the label ``until`` has its share."""
+        for i in candidates:
+            if len(chosen) == count or (until is not None and not lacks(until)):
+                return
+            if i in chosen or (in_share and not all(map(lacks, strata[i]))) or (leaving_one and not leaves_one(i)):
+                continue
+            chosen.add(i)
+            taken.update(strata[i])
+
+    for label in sorted(holders, key=lambda label: (totals[label], str(label))):
+        take(holders[label], in_share=True, until=label)
+        take(holders[label], in_share=False, until=label)
+    take(order, in_share=True)
+    take(order, in_share=False)
+    take(order, in_share=False, leaving_one=False)
     return sorted(chosen)

@@ -24,7 +24,8 @@ def survey(sets: Sets, vocabulary: Vocabulary) -> list[str]:
                 f"texts{of} are split by the tokenizer {data.tokenizer!r}; lists of tokens are taken as they are"
             )
     for name in config.tasks:
-        lines += _of_task(name, config, vocabulary)
+        count = sum(record.labels.get(name) is not None for own in sets.train.values() for record in own)
+        lines += _of_task(name, config, vocabulary, count)
     for part, records in (("validation", sets.valid), ("test", sets.test)):
         lines += _unknown_labels(part, records, config, vocabulary)
         share = unknown_share([record for own in records.values() for record in own], vocabulary)
@@ -40,7 +41,7 @@ def unknown_share(records: Sequence[Record], vocabulary: Vocabulary) -> float:
     return sum(token not in known for record in records for token in record.tokens) / max(total, 1)
 
 
-def _of_task(name: str, config: Config, vocabulary: Vocabulary) -> list[str]:
+def _of_task(name: str, config: Config, vocabulary: Vocabulary, labelled: int) -> list[str]:
     task, learned = config.tasks[name], vocabulary.learned(name)
     if not learned.counts:
         return []
@@ -48,7 +49,7 @@ def _of_task(name: str, config: Config, vocabulary: Vocabulary) -> list[str]:
     shown = ", ".join(f"{label} {count:,}" for label, count in pairs[:MOST])
     rarest = f", …, {pairs[-1][0]} {pairs[-1][1]:,}" if len(pairs) > MOST else ""
     lines = [f"{name}: {len(pairs)} labels: {shown}{rarest}"]
-    if len(pairs) == 1:
+    if len(pairs) == 1 and pairs[0][1] >= labelled:
         lines.append(f"{name}: every training record with a label has {pairs[0][0]!r}: there is nothing to tell apart")
     return lines
 

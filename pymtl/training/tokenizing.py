@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
 from typing import Literal
@@ -15,43 +16,41 @@ from typing import Literal
 Tokenizer = Literal["words", "whitespace"]
 Place = tuple[int, int]  # the first character, and the one behind the last
 
-_IDEOGRAPH = "[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"  # kana too
-_LETTERS = rf"(?:(?!{_IDEOGRAPH})\w)+"
-_PATTERNS = {
-    "words": re.compile(
+# Kana and Chinese characters, of which each is a token; and what may stand within a word, beside letters and digits.
+_IDEOGRAPH = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+_JOINERS = "'\u2019\u200c\u200d-"
+_WHITESPACE = re.compile(r"\S+")
+
+
+def _words(marks: str) -> re.Pattern[str]:
+    """The pattern of ``words``; ``marks``: the characters that stand on letters, as vowels of many scripts do."""
+    letters = rf"(?:(?![{_IDEOGRAPH}])[\w{marks}])+"
+    on_top, not_before = (f"[{marks}]*", f"(?![{marks}])") if marks else ("", "")
+    return re.compile(
         r"https?://[^\s<>\"']*[^\s<>\"'.,;:!?)\]}]"  # an address ends before the sentence's own signs
-        r"|[\w.+-]+@\w[\w-]*(?:\.\w+)+"
-        r"|\d+(?:[.,:/-]\d+)+"
-        rf"|{_LETTERS}(?:['\u2019-]{_LETTERS})*"
-        r"|\S"
-    ),
-    "whitespace": re.compile(r"\S+"),
-}
+        rf"|(?<![\w.+-])[\w.+-]{{1,64}}@\w[\w-]*(?:\.\w+)+{not_before}"
+        rf"|\d+(?:[.,:/-]\d+)+(?![\w{marks}])"
+        rf"|{letters}(?:[{_JOINERS}]{letters})*"
+        rf"|\S{on_top}"
+    )
+
+
+_ASCII_WORDS = _words("")
+
+
+@functools.cache
+def _all_words() -> re.Pattern[str]:
+    planes = range(0x300, 0x20000)
+    return _words("".join(re.escape(chr(c)) for c in planes if unicodedata.category(chr(c)) in ("Mn", "Mc", "Me")))
 
 
 def places(text: str, tokenizer: Tokenizer) -> list[Place]:
     """Where the tokens of a text stand in it."""
-    found = [match.span() for match in _PATTERNS[tokenizer].finditer(text)]
-    if tokenizer == "words" and not text.isascii():
-        return _with_marks(text, found)
-    return found
+    words = _ASCII_WORDS if text.isascii() else _all_words()
+    pattern = _WHITESPACE if tokenizer == "whitespace" else words
+    return [match.span() for match in pattern.finditer(text)]
 
 
 def tokens_of(text: str, tokenizer: Tokenizer) -> list[str]:
     """The tokens of a text."""
     return [text[first:last] for first, last in places(text, tokenizer)]
-
-
-def _with_marks(text: str, found: list[Place]) -> list[Place]:
-    """Joins marks to the letters they stand on: many scripts' vowels, which the pattern takes for signs."""
-    joined: list[Place] = []
-    after_mark = False
-    for first, last in found:
-        is_mark = last - first == 1 and unicodedata.category(text[first]) in ("Mn", "Mc", "Me", "Cf")
-        touches = bool(joined) and joined[-1][1] == first
-        if touches and (is_mark or (after_mark and text[first].isalnum())):
-            joined[-1] = (joined[-1][0], last)
-        else:
-            joined.append((first, last))
-        after_mark = is_mark
-    return joined

@@ -114,7 +114,9 @@ def test_a_line_that_is_no_utf8_is_named(tmp_path, config):
     good = json.dumps(GOOD).encode() + b"\n"
     path = tmp_path / "data.jsonl"
     path.write_bytes(good + good + b'{"tokens": ["caf\xe9"]}\n' + good)
-    with pytest.raises(DataError, match=r"data\.jsonl:3: byte 17 of the line, 0xe9, is not UTF-8: save the file as UTF-8"):
+    with pytest.raises(
+        DataError, match=r"data\.jsonl:3: byte 17 of the line, 0xe9, is not UTF-8: save the file as UTF-8"
+    ):
         read_records(path, config)
 
 
@@ -331,7 +333,10 @@ def test_classes_of_csv_have_no_space_around_them(tmp_path, load):
     ("header", "reason"),
     [
         ("text,intent,slots,topics,intent", "expected columns of different names, got 'intent' twice"),
-        ("texts,intent,slots,topics,score", "expected a column 'text' with the text .*, got texts, intent, slots, topics, score"),
+        (
+            "texts,intent,slots,topics,score",
+            "expected a column 'text' with the text .*, got texts, intent, slots, topics, score",
+        ),
     ],
 )
 def test_columns_that_come_twice_or_are_missing_are_named(tmp_path, load, header, reason):

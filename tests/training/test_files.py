@@ -200,7 +200,9 @@ def test_conll_columns_may_be_named(read):
     content = "1\tEU\tNNP\tB-ORG\n2\trejects\tVBZ\tO\n"
     tasks = {**TAGS, "pos": {"kind": "tagging"}}
     found = read("a.conll", content, tasks, columns=["", "tokens", "pos", "tags"]).train[""]
-    assert [(r.tokens, r.labels) for r in found] == [(["EU", "rejects"], {"tags": ["B-ORG", "O"], "pos": ["NNP", "VBZ"]})]
+    assert [(r.tokens, r.labels) for r in found] == [
+        (["EU", "rejects"], {"tags": ["B-ORG", "O"], "pos": ["NNP", "VBZ"]})
+    ]
 
 
 def test_conll_columns_that_are_not_clear_have_to_be_named(refused):
@@ -352,7 +354,7 @@ def test_rows_say_which_of_their_values_are_cells(tmp_path):
 
 
 def test_texts_to_label_may_be_lines_of_plain_text(config, tmp_path):
-    (tmp_path / "a.txt").write_bytes(BOM + "a tea\r\n\r\ntwo teas".encode())
+    (tmp_path / "a.txt").write_bytes(BOM + b"a tea\r\n\r\ntwo teas")
     rows = rows_of(tmp_path / "a.txt", config("a.jsonl", LINES))
     assert [row.values for row in rows] == [{"tokens": "a tea"}, {"tokens": ""}, {"tokens": "two teas"}]
     assert read_lines(tmp_path / "a.txt") == ["a tea", "", "two teas"]
@@ -448,7 +450,11 @@ def test_fasttext_s_own_model_is_refused_with_what_to_take(tmp_path):
     [
         ("v.bin", binary(WORDS, count=5), "expected 5 words, the file ends after 4"),
         ("v.bin", binary(WORDS)[:-1], "expected 4 words, the file ends within number 4"),
-        ("v.bin", binary([(b"tea", (1, 2, 3))], 3), "expected vectors of 2 numbers, got 3: set model.embedding_dim = 3"),
+        (
+            "v.bin",
+            binary([(b"tea", (1, 2, 3))], 3),
+            "expected vectors of 2 numbers, got 3: set model.embedding_dim = 3",
+        ),
         ("v.vec", "1 3\ntea 1 2 3\n", "v.vec:1: expected vectors of 2 numbers, got 3: set model.embedding_dim = 3"),
         ("v.txt", "tea 1 2 3\n", "v.txt:1: expected vectors of 2 numbers, got 3"),
         ("v.txt", "tea 1\n", "v.txt:1: expected vectors of 2 numbers, got 1"),

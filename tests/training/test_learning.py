@@ -90,4 +90,4 @@ def test_a_class_that_weighs_more_is_answered_more(tmp_path):
         assert main(command) == 0
         (answer,) = pymtl.load(tmp_path / "run").predict(["b"])
         answers[weights] = answer["mood/probabilities"]["rare"]
-    assert answers["none"] < 0.3 < answers["balanced"] < 0.7 < answers["{rare = 100.0}"]
+    assert answers["none"] + 0.1 < answers["balanced"] < answers["{rare = 100.0}"]

@@ -267,11 +267,12 @@ class Kind(ABC):
 
 @dataclass(frozen=True)
 class Source:
-    """The text of a label: its number of tokens, where they stand in it (None of a list of tokens), and a count of what
-    had to be changed to make a label fit."""
+    """The text of a label: its number of tokens, where they stand in it (None of a list of tokens), its number of
+    characters, and a count of what had to be changed to make a label fit."""
 
     length: int
     places: Sequence[Place] | None = None
+    size: int = 0
     counts: Counter[str] = field(default_factory=Counter)
 
 

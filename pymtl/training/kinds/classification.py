@@ -55,6 +55,9 @@ class Classification(Kind):
         few = len(classes) <= max(2, len(column.values) // 4) and len(classes) <= 1000
         return f"{len(classes)} classes" if few else None
 
+    def of_value(self, value: Any, task: Any, source: Any) -> Any:
+        return value.strip() if isinstance(value, str) else value
+
     def parts(self, label: Any) -> tuple[Any, ...]:
         return () if label is None else (label,)
 

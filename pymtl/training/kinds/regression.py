@@ -80,8 +80,7 @@ class Regression(Kind):
                     f"task {name!r}: expected at least two different training values{which}, got {got}: "
                     "there is nothing to learn, leave the task out"
                 )
-            mean = math.fsum(known) / len(known)
-            deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in known) / len(known))
+            mean, deviation = _moments(known)
             if not 0 < deviation < math.inf:
                 raise DataError(
                     f"task {name!r}: expected training values{which} whose standard deviation is a number above 0, "
@@ -166,6 +165,15 @@ def _scaled(labels: Sequence[dict[str, float]], pooling: Any = "last", reads: An
     """A head of these means and standard deviations."""
     mean, std = [label["mean"] for label in labels], [label["std"] for label in labels]
     return RegressionHead(len(labels), pooling, reads=reads, mean=mean, std=std)
+
+
+def _moments(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation; infinite ones of numbers that are too large for them."""
+    try:
+        mean = math.fsum(values) / len(values)
+        return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+    except OverflowError:
+        return math.inf, math.inf
 
 
 def _deviation(errors: Sequence[float]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import math
@@ -83,12 +84,8 @@ class Tagging(Kind):
         ]
 
     def of_cell(self, cell: str, task: Any) -> Any:
-        if cell.lstrip().startswith(("[{", "[[")):  # spans, as a tool exports them
-            try:
-                return json.loads(cell)
-            except ValueError:
-                pass
-        return cell.split()
+        spans = _spans_in(cell)
+        return cell.split() if spans is None else spans
 
     def of_value(self, value: Any, task: Any, source: Source) -> Any:
         """Tags of each token as they are; tags of spans, ``{"start", "end", "label"}`` or ``[start, end, label]`` with
@@ -111,13 +108,17 @@ class Tagging(Kind):
         return fits, f"a list of {length} strings (or null), one a token"
 
     def is_element(self, value: Any) -> bool:
-        return value is None or super().is_element(value)
+        return value is None or (super().is_element(value) and value != "")
 
     def settled(self, name: str, task: Any, values: Sequence[Any], notes: list[str]) -> Any:
         if task.scheme == "auto":
             found = "bio" if task.bio else schemes.scheme_of(values)
             if found is None and task.constrained:
-                raise DataError(f"task {name!r}: expected tags of spans with constrained = true, got others")
+                scheme, wrong = _nearest({tag for value in values for tag in self.parts(value)})
+                raise DataError(
+                    f"task {name!r}: expected tags of spans with constrained = true, got {wrong!r}, which is none of "
+                    f"the scheme {scheme}"
+                )
             task = dataclasses.replace(task, scheme=found or "none")
         if task.scheme != "none":
             notes.append(f"{name}: tags of spans, scheme {task.scheme}")
@@ -139,7 +140,7 @@ class Tagging(Kind):
             raise DataError(f"{at}: {what} {before!r}, which {asked} forbids")
 
     def strata(self, label: Any) -> list[str]:
-        return sorted({schemes.split(tag)[1] or tag for tag in self.parts(label)})
+        return sorted({schemes.split(tag)[1] or tag for tag in self.parts(label)} - {schemes.OUTSIDE})
 
     def target(self, label: Any, encoding: Mapping[str, int], tokens: Tensor, task: Any, config: Any) -> Tensor:
         return torch.tensor([encoding.get(tag, NO_LABEL) for tag in label])
@@ -233,6 +234,19 @@ class Tagging(Kind):
         return mark_spans(tokens if any(tokens) else [str(i) for i in range(len(tokens))], value)
 
 
+def _spans_in(cell: str) -> list[Any] | None:
+    """The spans that a cell holds as JSON, or as Python writes a list; None if it holds something else."""
+    if not cell.lstrip().startswith(("[{", "[[", "[]", "[(")):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(cell.strip())
+        except (ValueError, SyntaxError):
+            continue
+        return [list(item) if isinstance(item, tuple) else item for item in found] if isinstance(found, list) else None
+    return None
+
+
 def scheme_of(task: Any, labels: Sequence[str]) -> schemes.Scheme | None:
     """The scheme of a task's tags; None if they are not of spans."""
     if task.scheme == "none":
@@ -240,6 +254,13 @@ def scheme_of(task: Any, labels: Sequence[str]) -> schemes.Scheme | None:
     if task.scheme != "auto":
         return task.scheme
     return "bio" if task.bio else schemes.scheme_of_labels(labels)
+
+
+def _nearest(tags: set[str]) -> tuple[str, str]:
+    """The scheme with the fewest strangers among these tags, and one of those."""
+    wrong = {s: sorted(tag for tag in tags if not schemes.belongs_to(tag, s)) for s in schemes.SCHEMES}
+    scheme = min(wrong, key=lambda s: len(wrong[s]))
+    return scheme, next(iter(wrong[scheme]), schemes.OUTSIDE)
 
 
 def is_constrained(task: Any) -> bool:
@@ -288,7 +309,7 @@ def _span(item: Any) -> tuple[int, int, str]:
     if isinstance(item, dict):
         labels = item.get("labels")
         label = labels[0] if isinstance(labels, list) and len(labels) == 1 else item.get("label")
-        parts = [item.get("start"), item.get("end"), label]
+        parts = [item.get(key, item.get(f"{key}_offset")) for key in ("start", "end")] + [label]
     else:
         parts = item if isinstance(item, list) else []
     whole = len(parts) == 3 and all(type(part) is int for part in parts[:2]) and isinstance(parts[2], str)
@@ -299,12 +320,13 @@ def _span(item: Any) -> tuple[int, int, str]:
 
 def _tags_of_spans(spans: Sequence[tuple[int, int, str]], source: Source) -> list[str]:
     """Tags in the scheme ``bio``; a span that begins or ends within a token takes the whole token."""
-    length = max((end for _, end in source.places), default=0)
     found: list[schemes.Span] = []
     before: tuple[int, int, str] | None = None
     for start, end, label in sorted(spans):
-        if not 0 <= start < end or (start >= length and length > 0):
-            raise DataError(f"expected spans within the text, got {start} to {end} ({label})")
+        if not 0 <= start < end <= source.size:
+            raise DataError(
+                f"expected spans within the text of {source.size} characters, got {start} to {end} ({label})"
+            )
         if before is not None and start < before[1]:
             raise DataError(
                 f"expected spans that do not overlap, got {before[0]} to {before[1]} ({before[2]}) and {start} to "
