@@ -44,6 +44,7 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from pymtl.training.data import labelled
     from pymtl.training.evaluation import evaluate, exact_of, lines_of, page
     from pymtl.training.plots import evaluation_plot
     from pymtl.training.predictor import Predictor
@@ -54,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     predictor = Predictor(arguments.run_folder, arguments.device, arguments.data)
     notes: list[str] = []
     sets = _records(arguments, predictor, notes)
+    labelled([record for own in sets.values() for record in own], str(arguments.file or "the test set"))
     console.print(*notes, sep="\n", end="\n" if notes else "", markup=False)
     with console.status("evaluating ..."):
         evaluation, wrong = evaluate(predictor, sets, arguments.batch_size)
@@ -64,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     target = Run(folder)
     title = f"{arguments.run_folder.resolve().name} on {name}"
     target.write_json("evaluation.json", {"run": arguments.run_folder.resolve().name, "file": name, **evaluation})
-    target.write_text("evaluation.md", page(evaluation, wrong, title, exact_of(predictor)))
+    target.write_text("evaluation.md", page(evaluation, wrong, title, exact_of(predictor, evaluation)))
     target.write_text("errors.jsonl", lines_of(wrong))
     figure = evaluation_plot(evaluation)
     if figure is not None:
@@ -98,8 +100,10 @@ def show(console: Any, evaluation: Evaluation, predictor: Predictor, name: str) 
     from rich.table import Table
 
     from pymtl.commands.train import scores_table
+    from pymtl.training.evaluation import exact_of
 
-    console.print(scores_table(evaluation["scores"], evaluation["sentences"], predictor.config, name))
+    exact = exact_of(predictor, evaluation)
+    console.print(scores_table(evaluation["scores"], evaluation["sentences"], exact, name))
     console.print(f"{100 * evaluation['unknown_tokens']:.1f} % of the tokens are unknown to training")
     for task, found in evaluation["tasks"].items():
         rows = sorted(found.get("classes", []), key=lambda row: -row["support"])

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     from pymtl.training.run import Run
 
     target = Run(arguments.folder)
-    if target.exists() or target.holds_other_files():
+    if target.exists() or target.foreign_file() is not None:
         raise RunError(f"{arguments.folder}: holds something else: name another folder")
     export(Run(arguments.run_folder), arguments.folder)
     size = target.path(PROGRAM).stat().st_size

@@ -24,6 +24,12 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="data file")
     parser.add_argument("--text", metavar="FIELD", help="the field of the text (default: the one that looks like it)")
+    parser.add_argument(
+        "--format",
+        choices=("auto", "jsonl", "json", "csv", "tsv", "conll"),
+        default="auto",
+        help="how FILE is read (default: as its name says)",
+    )
     parser.add_argument("--out", type=Path, metavar="CONFIG", help="file to write (default: FILE's name with .toml)")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there already")
     return parser
@@ -37,10 +43,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     plain = arguments.file.name.removesuffix(".gz")
     target = arguments.out or arguments.file.with_name(plain).with_suffix(".toml")
+    if target.exists() and target.samefile(arguments.file):
+        raise ConfigError(f"--out: expected another file than the data, got {target}")
     if target.exists() and not arguments.overwrite:
         raise ConfigError(f"{target}: is there already: pass --overwrite or --out")
     written = os.path.relpath(arguments.file, target.parent)
-    found = start(arguments.file, arguments.text, written)
+    found = start(arguments.file, arguments.text, written, arguments.format)
     target.write_text(found.toml, encoding="utf-8")
     print("\n".join(found.lines))
     print(f"{target}: look it over, then: pymtl train {target}")

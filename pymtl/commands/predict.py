@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pymtl.commands import add_machine, positive, use_machine
 
 if TYPE_CHECKING:
+    from pymtl.training.kinds import Kind
     from pymtl.training.predictor import Answer, Predictor
 
 EXAMPLES = """examples:
@@ -99,7 +100,8 @@ def described(answer: Answer, predictor: Predictor) -> list[str]:
     lines = []
     for name, task in predictor.tasks.items():
         if name in answer:  # else it is of another data set
-            described = task.rules.describe(answer[name], details_of(name, answer), answer["tokens"])
+            details = details_of(name, answer)
+            described = task.rules.describe(answer[name], details, details.get("split", answer["tokens"]))
             lines.append(f"{name}: {described}")
     unknown = answer["unknown_tokens"]
     if unknown:
@@ -177,9 +179,12 @@ def _label_file(predictor: Predictor, arguments: argparse.Namespace) -> None:
     form = arguments.output.suffix.lower()
     if form not in (".csv", ".tsv", ".jsonl"):
         raise ConfigError(f"--output: expected a file that ends in .csv, .tsv or .jsonl, got {arguments.output}")
+    if not arguments.output.parent.is_dir():
+        raise ConfigError(f"--output: there is no folder {arguments.output.parent}")
     if arguments.output.exists() and arguments.output.samefile(arguments.input):
         raise ConfigError("--output: expected another file than --input")
     rows = rows_of(arguments.input, predictor.config)
+    own = list(dict.fromkeys(name for row in rows for name in row.values))
     answers: list[Answer] = []
     block = 50 * arguments.batch_size
     for start in _watched(range(0, len(rows), block)):
@@ -187,19 +192,24 @@ def _label_file(predictor: Predictor, arguments: argparse.Namespace) -> None:
         answers += predictor.predict(part, arguments.batch_size, arguments.beam, distributions=form == ".jsonl")
 
     def write(path: Path) -> None:
-        with open(path, "w", encoding="utf-8", newline="") as file:
+        # Half of a surrogate pair is JSON, but no text: it is written as its escape.
+        with open(path, "w", encoding="utf-8", newline="", errors="backslashreplace") as file:
             if form == ".jsonl":
+                key = _free("predicted", own)
                 for row, answer in zip(rows, answers):
-                    line = {**row.values, "predicted": answer}
-                    file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+                    values = {name: None if _is_nan(value) else value for name, value in row.values.items()}
+                    file.write(json.dumps({**values, key: answer}, ensure_ascii=False) + "\n")
                 return
-            own = list(dict.fromkeys(name for row in rows for name in row.values))
-            added = list(dict.fromkeys(name for answer in answers for name in answer if name != "tokens"))
+            added = {
+                name: _free(f"predicted_{name.replace('/', '_')}", own) for name in _columns_of(answers, predictor)
+            }
+            kinds = {task.field or name: task.rules for name, task in predictor.tasks.items()}
             table = csv.writer(file, delimiter="\t" if form == ".tsv" else ",", lineterminator="\n")
-            table.writerow([*own, *(f"predicted_{name.replace('/', '_')}" for name in added)])
+            table.writerow([*own, *added.values()])
             for row, answer in zip(rows, answers):
-                cells = [*(row.values.get(name) for name in own), *(answer.get(name) for name in added)]
-                table.writerow([_cell(value) for value in cells])
+                given = [_cell(row.values.get(name), kinds.get(name)) for name in own]
+                rules = {name: task.rules for name, task in predictor.tasks.items()}
+                table.writerow([*given, *(_cell(answer.get(name), rules.get(name)) for name in added)])
 
     Run(arguments.output.parent).write_file(arguments.output.name, write)
     empty = sum(not answer["tokens"] for answer in answers)
@@ -217,14 +227,42 @@ def _watched(starts: range) -> Iterable[int]:
     return track(starts, "labelling", console=Console(stderr=True), transient=True)
 
 
-def _cell(value: Any) -> Any:
-    """A value as a table has it, and as training reads it: tags with spaces between them."""
-    if value is None:
+def _columns_of(answers: Sequence[Answer], predictor: Predictor) -> list[str]:
+    """What answers say, each task before what is said of it, and unknown tokens last."""
+    names = dict.fromkeys(name for answer in answers for name in answer if name not in ("tokens", "unknown_tokens"))
+    return [*names, "unknown_tokens"]
+
+
+def _free(name: str, taken: Sequence[str]) -> str:
+    """The name, or one with a number behind it where there is a column of that name already."""
+    number, found = 1, name
+    while found in taken:
+        number += 1
+        found = f"{name}_{number}"
+    return found
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and value != value
+
+
+def _cell(value: Any, rules: Kind | None) -> Any:
+    """A value as a table has it, and as training reads it where it is a task's label or answer."""
+    if value is None or _is_nan(value):
         return ""
-    if isinstance(value, list):
-        if all(isinstance(item, str) and item and not any(c.isspace() for c in item) for item in value):
-            return " ".join(value)
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, dict):
-        return json.dumps(value, ensure_ascii=False)
-    return json.dumps(value) if isinstance(value, bool) else value
+    if isinstance(value, str):
+        return value
+    if rules is not None and not any(
+        isinstance(item, dict | list) for item in (value if isinstance(value, list) else ())
+    ):
+        try:
+            return rules.as_cell(value)
+        except (TypeError, ValueError):  # a field of that name that is no label
+            return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list) and all(isinstance(item, str) and item and not _has_space(item) for item in value):
+        return " ".join(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict | bool) else value
+
+
+def _has_space(text: str) -> bool:
+    return any(character.isspace() for character in text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     from pymtl.training.data import read_all
     from pymtl.training.errors import RunError
     from pymtl.training.fitting import Fitting, vocabulary_to_resume
-    from pymtl.training.metrics import check_scorable
+    from pymtl.training.metrics import check_scorable, exact_tasks
     from pymtl.training.run import Run
     from pymtl.training.vocabulary import Vocabulary
 
@@ -86,28 +86,27 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         if run.exists() and not arguments.overwrite:
             raise RunError(f"{run.folder}: holds a run already: pass --resume, --overwrite or another --run")
-        if run.holds_other_files():
-            raise RunError(f"{run.path('config.json')}: is not of a run: pass another --run")
+        if run.foreign_file() is not None:
+            raise RunError(f"{run.foreign_file()}: is not of a run: pass another --run")
         vocabulary = Vocabulary.of([record for records in sets.train.values() for record in records], config)
     fitting = Fitting(run, config, vocabulary, arguments.backend, arguments.device)
     scores = fitting.fit(sets, arguments.resume, _Screen(console, config))
     if scores is not None:
-        console.print(scores_table(scores, sum(map(len, sets.test.values())), config))
+        console.print(scores_table(scores, sum(map(len, sets.test.values())), exact_tasks(config)))
     console.print(f"run folder: {run.folder}", markup=False, soft_wrap=True)
     return 0
 
 
-def scores_table(scores: dict[str, float], sentences: int, config: Config, title: str = "Test set") -> Any:
+def scores_table(scores: dict[str, float], sentences: int, exact: Sequence[str], title: str = "Test set") -> Any:
+    """A table of scores; ``exact``: the tasks that ``exact_match`` counts."""
     from rich.markup import escape
     from rich.table import Table
-
-    from pymtl.training.metrics import exact_tasks
 
     table = Table(title=f"{title}, {sentences:,} sentences")
     table.add_column("score")
     table.add_column("", justify="right")
     for name, value in scores.items():
-        of = f" ({', '.join(exact_tasks(config))})" if name == "exact_match" else ""
+        of = f" ({', '.join(exact)})" if name == "exact_match" else ""
         table.add_row(escape(name.replace("/", " ") + of), shown(name, value))
     return table
 

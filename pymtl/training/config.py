@@ -322,7 +322,7 @@ def _check_data(config: Config, where: str) -> None:
 
 
 def _check_task(name: str, task: TaskConfig, config: Config, at: str) -> None:
-    _require(_is_task_name(name), at, "another name: this one is reserved or has a dot", name)
+    _require(is_task_name(name), at, "another name: this one is reserved or has a dot", name)
     expected = list(config.datasets) if config.data is None else [None]
     if task.dataset not in expected:
         names = ", ".join(config.datasets) or "none: there is one data set"
@@ -443,7 +443,7 @@ def _is_name(name: str) -> bool:
     return is_module_name(name) and "/" not in name
 
 
-def _is_task_name(name: str) -> bool:
+def is_task_name(name: str) -> bool:
     """Whether a module can have this name, and no other line of the metrics or predictions has it."""
     reserved = ("total", "tokens", "exact_match", "training", "mean", "delta", "shared", "unknown_tokens")
     return _is_name(name) and name not in reserved

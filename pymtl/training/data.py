@@ -12,7 +12,7 @@ from typing import Any
 
 from pymtl.training.config import Config, DataConfig, FieldConfig
 from pymtl.training.errors import DataError
-from pymtl.training.files import Row, count_columns, format_of, read_lines, read_rows
+from pymtl.training.files import Row, count_columns, format_of, point, read_lines, read_rows
 from pymtl.training.holdout import stratified
 from pymtl.training.kinds.base import Source
 from pymtl.training.tokenizing import Tokenizer, places, tokens_of
@@ -89,8 +89,10 @@ def rows_of(path: Path, config: Config) -> list[Row]:
         return [Row(number, {data.tokens: line}) for number, line in enumerate(read_lines(path), 1)]
     form, _ = format_of(path, data.format)
     columns = _columns(path, config, dataset) if form == "conll" else ()
-    rows = list(read_rows(path, data.format, columns))
-    if rows and form in TABLES:
+    rows = list(read_rows(path, data.format, columns, unnamed=True))
+    if not rows:
+        raise DataError(f"{path}: expected at least one record, got none")
+    if form in TABLES:
         _check_columns(rows[0], config, dataset, False, None, path)
     for row in rows:
         for name, info in config.fields.items():
@@ -240,9 +242,9 @@ def _columns(path: Path, config: Config, dataset: str) -> Sequence[str]:
         return data.columns
     count = count_columns(path)
     tagging = {task.field or name for name, task in config.tasks_of(dataset).items() if task.rules.aligned}
-    if count == 0:
+    if count <= 1:
         return [data.tokens]
-    if count == 1 or len(tagging) != 1:
+    if len(tagging) != 1:
         names = ", ".join(sorted(tagging)) or "none"
         raise DataError(
             f"{path}:1: expected data.columns, the fields of its {count} columns: which has the tokens, and which the "
@@ -334,7 +336,7 @@ def _record(
             continue
         try:
             if field_name in row.cells:
-                label = task.rules.of_cell(label, task)
+                label = task.rules.of_cell(point(label) if row.decimal_comma else label, task)
             label = task.rules.of_value(label, task, source)
             if is_missing(label):  # a cell with nan
                 labels[name] = None

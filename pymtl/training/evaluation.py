@@ -145,9 +145,9 @@ def page(evaluation: Evaluation, wrong: Sequence[Mapping[str, Any]], title: str,
     return "\n".join(lines) + "\n"
 
 
-def exact_of(predictor: Predictor) -> list[str]:
-    """The tasks that ``exact_match`` counts."""
-    return exact_tasks(predictor.config)
+def exact_of(predictor: Predictor, evaluation: Evaluation) -> list[str]:
+    """The tasks that ``exact_match`` counts here."""
+    return [name for name in exact_tasks(predictor.config) if name in evaluation["tasks"]]
 
 
 def _text(record: Record) -> str:

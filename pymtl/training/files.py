@@ -9,7 +9,7 @@ import re
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -26,6 +26,7 @@ _OF_SUFFIX: dict[str, Format] = {
 }
 _TITLES = {"jsonl": "JSON lines", "json": "JSON", "csv": "CSV", "tsv": "tab-separated", "conll": "CoNLL columns"}
 _BOM = b"\xef\xbb\xbf"
+_COMMA = re.compile(r"[-+]?(\d{1,3}(\.\d{3})+|\d+),\d+")
 _COMMENT = re.compile(r"#\s*([\w.-]+)\s*=\s*(.*)")  # CoNLL-U's, of a sentence
 
 
@@ -34,12 +35,14 @@ class Row:
     """What a file says of one text: values by the name of their field.
 
     ``place`` is its line, or its number in a JSON list. ``cells`` are the fields that are text as a spreadsheet has
-    it, to be read by what they are of; the values of others have their type.
+    it, to be read by what they are of; the values of others have their type. ``decimal_comma``: whether numbers in
+    cells may have a comma for a point, as spreadsheets write them that separate cells by semicolons.
     """
 
     place: int
     values: dict[str, Any]
     cells: frozenset[str] = field(default=frozenset())
+    decimal_comma: bool = False
 
 
 def format_of(path: Path, asked: str = "auto") -> tuple[Format, str]:
@@ -57,13 +60,27 @@ def format_of(path: Path, asked: str = "auto") -> tuple[Format, str]:
     )
 
 
-def read_rows(path: Path, asked: str = "auto", columns: Sequence[str] = ()) -> Iterator[Row]:
+def with_points(row: Row) -> Row:
+    """The row with points in the numbers of its cells."""
+    if not row.decimal_comma:
+        return row
+    values = {name: point(value) if name in row.cells else value for name, value in row.values.items()}
+    return replace(row, values=values)
+
+
+def point(cell: str) -> str:
+    """A number with a decimal comma as one with a point; any other cell as it is."""
+    return cell.strip().replace(".", "").replace(",", ".") if _COMMA.fullmatch(cell.strip()) else cell
+
+
+def read_rows(path: Path, asked: str = "auto", columns: Sequence[str] = (), unnamed: bool = False) -> Iterator[Row]:
     """The rows of a file.
 
     Args:
         path: the file. What its name ends in says how it is read, in lower or upper case.
         asked: a format, or "auto": by the name.
         columns: the fields of CoNLL's columns, from the first.
+        unnamed: whether to keep a table's first column where it has no name, as ``""``.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -73,7 +90,7 @@ def read_rows(path: Path, asked: str = "auto", columns: Sequence[str] = ()) -> I
     lines = _Lines(path)
     try:
         if form in ("csv", "tsv"):
-            yield from _csv_rows(lines, "\t" if form == "tsv" else None)
+            yield from _csv_rows(lines, "\t" if form == "tsv" else None, unnamed)
         elif form == "conll":
             yield from _conll_rows(lines, columns)
         else:
@@ -173,7 +190,7 @@ def _object(value: Any, reason: str, where: str = "") -> dict[str, Any]:
     return value
 
 
-def _csv_rows(lines: _Lines, delimiter: str | None) -> Iterator[Row]:
+def _csv_rows(lines: _Lines, delimiter: str | None, unnamed: bool) -> Iterator[Row]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # texts may be long
     every = iter(lines)
     header = next((line for line in every if line.strip()), "")
@@ -203,7 +220,10 @@ def _csv_rows(lines: _Lines, delimiter: str | None) -> Iterator[Row]:
             continue  # a spreadsheet's empty rows
         if len(row) < needed or any(cell.strip() for cell in row[len(names) :]):
             raise DataError(f"expected {len(names)} cells, got {len(row)}")
-        yield Row(lines.number, {name: cell for name, cell in zip(names, row) if name}, named)
+        values = {name: cell for name, cell in zip(names, row) if name}
+        if unnamed and names[0] == "" and any(names):
+            values = {"": row[0], **values}
+        yield Row(lines.number, values, named, delimiter == ";")
 
 
 def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:

@@ -100,6 +100,12 @@ class Fitting:
         """Why training is over, in words."""
         done, asked = len(trainer.epochs), self.config.training.epochs
         best = max(trainer.epochs, key=lambda epoch: epoch["selection"])["epoch"]
+        if done == before and done < asked:
+            patience = self.config.training.patience
+            return (
+                f"nothing left to train: the run stopped early after epoch {done}, {patience} without a better "
+                f"validation score (best: {best}); more with a larger training.patience"
+            )
         if done == before:
             return f"nothing left to train: the run has its {done} epochs (best: {best}); more with training.epochs"
         if done < asked:
@@ -168,6 +174,11 @@ def vocabulary_to_resume(run: Run, config: Config, backend_name: str) -> Vocabul
         )
     if trained_with != backend_name:
         raise RunError(f"{run.folder}: was trained with --backend {trained_with}, not {backend_name}")
+
+    before, now = run.read_manifest().get("data"), data_files(config)
+    if before is not None and before != now:
+        changed = [file["file"] for part, file in now.items() if before.get(part) != file]
+        raise RunError(f"{run.folder}: was trained on other data: {', '.join(changed) or 'other files'} changed since")
 
     def fixed(c: Config) -> dict[str, Any]:
         changeable = ("epochs", "patience", "learning_rate", "checkpoint_steps", "tensorboard", "clip_norm")

@@ -55,8 +55,8 @@ def decode(
         details = task.rules.details(z, given)
         if distributions:
             details |= task.rules.distributions(z, given)
-        columns = {f"{name}/{detail}": values for detail, values in details.items()}
-        columns[name] = task.rules.decode(z, given)
+        columns = {name: task.rules.decode(z, given)}
+        columns |= {f"{name}/{detail}": values for detail, values in details.items()}
         for key, values in columns.items():
             for prediction, value in zip(predictions, values, strict=True):
                 prediction[key] = value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -62,6 +62,8 @@ class Predictor:
 
     def __init__(self, folder: Path, device: str | torch.device = "cpu", data: Path | None = None) -> None:
         self.device = torch.device(device)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError(f"device: expected cpu, since there is no GPU or torch has no CUDA, got {device}")
         self._trained: ModelWithLoss | Exported
         if is_exported(folder):
             if self.device.type != "cpu":
@@ -129,6 +131,8 @@ class Predictor:
             - ``<task>``: the answer, in the form of the labels in the data
             - ``<task>/probability``: of the answer; of tags and of CTC's labels only with ``distributions``
             - ``<task>/probabilities``: of each label by name; of tags, of each token's tag. Only with ``distributions``
+            - ``<task>/split``: the tokens that the answer is of, where the task's data set splits texts in another way
+              than the first
             - ``<task>/uncertainty``: of numbers, the root mean squared error in validation, in the data's units
             - ``<task>/spans``: of tags of spans, ``start`` and ``end`` of each in the text (a list's tokens with a
               space between them), ``label``, ``text`` and ``probability``
@@ -141,17 +145,17 @@ class Predictor:
         """
         if isinstance(inputs, str | Mapping):
             return self.predict([inputs], batch_size, beam_size, distributions, first)[0]
+        if not isinstance(inputs, Iterable):
+            raise TypeError(f"inputs: expected a text, a record or a list of them, got {type(inputs).__name__}")
         if batch_size < 1:
             raise ValueError(f"batch_size: expected a number above 0, got {batch_size}")
         answers: list[Answer] = []
         work: dict[str, list[tuple[int, Record]]] = {dataset: [] for dataset in self.config.sets}
-        of_answer: list[tuple[str, list[Place]]] = []
         for index, given in enumerate(inputs):
             records = self._records(given, f"input {first + index}")
             dataset, record = next(iter(records.items()))
             tokens = given_tokens(record, self.config.sets[dataset])
             answers.append({"tokens": tokens})
-            of_answer.append(self._located(record, tokens, dataset))
             if tokens:
                 unknown = [t for t, read in zip(tokens, record.tokens) if read not in self._known]
                 answers[-1]["unknown_tokens"] = unknown if self.config.model.words else []
@@ -159,8 +163,13 @@ class Predictor:
                     work[name].append((index, each))
         for dataset, own in work.items():
             found = self.predict_records([record for _, record in own], dataset, batch_size, beam_size, distributions)
-            for (index, _), prediction in zip(own, found):
-                answers[index] |= self._with_places(prediction, *of_answer[index])
+            for (index, record), prediction in zip(own, found):
+                tokens = given_tokens(record, self.config.sets[dataset])
+                text, where = self._located(record, tokens, dataset)
+                answer = self._with_places(prediction, text, where)
+                if tokens != answers[index]["tokens"]:  # its data set splits texts in another way
+                    answer |= {f"{name}/split": tokens for name in self.tasks if name in prediction}
+                answers[index] |= answer
         return answers
 
     def predict_records(
@@ -190,10 +199,21 @@ class Predictor:
         longest.
 
         Args:
-            inputs: as for :meth:`predict`, each of at least one token.
+            inputs: a list as for :meth:`predict`, each input of at least one token.
             dataset: the data set whose tasks are asked, where there are several.
+
+        Raises:
+            TypeError: the inputs are no list.
+            pymtl.training.errors.DataError: there is none, or one has no token.
         """
+        if isinstance(inputs, str | Mapping) or not isinstance(inputs, Iterable):
+            raise TypeError(f"inputs: expected a list of texts or records, got {type(inputs).__name__}")
         records = [self._records(given, f"input {number}")[dataset] for number, given in enumerate(inputs, 1)]
+        if not records:
+            raise DataError("inputs: expected at least one, got none")
+        for number, record in enumerate(records, 1):
+            if not record.tokens:
+                raise DataError(f"input {number}: expected at least one token, got none")
         batch = self._batcher.batch(records, range(len(records))).to(self.device)
         with torch.inference_mode():
             return dict(self._trained.logits(batch, dataset))
@@ -201,6 +221,8 @@ class Predictor:
     def _records(self, given: Input, where: str) -> dict[str, Record]:
         """The input as each data set's training read it. Of several data sets those count whose text a record has."""
         itself = {name: True for name, task in self.config.tasks.items() if task.rules.labels_itself}
+        if isinstance(given, bytes):
+            raise TypeError(f"{where}: expected a text, a list of tokens or a record, got bytes: decode them first")
         if isinstance(given, str | Sequence) and self.config.fields:
             raise DataError(f"{where}: expected a record with the fields {', '.join(self.config.fields)}, got a text")
         if isinstance(given, str):

@@ -76,13 +76,14 @@ class Run:
         """Whether the folder holds a run of which an epoch has finished, or an exported program."""
         return any(self.path(name).exists() for name in ("state.pt", *EXPORTED))
 
-    def holds_other_files(self) -> bool:
-        """Whether the folder has a config.json that is not of a run."""
-        try:
-            self.load()
-        except RunError:
-            return self.path("config.json").exists() and not self.path("vocabulary.json").exists()
-        return False
+    def foreign_file(self) -> Path | None:
+        """A file or folder in the place of one of a run's, in a folder that is not of a run."""
+        if self.path("run.json").exists() or (
+            self.path("config.json").exists() and self.path("vocabulary.json").exists()
+        ):
+            return None
+        names = ("config.json", "vocabulary.json", *WRITTEN, *EXPORTED, EVALUATIONS)
+        return next((self.path(name) for name in names if self.path(name).exists()), None)
 
     def create(self, config: Config, vocabulary: Vocabulary, backend: str) -> None:
         """Begins a new run; the files of an earlier one go."""
@@ -172,6 +173,8 @@ class Run:
         config, vocabulary, trained_with = self.load(data)
         model_with_loss = ModelWithLoss(name or trained_with, config, vocabulary)
         path = self.path("model.safetensors")
+        if self.path(EXPORTED[0]).exists():
+            raise RunError(f"{self.folder}: is an exported program: name the run that it was made from")
         if not path.exists():
             raise RunError(f"{path}: there is no such file: has an epoch finished?")
         try:

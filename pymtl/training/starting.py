@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pymtl._native import version
+from pymtl.training.config import is_task_name
 from pymtl.training.errors import DataError
-from pymtl.training.files import Row, count_columns, format_of, read_rows
+from pymtl.training.files import Row, count_columns, format_of, read_rows, with_points
 from pymtl.training.kinds import KINDS
 from pymtl.training.kinds.base import Column
 from pymtl.training.tokenizing import tokens_of
@@ -27,22 +28,23 @@ class Start:
     lines: list[str]
 
 
-def start(path: Path, text: str | None = None, written: str | None = None) -> Start:
+def start(path: Path, text: str | None = None, written: str | None = None, asked: str = "auto") -> Start:
     """A commented configuration for a data file.
 
     Args:
         path: the file, in a format of :mod:`pymtl.training.files`.
         text: the field of the text; None: the one that looks like it.
         written: the file's name in the configuration; None: as seen from its own folder.
+        asked: how the file is read, "auto" as its name says.
 
     Raises:
         FileNotFoundError, DataError: it cannot be read, or no field looks like a text.
     """
-    form = format_of(path)[0]
+    form = format_of(path, asked)[0]
     columns = _columns_of(path) if form == "conll" else ()
     rows = []
-    for row in read_rows(path, "auto", columns):
-        rows.append(row)
+    for row in read_rows(path, asked, columns):
+        rows.append(with_points(row))
         if len(rows) == MOST_ROWS:
             break
     if not rows:
@@ -58,12 +60,13 @@ def start(path: Path, text: str | None = None, written: str | None = None) -> St
             (found if suits is not None else others).append((name, suits))
     if not found:
         raise DataError(f"{path}: no field beside the text {field!r} looks like a label: {', '.join(names)}")
-    sections = [_head(written or path.name, field, form, columns)]
-    sections += [_task(name, *suits) for name, suits in found]
+    sections = [_head(written or path.name, field, form if asked != "auto" else None, columns)]
+    used: set[str] = set()
+    sections += [_task(_task_name(name, used), name, suits) for name, suits in found]
     if others:
         sections.append("# Not used: " + ", ".join(name for name, _ in others) + "\n")
     sections.append(_TRAINING)
-    lines = [f"text: {field}", *(f"{name}: {suits[0]}, {suits[1]}" for name, suits in found)]
+    lines = [f"text: {field}", *(f"{name}: {suits.kind}, {suits.reason}" for name, suits in found)]
     lines += [f"{name}: not used" for name, _ in others]
     return Start("\n".join(sections), lines)
 
@@ -73,23 +76,33 @@ def _columns_of(path: Path) -> list[str]:
 
 
 def _text_field(rows: list[Row], names: list[str], path: Path) -> str:
-    """The usual name, or else the field with the longest texts."""
-    for name in USUAL:
-        if name in names:
-            return name
+    """The longest of the fields with a usual name, or else of all."""
 
     def words(name: str) -> float:
         values = [row.values.get(name) for row in rows]
         return sum(len(value.split()) for value in values if isinstance(value, str)) / len(rows)
 
-    best = max(names, key=words)
-    if words(best) < 2:
+    usual = [name for name in names if name.lower() in USUAL]
+    lists = [name for name in usual if any(isinstance(row.values.get(name), list) for row in rows)]
+    best = max(usual or names, key=words)
+    if lists and words(best) == 0:
+        return lists[0]
+    if words(best) < 2 and not usual:
         raise DataError(f"{path}: no field looks like a text: say which with --text: {', '.join(names)}")
     return best
 
 
-def _kind_of(name: str, field: str, rows: list[Row]) -> tuple[str, str] | None:
-    """A kind that suits the values of a field, and why."""
+@dataclass(frozen=True)
+class Suits:
+    """A kind that suits a field, why, and the lines of its section."""
+
+    kind: str
+    reason: str
+    lines: list[str]
+
+
+def _kind_of(name: str, field: str, rows: list[Row]) -> Suits | None:
+    """A kind that suits the values of a field."""
     values, lengths = [], []
     for row in rows:
         value, text = row.values.get(name), row.values.get(field)
@@ -102,11 +115,12 @@ def _kind_of(name: str, field: str, rows: list[Row]) -> tuple[str, str] | None:
     for kind in sorted(KINDS.values(), key=lambda kind: kind.looked_for):
         reason = kind.suits(column)
         if reason is not None:
-            return kind.name, reason
+            return Suits(kind.name, reason, kind.starting(column))
     return None
 
 
-def _head(train: str, field: str, form: str, columns: list[str] | tuple[str, ...]) -> str:
+def _head(train: str, field: str, form: str | None, columns: list[str] | tuple[str, ...]) -> str:
+    suffix = Path(train.removesuffix(".gz")).suffix
     lines = [
         "# Written by pymtl init: look it over, then",
         "#   pymtl train THIS_FILE",
@@ -116,22 +130,35 @@ def _head(train: str, field: str, form: str, columns: list[str] | tuple[str, ...
         "[data]",
         f"train = {json.dumps(train)}",
         "holdout = 0.1              # no validation file: a tenth of the records is kept for it",
-        '# valid = "valid.csv"      # or files of their own',
-        '# test = "test.csv"',
+        f'# valid = "valid{suffix}"      # or files of their own',
+        f'# test = "test{suffix}"',
         f"tokens = {json.dumps(field)}            # the field of the text",
         "# lowercase = true",
     ]
-    if form == "conll":
+    if form is not None:
+        lines.insert(6, f'format = "{form}"')
+    if columns:
         lines.append(f"columns = {json.dumps(list(columns))}  # the fields of the file's columns")
     return "\n".join(lines) + "\n"
 
 
-def _task(name: str, kind: str, reason: str) -> str:
-    task = re.sub(r"\W+", "_", name).strip("_") or "task"
-    lines = [f"# {reason}", f"[tasks.{task}]", f'kind = "{kind}"']
-    if task != name:
-        lines.append(f"field = {json.dumps(name, ensure_ascii=False)}")
-    lines += KINDS[kind].starting
+def _task_name(field: str, used: set[str]) -> str:
+    """A name for a field's task that TOML takes without quotes and that no other task has."""
+    plain = re.sub(r"[^A-Za-z0-9]+", "_", field).strip("_") or "task"
+    plain = plain if is_task_name(plain) else f"{plain}_label"
+    name, number = plain, 1
+    while name in used:
+        number += 1
+        name = f"{plain}_{number}"
+    used.add(name)
+    return name
+
+
+def _task(name: str, field: str, suits: Suits) -> str:
+    lines = [f"# {suits.reason}", f"[tasks.{name}]", f'kind = "{suits.kind}"']
+    if name != field:
+        lines.append(f"field = {json.dumps(field, ensure_ascii=False)}")
+    lines += suits.lines
     return "\n".join(lines) + "\n"
 
 

@@ -24,7 +24,7 @@ _WHITESPACE = re.compile(r"\S+")
 
 def _words(marks: str) -> re.Pattern[str]:
     """The pattern of ``words``; ``marks``: the characters that stand on letters, as vowels of many scripts do."""
-    letters = rf"(?:(?![{_IDEOGRAPH}])[\w{marks}])+"
+    letters = rf"(?:(?![{_IDEOGRAPH}])\w{f'|[{marks}]' if marks else ''})+"
     on_top, not_before = (f"[{marks}]*", f"(?![{marks}])") if marks else ("", "")
     return re.compile(
         r"https?://[^\s<>\"']*[^\s<>\"'.,;:!?)\]}]"  # an address ends before the sentence's own signs

@@ -103,7 +103,7 @@ def test_a_table_keeps_its_rows_and_columns_and_has_the_answers_behind_them(run,
         if not answer["tokens"]:
             assert set(cells.values()) == {""}
             continue
-        assert cells["predicted_intent"] == answer["intent"]
+        assert cells["predicted_intent_2"] == answer["intent"]
         assert cells["predicted_code"] == str(answer["code"])
         assert float(cells["predicted_intent_probability"]) == pytest.approx(answer["intent/probability"], abs=1e-6)
         assert float(cells["predicted_politeness"]) == pytest.approx(answer["politeness"], abs=1e-5)

@@ -72,7 +72,6 @@ class Kind(ABC):
     has_squared_error: ClassVar[bool] = False  # for a loss, which some balancing methods weigh otherwise
     least_labels: ClassVar[int] = 1  # that scores need
     looked_for: ClassVar[int] = 9  # when a new file's fields are looked at, which kinds are tried before
-    starting: ClassVar[tuple[str, ...]] = ()  # lines of a new task's section
 
     @classmethod
     def has_option(cls, key: str) -> bool:
@@ -83,6 +82,10 @@ class Kind(ABC):
         return []
 
     # From records to targets.
+
+    def starting(self, column: Column) -> list[str]:
+        """The lines of a new task's section, for a field with such values."""
+        return []
 
     def suits(self, column: Column) -> str | None:
         """Why a field with such values may be such a task; None: it may not."""
@@ -99,6 +102,10 @@ class Kind(ABC):
             DataError: it does not fit the text.
         """
         return value
+
+    def as_cell(self, value: Any) -> str:
+        """A label, or an answer, as :meth:`of_cell` reads it."""
+        return self.label_name(value)
 
     def check_label(self, field: str, label: Any, task: TaskConfig, length: int) -> None:
         """Checks a record's label, in a text of ``length`` tokens.
@@ -361,6 +368,8 @@ def confusion_of(truth: Sequence[str], guess: Sequence[str]) -> dict[str, Any]:
     from sklearn import metrics as sk
 
     labels = sorted(set(truth) | set(guess))
+    if len(labels) == 1:  # scikit-learn would warn
+        return {"labels": labels, "counts": [[len(truth)]]}
     return {"labels": labels, "counts": sk.confusion_matrix(truth, guess, labels=labels).tolist()}
 
 

@@ -46,13 +46,15 @@ class Classification(Kind):
         return [weights_fit(task)]
 
     looked_for = 5
-    starting = ('pooling = "max"            # or "last", "mean", "attention"',)
+
+    def starting(self, column: Column) -> list[str]:
+        return ['pooling = "max"            # or "last", "mean", "attention"']
 
     def suits(self, column: Column) -> str | None:
         if not all(map(is_label, column.values)):
             return None
         classes = {as_name(value).strip() for value in column.values}
-        few = len(classes) <= max(2, len(column.values) // 4) and len(classes) <= 1000
+        few = 2 <= len(classes) <= max(2, min(len(column.values) // 4, 1000))
         return f"{len(classes)} classes" if few else None
 
     def of_value(self, value: Any, task: Any, source: Any) -> Any:

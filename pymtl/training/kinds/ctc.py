@@ -30,6 +30,9 @@ class CTC(Kind):
     def of_cell(self, cell: str, task: Any) -> list[str]:
         return cell.split()
 
+    def as_cell(self, value: Any) -> str:
+        return " ".join(value)
+
     def is_element(self, value: Any) -> bool:
         return is_string(value)
 

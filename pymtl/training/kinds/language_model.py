@@ -73,6 +73,9 @@ class LanguageModel(Kind):
         total = sum(math.log(value) * count for value, count in zip(guess, counts) if count > 0)
         return {"perplexity": _perplexity(total, sum(counts))} if sum(counts) > 0 else {}
 
+    def as_cell(self, value: float | None) -> str:
+        return "" if value is None else f"{value:.6g}"
+
     def mistakes(self, truth: Sequence[Any], guess: Sequence[Any], scored: Scored) -> list[int]:
         return []
 

@@ -23,17 +23,22 @@ class Multilabel(Kind):
     has_reference = True
 
     looked_for = 2
-    starting = ('pooling = "max"',)
+
+    def starting(self, column: Column) -> list[str]:
+        return ['pooling = "max"']
 
     def suits(self, column: Column) -> str | None:
         if column.is_cells:
             several = sum("|" in value for value in column.values)
             return f"several labels in {several:,} of {len(column.values):,} cells" if several > 0 else None
         lists = all(isinstance(value, list) and all(map(is_label, value)) for value in column.values)
-        return "lists of labels" if lists else None
+        return "lists of labels" if lists and any(column.values) else None
 
     def of_cell(self, cell: str, task: Any) -> list[str]:
         return [label.strip() for label in cell.split("|") if label.strip()]
+
+    def as_cell(self, value: Any) -> str:
+        return "|".join(map(as_name, value)) or "|"
 
     def expects(self, label: Any, task: Any, length: int) -> tuple[bool, str]:
         fits = isinstance(label, list) and all(map(self.is_element, label))

@@ -44,7 +44,9 @@ class Ordinal(Kind):
     is_exact = True
 
     looked_for = 3
-    starting = ('pooling = "mean"           # the numbers are in order; "regression" if their distances count',)
+
+    def starting(self, column: Column) -> list[str]:
+        return ['pooling = "mean"           # the numbers are in order; "regression" if their distances count']
 
     def suits(self, column: Column) -> str | None:
         numbers = column.numbers()
@@ -58,6 +60,10 @@ class Ordinal(Kind):
 
     def of_cell(self, cell: str, task: Any) -> Any:
         return cell.strip() if task.order else number_of(cell)
+
+    def of_value(self, value: Any, task: Any, source: Any) -> Any:
+        """Whole numbers stay whole where a spreadsheet or a cell has made 3.0 of 3."""
+        return int(value) if isinstance(value, float) and value.is_integer() else value
 
     def expects(self, label: Any, task: Any, length: int) -> tuple[bool, str]:
         if task.order:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -36,12 +37,16 @@ class Regression(Kind):
     least_labels = 2
 
     looked_for = 4
-    starting = ('pooling = "mean"',)
+
+    def starting(self, column: Column) -> list[str]:
+        return ['pooling = "mean"']
 
     def suits(self, column: Column) -> str | None:
         numbers = column.numbers()
         if numbers is None or len(set(numbers)) < 2:
             return None
+        if len(numbers) > 2 and all(b - a == 1 for a, b in pairwise(numbers)):
+            return None  # running numbers
         return f"numbers from {min(numbers):g} to {max(numbers):g}"
 
     def requirements(self, task: Any, config: Any) -> list[Requirement]:
@@ -49,6 +54,9 @@ class Regression(Kind):
 
     def of_cell(self, cell: str, task: Any) -> Any:
         return [number_of(part) for part in cell.split()] if task.num_targets > 1 else number_of(cell)
+
+    def as_cell(self, value: Any) -> str:
+        return " ".join(f"{number:.10g}" for number in (value if isinstance(value, list) else [value]))
 
     def of_value(self, value: Any, task: Any, source: Any) -> Any:
         if isinstance(value, list):

@@ -56,13 +56,19 @@ class Tagging(Kind):
     has_reference = True
 
     looked_for = 1
-    starting = (
-        'decoder = "crf"',
-        "constrained = true         # of tags of spans: only sequences that their scheme allows",
-    )
+
+    def starting(self, column: Column) -> list[str]:
+        tags = [value for value in map(self._tags, column.values) if all(map(self.is_element, value))]
+        lines = ['decoder = "crf"']
+        if not tags or schemes.scheme_of(tags) is not None:
+            lines.append("constrained = true         # only sequences that the tags' scheme allows")
+        return lines
+
+    def _tags(self, value: Any) -> Any:
+        return self.of_cell(value, None) if isinstance(value, str) else value
 
     def suits(self, column: Column) -> str | None:
-        values = [self.of_cell(value, None) if isinstance(value, str) else value for value in column.values]
+        values = list(map(self._tags, column.values))
         if not all(isinstance(value, list) for value in values) or not any(values):
             return None
         if any(isinstance(item, dict | list) for value in values for item in value):
@@ -86,6 +92,9 @@ class Tagging(Kind):
     def of_cell(self, cell: str, task: Any) -> Any:
         spans = _spans_in(cell)
         return cell.split() if spans is None else spans
+
+    def as_cell(self, value: Any) -> str:
+        return " ".join("" if tag is None else as_name(tag) for tag in value)
 
     def of_value(self, value: Any, task: Any, source: Source) -> Any:
         """Tags of each token as they are; tags of spans, ``{"start", "end", "label"}`` or ``[start, end, label]`` with
