@@ -262,6 +262,8 @@ class RegressionHead(Head):
         num_targets: C.
         pooling, in_features, reads: as for :class:`Head`.
         mean, std: C numbers each; None: 0 and 1.
+        log: whether the logarithms of the numbers are what is standardised, and ``mean`` and ``std`` are of them: for
+            numbers above 0 of very different sizes, as prices.
 
     Raises:
         ValueError: there are not C numbers, or one is not finite, or a standard deviation is not above 0.
@@ -275,8 +277,10 @@ class RegressionHead(Head):
         reads: Reads | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        log: bool = False,
     ) -> None:
         super().__init__(num_targets, pooling, MeanSquaredError(), in_features, reads)
+        self.log = log
         # Not buffers: a model in bfloat16 would round them to three digits.
         self.mean = tuple(map(float, mean)) if mean is not None else (0.0,) * num_targets
         self.std = tuple(map(float, std)) if std is not None else (1.0,) * num_targets
@@ -287,14 +291,18 @@ class RegressionHead(Head):
             raise ValueError(f"std: expected numbers above 0, got {list(self.std)}")
 
     def standardized(self, targets: Tensor) -> Tensor:
-        """``(targets - mean) / std``, float32, of targets [..., C], or of one target [...]; NaN stays NaN."""
+        """``(targets - mean) / std``, float32, of targets [..., C], or of one target [...]; NaN stays NaN. With ``log``
+        the logarithms of the targets; NaN of those below 0."""
         mean, std = self._scale(targets)
-        return ((targets.double() - mean) / std).float()
+        numbers = targets.double().log() if self.log else targets.double()
+        return ((numbers - mean) / std).float()
 
     def values(self, predictions: Tensor) -> Tensor:
-        """``mean + std * predictions``, float64, of the head's predictions [..., C]: in the units of the targets."""
+        """``mean + std * predictions``, float64, of the head's predictions [..., C]: in the units of the targets. With
+        ``log`` the exponential of it."""
         mean, std = self._scale(predictions)
-        return mean + std * predictions.double()
+        numbers = mean + std * predictions.double()
+        return numbers.exp() if self.log else numbers
 
     def _scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = (torch.tensor(n, dtype=torch.float64, device=like.device) for n in (self.mean, self.std))

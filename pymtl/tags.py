@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 Scheme = Literal["bio", "iob1", "iobes", "bilou"]
+ALIASES: dict[str, Scheme] = {"iob2": "bio", "bioes": "iobes"}  # other names of the same
 SCHEMES: tuple[Scheme, ...] = ("bio", "iob1", "iobes", "bilou")
 OUTSIDE = "O"
 UNNAMED = "_"  # the type of spans that are tagged with the letters alone

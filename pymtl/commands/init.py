@@ -37,6 +37,7 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     import os
+    import shlex
 
     from pymtl.training.errors import ConfigError
     from pymtl.training.starting import start
@@ -51,5 +52,5 @@ def run(arguments: argparse.Namespace) -> int:
     found = start(arguments.file, arguments.text, written, arguments.format)
     target.write_text(found.toml, encoding="utf-8")
     print("\n".join(found.lines))
-    print(f"{target}: look it over, then: pymtl train {target}")
+    print(f"{target}: look it over, then: pymtl train {shlex.quote(str(target))}")
     return 0

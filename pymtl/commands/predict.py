@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     use_machine(arguments)
     if (arguments.input is None) != (arguments.output is None):
-        raise ConfigError("--input, --output: expected both or neither")
+        raise ConfigError("--input and --output: expected both, the file to label and the file to write, or neither")
     if arguments.input is not None and arguments.texts:
         raise ConfigError("TEXT: expected none beside --input")
     for number, text in enumerate(arguments.texts, 1):
@@ -193,7 +193,8 @@ def _label_file(predictor: Predictor, arguments: argparse.Namespace) -> None:
 
     def write(path: Path) -> None:
         # Half of a surrogate pair is JSON, but no text: it is written as its escape.
-        with open(path, "w", encoding="utf-8", newline="", errors="backslashreplace") as file:
+        encoding = "utf-8-sig" if form != ".jsonl" and _has_mark(arguments.input) else "utf-8"
+        with open(path, "w", encoding=encoding, newline="", errors="backslashreplace") as file:
             if form == ".jsonl":
                 key = _free("predicted", own)
                 for row, answer in zip(rows, answers):
@@ -204,7 +205,8 @@ def _label_file(predictor: Predictor, arguments: argparse.Namespace) -> None:
                 name: _free(f"predicted_{name.replace('/', '_')}", own) for name in _columns_of(answers, predictor)
             }
             kinds = {task.field or name: task.rules for name, task in predictor.tasks.items()}
-            table = csv.writer(file, delimiter="\t" if form == ".tsv" else ",", lineterminator="\n")
+            comma = ";" if rows[0].decimal_comma else ","  # as the input has it
+            table = csv.writer(file, delimiter="\t" if form == ".tsv" else comma, lineterminator="\n")
             table.writerow([*own, *added.values()])
             for row, answer in zip(rows, answers):
                 given = [_cell(row.values.get(name), kinds.get(name)) for name in own]
@@ -225,6 +227,12 @@ def _watched(starts: range) -> Iterable[int]:
     from rich.progress import track
 
     return track(starts, "labelling", console=Console(stderr=True), transient=True)
+
+
+def _has_mark(path: Path) -> bool:
+    """Whether a file begins with a byte order mark, by which spreadsheets know UTF-8."""
+    with open(path, "rb") as file:
+        return file.read(3) == b"\xef\xbb\xbf"
 
 
 def _columns_of(answers: Sequence[Answer], predictor: Predictor) -> list[str]:

@@ -151,7 +151,7 @@ class _Screen:
         cells |= {name.replace("/", " "): shown(name, value) for name, value in record["valid"].items()}
         cells["time"] = f"{record['seconds']:.1f} s"
         if self.header is None:
-            self.header = list(cells)
+            self.header = self._fitting(list(cells), record)
             self.console.print(
                 "  ".join(f"{name:>{_width(name)}}" for name in self.header), style="bold", soft_wrap=True
             )
@@ -159,6 +159,13 @@ class _Screen:
         better = record["selection"] > self.best
         self.best = max(self.best, record["selection"])
         self.console.print(row + ("  best" if better else ""), highlight=False, soft_wrap=True)
+
+    def _fitting(self, names: list[str], record: dict[str, Any]) -> list[str]:
+        """The columns; on a terminal that is too narrow for all, of each task the first score alone."""
+        if sum(_width(name) + 2 for name in names) <= self.console.width or not self.console.is_terminal:
+            return names
+        first = {name.partition("/")[0]: name.replace("/", " ") for name in reversed(record["valid"])}
+        return ["epoch", "loss", *(name for name in names if name in first.values()), "time"]
 
 
 def _width(name: str) -> int:

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -25,6 +26,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".conll", ".xlsx")  # of what is no configuration
 KindName = Literal[tuple(KINDS)]
 OF_SHARED_STATES = ("gradnorm", "gradient_aggregation")  # balancing by the gradients of states that all tasks share
 
@@ -152,7 +154,8 @@ class TrainingConfig:
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # how the learning rate falls to 0, if it does
     warmup: float = 0.0  # the share of all steps in which the learning rate rises
     word_dropout: float = 0.0  # the share of training tokens replaced by the unknown token
-    rare_word_dropout: float = 0.0  # a: besides, a/(a + n) of the tokens of a word that is seen n times
+    # a: a word that is seen n times in training is read as the unknown token in a / (a + n) of its places besides
+    rare_word_dropout: float = 0.0
     clip_norm: float = 5.0  # the largest norm of all gradients together; larger ones are scaled down to it
     ema_decay: float = 0.0  # of the weights' moving average, which is evaluated and kept; 0: the weights themselves
     min_count: int = 1  # tokens that are rarer in training are read as the unknown token
@@ -243,6 +246,8 @@ def load(path: Path, overrides: list[str] | None = None, folder: Path | None = N
 
 def read(path: Path) -> dict[str, Any]:
     """The plain values of a TOML file, or of a JSON file of the same form. Errors as for :func:`load`."""
+    if Path(path.name.lower().removesuffix(".gz")).suffix in DATA_SUFFIXES:
+        raise ConfigError(f"{path}: is a data file: pymtl init {shlex.quote(str(path))} writes a configuration for it")
     try:
         text = path.read_text(encoding="utf-8-sig")
         raw = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)

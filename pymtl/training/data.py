@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from pymtl.training.tokenizing import Tokenizer, places, tokens_of
 from pymtl.training.values import check_text, has_numbers, is_missing, number_of, shown
 
 TABLES = ("csv", "tsv")  # formats with a header
+_HANGING = re.compile(r"\w[,;:!?]|\w\.$")  # a sign on a word
 LISTS_TO_TRY = 2000  # lists of tokens, to see which tokenizer would have made them
 
 
@@ -36,6 +38,7 @@ class Record:
     fields: dict[str, list[Any]] = field(default_factory=dict)
     held_out: bool = False
     source: str | list[str] | None = field(default=None, compare=False)
+    place: str = field(default="", compare=False)  # the file and the line it is from
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ def rows_of(path: Path, config: Config) -> list[Row]:
         FileNotFoundError, DataError: as :func:`read_records`.
     """
     dataset, data = next(iter(config.sets.items()))
-    if path.name.lower().removesuffix(".gz").endswith(".txt") and data.format == "auto":
+    plain = path.name.lower().removesuffix(".gz").endswith(".txt") and format_of(path)[0] != "conll"
+    if plain and data.format == "auto":
         return [Row(number, {data.tokens: line}) for number, line in enumerate(read_lines(path), 1)]
     form, _ = format_of(path, data.format)
     columns = _columns(path, config, dataset) if form == "conll" else ()
@@ -120,7 +124,7 @@ def read_all(config: Config, test: bool = True) -> Sets:
     held_out: dict[str, list[Record]] = {}
     notes: list[str] = []
     for name, data in config.sets.items():
-        records, tokenizer = _read(config.path(data.train), config, True, name, notes, True)
+        records, tokenizer = _read(_existing(config, name, "train"), config, True, name, notes, True)
         train[name] = records
         if data.tokenizer == "auto" and tokenizer is not None:
             config = _with_data(config, name, tokenizer=tokenizer)
@@ -129,11 +133,16 @@ def read_all(config: Config, test: bool = True) -> Sets:
         _check_trainable(train[name], config, name)
         if data.valid is None:
             train[name], held_out[name] = _hold_out(train[name], data, config)
+        count = len(train[name])
         train[name] = labelled(train[name], data.train)
+        if len(train[name]) < count:
+            notes.append(
+                f"{data.train}: {count - len(train[name]):,} records have no label of any task and were left out"
+            )
     valid = {
         name: held_out[name]
         if data.valid is None
-        else read_records(config.path(data.valid), config, True, name, notes, False)
+        else read_records(_existing(config, name, "valid"), config, True, name, notes, False)
         for name, data in config.sets.items()
     }
     found = read_test_sets(config, notes) if test else {}
@@ -143,10 +152,25 @@ def read_all(config: Config, test: bool = True) -> Sets:
 def read_test_sets(config: Config, notes: list[str] | None = None) -> dict[str, list[Record]]:
     """The test records of the data sets that have some. Errors as :func:`read_records`."""
     return {
-        name: read_records(config.path(data.test), config, True, name, notes, False)
+        name: read_records(_existing(config, name, "test"), config, True, name, notes, False)
         for name, data in config.sets.items()
         if data.test is not None
     }
+
+
+def _existing(config: Config, dataset: str, part: str) -> Path:
+    """The file of a part of a data set.
+
+    Raises:
+        FileNotFoundError: there is none; the message names the key.
+    """
+    path = config.path(getattr(config.sets[dataset], part))
+    key = f"datasets.{dataset}.{part}" if dataset else f"data.{part}"
+    if not path.exists():
+        raise FileNotFoundError(f"{key}: there is no file {path}")
+    if path.is_dir():
+        raise DataError(f"{key}: expected a file, got the folder {path}")
+    return path
 
 
 def labelled(records: list[Record], where: str) -> list[Record]:
@@ -169,7 +193,7 @@ def record_of(values: Mapping[str, Any], config: Config, labelled: bool = True, 
     """
     row = Row(1, dict(values))
     tokenizer = config.sets[dataset].tokenizer
-    return _record(row, config, labelled, dataset, "whitespace" if tokenizer == "auto" else tokenizer, Counter())
+    return _record(row, config, labelled, dataset, "whitespace" if tokenizer == "auto" else tokenizer, Source(0))
 
 
 def text_record(text: str, config: Config, dataset: str = "") -> Record:
@@ -197,21 +221,24 @@ def _read(
     if rows and form in TABLES:
         _check_columns(rows[0], config, dataset, labelled and complete, notes, path)
     tokenizer = data.tokenizer if data.tokenizer != "auto" else _tokenizer_of(rows, config, dataset)
-    counts: Counter[str] = Counter()
+    changes = Source(0)
     records = []
+    empty = 0
     for row in rows:
         try:
-            record = _record(row, config, labelled, dataset, tokenizer or "whitespace", counts)
+            record = _record(row, config, labelled, dataset, tokenizer or "whitespace", changes)
         except (DataError, TypeError, ValueError) as error:
-            raise DataError(f"{path}:{row.place}: {error}") from None
+            raise DataError(f"{path}{row.where}: {error}") from None
         if record.tokens:
-            records.append(record)
+            records.append(dataclasses.replace(record, place=f"{path}{row.where}"))
         else:
-            counts["records without text were left out"] += 1
+            empty += 1
     if not records:
         raise DataError(f"{path}: expected at least one record, got none")
     if notes is not None:
-        notes += [f"{path.name}: {count:,} {what}" for what, count in counts.items()]
+        notes += [f"{path.name}: {empty:,} records without text were left out"] if empty else []
+        for what, count in changes.counts.items():
+            notes.append(f"{path.name}: {count:,} {what}{changes.examples[what]}")
     return records, tokenizer
 
 
@@ -256,37 +283,46 @@ def _columns(path: Path, config: Config, dataset: str) -> Sequence[str]:
 def _tokenizer_of(rows: Sequence[Row], config: Config, dataset: str) -> Tokenizer | None:
     """What texts that are strings are split by.
 
-    Tags beside a text that is a string say where its tokens end: at spaces. Where all records are lists of tokens it is
-    the rule that would have made them, for the texts that are asked later.
+    Tags beside a text that is a string say how many tokens it has: by the rule that fits more texts. Where all records
+    are lists of tokens it is the rule that would have made them, for the texts that are asked later: ``words`` where
+    signs are tokens of their own more often than they hang on a word.
     """
     data = config.sets[dataset]
     tasks = config.tasks_of(dataset).items()
     names = [task.field or name for name, task in tasks if task.rules.aligned and not task.rules.labels_itself]
     names += [info.field or name for name, info in config.fields.items()]
     strings = False
+    fits: Counter[str] = Counter()
     lists: list[list[Any]] = []
     for row in rows:
         text = row.values.get(text_field(row.values, data))
         if isinstance(text, str):
             strings = True
-            if any(_is_list_of_tags(row, name) for name in names):
-                return "whitespace"
+            for count in (n for n in (_count_of_tags(row, name) for name in names) if n is not None):
+                for tokenizer in ("whitespace", "words"):
+                    fits[tokenizer] += len(places(text, tokenizer)) == count
+                fits["tagged"] += 1
         elif isinstance(text, list):
             lists.append(text)
     if strings:
-        return "words"
+        return "whitespace" if fits["tagged"] > 0 and fits["whitespace"] >= fits["words"] else "words"
     tokens = [token for text in islice(lists, LISTS_TO_TRY) for token in text if isinstance(token, str)]
     if not tokens:
         return None
-    whole = sum(tokens_of(token, "words") == [token] for token in tokens)
-    return "words" if whole >= 0.99 * len(tokens) else "whitespace"
+    signs = sum(not any(character.isalnum() for character in token) for token in tokens)
+    hanging = sum(_HANGING.search(token) is not None and len(tokens_of(token, "words")) > 1 for token in tokens)
+    return "words" if hanging < signs or hanging <= 0.01 * len(tokens) else "whitespace"
 
 
-def _is_list_of_tags(row: Row, name: str) -> bool:
+def _count_of_tags(row: Row, name: str) -> int | None:
+    """How many tags stand in a field; None if it has none, or spans with places of their own."""
     value = row.values.get(name)
-    if name in row.cells:
-        return not is_missing(value) and not value.lstrip().startswith(("[{", "[[", "[]"))
-    return isinstance(value, list) and len(value) > 0 and not isinstance(value[0], dict | list)
+    if is_missing(value):
+        return None
+    if isinstance(value, str):
+        return None if value.lstrip().startswith(("[{", "[[", "[]", "[(")) else len(value.split())
+    whole = isinstance(value, list) and len(value) > 0 and not isinstance(value[0], dict | list)
+    return len(value) if whole else None
 
 
 def text_field(values: Mapping[str, Any], data: DataConfig) -> str:
@@ -298,10 +334,8 @@ def text_field(values: Mapping[str, Any], data: DataConfig) -> str:
     return "text" if by_default and "text" in values else data.tokens
 
 
-def _record(
-    row: Row, config: Config, labelled: bool, dataset: str, tokenizer: Tokenizer, counts: Counter[str]
-) -> Record:
-    """Of a row; one without tokens if its text is empty."""
+def _record(row: Row, config: Config, labelled: bool, dataset: str, tokenizer: Tokenizer, changes: Source) -> Record:
+    """Of a row; one without tokens if its text is empty. ``changes`` counts what had to be changed."""
     data = config.sets[dataset]
     fields = {name: row.values.get(info.field or name) for name, info in config.fields.items()}
     for name, info in config.fields.items():
@@ -321,9 +355,9 @@ def _record(
         tokens = [""] * len(fields[first])
     for name, info in config.fields.items():
         _check_field(info.field or name, fields[name], info, len(tokens))
-    source = Source(len(tokens), None, 0, counts)
+    source = dataclasses.replace(changes, length=len(tokens))
     if isinstance(text, str):
-        source = Source(len(tokens), places(text, tokenizer), len(text), counts)
+        source = dataclasses.replace(source, places=places(text, tokenizer), text=text)
     labels = {}
     for name, task in config.tasks_of(dataset).items() if labelled else ():
         if task.rules.labels_itself:
@@ -332,7 +366,7 @@ def _record(
         field_name = task.field or name
         label = row.values.get(field_name)
         if is_missing(label):
-            labels[name] = None
+            labels[name] = task.rules.when_missing(task, len(tokens))
             continue
         try:
             if field_name in row.cells:
@@ -343,7 +377,11 @@ def _record(
                 continue
         except DataError as error:
             raise DataError(f"field {field_name!r}: {error}") from None
-        task.rules.check_label(field_name, label, task, len(tokens))
+        try:
+            task.rules.check_label(field_name, label, task, len(tokens))
+        except DataError as error:
+            split = f" (the text is split by {tokenizer!r})" if source.places is not None and task.rules.aligned else ""
+            raise DataError(f"{error}{split}") from None
         labels[name] = label
     held_out = data.holdout_field is not None and row.values.get(data.holdout_field) in data.holdout_values
     return Record(tokens, labels, fields, held_out, text)
@@ -441,9 +479,7 @@ def _check_trainable(records: list[Record], config: Config, dataset: str) -> Non
     Raises:
         DataError: one cannot.
     """
-    where = config.sets[dataset].train
     for name, task in config.tasks_of(dataset).items():
-        for number, record in enumerate(records, 1):
+        for record in records:
             if record.labels.get(name) is not None:
-                at = f"{where}: record {number}, field {task.field or name!r}"
-                task.rules.check_trainable(record.labels[name], task, at)
+                task.rules.check_trainable(record.labels[name], task, f"{record.place}: field {task.field or name!r}")

@@ -136,7 +136,8 @@ def page(evaluation: Evaluation, wrong: Sequence[Mapping[str, Any]], title: str,
         own = [line for line in wrong if line["task"] == name]
         if own:
             many = f", {MOST_MISTAKES} of them here, all in `errors.jsonl`" if len(own) > MOST_MISTAKES else ""
-            lines += ["", f"{len(own):,} wrong answers{many}:", ""]
+            far = ", off by more than two standard deviations" if found.get("errors") else ""
+            lines += ["", f"{len(own):,} wrong answers{far}{many}:", ""]
             rows = [
                 [line["text"], _plain(line["truth"]), _plain(line["answer"]), _chance(line)]
                 for line in own[:MOST_MISTAKES]
@@ -156,7 +157,9 @@ def _text(record: Record) -> str:
 
 
 def _plain(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return " ".join(map(_plain, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _chance(line: Mapping[str, Any]) -> str:

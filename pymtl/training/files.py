@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from pymtl.tags import scheme_of_labels
 from pymtl.training.errors import DataError
 
 Format = Literal["jsonl", "json", "csv", "tsv", "conll"]
@@ -27,7 +28,7 @@ _OF_SUFFIX: dict[str, Format] = {
 _TITLES = {"jsonl": "JSON lines", "json": "JSON", "csv": "CSV", "tsv": "tab-separated", "conll": "CoNLL columns"}
 _BOM = b"\xef\xbb\xbf"
 _COMMA = re.compile(r"[-+]?(\d{1,3}(\.\d{3})+|\d+),\d+")
-_COMMENT = re.compile(r"#\s*([\w.-]+)\s*=\s*(.*)")  # CoNLL-U's, of a sentence
+_COMMENT = re.compile(r"#\s*([\w.-]+)\s*[=:]\s*(.*)")  # CoNLL-U's, of a sentence
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,12 @@ class Row:
     values: dict[str, Any]
     cells: frozenset[str] = field(default=frozenset())
     decimal_comma: bool = False
+    of_list: bool = False
+
+    @property
+    def where(self) -> str:
+        """Its place, behind the file's name."""
+        return f": record {self.place}" if self.of_list else f":{self.place}"
 
 
 def format_of(path: Path, asked: str = "auto") -> tuple[Format, str]:
@@ -53,11 +60,29 @@ def format_of(path: Path, asked: str = "auto") -> tuple[Format, str]:
     if suffix in _OF_SUFFIX:
         found = _OF_SUFFIX[suffix]
         return found, f"as {_TITLES[found]}, since its name ends in {suffix}"
+    sniffed = _sniffed(path)
+    if sniffed is not None:
+        return sniffed, f"as {_TITLES[sniffed]}, since it looks like that"
     others = ", ".join(f'"{name}"' for name in _TITLES)
     return (
         "jsonl",
         f"as JSON lines, since its name ends in {suffix or 'nothing else'}: set data.format to one of {others}",
     )
+
+
+def _sniffed(path: Path) -> Format | None:
+    """CoNLL's columns, of a file whose name does not say it: as many cells in each line, tags of spans in the last one,
+    and blank lines between."""
+    if not path.is_file():
+        return None
+    try:
+        lines = [line for line, _ in zip(_Lines(path), range(2000))]
+    except (DataError, OSError, EOFError, zlib.error):
+        return None  # to be named when it is read
+    tokens = [line for line in lines if line.strip() and not line.startswith(("-DOCSTART-", "#"))]
+    counts = {len(line.split("\t") if "\t" in line else line.split()) for line in tokens}
+    same = len(counts) == 1 and counts != {1} and any(not line.strip() for line in lines[:-1])
+    return "conll" if same and scheme_of_labels(line.split()[-1] for line in tokens) is not None else None
 
 
 def with_points(row: Row) -> Row:
@@ -157,7 +182,7 @@ def _json_rows(lines: _Lines, reason: str) -> Iterator[Row]:
             values = [values]
         lines.number = start
         for number, value in enumerate(values, 1):
-            yield Row(number, _object(value, reason, f"record {number}: "))
+            yield Row(number, _object(value, reason, f"record {number}: "), of_list=True)
         return
     while True:
         if first.strip():
@@ -260,7 +285,7 @@ def _conll_rows(lines: _Lines, columns: Sequence[str]) -> Iterator[Row]:
             if len(cells) != len(columns):
                 raise DataError(
                     f"expected {len(columns)} columns ({', '.join(name or 'unused' for name in columns)}), "
-                    f"got {len(cells)}: name them all in data.columns"
+                    f"got {len(cells)}: data.columns has to name them all, and each line has to have them all"
                 )
             if not sentence:
                 start = lines.number

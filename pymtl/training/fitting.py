@@ -11,7 +11,7 @@ from pymtl.training import building
 from pymtl.training.config import Config
 from pymtl.training.data import Sets
 from pymtl.training.errors import ConfigError, RunError
-from pymtl.training.metrics import predict, uncertainties
+from pymtl.training.metrics import best_epoch, predict, uncertainties
 from pymtl.training.model_card import model_card
 from pymtl.training.model_with_loss import ModelWithLoss
 from pymtl.training.plots import training_curves
@@ -85,7 +85,7 @@ class Fitting:
             scores = test_scores(best, sets.test, self.config, self.vocabulary)
             self.run.write_json("test.json", scores)
         validated = predict(best, trainer.valid_batches, sets.valid, self.config, self.vocabulary)
-        chosen = max(trainer.epochs, key=lambda epoch: epoch["selection"])
+        chosen = best_epoch(trainer.epochs)
         self.run.write_manifest(
             {
                 "epoch": chosen["epoch"],
@@ -99,7 +99,7 @@ class Fitting:
     def _how_it_ended(self, trainer: Trainer, before: int) -> str:
         """Why training is over, in words."""
         done, asked = len(trainer.epochs), self.config.training.epochs
-        best = max(trainer.epochs, key=lambda epoch: epoch["selection"])["epoch"]
+        best = best_epoch(trainer.epochs)["epoch"]
         if done == before and done < asked:
             patience = self.config.training.patience
             return (

@@ -175,6 +175,11 @@ def selection_score(scores: Mapping[str, float], settings: TrainingConfig | None
     return sum(counted) / len(counted)
 
 
+def best_epoch(epochs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The first of the epochs with the best selection score; of several the one with the best mean of the tasks."""
+    return max(epochs, key=lambda epoch: (epoch["selection"], selection_score(epoch["valid"])))
+
+
 def delta(scores: Mapping[str, float], baseline: Mapping[str, float]) -> float:
     """The mean over the baseline's scores of how much better these are, relative to them; NaN if one of those is 0."""
     changes = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import types
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -31,7 +32,9 @@ def build(cls: type, raw: Any, where: str, prefix: str) -> Any:
     known = {f.name: f for f in fields(cls)}
     for key in raw:
         if key not in known:
-            raise ConfigError(f"{where}: unknown key {prefix + key!r}, expected one of {', '.join(known)}")
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ConfigError(f"{where}: unknown key {prefix + key!r}{hint}, expected one of {', '.join(known)}")
     values = {}
     for name, info in known.items():
         if name in raw:

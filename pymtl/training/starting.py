@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from pymtl._native import version
 from pymtl.training.config import is_task_name
@@ -14,7 +16,7 @@ from pymtl.training.files import Row, count_columns, format_of, read_rows, with_
 from pymtl.training.kinds import KINDS
 from pymtl.training.kinds.base import Column
 from pymtl.training.tokenizing import tokens_of
-from pymtl.training.values import is_missing
+from pymtl.training.values import is_missing, number_of
 
 MOST_ROWS = 5000  # that are looked at
 USUAL = ("tokens", "text", "sentence", "words", "utterance", "message", "comment", "review", "query", "title", "body")
@@ -50,6 +52,9 @@ def start(path: Path, text: str | None = None, written: str | None = None, asked
     if not rows:
         raise DataError(f"{path}: expected at least one record, got none")
     names = list(dict.fromkeys(name for row in rows for name in row.values))
+    odd = [name for name in names if number_of(name) != name or len(name.split()) > 8] if form in ("csv", "tsv") else []
+    if odd:
+        raise DataError(f"{path}:1: expected the names of the columns in the first line, got {odd[0]!r}: add them")
     field = text if text is not None else _text_field(rows, names, path)
     if field not in names:
         raise DataError(f"--text: expected one of {', '.join(names)}, got {field!r}")
@@ -83,13 +88,17 @@ def _text_field(rows: list[Row], names: list[str], path: Path) -> str:
         return sum(len(value.split()) for value in values if isinstance(value, str)) / len(rows)
 
     usual = [name for name in names if name.lower() in USUAL]
-    lists = [name for name in usual if any(isinstance(row.values.get(name), list) for row in rows)]
+    lists = [name for name in usual if any(_is_tokens(row.values.get(name)) for row in rows)]
     best = max(usual or names, key=words)
     if lists and words(best) == 0:
         return lists[0]
     if words(best) < 2 and not usual:
         raise DataError(f"{path}: no field looks like a text: say which with --text: {', '.join(names)}")
     return best
+
+
+def _is_tokens(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(token, str) for token in value)
 
 
 @dataclass(frozen=True)
@@ -103,20 +112,39 @@ class Suits:
 
 def _kind_of(name: str, field: str, rows: list[Row]) -> Suits | None:
     """A kind that suits the values of a field."""
-    values, lengths = [], []
+    values, lengths, words = [], [], []
     for row in rows:
         value, text = row.values.get(name), row.values.get(field)
         if not is_missing(value) and not is_missing(text):
             values.append(value)
             lengths.append(len(tokens_of(text, "whitespace")) if isinstance(text, str) else len(text))
-    if not values:
+            words.append(len(tokens_of(text, "words")) if isinstance(text, str) else len(text))
+    if not values or _is_of_records(name, values):
         return None
-    column = Column(values, lengths, any(name in row.cells for row in rows))
+    column = Column(values, lengths, words, any(name in row.cells for row in rows))
     for kind in sorted(KINDS.values(), key=lambda kind: kind.looked_for):
         reason = kind.suits(column)
         if reason is not None:
             return Suits(kind.name, reason, kind.starting(column))
     return None
+
+
+def _is_of_records(name: str, values: list[Any]) -> bool:
+    """Whether a field looks like the record's own number, date or place rather than a label of its text."""
+    if re.search(
+        r"(^|[_\s-])(id|ids|uuid|hash|timestamp|date|url|file|index|created|updated)s?([_\s-]at)?$", name.lower()
+    ):
+        return True
+    plain = [str(value).strip() for value in values if isinstance(value, str | int) and not isinstance(value, bool)]
+    if len(plain) < len(values):
+        return False
+    dates = sum(_DATE.fullmatch(value) is not None for value in plain) > 0.9 * len(plain)
+    numbers = [int(value) for value in plain if re.fullmatch(r"\d+", value)]
+    counted = len(numbers) == len(plain) > 10 and all(a < b for a, b in pairwise(numbers))
+    return dates or counted
+
+
+_DATE = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}([T\s].*)?")
 
 
 def _head(train: str, field: str, form: str | None, columns: list[str] | tuple[str, ...]) -> str:

@@ -10,6 +10,7 @@ from pymtl.training.data import Record, Sets
 from pymtl.training.vocabulary import Vocabulary
 
 MOST = 8  # labels that are named with their counts
+FEW = 5  # texts that validate a label
 
 
 def survey(sets: Sets, vocabulary: Vocabulary) -> list[str]:
@@ -26,6 +27,7 @@ def survey(sets: Sets, vocabulary: Vocabulary) -> list[str]:
     for name in config.tasks:
         count = sum(record.labels.get(name) is not None for own in sets.train.values() for record in own)
         lines += _of_task(name, config, vocabulary, count)
+        lines += _missing(name, sets)
     for part, records in (("validation", sets.valid), ("test", sets.test)):
         lines += _unknown_labels(part, records, config, vocabulary)
         share = unknown_share([record for own in records.values() for record in own], vocabulary)
@@ -46,11 +48,33 @@ def _of_task(name: str, config: Config, vocabulary: Vocabulary, labelled: int) -
     if not learned.counts:
         return []
     pairs = sorted(zip(map(task.rules.label_name, learned.labels), learned.counts), key=lambda pair: -pair[1])
-    shown = ", ".join(f"{label} {count:,}" for label, count in pairs[:MOST])
-    rarest = f", …, {pairs[-1][0]} {pairs[-1][1]:,}" if len(pairs) > MOST else ""
+    shown = ", ".join(f"{label} ({count:,})" for label, count in pairs[:MOST])
+    rarest = f", …, {pairs[-1][0]} ({pairs[-1][1]:,})" if len(pairs) > MOST else ""
     lines = [f"{name}: {len(pairs)} labels: {shown}{rarest}"]
     if len(pairs) == 1 and pairs[0][1] >= labelled:
         lines.append(f"{name}: every training record with a label has {pairs[0][0]!r}: there is nothing to tell apart")
+    return lines
+
+
+def _missing(name: str, sets: Sets) -> list[str]:
+    """Labels that are missing and may mean that there are none; and classes that too few texts validate."""
+    task = sets.config.tasks[name]
+    own = sets.train[task.dataset or ""]
+    lines = []
+    missing = sum(record.labels.get(name) is None for record in own)
+    if missing and task.rules.has_option("missing"):
+        lines.append(
+            f"{name}: {missing:,} of {len(own):,} records have no label and teach it nothing; where that means none of "
+            f'the labels, set tasks.{name}.missing = "none"'
+        )
+    if task.rules.is_exact and not task.rules.of_tokens:
+        parts = (
+            part for record in sets.valid[task.dataset or ""] for part in task.rules.parts(record.labels.get(name))
+        )
+        counts = Counter(map(task.rules.label_name, parts))
+        few = [f"{label} ({count})" for label, count in sorted(counts.items(), key=lambda item: item[1]) if count < FEW]
+        if few:
+            lines.append(f"{name}: few texts validate {', '.join(few[:MOST])}: its scores there say little")
     return lines
 
 
@@ -65,7 +89,7 @@ def _unknown_labels(
         labels = [record.labels[name] for own in sets.values() for record in own if record.labels.get(name) is not None]
         unknown = Counter(label for value in labels for label in task.rules.unknown(value, encoding))
         if unknown:
-            shown = ", ".join(f"{label!r} {count:,}" for label, count in unknown.most_common(MOST))
+            shown = ", ".join(f"{label!r} ({count:,})" for label, count in unknown.most_common(MOST))
             more = ", …" if len(unknown) > MOST else ""
             lines.append(f"{part}: labels of {name} that training lacks, each one counts as missed: {shown}{more}")
     return lines

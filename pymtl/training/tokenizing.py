@@ -1,8 +1,9 @@
 """From a text to its tokens, and where each stands in it.
 
-- ``words``: a word with its apostrophes and hyphens (``don't``, ``well-known``), a number or date with its signs
-  (``3.50``, ``10:30``, ``2/7/2021``), an address (``a@b.org``, ``https://…``), and each other character that is no
-  space by itself. Of Chinese and Japanese every character is a token.
+- ``words``: a word with its apostrophes and hyphens (``don't``, ``well-known``), but ``'s`` by itself; an abbreviation
+  (``U.N.``); a number or date with its signs (``3.50``, ``10:30``, ``2/7/2021``); an address (``a@b.org``,
+  ``https://…``); and each other character that is no space by itself. Of Chinese and Japanese every character is a
+  token.
 - ``whitespace``: what stands between spaces.
 """
 
@@ -30,7 +31,9 @@ def _words(marks: str) -> re.Pattern[str]:
         r"https?://[^\s<>\"']*[^\s<>\"'.,;:!?)\]}]"  # an address ends before the sentence's own signs
         rf"|(?<![\w.+-])[\w.+-]{{1,64}}@\w[\w-]*(?:\.\w+)+{not_before}"
         rf"|\d+(?:[.,:/-]\d+)+(?![\w{marks}])"
-        rf"|{letters}(?:[{_JOINERS}]{letters})*"
+        r"|(?:[^\W\d_]\.){2,}"
+        rf"|{letters}(?:(?!['\u2019]s(?!\w))[{_JOINERS}]{letters})*"
+        rf"|(?<=[\w{marks}])['\u2019]s(?!\w)"
         rf"|\S{on_top}"
     )
 

@@ -20,7 +20,7 @@ from pymtl.training.batches import Batch, Batcher, buckets, schedule
 from pymtl.training.config import OF_SHARED_STATES, Config
 from pymtl.training.data import Record
 from pymtl.training.errors import ConfigError, RunError
-from pymtl.training.metrics import evaluate, selection_score
+from pymtl.training.metrics import best_epoch, evaluate, selection_score
 from pymtl.training.model_with_loss import ModelWithLoss
 from pymtl.training.run import Run
 from pymtl.training.step import Step
@@ -231,7 +231,7 @@ class Trainer:
         return _Position(epoch, torch.Generator().manual_seed(seed))
 
     def _best_epoch(self) -> int:
-        return max(self.epochs, key=lambda e: e["selection"])["epoch"]
+        return best_epoch(self.epochs)["epoch"]
 
     def _epochs_without_improvement(self) -> int:
         return len(self.epochs) - self._best_epoch() if self.epochs else 0

@@ -293,6 +293,7 @@ def test_predict_as_json(trained, capsys):
     assert main(["predict", str(trained[0]), "book sushi", "watch jazz now", "--json"]) == 0
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     own = {"intent", "intent/probability", "slots", "slots/spans", "topics", "topics/probability", "politeness"}
+    own |= {"politeness/uncertainty"}
     assert set(first) == {"tokens", "unknown_tokens", *own}
     assert first["slots/spans"] == [{"start": 5, "end": 10, "label": "food", "text": "sushi"}]
     assert (first["tokens"], first["intent"], first["slots"]) == (["book", "sushi"], "table", ["O", "B-food"])

@@ -247,7 +247,7 @@ def test_a_table_without_rows_keeps_its_header_or_is_refused(run, tmp_path, caps
 @pytest.mark.parametrize("option", ["--input", "--output"])
 def test_only_one_of_input_and_output_is_refused(run, tmp_path, fails, option):
     (tmp_path / "new.csv").write_text(TABLE, encoding="utf-8")
-    assert "--input, --output: expected both or neither" in fails("predict", run, option, tmp_path / "new.csv")
+    assert "--input and --output: expected both" in fails("predict", run, option, tmp_path / "new.csv")
     assert (tmp_path / "new.csv").read_text(encoding="utf-8") == TABLE
 
 

@@ -112,7 +112,7 @@ def test_a_header_that_holds_a_quoted_delimiter_is_split_by_the_others(read):
 
 def test_a_pretty_printed_list_counts_its_records(refused):
     content = json.dumps([{"text": "a", "mood": "x"}, {"text": "b", "mood": 1.5}], indent=2)
-    assert "a.json:2: field 'mood': expected a string or a whole number, got 1.5" in refused("a.json", content)
+    assert "a.json: record 2: field 'mood': expected a string or a whole number, got 1.5" in refused("a.json", content)
 
 
 @pytest.mark.parametrize(

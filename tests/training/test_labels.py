@@ -19,7 +19,7 @@ from pymtl.training.batches import Batcher
 from pymtl.training.building import model_of
 from pymtl.training.data import Record, read_all
 from pymtl.training.errors import ConfigError, DataError
-from pymtl.training.metrics import decode, score, selection_score
+from pymtl.training.metrics import best_epoch, decode, score, selection_score
 from pymtl.training.model_with_loss import ModelWithLoss
 from pymtl.training.survey import survey
 from pymtl.training.tokenizing import places
@@ -240,7 +240,13 @@ def test_a_span_that_ends_within_a_token_is_widened_and_counted(read, span, tags
     sets = read(ENTITIES, [{"text": "abc de fg", "entities": [span]}], [{"text": "a", "entities": []}])
     assert labels(sets) == [tags]
     note = "a.jsonl: 1 spans begin or end within a token and were widened to it"
-    assert sets.notes == [note, "t: tags of spans, scheme bio"][0 if widened else 1 :]
+    assert sets.notes[-1] == "t: tags of spans, scheme bio"
+    assert [text.partition(", as ")[0] for text in sets.notes[:-1]] == ([note] if widened else [])
+
+
+def test_a_widened_span_is_shown_as_an_example(read):
+    sets = read(ENTITIES, [{"text": "abc de fg", "entities": [[0, 2, "x"]]}], [{"text": "a", "entities": []}])
+    assert sets.notes[0].endswith("and were widened to it, as 'ab' to 'abc'")
 
 
 def test_of_two_spans_within_one_token_the_first_is_kept(read):
@@ -584,20 +590,20 @@ def test_labels_that_only_validation_has_are_named_and_counted(read):
     train = [{"text": "a b", "t": "x"}, {"text": "b", "t": "y"}]
     valid = [{"text": "a c", "t": value} for value in ("x", "new", "new", "newer", None)]
     lines = seen(read(task("classification"), train, valid))
-    assert "validation: labels of t that training lacks, each one counts as missed: 'new' 2, 'newer' 1" in lines
+    assert "validation: labels of t that training lacks, each one counts as missed: 'new' (2), 'newer' (1)" in lines
     assert "validation: 50.0 % of the tokens are unknown to training" in lines
 
 
 def test_labels_that_only_the_test_records_have_are_named_too(read, tmp_path):
     write(tmp_path / "test.jsonl", [{"text": "a", "t": ["q", "p", "q2"]}])
     lines = seen(read(task("multilabel"), [{"text": "a", "t": ["p"]}, {"text": "a", "t": []}], test="test.jsonl"))
-    assert "test: labels of t that training lacks, each one counts as missed: 'q' 1, 'q2' 1" in lines
+    assert "test: labels of t that training lacks, each one counts as missed: 'q' (1), 'q2' (1)" in lines
 
 
 def test_tags_that_only_validation_has_are_named_and_counted(read):
     train, valid = [{"text": "a b", "t": ["O", "B-x"]}], [{"text": "a b c", "t": ["B-y", "I-y", "I-y"]}]
     lines = seen(read(task("tagging"), train, valid))
-    assert "validation: labels of t that training lacks, each one counts as missed: 'I-y' 2, 'B-y' 1" in lines
+    assert "validation: labels of t that training lacks, each one counts as missed: 'I-y' (2), 'B-y' (1)" in lines
 
 
 def test_nothing_is_said_of_labels_that_training_has(read):
@@ -611,13 +617,13 @@ def test_classes_are_counted_the_most_frequent_first(read):
     lines = seen(
         read({**task("classification"), **KEEP}, [{"text": "a", "t": v, "other": i} for i, v in enumerate(values)])
     )
-    assert "t: 3 labels: y 5, x 3, z 1" in lines
+    assert "t: 3 labels: y (5), x (3), z (1)" in lines
 
 
 def test_of_many_classes_the_most_frequent_and_the_rarest_are_named(read):
     values = [f"c{i}" for i in range(10) for _ in range(20 - i)]
     lines = seen(read(task("classification"), [{"text": "a", "t": value} for value in values]))
-    assert "t: 10 labels: c0 20, c1 19, c2 18, c3 17, c4 16, c5 15, c6 14, c7 13, …, c9 11" in lines
+    assert "t: 10 labels: c0 (20), c1 (19), c2 (18), c3 (17), c4 (16), c5 (15), c6 (14), c7 (13), …, c9 (11)" in lines
 
 
 @pytest.mark.parametrize(("kind", "value", "name"), [("classification", "x", "x"), ("tagging", ["O"], "O")])
@@ -640,3 +646,77 @@ def test_the_tokenizer_and_the_notes_are_named(read):
 def test_numbers_have_no_labels_to_count(read):
     lines = seen(read(task("regression"), [{"text": "a", "t": 1}, {"text": "b", "t": 2}]))
     assert not any(line.startswith("t:") for line in lines)
+
+
+# What a missing label means, numbers of very different sizes, other schemes
+
+
+def test_a_missing_label_may_mean_that_there_is_none(tmp_path):
+    rows = [
+        {"text": "a tea", "topics": ["x"], "names": [[2, 5, "drink"]]},
+        {"text": "a cup", "topics": None},
+        {"text": "hot tea", "topics": ["y"], "names": [[4, 7, "drink"]]},
+    ]
+    write(tmp_path / "a.jsonl", rows)
+    tasks = {"topics": {"kind": "multilabel"}, "names": {"kind": "tagging"}}
+    raw = {"data": {"train": "a.jsonl", "valid": "a.jsonl"}, "tasks": tasks, "folder": str(tmp_path)}
+    sets = read_all(configuration.parse(raw, "test"))
+    assert [record.labels["topics"] for record in sets.train[""]] == [["x"], ["y"]]
+    assert "a.jsonl: 1 records have no label of any task and were left out" in sets.notes
+    raw["tasks"] = {name: {**task, "missing": "none"} for name, task in tasks.items()}
+    sets = read_all(configuration.parse(raw, "test"))
+    assert [record.labels["topics"] for record in sets.train[""]] == [["x"], [], ["y"]]
+    assert [record.labels["names"] for record in sets.train[""]] == [["O", "B-drink"], ["O", "O"], ["O", "B-drink"]]
+
+
+def test_logarithms_of_numbers_are_standardised_where_they_are_asked_for():
+    head = RegressionHead(mean=[math.log(100.0)], std=[2.0], log=True)
+    targets = torch.tensor([100.0, 100.0 * math.e**2, 250_000.0, math.nan], dtype=torch.float64)
+    standardised = head.standardized(targets)
+    torch.testing.assert_close(standardised[:2], torch.tensor([0.0, 1.0]))
+    assert standardised[3].isnan()
+    torch.testing.assert_close(head.values(standardised)[:3], targets[:3], rtol=1e-6, atol=0)
+    assert head.values(torch.tensor([-50.0])) > 0
+
+
+def test_a_number_that_has_no_logarithm_is_refused(tmp_path):
+    write(tmp_path / "a.jsonl", [{"text": "a", "n": 1}, {"text": "b", "n": 0}])
+    tasks = {"n": {"kind": "regression", "scale": "log"}}
+    raw = {"data": {"train": "a.jsonl", "valid": "a.jsonl"}, "tasks": tasks, "folder": str(tmp_path)}
+    config = configuration.parse(raw, "test")
+    with pytest.raises(DataError, match="task 'n': expected values above 0 with scale = 'log', got 0"):
+        Vocabulary.of(read_all(config).train[""], config)
+
+
+def test_tags_in_another_scheme_are_right_if_they_mean_the_same_spans():
+    rules = configuration.TaskConfig("tagging").rules
+    assert rules.is_right(["B-x", "E-x", "S-y"], ["B-x", "I-x", "B-y"])
+    assert not rules.is_right(["B-x", "E-x", "S-y"], ["B-x", "B-x", "B-y"])
+    assert rules.is_right([None, "S-y"], ["B-x", "B-y"])
+    encoding = rules.encoding(["B-x", "I-x", "O"])
+    assert rules.unknown(["S-x", "E-x", "B-z", "O"], encoding) == ["B-z"]
+
+
+def test_of_epochs_with_one_selection_score_the_best_mean_is_kept():
+    epochs = [
+        {"epoch": 1, "selection": 1.0, "valid": {"a/accuracy": 1.0, "b/accuracy": 0.3}},
+        {"epoch": 2, "selection": 1.0, "valid": {"a/accuracy": 1.0, "b/accuracy": 0.9}},
+        {"epoch": 3, "selection": 0.9, "valid": {"a/accuracy": 0.9, "b/accuracy": 1.0}},
+        {"epoch": 4, "selection": 1.0, "valid": {"a/accuracy": 1.0, "b/accuracy": 0.9}},
+    ]
+    assert best_epoch(epochs)["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("tokens", "tokenizer"),
+    [
+        (["U.N.", "said", ",", "it", "met", "."], "words"),
+        (["Hello,", "my", "printer", "is", "gone."], "whitespace"),
+        (["play", "some", "jazz"], "words"),
+    ],
+)
+def test_lists_of_tokens_say_how_later_texts_are_split(tmp_path, tokens, tokenizer):
+    write(tmp_path / "a.jsonl", [{"tokens": tokens, "t": ["O"] * len(tokens)}])
+    tasks = {"t": {"kind": "tagging"}}
+    raw = {"data": {"train": "a.jsonl", "valid": "a.jsonl"}, "tasks": tasks, "folder": str(tmp_path)}
+    assert read_all(configuration.parse(raw, "test")).config.data.tokenizer == tokenizer

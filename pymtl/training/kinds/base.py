@@ -52,6 +52,14 @@ class CrossEntropyOptions:
     class_weights: str | dict[str, float] = "none"
 
 
+@dataclass(frozen=True, kw_only=True)
+class MissingOptions:
+    """Of kinds whose label may be that there is none."""
+
+    # What a missing label means: "unknown", the record teaches this task nothing; "none", there are no labels or spans
+    missing: Literal["unknown", "none"] = "unknown"
+
+
 class Kind(ABC):
     """A kind of task. An instance has no state: each method is given the task's configuration.
 
@@ -102,6 +110,10 @@ class Kind(ABC):
             DataError: it does not fit the text.
         """
         return value
+
+    def when_missing(self, task: TaskConfig, length: int) -> Any:
+        """The label of a record, of ``length`` tokens, in which it is missing; None if nothing is known of it."""
+        return None
 
     def as_cell(self, value: Any) -> str:
         """A label, or an answer, as :meth:`of_cell` reads it."""
@@ -274,22 +286,28 @@ class Kind(ABC):
 
 @dataclass(frozen=True)
 class Source:
-    """The text of a label: its number of tokens, where they stand in it (None of a list of tokens), its number of
-    characters, and a count of what had to be changed to make a label fit."""
+    """The text of a label: its number of tokens, where they stand in it (None of a list of tokens), the text itself,
+    and what had to be changed to make labels fit: how often, and an example of each."""
 
     length: int
     places: Sequence[Place] | None = None
-    size: int = 0
+    text: str = ""
     counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def count(self, what: str, example: str = "") -> None:
+        self.counts[what] += 1
+        self.examples.setdefault(what, f", as {example}" if example else "")
 
 
 @dataclass(frozen=True)
 class Column:
-    """The values of a field that are not missing, how many tokens each one's text has, and whether they are cells of a
-    table."""
+    """The values of a field that are not missing, how many tokens each one's text has by either tokenizer, and whether
+    they are cells of a table."""
 
     values: Sequence[Any]
     lengths: Sequence[int]
+    words: Sequence[int]
     is_cells: bool
 
     def numbers(self) -> list[float] | None:

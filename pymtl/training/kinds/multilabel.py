@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pymtl.heads import MultiLabelHead
-from pymtl.training.kinds.base import Column, Decoding, Kind, Learned, PoolingOptions, Scored
+from pymtl.training.kinds.base import Column, Decoding, Kind, Learned, MissingOptions, PoolingOptions, Scored
 from pymtl.training.values import as_name, is_label
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultilabelOptions(PoolingOptions, MissingOptions):
+    pass
 
 
 class Multilabel(Kind):
     """Micro F1."""
 
     name = "multilabel"
-    Options = PoolingOptions
+    Options = MultilabelOptions
     scores = ("f1",)
     is_exact = True
     has_reference = True
@@ -29,13 +35,16 @@ class Multilabel(Kind):
 
     def suits(self, column: Column) -> str | None:
         if column.is_cells:
-            several = sum("|" in value for value in column.values)
+            several = sum("|" in value.strip(" |") for value in column.values)
             return f"several labels in {several:,} of {len(column.values):,} cells" if several > 0 else None
         lists = all(isinstance(value, list) and all(map(is_label, value)) for value in column.values)
         return "lists of labels" if lists and any(column.values) else None
 
     def of_cell(self, cell: str, task: Any) -> list[str]:
         return [label.strip() for label in cell.split("|") if label.strip()]
+
+    def when_missing(self, task: Any, length: int) -> list[str] | None:
+        return [] if task.missing == "none" else None
 
     def as_cell(self, value: Any) -> str:
         return "|".join(map(as_name, value)) or "|"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,15 @@ from pymtl.training.values import has_numbers, is_missing, is_number, number_of
 @dataclass(frozen=True, kw_only=True)
 class RegressionOptions(PoolingOptions):
     num_targets: int = 1  # how many numbers a text has
+    # "log": the model learns logarithms, for numbers above 0 of very different sizes, as prices from 10 to 250,000
+    scale: Literal["linear", "log"] = "linear"
 
 
 class Regression(Kind):
     """R², Pearson's and Spearman's correlation; of several numbers their means.
 
-    The model's outputs are standardised: its vocabulary holds the mean and the standard deviation of each target among
-    the training records.
+    The model's outputs are standardised: its vocabulary holds the mean and the standard deviation of each target, or of
+    its logarithm, among the training records.
     """
 
     name = "regression"
@@ -39,7 +41,9 @@ class Regression(Kind):
     looked_for = 4
 
     def starting(self, column: Column) -> list[str]:
-        return ['pooling = "mean"']
+        numbers = column.numbers() or [1.0]
+        wide = min(numbers) > 0 and max(numbers) > 1000 * min(numbers)
+        return ['pooling = "mean"', *(['scale = "log"              # numbers of very different sizes'] if wide else [])]
 
     def suits(self, column: Column) -> str | None:
         numbers = column.numbers()
@@ -82,6 +86,12 @@ class Regression(Kind):
         for number, column in enumerate(zip(*rows), 1):
             known = [float(value) for value in column if value is not None]
             which = f" of number {number}" if task.num_targets > 1 else ""
+            if task.scale == "log" and known:
+                if min(known) <= 0:
+                    raise DataError(
+                        f"task {name!r}: expected values{which} above 0 with scale = 'log', got {min(known):g}"
+                    )
+                known = list(map(math.log, known))
             if len(set(known)) < 2:
                 got = f"only {known[0]:g}" if known else "none"
                 raise DataError(
@@ -94,7 +104,7 @@ class Regression(Kind):
                     f"task {name!r}: expected training values{which} whose standard deviation is a number above 0, "
                     f"got {deviation:g} around {mean:g}"
                 )
-            found.append({"mean": mean, "std": deviation})
+            found.append({"mean": mean, "std": deviation} | ({"log": True} if task.scale == "log" else {}))
         return found
 
     def is_vocabulary(self, labels: Any) -> bool:
@@ -139,10 +149,13 @@ class Regression(Kind):
 
     def mistakes(self, truth: Sequence[Any], guess: Sequence[Any], scored: Scored) -> list[int]:
         """Those that are off by more than two of the training labels' standard deviations, the farthest first."""
+        head = _scaled(scored.labels)
 
         def distance(expected: Any, actual: Any) -> float:
             rows = [value if isinstance(value, list) else [value] for value in (expected, actual)]
-            return max(abs(a - b) / scale["std"] for a, b, scale in zip(*rows, scored.labels) if a is not None)
+            rows[0] = [math.nan if number is None else number for number in rows[0]]
+            a, b = (head.standardized(torch.tensor(row, dtype=torch.float64)) for row in rows)
+            return float((a - b).abs().nan_to_num().max())
 
         distances = [distance(a, b) for a, b in zip(truth, guess)]
         return sorted((i for i, far in enumerate(distances) if far > 2), key=lambda i: -distances[i])
@@ -172,7 +185,8 @@ class Regression(Kind):
 def _scaled(labels: Sequence[dict[str, float]], pooling: Any = "last", reads: Any = None) -> RegressionHead:
     """A head of these means and standard deviations."""
     mean, std = [label["mean"] for label in labels], [label["std"] for label in labels]
-    return RegressionHead(len(labels), pooling, reads=reads, mean=mean, std=std)
+    log = bool(labels) and bool(labels[0].get("log", False))
+    return RegressionHead(len(labels), pooling, reads=reads, mean=mean, std=std, log=log)
 
 
 def _moments(values: Sequence[float]) -> tuple[float, float]:

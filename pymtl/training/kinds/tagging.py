@@ -24,6 +24,7 @@ from pymtl.training.kinds.base import (
     Decoding,
     Kind,
     Learned,
+    MissingOptions,
     Requirement,
     Scored,
     Source,
@@ -36,9 +37,10 @@ from pymtl.training.values import as_name, shown
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaggingOptions(CrossEntropyOptions):
+class TaggingOptions(CrossEntropyOptions, MissingOptions):
     decoder: Literal["softmax", "crf"] = "softmax"  # each tag by itself, or the best sequence of tags
-    scheme: Literal["auto", "bio", "iobes", "bilou", "iob1", "none"] = "auto"  # of tags of spans; "auto": as seen
+    # Of tags of spans: iob2 is another name of bio, bioes of iobes; "auto": as seen; "none": the tags are not of spans
+    scheme: Literal["auto", "bio", "iob2", "iobes", "bioes", "bilou", "iob1", "none"] = "auto"
     constrained: bool = False  # whether a crf keeps to sequences that the scheme allows
     bio: bool = False  # the older way to write scheme = "bio" with constrained = true
 
@@ -73,17 +75,19 @@ class Tagging(Kind):
             return None
         if any(isinstance(item, dict | list) for value in values for item in value):
             return "spans with their places in the text"
-        whole = [len(value) == length for value, length in zip(values, column.lengths)]
-        enough = any(length > 1 for length in column.lengths)
-        return "a tag for each token" if all(whole) and enough else None
+        for lengths in (column.lengths, column.words):
+            whole = all(len(value) == length for value, length in zip(values, lengths))
+            if whole and any(length > 1 for length in lengths):
+                return "a tag for each token"
+        return None
 
     def requirements(self, task: Any, config: Any) -> list[Requirement]:
         crf = task.decoder == "crf"
         return [
             (not task.bio or crf, "bio", "decoder = 'crf' with it"),
-            (not task.bio or task.scheme in ("auto", "bio"), "scheme", "'bio' with bio = true"),
+            (not task.bio or task.scheme in ("auto", "bio", "iob2"), "scheme", "'bio' with bio = true"),
             (not task.constrained or crf, "constrained", "decoder = 'crf' with it"),
-            (not task.constrained or task.scheme != "none", "scheme", "one of spans with constrained = true"),
+            (not task.constrained or task.scheme != "none", "scheme", "a scheme of spans beside constrained = true"),
             (not crf or task.label_smoothing == 0, "label_smoothing", "0 for a crf"),
             (not crf or task.class_weights == "none", "class_weights", "'none' for a crf"),
             weights_fit(task),
@@ -99,6 +103,8 @@ class Tagging(Kind):
     def of_value(self, value: Any, task: Any, source: Source) -> Any:
         """Tags of each token as they are; tags of spans, ``{"start", "end", "label"}`` or ``[start, end, label]`` with
         their characters' places in the text."""
+        if isinstance(value, str):
+            value = self.of_cell(value, task)
         if not isinstance(value, list):
             return value
         spans = [item for item in value if isinstance(item, dict | list)]
@@ -119,15 +125,24 @@ class Tagging(Kind):
     def is_element(self, value: Any) -> bool:
         return value is None or (super().is_element(value) and value != "")
 
+    def when_missing(self, task: Any, length: int) -> list[str] | None:
+        return [schemes.OUTSIDE] * length if task.missing == "none" else None
+
     def settled(self, name: str, task: Any, values: Sequence[Any], notes: list[str]) -> Any:
+        if task.scheme in schemes.ALIASES:
+            task = dataclasses.replace(task, scheme=schemes.ALIASES[task.scheme])
         if task.scheme == "auto":
             found = "bio" if task.bio else schemes.scheme_of(values)
             if found is None and task.constrained:
-                scheme, wrong = _nearest({tag for value in values for tag in self.parts(value)})
-                raise DataError(
-                    f"task {name!r}: expected tags of spans with constrained = true, got {wrong!r}, which is none of "
-                    f"the scheme {scheme}"
-                )
+                tags = [tag for value in values for tag in self.parts(value)]
+                found = max(schemes.SCHEMES, key=lambda s: sum(schemes.belongs_to(tag, s) for tag in tags))
+                strangers = [tag for tag in tags if not schemes.belongs_to(tag, found)]
+                if len(strangers) > 0.1 * len(tags):  # else a few are mistyped, and check_trainable names one
+                    got = strangers[0] if strangers else schemes.OUTSIDE
+                    raise DataError(
+                        f"task {name!r}: expected tags of spans with constrained = true, got {got!r}: leave "
+                        "constrained out for other tags"
+                    )
             task = dataclasses.replace(task, scheme=found or "none")
         if task.scheme != "none":
             notes.append(f"{name}: tags of spans, scheme {task.scheme}")
@@ -141,12 +156,15 @@ class Tagging(Kind):
                 raise DataError(f"{at}: expected tags of the scheme {task.scheme}, got {tag!r} at token {place}")
         fault = schemes.first_fault(label, task.scheme) if is_constrained(task) else None
         if fault is not None:
-            before = label[fault - 1] if fault > 0 else schemes.OUTSIDE
-            what = (
-                f"{label[fault]!r} at token {fault + 1} follows" if fault < len(label) else "the sentence ends behind"
-            )
-            asked = "bio = true" if task.bio else "constrained = true"
-            raise DataError(f"{at}: {what} {before!r}, which {asked} forbids")
+            place = "" if fault == len(label) else f"{label[fault]!r} at token {fault + 1}"
+            if fault == len(label):
+                what = f"the sentence ends behind {label[-1]!r}"
+            elif fault == 0:
+                what = f"{place} begins the sentence"
+            else:
+                what = f"{place} follows {label[fault - 1]!r}"
+            asked = "bio = true" if task.bio else f"constrained = true with scheme = {task.scheme!r}"
+            raise DataError(f"{at}: {what}, which {asked} forbids")
 
     def strata(self, label: Any) -> list[str]:
         return sorted({schemes.split(tag)[1] or tag for tag in self.parts(label)} - {schemes.OUTSIDE})
@@ -211,7 +229,19 @@ class Tagging(Kind):
         return {"accuracy": float(sk.accuracy_score(*map(list, zip(*flat)))) if flat else 0.0}
 
     def is_right(self, truth: Sequence[Any], guess: Sequence[Any]) -> bool:
+        """Tags of spans are right if they mean the same spans, be it in another scheme."""
+        if _are_of_spans([tag for tag in (*truth, *guess) if tag is not None]):
+            (known,), (found,) = _as_bio([truth], [guess])
+            return known == found
         return all(a is None or a == b for a, b in zip(truth, guess))
+
+    def unknown(self, label: Any, encoding: Mapping[str, int]) -> list[str]:
+        """Of tags of spans those whose type training has not seen: other letters are of another scheme."""
+        found = super().unknown(label, encoding)
+        if not found or schemes.scheme_of_labels(encoding) is None:
+            return found
+        types = {schemes.split(tag)[1] for tag in encoding}
+        return [tag for tag in found if not (_are_of_spans([tag]) and schemes.split(tag)[1] in types)]
 
     def breakdown(self, truth: Sequence[Any], guess: Sequence[Any], scored: Scored) -> dict[str, Any]:
         if scheme_of(scored.task, scored.labels) is not None:
@@ -263,13 +293,6 @@ def scheme_of(task: Any, labels: Sequence[str]) -> schemes.Scheme | None:
     if task.scheme != "auto":
         return task.scheme
     return "bio" if task.bio else schemes.scheme_of_labels(labels)
-
-
-def _nearest(tags: set[str]) -> tuple[str, str]:
-    """The scheme with the fewest strangers among these tags, and one of those."""
-    wrong = {s: sorted(tag for tag in tags if not schemes.belongs_to(tag, s)) for s in schemes.SCHEMES}
-    scheme = min(wrong, key=lambda s: len(wrong[s]))
-    return scheme, next(iter(wrong[scheme]), schemes.OUTSIDE)
 
 
 def is_constrained(task: Any) -> bool:
@@ -331,11 +354,10 @@ def _tags_of_spans(spans: Sequence[tuple[int, int, str]], source: Source) -> lis
     """Tags in the scheme ``bio``; a span that begins or ends within a token takes the whole token."""
     found: list[schemes.Span] = []
     before: tuple[int, int, str] | None = None
-    for start, end, label in sorted(spans):
-        if not 0 <= start < end <= source.size:
-            raise DataError(
-                f"expected spans within the text of {source.size} characters, got {start} to {end} ({label})"
-            )
+    for start, end, label in sorted(set(spans)):
+        if not 0 <= start < end <= len(source.text):
+            size = len(source.text)
+            raise DataError(f"expected spans within the text of {size} characters, got {start} to {end} ({label})")
         if before is not None and start < before[1]:
             raise DataError(
                 f"expected spans that do not overlap, got {before[0]} to {before[1]} ({before[2]}) and {start} to "
@@ -344,13 +366,15 @@ def _tags_of_spans(spans: Sequence[tuple[int, int, str]], source: Source) -> lis
         before = (start, end, label)
         inside = [i for i, (first, last) in enumerate(source.places) if first < end and last > start]
         if not inside:
-            source.counts["spans of spaces alone were left out"] += 1
+            source.count("spans of spaces alone were left out")
             continue
         if found and inside[0] <= found[-1][2]:
-            source.counts["spans were left out, which begin within the last token of another"] += 1
+            source.count("spans were left out, which begin within the last token of another")
             continue
         if not _is_whole(inside, source.places, start, end):
-            source.counts["spans begin or end within a token and were widened to it"] += 1
+            whole = source.text[source.places[inside[0]][0] : source.places[inside[-1]][1]]
+            example = f"{source.text[start:end]!r} to {whole!r}"
+            source.count("spans begin or end within a token and were widened to it", example)
         found.append((label, inside[0], inside[-1]))
     return schemes.tags_of(found, source.length)
 
