@@ -93,7 +93,9 @@ class _Reader:
                 raise DataError(f"expected a word and {self.size} numbers, got {len(cells) - 1} numbers")
             word = self._decoded(cells[0])
             if word in self.wanted:
-                yield word, np.array([float(cell) for cell in cells[1:]], dtype=np.float32)
+                with np.errstate(over="ignore"):  # the caller names what is not finite
+                    vector = np.array([float(cell) for cell in cells[1:]], dtype=np.float32)
+                yield word, vector
 
     def _binary(self, file: IO[bytes]) -> Iterator[_Vector]:
         header = file.readline(100).split()
