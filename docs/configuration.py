@@ -90,11 +90,17 @@ def _default(value: str) -> str:
     return "" if "default_factory" in value or "field(" in value else f"`{value}`".replace("'", '"')
 
 
+def _comment(text: str) -> str:
+    """With values as code, and no capital at the beginning."""
+    text = re.sub(r'"([^" ]*)"', r'`"\1"`', text)
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
+
+
 def table(keys: list[Key]) -> list[str]:
     """A table in Markdown."""
     lines = ["| key | value | default | what it sets |", "| --- | --- | --- | --- |"]
     for key in keys:
-        cells = (f"`{key.name}`", key.type, key.default, key.comment)
+        cells = (f"`{key.name}`", key.type, key.default, _comment(key.comment))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return lines
 

@@ -546,3 +546,69 @@ def test_a_file_that_init_cannot_read_is_named_and_nothing_is_written(tmp_path, 
 
 def test_init_of_a_file_that_is_not_there_is_refused(tmp_path, fails):
     assert "absent.csv" in fails("init", tmp_path / "absent.csv")
+
+
+# What people try
+
+
+def test_a_data_file_in_a_configuration_s_place_is_told_so(tmp_path, fails):
+    (tmp_path / "my data.csv").write_text("text,mood\na tea,x\n")
+    assert f"pymtl init '{tmp_path}/my data.csv' writes a configuration" in fails("train", tmp_path / "my data.csv")
+
+
+def test_a_mistyped_key_is_told_what_it_may_have_been(tmp_path, fails):
+    config = toy.write_files(tmp_path)
+    assert "did you mean 'epochs'?" in fails("train", config, "--set", "training.epoch=3")
+
+
+def test_a_missing_data_file_is_named_with_its_key(tmp_path, fails):
+    config = toy.write_files(tmp_path)
+    error = fails("train", config, "--set", "data.test=absent.jsonl", "--run", tmp_path / "run")
+    assert "data.test: there is no file" in error
+    assert "data.train: expected a file, got the folder" in fails("train", config, "--set", "data.train=.")
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "used"),
+    [
+        ("text,team,id\n" + "".join(f"a tea {i},{'xy'[i % 2]},{i * 7}\n" for i in range(30)), "a.csv", {"team"}),
+        (
+            "text,team,sent\n" + "".join(f"a {i},{'xy'[i % 2]},{1 + i % 28}.05.2026\n" for i in range(30)),
+            "a.csv",
+            {"team"},
+        ),
+        ("text,team,_hash\n" + "".join(f"a {i},{'xy'[i % 2]},{i * 31 % 17}\n" for i in range(30)), "a.csv", {"team"}),
+        ("text,team,site\n" + "".join(f"a {i},{'xy'[i % 2]},here\n" for i in range(30)), "a.csv", {"team"}),
+        ("text;price\n" + "".join(f"a {i};{10 ** (i % 5)},5\n" for i in range(30)), "a.csv", {"price"}),
+    ],
+    ids=["ids", "dates", "hashes", "a single value", "decimal commas"],
+)
+def test_init_leaves_out_what_is_of_the_record_and_not_of_its_text(tmp_path, content, name, used):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    quiet("init", tmp_path / name)
+    config = configuration.load(tmp_path / "a.toml")
+    assert set(config.tasks) == used
+    if "price" in used:
+        assert (config.tasks["price"].kind, config.tasks["price"].scale) == ("regression", "log")
+
+
+def test_init_of_a_table_without_a_header_asks_for_one(tmp_path, fails):
+    (tmp_path / "a.csv").write_text("the printer is gone,office,33.02\nthe invoice,billing,7\n")
+    assert "expected the names of the columns in the first line, got '33.02'" in fails("init", tmp_path / "a.csv")
+
+
+def test_init_of_parts_of_speech_and_names_can_be_trained(tmp_path):
+    lines = "".join(f"w{i}\tNOUN\tO\nParis\tPROPN\tB-LOC\n\n" for i in range(20))
+    (tmp_path / "a.conll").write_text(lines)
+    quiet("init", tmp_path / "a.conll")
+    config = configuration.load(tmp_path / "a.toml")
+    assert [task.constrained for task in config.tasks.values()] == [False, True]
+    quiet("train", tmp_path / "a.toml", "--run", tmp_path / "run", "--set", "training.epochs=1")
+    (answer,) = pymtl.load(tmp_path / "run").predict(["w1 Paris."])
+    assert answer["tokens"] == ["w1", "Paris", "."]
+
+
+def test_a_table_with_semicolons_is_written_as_it_came(run, tmp_path):
+    target, _ = labelled(run, "\ufefftext;note\nplay jazz;1,5\n", "new.csv", "answers.csv", tmp_path)
+    assert target.read_bytes().startswith(b"\xef\xbb\xbftext;note;predicted_")
+    assert target.read_text(encoding="utf-8-sig").splitlines()[1].startswith("play jazz;1,5;")
