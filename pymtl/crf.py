@@ -37,7 +37,8 @@ class CRF(nn.Module):
     uniformly from -0.1 to 0.1.
 
     Raises:
-        ValueError: ``num_tags`` is below 1, there is not one label for each tag, or one is not of the scheme.
+        ValueError: ``num_tags`` is below 1; there is not one label for each tag; one is not of the scheme (by ``"bio"``
+            any other passes for ``O``); or none may stand alone, so that a sentence of one token has no path.
     """
 
     def __init__(
@@ -54,9 +55,9 @@ class CRF(nn.Module):
             raise ValueError(f"labels: expected {num_tags} names, got {len(labels)}")
         if scheme not in schemes.SCHEMES:
             raise ValueError(f"scheme: expected one of {', '.join(schemes.SCHEMES)}, got {scheme!r}")
-        if labels is not None and scheme != "bio":
+        if labels is not None:
             wrong = [label for label in labels if not schemes.belongs_to(label, scheme)]
-            if wrong:
+            if wrong and scheme != "bio":  # by bio any other tag passes for O
                 raise ValueError(f"labels: expected tags of the scheme {scheme}, got {wrong[0]!r}")
             # Else a sentence of one token would have no path.
             if not any(schemes.first_fault([label], scheme) is None for label in labels):

@@ -292,9 +292,11 @@ class RegressionHead(Head):
 
     def standardized(self, targets: Tensor) -> Tensor:
         """``(targets - mean) / std``, float32, of targets [..., C], or of one target [...]; NaN stays NaN. With ``log``
-        the logarithms of the targets; NaN of those below 0."""
+        the logarithms of the targets; NaN of those that are not above 0."""
         mean, std = self._scale(targets)
-        numbers = targets.double().log() if self.log else targets.double()
+        numbers = targets.double()
+        if self.log:
+            numbers = torch.where(numbers > 0, numbers.log(), torch.nan)
         return ((numbers - mean) / std).float()
 
     def values(self, predictions: Tensor) -> Tensor:

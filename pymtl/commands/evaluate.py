@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,20 +63,43 @@ def run(arguments: argparse.Namespace) -> int:
         evaluation, wrong = evaluate(predictor, sets, arguments.batch_size)
     name = "test" if arguments.file is None else arguments.file.name
     show(console, evaluation, predictor, name)
-    folder = arguments.out or arguments.run_folder / EVALUATIONS / name
+    source = "test" if arguments.file is None else f"{arguments.file.resolve()} {arguments.dataset or ''}".strip()
+    folder = arguments.out or _own_folder(arguments.run_folder / EVALUATIONS, name, source)
     folder.mkdir(parents=True, exist_ok=True)
     target = Run(folder)
     title = f"{arguments.run_folder.resolve().name} on {name}"
-    target.write_json("evaluation.json", {"run": arguments.run_folder.resolve().name, "file": name, **evaluation})
+    target.write_json(
+        "evaluation.json",
+        {"run": arguments.run_folder.resolve().name, "file": name, "source": _digest(source), **evaluation},
+    )
     target.write_text("evaluation.md", page(evaluation, wrong, title, exact_of(predictor, evaluation)))
     target.write_text("errors.jsonl", lines_of(wrong))
     figure = evaluation_plot(evaluation)
-    if figure is not None:
+    if figure is None:
+        target.path("evaluation.png").unlink(missing_ok=True)  # of an earlier evaluation
+    else:
         target.save_figure("evaluation.png", figure)
     console.print(
         f"{folder}: evaluation.md, evaluation.json, {len(wrong):,} wrong answers in errors.jsonl", markup=False
     )
     return 0
+
+
+def _digest(source: str) -> str:
+    """What tells files of one name apart, without their path."""
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+def _own_folder(folder: Path, name: str, source: str) -> Path:
+    """The folder called ``name``, or with a number behind it where that is of another file of the name."""
+    number, found = 1, folder / name
+    while found.joinpath("evaluation.json").exists():
+        before = json.loads(found.joinpath("evaluation.json").read_text(encoding="utf-8"))
+        if before.get("source") == _digest(source):
+            break
+        number += 1
+        found = folder / f"{name}-{number}"
+    return found
 
 
 def _records(arguments: argparse.Namespace, predictor: Predictor, notes: list[str]) -> dict[str, list[Record]]:

@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import io
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -101,7 +102,8 @@ def described(answer: Answer, predictor: Predictor) -> list[str]:
     for name, task in predictor.tasks.items():
         if name in answer:  # else it is of another data set
             details = details_of(name, answer)
-            described = task.rules.describe(answer[name], details, details.get("split", answer["tokens"]))
+            tokens = details.get("split", answer["tokens"])
+            described = task.rules.describe(answer[name], details, tokens, task)
             lines.append(f"{name}: {described}")
     unknown = answer["unknown_tokens"]
     if unknown:
@@ -173,7 +175,7 @@ def _label_file(predictor: Predictor, arguments: argparse.Namespace) -> None:
     import csv
 
     from pymtl.training.data import rows_of
-    from pymtl.training.errors import ConfigError
+    from pymtl.training.errors import ConfigError, DataError
     from pymtl.training.run import Run
 
     form = arguments.output.suffix.lower()
@@ -189,7 +191,10 @@ def _label_file(predictor: Predictor, arguments: argparse.Namespace) -> None:
     block = 50 * arguments.batch_size
     for start in _watched(range(0, len(rows), block)):
         part = [row.values for row in rows[start : start + block]]
-        answers += predictor.predict(part, arguments.batch_size, arguments.beam, distributions=form == ".jsonl")
+        try:
+            answers += predictor.predict(part, arguments.batch_size, arguments.beam, form == ".jsonl", first=start + 1)
+        except DataError as error:
+            raise DataError(f"{arguments.input}: {error}") from None
 
     def write(path: Path) -> None:
         # Half of a surrogate pair is JSON, but no text: it is written as its escape.
@@ -211,7 +216,11 @@ def _label_file(predictor: Predictor, arguments: argparse.Namespace) -> None:
             for row, answer in zip(rows, answers):
                 given = [_cell(row.values.get(name), kinds.get(name)) for name in own]
                 rules = {name: task.rules for name, task in predictor.tasks.items()}
-                table.writerow([*given, *(_cell(answer.get(name), rules.get(name)) for name in added)])
+                found = [_cell(answer.get(name), rules.get(name)) for name in added]
+                if rows[0].decimal_comma:
+                    numeric = [n for n in added if n not in rules or rules[n].reads_numbers(predictor.tasks[n])]
+                    found = [_with_comma(v) if n in numeric else v for n, v in zip(added, found)]
+                table.writerow([*given, *found])
 
     Run(arguments.output.parent).write_file(arguments.output.name, write)
     empty = sum(not answer["tokens"] for answer in answers)
@@ -270,6 +279,14 @@ def _cell(value: Any, rules: Kind | None) -> Any:
     if isinstance(value, list) and all(isinstance(item, str) and item and not _has_space(item) for item in value):
         return " ".join(value)
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict | bool) else value
+
+
+def _with_comma(cell: Any) -> Any:
+    """A number, or several, as a table with semicolons has them."""
+    text = f"{cell:.10g}" if isinstance(cell, float) else str(cell)
+    parts = text.split()
+    numbers = all(re.fullmatch(r"-?\d+(\.\d+)?(e[-+]\d+)?", part) for part in parts)
+    return text.replace(".", ",") if parts and numbers else cell
 
 
 def _has_space(text: str) -> bool:

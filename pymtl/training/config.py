@@ -20,6 +20,7 @@ from pymtl.sharing import SCHEMES
 from pymtl.training.errors import ConfigError
 from pymtl.training.kinds import KINDS, Kind
 from pymtl.training.parsing import build
+from pymtl.training.tokenizing import Tokenizer
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -50,6 +51,11 @@ class DataConfig:
     holdout: float = 0.1  # the share held out without a file to validate on, as many of each label as of all
     holdout_field: str | None = None  # hold out by this field instead: the records
     holdout_values: list[str] = dataclasses.field(default_factory=list)  # that have one of these values in it
+
+    @property
+    def splits_by(self) -> Tokenizer:
+        """The tokenizer; of a run from before there was a choice, spaces."""
+        return "whitespace" if self.tokenizer == "auto" else self.tokenizer
 
 
 def _own_options() -> list[type]:

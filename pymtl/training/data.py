@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -13,13 +13,12 @@ from typing import Any
 
 from pymtl.training.config import Config, DataConfig, FieldConfig
 from pymtl.training.errors import DataError
-from pymtl.training.files import Row, count_columns, format_of, point, read_lines, read_rows
+from pymtl.training.files import TABLES, Row, count_columns, format_of, read_lines, read_rows, with_points
 from pymtl.training.holdout import stratified
 from pymtl.training.kinds.base import Source
 from pymtl.training.tokenizing import Tokenizer, places, tokens_of
-from pymtl.training.values import check_text, has_numbers, is_missing, number_of, shown
+from pymtl.training.values import as_name, check_text, has_numbers, is_label, is_missing, number_of, shown
 
-TABLES = ("csv", "tsv")  # formats with a header
 _HANGING = re.compile(r"\w[,;:!?]|\w\.$")  # a sign on a word
 LISTS_TO_TRY = 2000  # lists of tokens, to see which tokenizer would have made them
 
@@ -90,7 +89,8 @@ def rows_of(path: Path, config: Config) -> list[Row]:
     dataset, data = next(iter(config.sets.items()))
     plain = path.name.lower().removesuffix(".gz").endswith(".txt") and format_of(path)[0] != "conll"
     if plain and data.format == "auto":
-        return [Row(number, {data.tokens: line}) for number, line in enumerate(read_lines(path), 1)]
+        fields = [each.tokens for each in config.sets.values()]
+        return [Row(number, dict.fromkeys(fields, line)) for number, line in enumerate(read_lines(path), 1)]
     form, _ = format_of(path, data.format)
     columns = _columns(path, config, dataset) if form == "conll" else ()
     rows = list(read_rows(path, data.format, columns, unnamed=True))
@@ -98,6 +98,7 @@ def rows_of(path: Path, config: Config) -> list[Row]:
         raise DataError(f"{path}: expected at least one record, got none")
     if form in TABLES:
         _check_columns(rows[0], config, dataset, False, None, path)
+    rows = with_points(rows, _number_fields(config))
     for row in rows:
         for name, info in config.fields.items():
             if (info.field or name) in row.cells:
@@ -105,13 +106,7 @@ def rows_of(path: Path, config: Config) -> list[Row]:
     return rows
 
 
-def read_sets(config: Config) -> tuple[dict[str, list[Record]], dict[str, list[Record]]]:
-    """The training and validation records of :func:`read_all`."""
-    sets = read_all(config, test=False)
-    return sets.train, sets.valid
-
-
-def read_all(config: Config, test: bool = True) -> Sets:
+def read_all(config: Config) -> Sets:
     """The records of every data set; those to validate on held out where it has no ``valid`` file.
 
     Training records without a label of any task are left out. What is "auto" in the configuration becomes what the
@@ -145,8 +140,7 @@ def read_all(config: Config, test: bool = True) -> Sets:
         else read_records(_existing(config, name, "valid"), config, True, name, notes, False)
         for name, data in config.sets.items()
     }
-    found = read_test_sets(config, notes) if test else {}
-    return Sets(config, train, valid, found, notes)
+    return Sets(config, train, valid, read_test_sets(config, notes), notes)
 
 
 def read_test_sets(config: Config, notes: list[str] | None = None) -> dict[str, list[Record]]:
@@ -192,21 +186,20 @@ def record_of(values: Mapping[str, Any], config: Config, labelled: bool = True, 
         DataError: a field does not fit.
     """
     row = Row(1, dict(values))
-    tokenizer = config.sets[dataset].tokenizer
-    return _record(row, config, labelled, dataset, "whitespace" if tokenizer == "auto" else tokenizer, Source(0))
+    return _record(row, config, labelled, dataset, config.sets[dataset].splits_by, Source(0))
 
 
 def text_record(text: str, config: Config, dataset: str = "") -> Record:
     """The record of a text alone."""
     data = config.sets[dataset]
-    tokens = tokens_of(text, "whitespace" if data.tokenizer == "auto" else data.tokenizer)
+    tokens = tokens_of(text, data.splits_by)
     return Record([t.lower() for t in tokens] if data.lowercase else tokens, {}, source=text)
 
 
 def given_tokens(record: Record, data: DataConfig) -> list[str]:
     """A record's tokens before ``lowercase``."""
     if isinstance(record.source, str):
-        return tokens_of(record.source, "whitespace" if data.tokenizer == "auto" else data.tokenizer)
+        return tokens_of(record.source, data.splits_by)
     return record.tokens if record.source is None else record.source
 
 
@@ -220,13 +213,15 @@ def _read(
     rows = list(read_rows(path, data.format, columns))
     if rows and form in TABLES:
         _check_columns(rows[0], config, dataset, labelled and complete, notes, path)
+    numbers = [task.field or name for name, task in config.tasks_of(dataset).items() if task.rules.reads_numbers(task)]
+    rows = with_points(rows, [*numbers, *_number_fields(config)])
     tokenizer = data.tokenizer if data.tokenizer != "auto" else _tokenizer_of(rows, config, dataset)
     changes = Source(0)
     records = []
     empty = 0
     for row in rows:
         try:
-            record = _record(row, config, labelled, dataset, tokenizer or "whitespace", changes)
+            record = _record(row, config, labelled, dataset, tokenizer or data.splits_by, changes)
         except (DataError, TypeError, ValueError) as error:
             raise DataError(f"{path}{row.where}: {error}") from None
         if record.tokens:
@@ -240,6 +235,11 @@ def _read(
         for what, count in changes.counts.items():
             notes.append(f"{path.name}: {count:,} {what}{changes.examples[what]}")
     return records, tokenizer
+
+
+def _number_fields(config: Config) -> list[str]:
+    """The further fields that hold numbers."""
+    return [info.field or name for name, info in config.fields.items() if info.kind == "numbers"]
 
 
 def _check_columns(row: Row, config: Config, dataset: str, complete: bool, notes: list[str] | None, path: Path) -> None:
@@ -288,9 +288,6 @@ def _tokenizer_of(rows: Sequence[Row], config: Config, dataset: str) -> Tokenize
     signs are tokens of their own more often than they hang on a word.
     """
     data = config.sets[dataset]
-    tasks = config.tasks_of(dataset).items()
-    names = [task.field or name for name, task in tasks if task.rules.aligned and not task.rules.labels_itself]
-    names += [info.field or name for name, info in config.fields.items()]
     strings = False
     fits: Counter[str] = Counter()
     lists: list[list[Any]] = []
@@ -298,7 +295,7 @@ def _tokenizer_of(rows: Sequence[Row], config: Config, dataset: str) -> Tokenize
         text = row.values.get(text_field(row.values, data))
         if isinstance(text, str):
             strings = True
-            for count in (n for n in (_count_of_tags(row, name) for name in names) if n is not None):
+            for count in _counts_of_tags(row, config, dataset):
                 for tokenizer in ("whitespace", "words"):
                     fits[tokenizer] += len(places(text, tokenizer)) == count
                 fits["tagged"] += 1
@@ -314,15 +311,17 @@ def _tokenizer_of(rows: Sequence[Row], config: Config, dataset: str) -> Tokenize
     return "words" if hanging < signs or hanging <= 0.01 * len(tokens) else "whitespace"
 
 
-def _count_of_tags(row: Row, name: str) -> int | None:
-    """How many tags stand in a field; None if it has none, or spans with places of their own."""
-    value = row.values.get(name)
-    if is_missing(value):
-        return None
-    if isinstance(value, str):
-        return None if value.lstrip().startswith(("[{", "[[", "[]", "[(")) else len(value.split())
-    whole = isinstance(value, list) and len(value) > 0 and not isinstance(value[0], dict | list)
-    return len(value) if whole else None
+def _counts_of_tags(row: Row, config: Config, dataset: str) -> Iterator[int]:
+    """How many tags, and values of further fields, stand beside a text: of each of them one for each token."""
+    for name, task in config.tasks_of(dataset).items():
+        value = row.values.get(task.field or name)
+        count = None if is_missing(value) else task.rules.count_tags(value)
+        if count is not None:
+            yield count
+    for name, info in config.fields.items():
+        value = row.values.get(info.field or name)
+        if not is_missing(value):
+            yield len(value.split() if isinstance(value, str) else value) if isinstance(value, str | list) else 0
 
 
 def text_field(values: Mapping[str, Any], data: DataConfig) -> str:
@@ -370,7 +369,7 @@ def _record(row: Row, config: Config, labelled: bool, dataset: str, tokenizer: T
             continue
         try:
             if field_name in row.cells:
-                label = task.rules.of_cell(point(label) if row.decimal_comma else label, task)
+                label = task.rules.of_cell(label, task)
             label = task.rules.of_value(label, task, source)
             if is_missing(label):  # a cell with nan
                 labels[name] = None
@@ -383,7 +382,8 @@ def _record(row: Row, config: Config, labelled: bool, dataset: str, tokenizer: T
             split = f" (the text is split by {tokenizer!r})" if source.places is not None and task.rules.aligned else ""
             raise DataError(f"{error}{split}") from None
         labels[name] = label
-    held_out = data.holdout_field is not None and row.values.get(data.holdout_field) in data.holdout_values
+    kept_by = row.values.get(data.holdout_field) if data.holdout_field is not None else None
+    held_out = is_label(kept_by) and as_name(kept_by) in data.holdout_values
     return Record(tokens, labels, fields, held_out, text)
 
 

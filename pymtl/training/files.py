@@ -8,7 +8,8 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -26,9 +27,12 @@ _OF_SUFFIX: dict[str, Format] = {
     **dict.fromkeys((".conll", ".conllu", ".iob", ".iob2", ".bio"), "conll"),
 }
 _TITLES = {"jsonl": "JSON lines", "json": "JSON", "csv": "CSV", "tsv": "tab-separated", "conll": "CoNLL columns"}
+TABLES = ("csv", "tsv")  # formats with a header
+MOST_LINES = 2000  # that are looked at to see what a file is
 _BOM = b"\xef\xbb\xbf"
 _COMMA = re.compile(r"[-+]?(\d{1,3}(\.\d{3})+|\d+),\d+")
-_COMMENT = re.compile(r"#\s*([\w.-]+)\s*[=:]\s*(.*)")  # CoNLL-U's, of a sentence
+_NUMBER = re.compile(r"[-+]?(\d{1,3}(\.\d{3})+|\d+)(,\d+)?")
+_COMMENT = re.compile(r"#\s+([\w.-]+)(?:\s*=|:\s)\s*([^\t]*)")  # CoNLL-U's, of a sentence
 
 
 @dataclass(frozen=True)
@@ -76,26 +80,35 @@ def _sniffed(path: Path) -> Format | None:
     if not path.is_file():
         return None
     try:
-        lines = [line for line, _ in zip(_Lines(path), range(2000))]
+        lines = [line for line, _ in zip(_Lines(path), range(MOST_LINES))]
     except (DataError, OSError, EOFError, zlib.error):
         return None  # to be named when it is read
-    tokens = [line for line in lines if line.strip() and not line.startswith(("-DOCSTART-", "#"))]
-    counts = {len(line.split("\t") if "\t" in line else line.split()) for line in tokens}
-    same = len(counts) == 1 and counts != {1} and any(not line.strip() for line in lines[:-1])
-    return "conll" if same and scheme_of_labels(line.split()[-1] for line in tokens) is not None else None
+    tokens = [_cells(line) for line in lines if line.strip() and not line.startswith(("-DOCSTART-", "#"))]
+    same = len({len(cells) for cells in tokens}) == 1 and len(tokens[0]) > 1
+    separated = any(not line.strip() for line in lines[:-1])
+    return "conll" if same and separated and scheme_of_labels(cells[-1] for cells in tokens) is not None else None
 
 
-def with_points(row: Row) -> Row:
-    """The row with points in the numbers of its cells."""
-    if not row.decimal_comma:
-        return row
-    values = {name: point(value) if name in row.cells else value for name, value in row.values.items()}
-    return replace(row, values=values)
+def with_points(rows: Sequence[Row], names: Iterable[str]) -> list[Row]:
+    """The rows with points in the numbers of some columns, where these have commas for them."""
+    commas = {
+        name
+        for row in rows
+        for name in names
+        if row.decimal_comma and name in row.cells and any(map(_COMMA.fullmatch, row.values[name].split()))
+    }
+    if not commas:
+        return list(rows)
+    return [
+        replace(row, values={**row.values, **{name: _points(row.values[name]) for name in commas if name in row.cells}})
+        for row in rows
+    ]
 
 
-def point(cell: str) -> str:
-    """A number with a decimal comma as one with a point; any other cell as it is."""
-    return cell.strip().replace(".", "").replace(",", ".") if _COMMA.fullmatch(cell.strip()) else cell
+def _points(cell: str) -> str:
+    """Numbers as ``1.234,5`` as ``1234.5``; in a column that has such numbers ``1.234`` is ``1234``."""
+    parts = (part.replace(".", "").replace(",", ".") if _NUMBER.fullmatch(part) else part for part in cell.split())
+    return " ".join(parts)
 
 
 def read_rows(path: Path, asked: str = "auto", columns: Sequence[str] = (), unnamed: bool = False) -> Iterator[Row]:
@@ -114,14 +127,16 @@ def read_rows(path: Path, asked: str = "auto", columns: Sequence[str] = (), unna
     form, reason = format_of(path, asked)
     lines = _Lines(path)
     try:
-        if form in ("csv", "tsv"):
+        if form in TABLES:
             yield from _csv_rows(lines, "\t" if form == "tsv" else None, unnamed)
         elif form == "conll":
             yield from _conll_rows(lines, columns)
         else:
             yield from _json_rows(lines, reason)
     except csv.Error as error:
-        raise DataError(f"{path}:{max(lines.number, 1)}: {error} (the file was read {reason})") from None
+        old = "new-line character" in str(error)
+        text = "line ends as of an old Mac: save the file with those of Unix or Windows" if old else str(error)
+        raise DataError(f"{path}:{max(lines.number, 1)}: {text} (the file was read {reason})") from None
     except (ValueError, TypeError, EOFError, RecursionError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}:{max(lines.number, 1)}: {error}") from None
 
@@ -248,7 +263,7 @@ def _csv_rows(lines: _Lines, delimiter: str | None, unnamed: bool) -> Iterator[R
         values = {name: cell for name, cell in zip(names, row) if name}
         if unnamed and names[0] == "" and any(names):
             values = {"": row[0], **values}
-        yield Row(lines.number, values, named, delimiter == ";")
+        yield Row(start, values, named, delimiter == ";")
 
 
 def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:
@@ -281,7 +296,7 @@ def _conll_rows(lines: _Lines, columns: Sequence[str]) -> Iterator[Row]:
                 yield row()
             sentence, said = [], {}
         elif not _is_skipped(text, not sentence, len(columns)):
-            cells = text.split("\t") if "\t" in text else text.split()
+            cells = _cells(text)
             if len(cells) != len(columns):
                 raise DataError(
                     f"expected {len(columns)} columns ({', '.join(name or 'unused' for name in columns)}), "
@@ -295,16 +310,28 @@ def _conll_rows(lines: _Lines, columns: Sequence[str]) -> Iterator[Row]:
 
 
 def _is_skipped(text: str, at_start: bool, columns: int) -> bool:
-    """Whether a line is neither a token nor a field of the sentence: the head of a document or a paragraph."""
+    """Whether a line is neither a token nor a field of the sentence: the head of a document or a paragraph. A token may
+    begin with a number sign: such a line has all columns."""
     if text.startswith("-DOCSTART-"):
         return True
     is_comment = at_start and text.startswith("#") and "\t" not in text
-    return is_comment and (len(text.split()) != columns or text.startswith(("# new", "#new")))
+    return is_comment and (len(text.split()) != columns or text.split() in (["#", "newdoc"], ["#", "newpar"]))
 
 
 def count_columns(path: Path) -> int:
-    """How many columns CoNLL's first token has; 0 without one. Errors as for :func:`read_rows`."""
-    for text in read_lines(path):
-        if text.strip() and not text.startswith(("-DOCSTART-", "# ")) and _COMMENT.fullmatch(text) is None:
-            return len(text.split("\t") if "\t" in text else text.split())
-    return 0
+    """How many columns CoNLL's lines have; 0 without one. Errors as for :func:`read_rows`."""
+    lines = _Lines(path)
+    try:
+        counts = Counter(
+            len(_cells(line))
+            for line, _ in zip(lines, range(MOST_LINES))
+            if line.strip() and not line.startswith("-DOC")
+        )
+    except (DataError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}:{max(lines.number, 1)}: {error}") from None
+    return counts.most_common(1)[0][0] if counts else 0
+
+
+def _cells(line: str) -> list[str]:
+    """The cells of a line of CoNLL's columns."""
+    return line.rstrip("\r\n").split("\t") if "\t" in line else line.split()

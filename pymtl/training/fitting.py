@@ -65,6 +65,8 @@ class Fitting:
         main = trainer.accelerator.is_main_process
         if resume:
             trainer.resume()
+            if main:
+                self.run.forget_results()
             screen.best = max((epoch["selection"] for epoch in trainer.epochs), default=screen.best)
         elif main:
             # An earlier run goes only when this one can begin.

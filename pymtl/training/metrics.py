@@ -93,7 +93,11 @@ def score(
         scores |= {f"{name}/{metric}": value for metric, value in own.items()}
     exact = exact_tasks(config)
     right = [
-        all(r.labels.get(n) is None or config.tasks[n].rules.is_right(r.labels[n], p[n]) for n in exact if n in p)
+        all(
+            r.labels.get(n) is None or config.tasks[n].rules.is_right(r.labels[n], p[n], config.tasks[n])
+            for n in exact
+            if n in p
+        )
         for r, p in zip(records, predictions)
         if any(r.labels.get(name) is not None for name in exact)
     ]

@@ -128,7 +128,8 @@ class Predictor:
 
             - ``tokens``: as they were given, or as the text was split
             - ``unknown_tokens``: those that training has not seen
-            - ``<task>``: the answer, in the form of the labels in the data
+            - ``<task>``: the answer, in the form of the labels in the data; an ordered class is the middle one of its
+              distribution, which need not be the likeliest
             - ``<task>/probability``: of the answer; of tags and of CTC's labels only with ``distributions``
             - ``<task>/probabilities``: of each label by name; of tags, of each token's tag. Only with ``distributions``
             - ``<task>/split``: the tokens that the answer is of, where the task's data set splits texts in another way
@@ -251,9 +252,8 @@ class Predictor:
 
     def _located(self, record: Record, tokens: Sequence[str], dataset: str) -> tuple[str, list[Place]]:
         """The text, and where its tokens stand in it."""
-        tokenizer = self.config.sets[dataset].tokenizer
         if isinstance(record.source, str):
-            return record.source, places(record.source, "whitespace" if tokenizer == "auto" else tokenizer)
+            return record.source, places(record.source, self.config.sets[dataset].splits_by)
         found, start = [], 0
         for token in tokens:
             found.append((start, start + len(token)))

@@ -120,6 +120,14 @@ class Run:
         }
         self.write_json("run.json", {**stamp, **{k: v for k, v in before.items() if k not in stamp}, **facts})
 
+    def forget_results(self) -> None:
+        """Drops what is said of a model that training goes on with."""
+        if self.path("run.json").exists():
+            facts = {k: v for k, v in self.read_manifest().items() if k not in ("epoch", "scores", "uncertainty")}
+            self.write_json("run.json", facts)
+        for name in ("test.json", "README.md"):
+            self.path(name).unlink(missing_ok=True)
+
     def read_manifest(self) -> dict[str, Any]:
         """What ``run.json`` says; nothing of a run from before there was one.
 
@@ -171,7 +179,12 @@ class Run:
             RunError: a file is missing or damaged, or does not fit the others.
         """
         config, vocabulary, trained_with = self.load(data)
-        model_with_loss = ModelWithLoss(name or trained_with, config, vocabulary)
+        try:
+            model_with_loss = ModelWithLoss(name or trained_with, config, vocabulary)
+        except ValueError as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise RunError(f"{self.folder}: damaged: {error}") from None
         path = self.path("model.safetensors")
         if self.path(EXPORTED[0]).exists():
             raise RunError(f"{self.folder}: is an exported program: name the run that it was made from")

@@ -12,7 +12,7 @@ from typing import Any
 from pymtl._native import version
 from pymtl.training.config import is_task_name
 from pymtl.training.errors import DataError
-from pymtl.training.files import Row, count_columns, format_of, read_rows, with_points
+from pymtl.training.files import TABLES, Row, count_columns, format_of, read_rows, with_points
 from pymtl.training.kinds import KINDS
 from pymtl.training.kinds.base import Column
 from pymtl.training.tokenizing import tokens_of
@@ -46,13 +46,14 @@ def start(path: Path, text: str | None = None, written: str | None = None, asked
     columns = _columns_of(path) if form == "conll" else ()
     rows = []
     for row in read_rows(path, asked, columns):
-        rows.append(with_points(row))
+        rows.append(row)
         if len(rows) == MOST_ROWS:
             break
     if not rows:
         raise DataError(f"{path}: expected at least one record, got none")
     names = list(dict.fromkeys(name for row in rows for name in row.values))
-    odd = [name for name in names if number_of(name) != name or len(name.split()) > 8] if form in ("csv", "tsv") else []
+    rows = with_points(rows, names)
+    odd = [name for name in names if number_of(name) != name or len(name.split()) > 8] if form in TABLES else []
     if odd:
         raise DataError(f"{path}:1: expected the names of the columns in the first line, got {odd[0]!r}: add them")
     field = text if text is not None else _text_field(rows, names, path)
@@ -69,7 +70,7 @@ def start(path: Path, text: str | None = None, written: str | None = None, asked
     used: set[str] = set()
     sections += [_task(_task_name(name, used), name, suits) for name, suits in found]
     if others:
-        sections.append("# Not used: " + ", ".join(name for name, _ in others) + "\n")
+        sections.append("# Not used: " + ", ".join(" ".join(name.split()) for name, _ in others) + "\n")
     sections.append(_TRAINING)
     lines = [f"text: {field}", *(f"{name}: {suits.kind}, {suits.reason}" for name, suits in found)]
     lines += [f"{name}: not used" for name, _ in others]
@@ -156,17 +157,17 @@ def _head(train: str, field: str, form: str | None, columns: list[str] | tuple[s
         "seed = 1",
         "",
         "[data]",
-        f"train = {json.dumps(train)}",
+        f"train = {json.dumps(train, ensure_ascii=False)}",
         "holdout = 0.1              # no validation file: a tenth of the records is kept for it",
         f'# valid = "valid{suffix}"      # or files of their own',
         f'# test = "test{suffix}"',
-        f"tokens = {json.dumps(field)}            # the field of the text",
+        f"tokens = {json.dumps(field, ensure_ascii=False)}            # the field of the text",
         "# lowercase = true",
     ]
     if form is not None:
         lines.insert(6, f'format = "{form}"')
     if columns:
-        lines.append(f"columns = {json.dumps(list(columns))}  # the fields of the file's columns")
+        lines.append(f"columns = {json.dumps(list(columns), ensure_ascii=False)}  # the fields of the file's columns")
     return "\n".join(lines) + "\n"
 
 

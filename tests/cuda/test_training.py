@@ -8,7 +8,6 @@ import toy
 from parity import assert_same_bits
 
 from pymtl import CTCLoss
-from pymtl.training.data import read_sets
 from pymtl.training.run import Run
 from pymtl.training.step import MovingAverage
 from pymtl.training.trainer import batches_of, evaluate
@@ -34,7 +33,7 @@ def test_a_run_learns_and_its_weights_score_the_same_on_the_cpu(config, tmp_path
     best = max(result.epochs, key=lambda epoch: epoch["selection"])
     assert best["valid"]["intent/accuracy"] >= 0.8
     trained, saved, vocabulary = Run(tmp_path / "run").load_model()
-    valid = read_sets(saved)[1]
+    valid = toy.read_sets(saved)[1]
     scores = evaluate(trained, batches_of(result.batcher, valid), valid, saved, vocabulary)
     assert scores == pytest.approx(best["valid"], abs=1e-4)
 

@@ -6,7 +6,7 @@ import random
 import torch
 
 from pymtl.training import config as configuration
-from pymtl.training.data import read_sets
+from pymtl.training.data import read_all
 from pymtl.training.model_with_loss import ModelWithLoss
 from pymtl.training.run import Run
 from pymtl.training.trainer import Trainer
@@ -92,6 +92,12 @@ def write_files(folder, toml=TOML):
 def load(folder, *overrides, toml=TOML):
     """The configuration of freshly written files."""
     return configuration.load(write_files(folder, toml), list(overrides))
+
+
+def read_sets(config):
+    """The training and validation records of every data set."""
+    sets = read_all(config)
+    return sets.train, sets.valid
 
 
 class Watcher:

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_packed_sequence
 
 from pymtl.training import config as configuration
 from pymtl.training.batches import Batcher, buckets
-from pymtl.training.data import Record, read_records, read_sets
+from pymtl.training.data import Record, read_records
 from pymtl.training.errors import DataError, RunError
 from pymtl.training.vocabulary import Vocabulary
 
@@ -234,10 +234,10 @@ def test_a_tag_that_bio_forbids_is_named(read, load, tmp_path, tags, reason):
     lines = [{"tokens": ["a", "b", "c"], "tags": given} for given in good]
     held = {**lines[0], "held": "yes"}
     read(*lines, held, config=config)
-    assert len(read_sets(config)[0][""]) == 4
+    assert len(toy.read_sets(config)[0][""]) == 4
     read(*lines, {**lines[0], "tags": tags}, held, config=config)
     with pytest.raises(DataError, match=f"data.jsonl:5: field 'tags': {reason}, which bio = true forbids"):
-        read_sets(config)
+        toy.read_sets(config)
 
 
 def test_the_record_of_a_tag_that_bio_forbids_is_counted_in_the_file(read, load):
@@ -245,7 +245,7 @@ def test_the_record_of_a_tag_that_bio_forbids_is_counted_in_the_file(read, load)
     held = {"tokens": ["a"], "tags": ["O"], "held": "yes"}
     read(held, {"tokens": ["a"]}, {"tokens": ["a"], "tags": ["I-x"]}, config=config)
     with pytest.raises(DataError, match=r"data\.jsonl:3: field 'tags'"):
-        read_sets(config)
+        toy.read_sets(config)
 
 
 # Holding out, CSV
@@ -256,11 +256,11 @@ def test_records_are_held_out_by_a_field(tmp_path):
     toy.write_lines(tmp_path / "train.jsonl", lines)
     data = 'train = "train.jsonl"\nholdout_field = "shop"\nholdout_values = ["y"]\n'
     (tmp_path / "c.toml").write_text(f'[data]\n{data}[tasks.intent]\nkind = "classification"\n')
-    train, valid = read_sets(configuration.load(tmp_path / "c.toml"))
+    train, valid = toy.read_sets(configuration.load(tmp_path / "c.toml"))
     assert [record.tokens for record in train[""]] == [line["tokens"] for line in lines[::2]]
     assert [record.tokens for record in valid[""]] == [line["tokens"] for line in lines[1::2]]
     with pytest.raises(DataError, match="others to hold out by 'shop' = z, got 10 and 0"):
-        read_sets(configuration.load(tmp_path / "c.toml", ['data.holdout_values=["z"]']))
+        toy.read_sets(configuration.load(tmp_path / "c.toml", ['data.holdout_values=["z"]']))
 
 
 CSV = """

@@ -10,7 +10,7 @@ import torch
 from pymtl.training import config as configuration
 from pymtl.training.data import read_all, read_test_sets, rows_of
 from pymtl.training.errors import DataError
-from pymtl.training.files import format_of, read_lines, read_rows
+from pymtl.training.files import count_columns, format_of, read_lines, read_rows
 from pymtl.training.vectors import read_vectors
 
 BOM = b"\xef\xbb\xbf"
@@ -467,3 +467,15 @@ def test_vectors_that_do_not_fit_are_refused(tmp_path, name, content, reason):
     with pytest.raises(DataError) as error:
         vectors(tmp_path / name, content)
     assert reason in str(error.value)
+
+
+def test_a_token_may_begin_with_a_number_sign(tmp_path):
+    (tmp_path / "a.conll").write_text("#newyork B-loc\nis O\n\n#news: O\nhello O\n\n# topic: sport\nrun O\n")
+    rows = list(read_rows(tmp_path / "a.conll", columns=["tokens", "t"]))
+    assert [row.values["tokens"] for row in rows] == [["#newyork", "is"], ["#news:", "hello"], ["run"]]
+    assert rows[2].values["topic"] == "sport"
+
+
+def test_columns_are_counted_past_the_head_of_a_document(tmp_path):
+    (tmp_path / "a.conll").write_text("#begin document (bc); part 000\nEU B-org\nsaid O\n\nno O\n")
+    assert count_columns(tmp_path / "a.conll") == 2

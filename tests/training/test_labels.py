@@ -19,6 +19,7 @@ from pymtl.training.batches import Batcher
 from pymtl.training.building import model_of
 from pymtl.training.data import Record, read_all
 from pymtl.training.errors import ConfigError, DataError
+from pymtl.training.kinds import Decoding
 from pymtl.training.metrics import best_epoch, decode, score, selection_score
 from pymtl.training.model_with_loss import ModelWithLoss
 from pymtl.training.survey import survey
@@ -689,10 +690,12 @@ def test_a_number_that_has_no_logarithm_is_refused(tmp_path):
 
 
 def test_tags_in_another_scheme_are_right_if_they_mean_the_same_spans():
-    rules = configuration.TaskConfig("tagging").rules
-    assert rules.is_right(["B-x", "E-x", "S-y"], ["B-x", "I-x", "B-y"])
-    assert not rules.is_right(["B-x", "E-x", "S-y"], ["B-x", "B-x", "B-y"])
-    assert rules.is_right([None, "S-y"], ["B-x", "B-y"])
+    task = configuration.TaskConfig("tagging")
+    rules = task.rules
+    assert rules.is_right(["B-x", "E-x", "S-y"], ["B-x", "I-x", "B-y"], task)
+    assert not rules.is_right(["B-x", "E-x", "S-y"], ["B-x", "B-x", "B-y"], task)
+    assert rules.is_right([None, "S-y"], ["B-x", "B-y"], task)
+    assert not rules.is_right(["I", "S"], ["E", "S"], configuration.TaskConfig("tagging", scheme="none"))
     encoding = rules.encoding(["B-x", "I-x", "O"])
     assert rules.unknown(["S-x", "E-x", "B-z", "O"], encoding) == ["B-z"]
 
@@ -720,3 +723,52 @@ def test_lists_of_tokens_say_how_later_texts_are_split(tmp_path, tokens, tokeniz
     tasks = {"t": {"kind": "tagging"}}
     raw = {"data": {"train": "a.jsonl", "valid": "a.jsonl"}, "tasks": tasks, "folder": str(tmp_path)}
     assert read_all(configuration.parse(raw, "test")).config.data.tokenizer == tokenizer
+
+
+def test_tags_that_are_not_of_spans_are_shown_as_tags():
+    task = configuration.TaskConfig("tagging", scheme="none")
+    assert task.rules.describe(["E", "S"], {}, ["di", "casa"], task) == "di/E casa/S"
+
+
+def test_partly_known_tags_have_a_path_through_a_constrained_model(tmp_path):
+    tags = [["null", "I-y", "O"], ["O", "B-x", "O"]]
+    rows = [{"tokens": ["a", "b", "c"], "t": [None if tag == "null" else tag for tag in row]} for row in tags]
+    write(tmp_path / "a.jsonl", rows)
+    tasks = {"t": {"kind": "tagging", "decoder": "crf", "constrained": True}}
+    sets = read_all(parsed(tasks, tmp_path))
+    vocabulary = Vocabulary.of(sets.train[""], sets.config)
+    assert vocabulary.labels["t"] == ["B-x", "B-y", "I-y", "O"]
+    loss = ModelWithLoss("pymtl", sets.config, vocabulary).loss(
+        Batcher(vocabulary, sets.config).batch(sets.train[""], [0, 1])
+    )
+    assert math.isfinite(loss.total)
+
+
+def test_numbers_with_a_decimal_comma_are_read_and_classes_stay_as_they_are(tmp_path):
+    (tmp_path / "a.csv").write_text("text;size;price;two\na;1,5;1.234;1,5 2,5\nb;2,5;1.234,5;3 4,5\n")
+    tasks = {
+        "size": {"kind": "classification"},
+        "price": {"kind": "regression"},
+        "two": {"kind": "regression", "num_targets": 2},
+    }
+    records = read_all(parsed(tasks, tmp_path, {"train": "a.csv", "valid": "a.csv"})).train[""]
+    assert [record.labels for record in records] == [
+        {"size": "1,5", "price": 1234.0, "two": [1.5, 2.5]},
+        {"size": "2,5", "price": 1234.5, "two": [3.0, 4.5]},
+    ]
+
+
+def test_probabilities_of_ordered_classes_are_shares_even_where_thresholds_cross():
+    task = configuration.TaskConfig("ordinal")
+    given = Decoding(task, [1.0, 2.0, 3.0], torch.ones(1), None)
+    (found,) = task.rules.distributions(torch.tensor([[-1.0, 1.0]]), given)["probabilities"]
+    assert sum(found.values()) == pytest.approx(1)
+    assert min(found.values()) >= 0
+
+
+def test_records_are_held_out_by_a_number_too(tmp_path):
+    write(tmp_path / "a.jsonl", [{"text": "a", "t": "x", "year": year} for year in (2019, 2020, "2020", 2021)])
+    data = {"train": "a.jsonl", "holdout_field": "year", "holdout_values": ["2020"]}
+    raw = {"data": data, "tasks": {"t": {"kind": "classification"}}, "folder": str(tmp_path)}
+    sets = read_all(configuration.parse(raw, "c.toml"))
+    assert (len(sets.train[""]), len(sets.valid[""])) == (2, 2)

@@ -115,6 +115,14 @@ class Kind(ABC):
         """The label of a record, of ``length`` tokens, in which it is missing; None if nothing is known of it."""
         return None
 
+    def reads_numbers(self, task: TaskConfig) -> bool:
+        """Whether its labels are numbers, which some tables write with a comma."""
+        return False
+
+    def count_tags(self, value: Any) -> int | None:
+        """Of kinds with a label for each token, how many a value has; None if it does not say."""
+        return None
+
     def as_cell(self, value: Any) -> str:
         """A label, or an answer, as :meth:`of_cell` reads it."""
         return self.label_name(value)
@@ -257,13 +265,13 @@ class Kind(ABC):
     ) -> dict[str, float]:
         """The scores of some sentences; ``details`` of each sentence. Empty where nothing can be said."""
 
-    def is_right(self, truth: Any, guess: Any) -> bool:
+    def is_right(self, truth: Any, guess: Any, task: TaskConfig) -> bool:
         """Whether an answer is right in every part."""
         return self.label_name(truth) == self.label_name(guess)
 
     def mistakes(self, truth: Sequence[Any], guess: Sequence[Any], scored: Scored) -> list[int]:
         """Which answers are wrong, by their places; the worst first, where some are worse than others."""
-        return [i for i, (a, b) in enumerate(zip(truth, guess)) if not self.is_right(a, b)]
+        return [i for i, (a, b) in enumerate(zip(truth, guess)) if not self.is_right(a, b, scored.task)]
 
     def uncertainty(self, truth: Sequence[Any], guess: Sequence[Any], task: TaskConfig) -> Any:
         """How far off answers are on records that were not trained on, of kinds whose logits do not tell it of each
@@ -280,7 +288,7 @@ class Kind(ABC):
         return {}
 
     @abstractmethod
-    def describe(self, value: Any, details: Mapping[str, Any], tokens: Sequence[str]) -> str:
+    def describe(self, value: Any, details: Mapping[str, Any], tokens: Sequence[str], task: TaskConfig) -> str:
         """A prediction for a person to read."""
 
 
@@ -363,7 +371,11 @@ def weights_fit(task: TaskConfig) -> Requirement:
 
 def in_order(labels: Iterable[Any]) -> list[Any]:
     """Each label once, whole numbers by size and others by name."""
-    every = {as_name(label): label for label in labels}
+    every: dict[str, Any] = {}
+    for label in labels:
+        name = as_name(label)
+        # What is a number here and a text there is a text.
+        every[name] = label if type(every.get(name, label)) is type(label) else name
     numbers = all(isinstance(label, int | float) and not isinstance(label, bool) for label in every.values())
     found = sorted(every.values(), key=float if numbers else as_name)
     return [int(label) if isinstance(label, float) else label for label in found]

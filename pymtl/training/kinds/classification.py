@@ -95,5 +95,5 @@ class Classification(Kind):
         names = list(map(as_name, truth)), list(map(as_name, guess))
         return {"classes": rows_of_classes(*names), "confusion": confusion_of(*names)}
 
-    def describe(self, value: Any, details: Mapping[str, Any], tokens: Sequence[str]) -> str:
+    def describe(self, value: Any, details: Mapping[str, Any], tokens: Sequence[str], task: Any) -> str:
         return f"{as_name(value)} ({100 * details['probability']:.1f} %)"

@@ -93,8 +93,8 @@ class CTC(Kind):
         texts = [[" ".join(ids[label] for label in row) for row in rows] for rows in (guess, truth)]
         return {"label_accuracy": 1 - float(word_error_rate(*texts))}
 
-    def is_right(self, truth: list[str], guess: list[str]) -> bool:
+    def is_right(self, truth: list[str], guess: list[str], task: Any) -> bool:
         return truth == guess
 
-    def describe(self, value: list[str], details: Mapping[str, Any], tokens: Sequence[str]) -> str:
+    def describe(self, value: list[str], details: Mapping[str, Any], tokens: Sequence[str], task: Any) -> str:
         return " ".join(value) or "none"

@@ -79,7 +79,7 @@ class LanguageModel(Kind):
     def mistakes(self, truth: Sequence[Any], guess: Sequence[Any], scored: Scored) -> list[int]:
         return []
 
-    def describe(self, value: float | None, details: Mapping[str, Any], tokens: Sequence[str]) -> str:
+    def describe(self, value: float | None, details: Mapping[str, Any], tokens: Sequence[str], task: Any) -> str:
         return "no word to predict" if value is None else f"perplexity {value:.1f}"
 
 

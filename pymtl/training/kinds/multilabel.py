@@ -49,6 +49,12 @@ class Multilabel(Kind):
     def as_cell(self, value: Any) -> str:
         return "|".join(map(as_name, value)) or "|"
 
+    def of_value(self, value: Any, task: Any, source: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        texts = [label.strip() if isinstance(label, str) else label for label in value]
+        return [label for label in texts if label != ""]
+
     def expects(self, label: Any, task: Any, length: int) -> tuple[bool, str]:
         fits = isinstance(label, list) and all(map(self.is_element, label))
         return fits, "a list of strings or whole numbers"
@@ -81,7 +87,7 @@ class Multilabel(Kind):
         flat = [[label in row for row in each for label in labels] for each in rows]
         return {"f1": float(sk.f1_score(*flat, labels=[True], average="micro", zero_division=0.0)) if labels else 0.0}
 
-    def is_right(self, truth: Sequence[Any], guess: Sequence[Any]) -> bool:
+    def is_right(self, truth: Sequence[Any], guess: Sequence[Any], task: Any) -> bool:
         return set(map(as_name, truth)) == set(map(as_name, guess))
 
     def breakdown(self, truth: Sequence[Any], guess: Sequence[Any], scored: Scored) -> dict[str, Any]:
@@ -99,7 +105,7 @@ class Multilabel(Kind):
             ]
         }
 
-    def describe(self, value: list[Any], details: Mapping[str, Any], tokens: Sequence[str]) -> str:
+    def describe(self, value: list[Any], details: Mapping[str, Any], tokens: Sequence[str], task: Any) -> str:
         return ", ".join(map(as_name, value)) or "none"
 
 

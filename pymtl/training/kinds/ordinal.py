@@ -61,8 +61,13 @@ class Ordinal(Kind):
     def of_cell(self, cell: str, task: Any) -> Any:
         return cell.strip() if task.order else number_of(cell)
 
+    def reads_numbers(self, task: Any) -> bool:
+        return not task.order
+
     def of_value(self, value: Any, task: Any, source: Any) -> Any:
         """Whole numbers stay whole where a spreadsheet or a cell has made 3.0 of 3."""
+        if isinstance(value, str):
+            return value.strip()
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
     def expects(self, label: Any, task: Any, length: int) -> tuple[bool, str]:
@@ -137,7 +142,7 @@ class Ordinal(Kind):
             },
         }
 
-    def describe(self, value: Any, details: Mapping[str, Any], tokens: Sequence[str]) -> str:
+    def describe(self, value: Any, details: Mapping[str, Any], tokens: Sequence[str], task: Any) -> str:
         return f"{self.label_name(value)} ({100 * details['probability']:.1f} %)"
 
 
@@ -145,4 +150,5 @@ def _probabilities(logits: Tensor) -> Tensor:
     """Of each class [B, C] from logits [B, C-1] of being above each class but the last."""
     above = logits.sigmoid()
     one, zero = torch.ones_like(above[:, :1]), torch.zeros_like(above[:, :1])
-    return torch.cat([one, above], -1) - torch.cat([above, zero], -1)
+    found = (torch.cat([one, above], -1) - torch.cat([above, zero], -1)).clamp(min=0)  # thresholds may cross
+    return found / found.sum(-1, keepdim=True)

@@ -59,6 +59,9 @@ class Regression(Kind):
     def of_cell(self, cell: str, task: Any) -> Any:
         return [number_of(part) for part in cell.split()] if task.num_targets > 1 else number_of(cell)
 
+    def reads_numbers(self, task: Any) -> bool:
+        return True
+
     def as_cell(self, value: Any) -> str:
         return " ".join(f"{number:.10g}" for number in (value if isinstance(value, list) else [value]))
 
@@ -109,7 +112,11 @@ class Regression(Kind):
 
     def is_vocabulary(self, labels: Any) -> bool:
         fits = isinstance(labels, list) and len(labels) > 0 and all(isinstance(label, dict) for label in labels)
-        return fits and all(is_number(label.get(key)) for label in labels for key in ("mean", "std"))
+        return (
+            fits
+            and all(is_number(label.get("mean")) and is_number(label.get("std")) for label in labels)
+            and all(label["std"] > 0 for label in labels)
+        )
 
     def older_vocabulary(self, task: Any) -> list[dict[str, float]]:
         return [{"mean": 0.0, "std": 1.0}] * task.num_targets
@@ -178,7 +185,7 @@ class Regression(Kind):
         found = [_deviation([b - a for a, b in zip(*column)]) for column in _columns(truth, guess)]
         return found if task.num_targets > 1 else found[0]
 
-    def describe(self, value: Any, details: Mapping[str, Any], tokens: Sequence[str]) -> str:
+    def describe(self, value: Any, details: Mapping[str, Any], tokens: Sequence[str], task: Any) -> str:
         return " ".join(f"{number:.3f}" for number in (value if isinstance(value, list) else [value]))
 
 

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import json
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -96,6 +97,24 @@ class Tagging(Kind):
     def of_cell(self, cell: str, task: Any) -> Any:
         spans = _spans_in(cell)
         return cell.split() if spans is None else spans
+
+    def count_tags(self, value: Any) -> int | None:
+        tags = self._tags(value)
+        whole = isinstance(tags, list) and len(tags) > 0 and not any(isinstance(tag, dict | list) for tag in tags)
+        return len(tags) if whole else None
+
+    def vocabulary(self, name: str, values: Sequence[Any], task: Any) -> list[str]:
+        """With what every path through partly known tags needs, where the scheme binds paths: the tags that begin and
+        end spans of each type."""
+        labels = super().vocabulary(name, values, task)
+        scheme = scheme_of(task, labels) if is_constrained(task) else None
+        letters = {"bio": "B", "iob1": "I", "iobes": "BE", "bilou": "BL"}.get(scheme or "", "")
+        missing = set()
+        for label in labels:
+            letter, kind = schemes.split(label)
+            if letter in ("B", "I", "E", "L"):
+                missing |= {f"{each}-{kind}" if kind else each for each in letters} - set(labels)
+        return sorted({*labels, *missing}) if missing else labels
 
     def as_cell(self, value: Any) -> str:
         return " ".join("" if tag is None else as_name(tag) for tag in value)
@@ -228,9 +247,9 @@ class Tagging(Kind):
         flat = _known(truth, guess)
         return {"accuracy": float(sk.accuracy_score(*map(list, zip(*flat)))) if flat else 0.0}
 
-    def is_right(self, truth: Sequence[Any], guess: Sequence[Any]) -> bool:
+    def is_right(self, truth: Sequence[Any], guess: Sequence[Any], task: Any) -> bool:
         """Tags of spans are right if they mean the same spans, be it in another scheme."""
-        if _are_of_spans([tag for tag in (*truth, *guess) if tag is not None]):
+        if task.scheme != "none" and _are_of_spans([tag for tag in (*truth, *guess) if tag is not None]):
             (known,), (found,) = _as_bio([truth], [guess])
             return known == found
         return all(a is None or a == b for a, b in zip(truth, guess))
@@ -269,8 +288,9 @@ class Tagging(Kind):
         names = [a for a, _ in flat], [b for _, b in flat]
         return {"classes": rows_of_classes(*names), "confusion": confusion_of(*names)} if flat else {}
 
-    def describe(self, value: list[str], details: Mapping[str, Any], tokens: Sequence[str]) -> str:
-        return mark_spans(tokens if any(tokens) else [str(i) for i in range(len(tokens))], value)
+    def describe(self, value: list[str], details: Mapping[str, Any], tokens: Sequence[str], task: Any) -> str:
+        words = tokens if any(tokens) else [str(i) for i in range(len(tokens))]
+        return mark_spans(words, value) if task.scheme != "none" else _beside(words, value)
 
 
 def _spans_in(cell: str) -> list[Any] | None:
@@ -280,7 +300,7 @@ def _spans_in(cell: str) -> list[Any] | None:
     for read in (json.loads, ast.literal_eval):
         try:
             found = read(cell.strip())
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
         return [list(item) if isinstance(item, tuple) else item for item in found] if isinstance(found, list) else None
     return None
@@ -303,12 +323,16 @@ def is_constrained(task: Any) -> bool:
 def mark_spans(tokens: Sequence[str], tags: Sequence[str]) -> str:
     """The text with its spans in brackets, ``play [some jazz | genre]``; other tags behind a slash each."""
     if not _are_of_spans(tags):
-        return " ".join(f"{token}/{tag}" for token, tag in zip(tokens, tags))
+        return _beside(tokens, tags)
     words = list(tokens)
     for label, first, last in schemes.spans_of(tags):
         words[first] = f"[{words[first]}"
         words[last] = f"{words[last]} | {label}]"
     return " ".join(words)
+
+
+def _beside(tokens: Sequence[str], tags: Sequence[str]) -> str:
+    return " ".join(f"{token}/{tag}" for token, tag in zip(tokens, tags))
 
 
 def _are_of_spans(tags: Sequence[str]) -> bool:
@@ -354,6 +378,7 @@ def _tags_of_spans(spans: Sequence[tuple[int, int, str]], source: Source) -> lis
     """Tags in the scheme ``bio``; a span that begins or ends within a token takes the whole token."""
     found: list[schemes.Span] = []
     before: tuple[int, int, str] | None = None
+    starts, ends = [first for first, _ in source.places], [last for _, last in source.places]
     for start, end, label in sorted(set(spans)):
         if not 0 <= start < end <= len(source.text):
             size = len(source.text)
@@ -364,7 +389,7 @@ def _tags_of_spans(spans: Sequence[tuple[int, int, str]], source: Source) -> lis
                 f"{end} ({label}): keep one of them"
             )
         before = (start, end, label)
-        inside = [i for i, (first, last) in enumerate(source.places) if first < end and last > start]
+        inside = range(bisect_right(ends, start), bisect_left(starts, end))
         if not inside:
             source.count("spans of spaces alone were left out")
             continue
