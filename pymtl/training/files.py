@@ -322,11 +322,9 @@ def count_columns(path: Path) -> int:
     """How many columns CoNLL's lines have; 0 without one. Errors as for :func:`read_rows`."""
     lines = _Lines(path)
     try:
-        counts = Counter(
-            len(_cells(line))
-            for line, _ in zip(lines, range(MOST_LINES))
-            if line.strip() and not line.startswith("-DOC")
-        )
+        looked_at = (line.rstrip("\r\n") for line, _ in zip(lines, range(MOST_LINES)))
+        tokens = (line for line in looked_at if line.strip() and not line.startswith("-DOCSTART-"))
+        counts = Counter(len(_cells(line)) for line in tokens if _COMMENT.fullmatch(line) is None)
     except (DataError, EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError(f"{path}:{max(lines.number, 1)}: {error}") from None
     return counts.most_common(1)[0][0] if counts else 0

@@ -19,9 +19,8 @@ int64_t rnn_backward_panels_size(Cell cell, int64_t hidden_size) {
 
 template <typename T>
 void pack_rnn_backward(Cell cell, const T* w_hh, int64_t hidden_size, int64_t part, int64_t parts, T* panels) {
-  with_cell(cell, [&]<typename C>() {
-    pack_columns(w_hh, rnn_backward_layout<T, C>(hidden_size), panels, part, parts);
-  });
+  with_cell(cell,
+            [&]<typename C>() { pack_columns(w_hh, rnn_backward_layout<T, C>(hidden_size), panels, part, parts); });
 }
 
 // Gradients for every sequence, and a row pointer for each: of h through W_hh, what the cell passes beside it, and what
