@@ -268,7 +268,11 @@ def _columns(path: Path, config: Config, dataset: str) -> Sequence[str]:
     if data.columns:
         return data.columns
     count = count_columns(path)
-    tagging = {task.field or name for name, task in config.tasks_of(dataset).items() if task.rules.aligned}
+    tagging = {
+        task.field or name
+        for name, task in config.tasks_of(dataset).items()
+        if task.rules.aligned and not task.rules.labels_itself
+    }
     if count <= 1:
         return [data.tokens]
     if len(tagging) != 1:
@@ -320,8 +324,8 @@ def _counts_of_tags(row: Row, config: Config, dataset: str) -> Iterator[int]:
             yield count
     for name, info in config.fields.items():
         value = row.values.get(info.field or name)
-        if not is_missing(value):
-            yield len(value.split() if isinstance(value, str) else value) if isinstance(value, str | list) else 0
+        if isinstance(value, str | list) and not is_missing(value):
+            yield len(value.split()) if isinstance(value, str) else len(value)
 
 
 def text_field(values: Mapping[str, Any], data: DataConfig) -> str:

@@ -479,3 +479,11 @@ def test_a_token_may_begin_with_a_number_sign(tmp_path):
 def test_columns_are_counted_past_the_head_of_a_document(tmp_path):
     (tmp_path / "a.conll").write_text("#begin document (bc); part 000\nEU B-org\nsaid O\n\nno O\n")
     assert count_columns(tmp_path / "a.conll") == 2
+
+
+def test_a_language_model_beside_tags_leaves_the_columns_clear(tmp_path):
+    (tmp_path / "a.conll").write_text("EU B-org\nsaid O\n\nno O\n")
+    tasks = {"t": {"kind": "tagging"}, "words": {"kind": "language_model"}}
+    raw = {"data": {"train": "a.conll", "valid": "a.conll"}, "tasks": tasks, "folder": str(tmp_path)}
+    sets = read_all(configuration.parse(raw, "c.toml"))
+    assert [record.labels["t"] for record in sets.train[""]] == [["B-org", "O"], ["O"]]
