@@ -311,7 +311,7 @@ def scheme_of(task: Any, labels: Sequence[str]) -> schemes.Scheme | None:
     if task.scheme == "none":
         return None
     if task.scheme != "auto":
-        return task.scheme
+        return schemes.ALIASES.get(task.scheme, task.scheme)
     return "bio" if task.bio else schemes.scheme_of_labels(labels)
 
 
