@@ -187,9 +187,7 @@ def test_a_trained_model_is_compared_without_changing_it(tmp_path):
     config = toy.load(tmp_path, "training.epochs=1", toml=toy.TOML + toy.ALL_KINDS)
     trained = toy.fitted(config, tmp_path / "run")
     before = {name: p.clone() for name, p in trained.model_with_loss.model.state_dict().items()}
-    result = compare(
-        trained.model_with_loss, config, trained.vocabulary, trained.train[""], trained.valid[""], batches=2
-    )
+    result = compare(trained.model_with_loss, config, trained.vocabulary, trained.train, trained.valid, batches=2)
     for kind in ("bucketed", "shuffled"):
         parts = result[kind]
         assert set(parts["training"]) == set(parts["inference"]) == {"pymtl", "reference", "reference-padded"}
