@@ -690,9 +690,10 @@ def test_a_number_that_has_no_logarithm_is_refused(tmp_path):
 
 
 def test_tags_in_another_scheme_are_right_if_they_mean_the_same_spans():
-    task = configuration.TaskConfig("tagging")
+    task = configuration.TaskConfig("tagging", scheme="bio")
     rules = task.rules
     assert rules.is_right(["B-x", "E-x", "S-y"], ["B-x", "I-x", "B-y"], task)
+    assert not rules.is_right(["B-x", "I-x"], ["I-x", "I-x"], task)  # in one scheme tag by tag
     assert not rules.is_right(["B-x", "E-x", "S-y"], ["B-x", "B-x", "B-y"], task)
     assert rules.is_right([None, "S-y"], ["B-x", "B-y"], task)
     assert not rules.is_right(["I", "S"], ["E", "S"], configuration.TaskConfig("tagging", scheme="none"))

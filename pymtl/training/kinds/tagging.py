@@ -248,11 +248,16 @@ class Tagging(Kind):
         return {"accuracy": float(sk.accuracy_score(*map(list, zip(*flat)))) if flat else 0.0}
 
     def is_right(self, truth: Sequence[Any], guess: Sequence[Any], task: Any) -> bool:
-        """Tags of spans are right if they mean the same spans, be it in another scheme."""
-        if task.scheme != "none" and _are_of_spans([tag for tag in (*truth, *guess) if tag is not None]):
-            (known,), (found,) = _as_bio([truth], [guess])
-            return known == found
-        return all(a is None or a == b for a, b in zip(truth, guess))
+        """Whether all tags are the same; of a truth in another scheme of spans, whether all spans are."""
+        if all(a is None or a == b for a, b in zip(truth, guess)):
+            return True
+        scheme = None if task.scheme in ("auto", "none") else schemes.ALIASES.get(task.scheme, task.scheme)
+        known = [tag for tag in truth if tag is not None]
+        foreign = scheme is not None and any(not schemes.belongs_to(tag, scheme) for tag in known)
+        if not foreign or not _are_of_spans([*known, *guess]):
+            return False
+        (expected,), (found,) = _as_bio([truth], [guess])
+        return expected == found
 
     def unknown(self, label: Any, encoding: Mapping[str, int]) -> list[str]:
         """Of tags of spans those whose type training has not seen: other letters are of another scheme."""
