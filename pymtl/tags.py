@@ -87,7 +87,7 @@ def scheme_of_labels(labels: Iterable[str]) -> Scheme | None:
         # Letters alone may be any tags: those of spans have one that begins.
         if labels and all(belongs_to(label, scheme) for label in labels) and (not alone or "B" in letters):
             return scheme
-    # BI alone was of all three; "I" alone of letters is not of spans, but has been taken for them.
+    # Tags that are all "I" have no beginning, and pass for spans all the same.
     return "bio" if labels and labels <= {"B", "I"} else None
 
 

@@ -1,4 +1,4 @@
-"""Fixtures: the ops' dtypes, and what sets something of the whole process and puts it back."""
+"""Fixtures: the ops' dtypes, what sets something of the whole process and puts it back, and a command that fails."""
 
 import os
 
@@ -12,6 +12,7 @@ import torch
 from samples import DTYPES
 
 from pymtl import _native
+from pymtl.__main__ import main
 from pymtl.ops.library import why_no_cuda
 
 
@@ -88,3 +89,18 @@ def real_gpu(gpu):
 def seed():
     """The same random numbers on every run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def fails(capsys):
+    """A function that runs a command that must fail with one line on stderr; returns the line."""
+
+    def fails(*argv):
+        assert main([str(word) for word in argv]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("pymtl: error: ")
+        assert error.count("\n") == 1
+        assert error.endswith("\n")
+        return error
+
+    return fails

@@ -206,19 +206,17 @@ def _label_file(predictor: Predictor, arguments: argparse.Namespace) -> None:
                     values = {name: None if _is_nan(value) else value for name, value in row.values.items()}
                     file.write(json.dumps({**values, key: answer}, ensure_ascii=False) + "\n")
                 return
-            added = {
-                name: _free(f"predicted_{name.replace('/', '_')}", own) for name in _columns_of(answers, predictor)
-            }
+            added = {name: _free(f"predicted_{name.replace('/', '_')}", own) for name in _columns_of(answers)}
             kinds = {task.field or name: task.rules for name, task in predictor.tasks.items()}
+            rules = {name: task.rules for name, task in predictor.tasks.items()}
+            numeric = {n for n in added if n not in rules or rules[n].reads_numbers(predictor.tasks[n])}
             comma = ";" if rows[0].decimal_comma else ","  # as the input has it
             table = csv.writer(file, delimiter="\t" if form == ".tsv" else comma, lineterminator="\n")
             table.writerow([*own, *added.values()])
             for row, answer in zip(rows, answers):
                 given = [_cell(row.values.get(name), kinds.get(name)) for name in own]
-                rules = {name: task.rules for name, task in predictor.tasks.items()}
                 found = [_cell(answer.get(name), rules.get(name)) for name in added]
                 if rows[0].decimal_comma:
-                    numeric = [n for n in added if n not in rules or rules[n].reads_numbers(predictor.tasks[n])]
                     found = [_with_comma(v) if n in numeric else v for n, v in zip(added, found)]
                 table.writerow([*given, *found])
 
@@ -244,7 +242,7 @@ def _has_mark(path: Path) -> bool:
         return file.read(3) == b"\xef\xbb\xbf"
 
 
-def _columns_of(answers: Sequence[Answer], predictor: Predictor) -> list[str]:
+def _columns_of(answers: Sequence[Answer]) -> list[str]:
     """What answers say, each task before what is said of it, and unknown tokens last."""
     names = dict.fromkeys(name for answer in answers for name in answer if name not in ("tokens", "unknown_tokens"))
     return [*names, "unknown_tokens"]

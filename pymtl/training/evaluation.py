@@ -9,6 +9,7 @@ from typing import Any
 
 from pymtl.training.data import Record
 from pymtl.training.kinds import Scored
+from pymtl.training.markdown import table
 from pymtl.training.metrics import details_of, exact_tasks, score
 from pymtl.training.predictor import Answer, Predictor
 from pymtl.training.survey import unknown_share
@@ -100,7 +101,7 @@ def page(evaluation: Evaluation, wrong: Sequence[Mapping[str, Any]], title: str,
         f"{evaluation['sentences']:,} sentences; {100 * evaluation['unknown_tokens']:.1f} % of their tokens are "
         "unknown to training.",
         "",
-        *_table(
+        *table(
             ["score", ""],
             [
                 [name + (f" ({', '.join(exact)})" if name == "exact_match" else ""), f"{value:.4f}"]
@@ -118,21 +119,21 @@ def page(evaluation: Evaluation, wrong: Sequence[Mapping[str, Any]], title: str,
                 [row["label"], *(f"{row[key]:.3f}" for key in ("precision", "recall", "f1")), f"{row['support']:,}"]
                 for row in found["classes"]
             ]
-            lines += ["", *_table(["label", "precision", "recall", "F1", "support"], rows)]
+            lines += ["", *table(["label", "precision", "recall", "F1", "support"], rows)]
         if found.get("errors"):
-            lines += ["", *_table(["error", ""], [[key, f"{value:.6g}"] for key, value in found["errors"].items()])]
+            lines += ["", *table(["error", ""], [[key, f"{value:.6g}"] for key, value in found["errors"].items()])]
         confusion = found.get("confusion")
         if confusion and len(confusion["labels"]) <= MOST_LABELS:
             lines += ["", "Rows are true labels, columns predicted ones.", ""]
             rows = [[label, *map(str, row)] for label, row in zip(confusion["labels"], confusion["counts"])]
-            lines += _table(["", *confusion["labels"]], rows)
+            lines += table(["", *confusion["labels"]], rows)
         if "calibration" in found:
             rows = [
                 [f"{b['from']:.1f} to {b['to']:.1f}", f"{b['count']:,}", f"{b['probability']:.3f}", f"{b['right']:.3f}"]
                 for b in found["calibration"]["bins"]
             ]
             lines += ["", f"Expected calibration error {found['calibration']['error']:.3f}:", ""]
-            lines += _table(["probability", "answers", "their mean", "share of right ones"], rows)
+            lines += table(["probability", "answers", "their mean", "share of right ones"], rows)
         own = [line for line in wrong if line["task"] == name]
         if own:
             many = f", {MOST_MISTAKES} of them here, all in `errors.jsonl`" if len(own) > MOST_MISTAKES else ""
@@ -142,7 +143,7 @@ def page(evaluation: Evaluation, wrong: Sequence[Mapping[str, Any]], title: str,
                 [line["text"], _plain(line["truth"]), _plain(line["answer"]), _chance(line)]
                 for line in own[:MOST_MISTAKES]
             ]
-            lines += _table(["text", "truth", "answer", "probability"], rows)
+            lines += table(["text", "truth", "answer", "probability"], rows)
     return "\n".join(lines) + "\n"
 
 
@@ -164,16 +165,6 @@ def _plain(value: Any) -> str:
 
 def _chance(line: Mapping[str, Any]) -> str:
     return f"{line['probability']:.3f}" if "probability" in line else ""
-
-
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    right = ["---", *["---:"] * (len(heading) - 1)]
-    return [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in (heading, right, *rows)]
-
-
-def _cell(text: str) -> str:
-    """Text that does not end a cell of a table."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
 
 
 def lines_of(wrong: Sequence[Mapping[str, Any]]) -> str:

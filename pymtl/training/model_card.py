@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pymtl.training.config import Config
+from pymtl.training.markdown import table
 from pymtl.training.metrics import exact_tasks
 from pymtl.training.run import Run
 from pymtl.training.vocabulary import Vocabulary
@@ -23,13 +24,13 @@ def model_card(run: Run, config: Config, vocabulary: Vocabulary) -> str:
         "",
         "## Tasks",
         "",
-        "| task | kind | labels |",
-        "| --- | --- | --- |",
     ]
+    rows = []
     for name, task in config.tasks.items():
         labels = list(map(task.rules.label_name, vocabulary.labels[name])) if vocabulary.counts.get(name) else []
         shown = ", ".join(labels[:12]) + (f", … ({len(labels)})" if len(labels) > 12 else "")
-        lines.append(f"| {_cell(name)} | {task.kind} | {_cell(shown)} |")
+        rows.append([name, task.kind, shown])
+    lines += table(["task", "kind", "labels"], rows, numbers=False)
     model = config.model
     lines += [
         "",
@@ -44,20 +45,21 @@ def model_card(run: Run, config: Config, vocabulary: Vocabulary) -> str:
         "",
         "## Data",
         "",
-        "| part | file | bytes | SHA-256 |",
-        "| --- | --- | ---: | --- |",
     ]
+    rows = []
     for part, file in manifest.get("data", {}).items():
-        lines.append(f"| {_cell(part)} | {_cell(file['file'])} | {file['bytes']:,} | `{file['sha256'][:16]}…` |")
+        rows.append([part, file["file"], f"{file['bytes']:,}", f"`{file['sha256'][:16]}…`"])
+    lines += table(["part", "file", "bytes", "SHA-256"], rows, numbers=False)
     lines += ["", "## Scores", ""]
     scores = manifest["scores"]
     parts = [part for part in ("validation", "test") if scores[part]]
     lines += [f"Of epoch {manifest['epoch']}, the best in validation.", ""]
-    lines += [f"| score | {' | '.join(parts)} |", f"| --- |{' ---: |' * len(parts)}"]
+    rows = []
     for name in dict.fromkeys(name for part in parts for name in scores[part]):
         of = f" ({', '.join(exact_tasks(config))})" if name == "exact_match" else ""
         cells = [f"{scores[part][name]:.4f}" if name in scores[part] else "" for part in parts]
-        lines.append(f"| {_cell(name + of)} | {' | '.join(cells)} |")
+        rows.append([name + of, *cells])
+    lines += table(["score", *parts], rows)
     lines += [
         "",
         "They say how the model does on texts like these. On others `pymtl evaluate` tells.",
@@ -73,8 +75,3 @@ def model_card(run: Run, config: Config, vocabulary: Vocabulary) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    """Text that does not end a cell of a table."""
-    return text.replace("|", "\\|").replace("\n", " ")

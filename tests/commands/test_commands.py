@@ -62,21 +62,6 @@ def trained(toml, tmp_path_factory):
     return folder, printed
 
 
-@pytest.fixture
-def fails(capsys):
-    """A function that runs a command that must fail with one line on stderr; returns the line."""
-
-    def fails(*argv):
-        assert main([str(word) for word in argv]) == 1
-        error = capsys.readouterr().err
-        assert error.startswith("pymtl: error: ")
-        assert error.count("\n") == 1
-        assert error.endswith("\n")
-        return error
-
-    return fails
-
-
 def shell(*argv, **options):
     """Runs the installed program in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "PYTHONUNBUFFERED": "1"}

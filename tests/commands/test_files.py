@@ -1,6 +1,5 @@
 """``pymtl predict`` from a file to a file and on a pipe, and ``pymtl init`` from a file to a configuration."""
 
-import contextlib
 import csv
 import io
 import json
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import toy
+from toy import quiet
 
 import pymtl
 from pymtl.__main__ import main
@@ -30,27 +30,6 @@ lines"
 5,"watch ""hard"" rock",,mine,x|y
 """
 CODES = {"music": 10, "table": 20, "film": 30}
-
-
-def quiet(*argv):
-    """Runs a command that must succeed; what it printed."""
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        assert main([str(word) for word in argv]) == 0
-    return printed.getvalue()
-
-
-@pytest.fixture
-def fails(capsys):
-    """A function that runs a command that must fail with one line on stderr; returns the line."""
-
-    def fails(*argv):
-        assert main([str(word) for word in argv]) == 1
-        error = capsys.readouterr().err
-        assert error.startswith("pymtl: error: ")
-        assert error.count("\n") == 1
-        return error
-
-    return fails
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,13 @@
 """A made-up data set of short requests that a tiny model learns, and runs that train on it."""
 
+import contextlib
+import io
 import json
 import random
 
 import torch
 
+from pymtl.__main__ import main
 from pymtl.training import config as configuration
 from pymtl.training.data import read_all
 from pymtl.training.model_with_loss import ModelWithLoss
@@ -98,6 +101,13 @@ def read_sets(config):
     """The training and validation records of every data set."""
     sets = read_all(config)
     return sets.train, sets.valid
+
+
+def quiet(*argv):
+    """Runs a command that must succeed; what it printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert main([str(word) for word in argv]) == 0
+    return printed.getvalue()
 
 
 class Watcher:

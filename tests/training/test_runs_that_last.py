@@ -1,8 +1,6 @@
 """Runs that are kept: they say what they are, may be moved, name no folder of the machine; newer ones are refused."""
 
-import contextlib
 import hashlib
-import io
 import json
 import os
 import re
@@ -15,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import toy
+from toy import quiet
 
 import pymtl
 from pymtl.__main__ import main
@@ -46,27 +45,6 @@ hidden_size = 4
 [training]
 epochs = 1
 """
-
-
-def quiet(*argv):
-    """Runs a command that must succeed; what it printed."""
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        assert main([str(word) for word in argv]) == 0
-    return printed.getvalue()
-
-
-@pytest.fixture
-def fails(capsys):
-    """A function that runs a command that must fail with one line on stderr; returns the line."""
-
-    def fails(*argv):
-        assert main([str(word) for word in argv]) == 1
-        error = capsys.readouterr().err
-        assert error.startswith("pymtl: error: ")
-        assert error.count("\n") == 1
-        return error
-
-    return fails
 
 
 @pytest.fixture(autouse=True)

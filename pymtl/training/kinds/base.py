@@ -79,7 +79,7 @@ class Kind(ABC):
     has_reference: ClassVar[bool] = False  # whether the plain PyTorch backend has the head
     has_squared_error: ClassVar[bool] = False  # for a loss, which some balancing methods weigh otherwise
     least_labels: ClassVar[int] = 1  # that scores need
-    looked_for: ClassVar[int] = 9  # when a new file's fields are looked at, which kinds are tried before
+    looked_for: ClassVar[int] = 9  # a kind with a lower number is tried first on the fields of a new file
 
     @classmethod
     def has_option(cls, key: str) -> bool:
