@@ -101,7 +101,8 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (default: cpu)")
     arguments = parser.parse_args()
-    config = load(arguments.config, folder=arguments.data)
+    # What plain PyTorch has a counterpart of.
+    config = load(arguments.config, ["sharing=hard", "balancing=ew"], arguments.data)
     device = torch.device(arguments.device)
     records = labelled(read_records(config.path(config.data.train), config), config.data.train)
     vocabulary = Vocabulary.of(records, config)

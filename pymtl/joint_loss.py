@@ -125,7 +125,9 @@ class JointLoss(nn.Module):
             if mean is not None and scales:
                 weighted = _of_all_parts(weighted, scales, mean)
         if weighted:
-            total = self.balancing(weighted, shared)
+            states = getattr(logits, "states", {})
+            fixed = {task: self.loss_weights[task] for task in weighted}
+            total = self.balancing(weighted, shared, fixed, states, mean if scales else None)
         elif values.is_cuda:  # copying the weights to the GPU would make the CPU wait
             total = torch.stack(torch._foreach_mul(list(per_task.values()), list(weights.values()))).sum()
         else:

@@ -29,16 +29,19 @@ Input = Field | Mapping[str, Field]
 class Logits(dict[str, Tensor | PackedSequence]):
     """The logits of each task, and what the loss needs besides.
 
-    ``penalties``: of the sharing scheme, weighted scalars by name; empty in evaluation. ``shared``: the states that
-    all tasks of the call read, for methods that look at their gradients; empty if each task has its own.
+    ``penalties``: of the sharing scheme, weighted scalars by name; empty in evaluation. ``states``: those that each
+    task's head reads, for methods that look at their gradients; ``shared``: the same where all tasks of the call read
+    one, empty if each task has its own.
     """
 
     penalties: dict[str, Tensor]
+    states: dict[str, tuple[Tensor, ...]]
     shared: tuple[Tensor, ...]
 
     def __init__(self, logits: Mapping[str, Tensor | PackedSequence]) -> None:
         super().__init__(logits)
         self.penalties = {}
+        self.states = {}
         self.shared = ()
 
 
@@ -240,8 +243,9 @@ class MultiTaskModel(nn.Module):
                 found[task] = head(head.features(states_of[task], data, found.get(head.reads.after)))
         result = Logits({task: found[task] for task in wanted})
         result.penalties = penalties
+        result.states = {task: shared[task].tensors() for task in wanted}
         if len({id(shared[task]) for task in wanted}) == 1:
-            result.shared = shared[wanted[0]].tensors()
+            result.shared = result.states[wanted[0]]
         return result
 
     def _states(self, data: Tensor, batch_sizes: Tensor, tasks: Sequence[str]) -> SharingResult:

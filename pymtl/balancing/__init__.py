@@ -6,6 +6,7 @@ classes. :class:`GradientAggregation` brings those that combine the tasks' gradi
 
 from pymtl.balancing.base import Balancing
 from pymtl.balancing.dwa import DWA
+from pymtl.balancing.equal_norm import EqualNorm
 from pymtl.balancing.ew import EW
 from pymtl.balancing.famo import FAMO
 from pymtl.balancing.gls import GLS
@@ -17,6 +18,7 @@ from pymtl.balancing.stch import STCH
 from pymtl.balancing.uw import UW
 
 METHODS: dict[str, type[Balancing]] = {
+    "equal_norm": EqualNorm,
     "ew": EW,
     "uw": UW,
     "dwa": DWA,
@@ -40,6 +42,7 @@ __all__ = [
     "STCH",
     "UW",
     "Balancing",
+    "EqualNorm",
     "GradNorm",
     "GradientAggregation",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -31,21 +31,36 @@ class Balancing(nn.Module):
             raise ValueError(f"tasks: expected at least one name, all different, got {list(tasks)}")
         self.tasks = tuple(tasks)
 
-    def forward(self, losses: Mapping[str, Tensor], shared: Sequence[Tensor] = ()) -> Tensor:
+    def forward(
+        self,
+        losses: Mapping[str, Tensor],
+        shared: Sequence[Tensor] = (),
+        weights: Mapping[str, float] | None = None,
+        states: Mapping[str, Sequence[Tensor]] | None = None,
+        mean: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """The loss to minimise.
 
         Args:
             losses: the scalar of each task that has targets in this batch, times its fixed weight.
             shared: the states that all these tasks' heads read, for methods that look at their gradients.
+            weights: the fixed weights that the losses are multiplied by, for methods that look at the losses without
+                them; 1 of a task that is not named.
+            states: the states that each task's head reads.
+            mean: of a tensor over all processes, where each has a part of the batch; None of a single one.
 
         Raises:
             KeyError: a task is unknown.
         """
+        self.check_known(losses)
+        names = list(losses)
+        return self.total(torch.stack([losses[name] for name in names]), names, shared)
+
+    def check_known(self, losses: Mapping[str, Tensor]) -> None:
+        """Raises KeyError if a task is unknown."""
         for task in losses:
             if task not in self.tasks:
                 raise KeyError(f"losses: unknown task {task!r}, expected one of {list(self.tasks)}")
-        names = list(losses)
-        return self.total(torch.stack([losses[name] for name in names]), names, shared)
 
     def total(self, values: Tensor, tasks: list[str], shared: Sequence[Tensor]) -> Tensor:
         """What a method defines: a scalar of the losses [K] of these tasks."""

@@ -7,14 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from pymtl.commands import positive, wide_console
+from pymtl.training.markdown import table
 
 EXAMPLES = """examples:
   pymtl compare examples/product_reviews/reviews.toml --over sharing=hard,soft,cross_stitch --seeds 3 --single-task
   pymtl compare my.toml --over sharing=hard,mmoe --over balancing=ew,uw,famo --jobs 2
-  pymtl compare my.toml --over model.hidden_size=64,128,256
+  pymtl compare my.toml --over tasks=mood+topic,mood+topic+tags --single-task --seeds 5
+  pymtl compare my.toml --over model.hidden_size=64,128,256 --tune training.learning_rate=1e-3,3e-3
+  pymtl compare my.toml --over data.limit=100,300,1000 --single-task --set training.epoch_steps=100
 
-Every run has a folder under --out; a comparison that was interrupted goes on where it stopped. 'delta' is the mean
-relative change from each task trained by itself with the same settings (--single-task).
+Every run has a folder under --out; a comparison that was interrupted goes on where it stopped.
+
+With --single-task each task is trained by itself too, with the same settings. A second table then tells how much each
+task's score differs from that, seed by seed, and the interval that holds the difference with 95 % confidence; 'delta' is
+the mean relative change. Of a setting with three numbers or more, as data.limit, the plot shows curves. --tune gives
+every variant, tasks by themselves among them, the same choice: of its values the one that is best in validation counts.
 """
 
 
@@ -30,6 +37,13 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("config", type=Path, metavar="CONFIG", help="TOML file with a test set")
     parser.add_argument(
         "--over", action="append", default=[], metavar="KEY=A,B,...", help="a setting and its values; may be repeated"
+    )
+    parser.add_argument(
+        "--tune",
+        action="append",
+        default=[],
+        metavar="KEY=A,B,...",
+        help="a setting of which each variant takes the value best in validation; may be repeated",
     )
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="runs of each variant (default: 3)")
     parser.add_argument("--single-task", action="store_true", help="train each task by itself too")
@@ -56,15 +70,16 @@ def run(arguments: argparse.Namespace) -> int:
     )
 
     from pymtl.benchmark import results
-    from pymtl.training import comparison
+    from pymtl.training import comparison, grid
     from pymtl.training.errors import ConfigError
     from pymtl.training.plots import comparison_plot
     from pymtl.training.run import Run
 
     console = wide_console()
     folder = arguments.out or Path("runs", f"compare-{arguments.config.stem}")
-    grid = comparison.variants(arguments.config, arguments.over, arguments.set, arguments.single_task, arguments.data)
-    for variant in grid:
+    chosen = arguments.over, arguments.set, arguments.single_task, arguments.data, arguments.tune
+    variants = grid.variants(arguments.config, *chosen)
+    for variant in variants:
         sets = variant.raw.get("datasets") or {"": variant.raw["data"]}
         if not all(data.get("test") for data in sets.values()):
             raise ConfigError(f"{arguments.config}: expected a test set to compare on")
@@ -72,56 +87,107 @@ def run(arguments: argparse.Namespace) -> int:
     columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("runs")
-        for done, total in comparison.run_all(grid, arguments.seeds, folder, arguments.jobs, threads, arguments.device):
+        for done, total in comparison.run_all(
+            variants, arguments.seeds, folder, arguments.jobs, threads, arguments.device
+        ):
             progress.update(task, completed=done, total=total)
-    result = results.stamped(**comparison.summary(grid, arguments.seeds, folder), jobs=arguments.jobs, threads=threads)
+    result = results.stamped(
+        **comparison.summary(variants, arguments.seeds, folder), jobs=arguments.jobs, threads=threads
+    )
     run_of_all = Run(folder)
     run_of_all.write_json("compare.json", result)
     run_of_all.write_text("compare.md", markdown(result))
     run_of_all.save_figure("compare.png", comparison_plot(result))
-    console.print(_table(result))
+    console.print(_table(*_scores(result), f"Test scores, mean ± standard deviation over {result['seeds']} seeds"))
+    changes = _changes(result)
+    if changes is not None:
+        console.print(_table(*changes, CHANGES))
     console.print(f"{folder}: compare.json, compare.md, compare.png", markup=False, soft_wrap=True)
     return 0
 
 
-def _cells(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+CHANGES = "Change from each task alone, with the interval that holds it with 95 % confidence"
+
+
+def _scores(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The heading, and a row for each variant."""
     from pymtl.commands.train import shown
 
-    names: list[str] = []
-    for row in result["rows"]:
-        names += [name for name in row["scores"] if name not in names]
+    names = _names(result)
     with_delta = any(row.get("delta") for row in result["rows"])
-    heading = ["variant", *(name.replace("/", " ") for name in names), *(["delta"] if with_delta else []), "ms a step"]
+    with_tuned = any(row["tuned"] for row in result["rows"])
+    heading = [
+        "variant",
+        *(["tuned"] if with_tuned else []),
+        *(name.replace("/", " ") for name in names),
+        *(["delta"] if with_delta else []),
+        "ms a step",
+        "s a run",
+    ]
     rows = []
     for row in result["rows"]:
-        cells = [row["variant"]]
+        cells = [row["variant"], *([" ".join(row["tuned"].values())] if with_tuned else [])]
         for name in names:
             value = row["scores"].get(name)
             cells.append("" if value is None else f"{shown(name, value['mean'])} ± {shown(name, value['std'])}")
         if with_delta:
             change = row.get("delta")
             cells.append("" if change is None else f"{100 * change['mean']:+.2f} % ± {100 * change['std']:.2f} %")
-        cells.append(f"{row['step_ms']['mean']:.2f}")
-        rows.append(cells)
+        rows.append([*cells, f"{row['step_ms']['mean']:.2f}", f"{row['seconds']['mean']:.0f}"])
     return heading, rows
 
 
+def _changes(result: dict[str, Any]) -> tuple[list[str], list[list[str]]] | None:
+    """The heading, and a row for each variant that has tasks by themselves beside it; None if none has."""
+    joint = [row for row in result["rows"] if row.get("changes")]
+    if not joint:
+        return None
+    names = [name for name in _names(result) if any(name in row["changes"] for row in joint)]
+    rows = []
+    for row in joint:
+        found = [row["changes"].get(name) for name in names]
+        rows.append(
+            [row["variant"], *("" if each is None else _change(name, each) for name, each in zip(names, found))]
+        )
+    return ["variant", *(name.replace("/", " ") for name in names)], rows
+
+
+def _change(name: str, change: dict[str, float | None]) -> str:
+    """A difference in points, its interval, and what it says."""
+    from pymtl.commands.train import is_share
+    from pymtl.training.metrics import lower_is_better
+
+    factor = 100 if is_share(name) else 1
+    low, high = change["low"], change["high"]
+    text = f"{factor * change['mean']:+.2f}"
+    if low is None or high is None:
+        return text
+    said = "even" if low <= 0 <= high else "worse" if (low > 0) == lower_is_better(name) else "better"
+    return f"{text} [{factor * low:+.2f}, {factor * high:+.2f}] {said}"
+
+
+def _names(result: dict[str, Any]) -> list[str]:
+    """The scores that any variant has."""
+    return list(dict.fromkeys(name for row in result["rows"] for name in row["scores"]))
+
+
 def markdown(result: dict[str, Any]) -> str:
-    """The table for a document."""
-    heading, rows = _cells(result)
-    lines = [heading, ["---", *["---:"] * (len(heading) - 1)], *rows]
-    return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |\n" for cells in lines)
+    """The tables for a document."""
+    lines = table(*_scores(result))
+    changes = _changes(result)
+    if changes is not None:
+        lines += ["", f"{CHANGES}:", "", *table(*changes)]
+    return "".join(f"{line}\n" for line in lines)
 
 
-def _table(result: dict[str, Any]) -> Any:
+def _table(heading: list[str], rows: list[list[str]], title: str) -> Any:
+    from rich.markup import escape
     from rich.table import Table
 
-    heading, rows = _cells(result)
-    table = Table(title=f"Test scores, mean ± standard deviation over {result['seeds']} seeds")
-    table.add_column(heading[0], no_wrap=True)
+    found = Table(title=title)
+    found.add_column(heading[0], no_wrap=True)
     for name in heading[1:]:
-        table.add_column(name, justify="right", no_wrap=True)
+        found.add_column(name, justify="right", no_wrap=True)
     for cells in rows:
-        table.add_row(*cells)
-    return table
+        found.add_row(*map(escape, cells))
+    return found

@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise RunError(f"{run.folder}: holds a run already: pass --resume, --overwrite or another --run")
         if run.foreign_file() is not None:
             raise RunError(f"{run.foreign_file()}: is not of a run: pass another --run")
-        vocabulary = Vocabulary.of([record for records in sets.train.values() for record in records], config)
+        vocabulary = Vocabulary.of(sets.trained_on, config)
     fitting = Fitting(run, config, vocabulary, arguments.backend, arguments.device)
     scores = fitting.fit(sets, arguments.resume, _Screen(console, config))
     if scores is not None:
@@ -113,8 +113,12 @@ def scores_table(scores: dict[str, float], sentences: int, exact: Sequence[str],
 
 def shown(name: str, value: float) -> str:
     """A score as people write it: shares in percent."""
-    metric = name.rpartition("/")[2]
-    return f"{value:.3f}" if metric in ("r2", "pearson", "spearman", "kappa", "perplexity") else f"{100 * value:.2f} %"
+    return f"{100 * value:.2f} %" if is_share(name) else f"{value:.3f}"
+
+
+def is_share(name: str) -> bool:
+    """Whether a score is a share of something."""
+    return name.rpartition("/")[2] not in ("r2", "pearson", "spearman", "kappa", "perplexity")
 
 
 class _Screen:

@@ -72,8 +72,8 @@ class SharedPrivate(Sharing):
         penalties = {}
         if self.wants_penalties() and self.orthogonality > 0:
             penalties["orthogonality"] = self.orthogonality * _orthogonality(shared_last, private_last)
-        some = len(tasks) < len(self.tasks) and len(shared_last) > 0
-        if self.wants_penalties() and self.discriminator is not None and some:
+        some = len(tasks) < len(self.tasks)
+        if self.wants_penalties() and self.discriminator is not None and some and len(shared_last) > 0:
             penalties["adversarial"] = self.adversarial * self._adversary(shared_last, tasks)
         return SharingResult(states, penalties)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -186,11 +187,16 @@ def _bucketed(
 
 
 def schedule(
-    sets: Mapping[str, Sequence[Record]], settings: TrainingConfig, generator: torch.Generator
+    sets: Mapping[str, Sequence[Record]],
+    settings: TrainingConfig,
+    generator: torch.Generator,
+    unlabelled: Mapping[str, Sequence[Record]] | None = None,
 ) -> list[tuple[str, list[int]]]:
-    """The batches of an epoch: each of one data set, and the indices of its records.
+    """The batches of an epoch: each of one data set, and the indices of its records; those from the number of ``sets``'
+    records on are of its ``unlabelled`` ones, ``unlabelled_ratio`` for each of the others.
 
-    Every way of sampling takes as many batches as the data sets hold together (each at most ``epoch_cap`` records):
+    Every way of sampling takes as many batches as the data sets hold together (each at most ``epoch_cap`` records), or
+    as ``epoch_steps`` asks for:
 
     - ``"proportional"``: each batch of each set once, in random order;
     - ``"round_robin"``: the sets take turns, shorter ones beginning anew;
@@ -202,13 +208,20 @@ def schedule(
         order = order[: settings.epoch_cap] if settings.epoch_cap > 0 else order
         return _bucketed(order, sets[name], settings.batch_size, generator)
 
-    if settings.sampling == "proportional":
+    def proportional() -> list[tuple[str, list[int]]]:
         every = [(name, indices) for name in sets for indices in batches(name)]
         if len(sets) == 1:
             return every
         return [every[i] for i in torch.randperm(len(every), generator=generator).tolist()]
+
     sizes = [min(len(records), settings.epoch_cap or len(records)) for records in sets.values()]
     steps = sum(-(-size // settings.batch_size) for size in sizes)
+    steps = settings.epoch_steps * settings.accumulation or steps
+    if settings.sampling == "proportional":
+        chosen = proportional()
+        while len(chosen) < steps:
+            chosen += proportional()
+        return _with_unlabelled(chosen[:steps], sets, unlabelled or {}, settings, generator)
     names = list(sets)
     if settings.sampling == "round_robin":
         turns = [i % len(names) for i in range(steps)]
@@ -225,4 +238,27 @@ def schedule(
             supply[name] = batches(name)
             indices = next(supply[name])
         chosen.append((name, indices))
-    return chosen
+    return _with_unlabelled(chosen, sets, unlabelled or {}, settings, generator)
+
+
+def _with_unlabelled(
+    chosen: list[tuple[str, list[int]]],
+    sets: Mapping[str, Sequence[Record]],
+    unlabelled: Mapping[str, Sequence[Record]],
+    settings: TrainingConfig,
+    generator: torch.Generator,
+) -> list[tuple[str, list[int]]]:
+    """The batches, and unlabelled records of the same data set in each: in random order, each once before one comes
+    again."""
+
+    def endless(name: str) -> Iterator[int]:
+        while True:
+            yield from (torch.randperm(len(unlabelled[name]), generator=generator) + len(sets[name])).tolist()
+
+    supply = {name: endless(name) for name in unlabelled}
+    return [
+        (name, [*indices, *islice(supply[name], round(settings.unlabelled_ratio * len(indices)))])
+        if name in supply
+        else (name, indices)
+        for name, indices in chosen
+    ]

@@ -30,6 +30,7 @@ else:
 DATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".conll", ".xlsx")  # of what is no configuration
 KindName = Literal[tuple(KINDS)]
 OF_SHARED_STATES = ("gradnorm", "gradient_aggregation")  # balancing by the gradients of states that all tasks share
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class DataConfig:
     train: str  # the file to train on
     valid: str | None = None  # the file to validate on; without one, some of the training records are held out
     test: str | None = None  # the file that is scored when training is over
+    # A file of further texts to train on, whose labels, if it has some, are not read: for tasks that need no labels
+    unlabelled: str | None = None
     # How the files are read; "auto" goes by what their names end in
     format: Literal["auto", "jsonl", "json", "csv", "tsv", "conll"] = "auto"
     # The fields of CoNLL's columns, from the first; "" of an unused one
@@ -51,6 +54,7 @@ class DataConfig:
     holdout: float = 0.1  # the share held out without a file to validate on, as many of each label as of all
     holdout_field: str | None = None  # hold out by this field instead: the records
     holdout_values: list[str] = dataclasses.field(default_factory=list)  # that have one of these values in it
+    limit: int = 0  # how many of the training records are trained on, drawn by the seed; 0: all
 
     @property
     def splits_by(self) -> Tokenizer:
@@ -74,6 +78,8 @@ class TaskConfig(*_own_options()):
     weight: float = 1.0  # of its loss in the joint loss
     skip: bool = False  # the head reads the embedded tokens too
     after: str | None = None  # another task of classes or tags, whose answer the head reads too
+    # Trained for what it teaches the encoder alone: it is not scored, not asked and not exported
+    auxiliary: bool = False
 
     @property
     def rules(self) -> Kind:
@@ -175,6 +181,8 @@ class TrainingConfig:
     sampling: Literal["proportional", "round_robin", "uniform", "temperature"] = "proportional"
     temperature: float = 2.0  # T of sampling = "temperature", where a data set of n records is drawn with p ~ n^(1/T)
     epoch_cap: int = 0  # how many records of a data set an epoch sees at most; 0: all
+    epoch_steps: int = 0  # steps of an epoch, which then begins its data anew or leaves some out; 0: all data once
+    unlabelled_ratio: float = 1.0  # texts of the data's unlabelled file for each training record in a batch
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: products in bfloat16, weights in float32
     checkpoint_steps: int = 0  # steps between states to resume from; 0: one after each epoch
     tensorboard: bool = False  # whether losses and scores are written for TensorBoard too
@@ -192,10 +200,11 @@ class Config:
     fields: dict[str, FieldConfig] = dataclasses.field(default_factory=dict)
     characters: CharactersConfig | None = None
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    # What the tasks share; "hard" without it. A name, or a section
-    sharing: MethodConfig = dataclasses.field(default_factory=lambda: MethodConfig("hard"))
-    # How the tasks' losses become one; "ew", equal weights, without it. A name, or a section
-    balancing: MethodConfig = dataclasses.field(default_factory=lambda: MethodConfig("ew"))
+    # What the tasks share: a name, or a section. "auto": "shared_private" of several tasks, "hard" of one, and where
+    # the balancing needs that
+    sharing: MethodConfig = dataclasses.field(default_factory=lambda: MethodConfig(AUTO))
+    # How the tasks' losses become one: a name, or a section. "auto": "equal_norm" of several tasks, "ew" of one
+    balancing: MethodConfig = dataclasses.field(default_factory=lambda: MethodConfig(AUTO))
     warm_start: WarmStartConfig | None = None
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
     seed: int = 0  # of all random numbers; the same seed repeats a training
@@ -210,6 +219,11 @@ class Config:
     def tasks_of(self, dataset: str) -> dict[str, TaskConfig]:
         """The tasks of a data set."""
         return {name: task for name, task in self.tasks.items() if (task.dataset or "") == dataset}
+
+    @property
+    def main_tasks(self) -> dict[str, TaskConfig]:
+        """The tasks that are scored, asked and exported."""
+        return {name: task for name, task in self.tasks.items() if not task.auxiliary}
 
     def path(self, name: str) -> Path:
         """The full path of a file.
@@ -296,15 +310,29 @@ def parse(raw: dict[str, Any], where: str) -> Config:
     asked = raw.get("pymtl") if isinstance(raw, dict) else None
     if isinstance(asked, str) and _numbers(asked) > _numbers(version):
         raise ConfigError(f"{where}: written for pymtl {asked}, newer than this {version}: upgrade it")
-    config = build(Config, raw, where, "")
-    if not config.tasks:
-        raise ConfigError(f"{where}: tasks: expected at least one task, got none")
+    config = _settled(build(Config, raw, where, ""), where)
+    if not config.main_tasks:
+        got = "none" if not config.tasks else f"auxiliary ones alone: {', '.join(config.tasks)}"
+        raise ConfigError(f"{where}: tasks: expected at least one task that is not auxiliary, got {got}")
     _check_data(config, where)
     for name, task in config.tasks.items():
         _check_task(name, task, config, f"{where}: tasks.{name}")
     _require(0 <= config.seed < 2**31, f"{where}: seed", "a number from 0 to 2147483647", config.seed)
     _check_model(config, where)
     _check_training(config, where)
+    return config
+
+
+def _settled(config: Config, where: str) -> Config:
+    """The configuration with what "auto" means for its tasks."""
+    several = len(config.tasks) > 1
+    shared = not several or config.balancing.kind in OF_SHARED_STATES
+    chosen = {"sharing": "hard" if shared else "shared_private", "balancing": "equal_norm" if several else "ew"}
+    for name, kind in chosen.items():
+        method = getattr(config, name)
+        if method.kind == AUTO:
+            _require(not method.options, f"{where}: {name}", f"another kind than {AUTO!r} with options", method.options)
+            config = dataclasses.replace(config, **{name: MethodConfig(kind)})
     return config
 
 
@@ -323,8 +351,13 @@ def _check_data(config: Config, where: str) -> None:
         if by_field != bool(data.holdout_values):
             raise ConfigError(f"{at}: expected holdout_field and holdout_values together")
         _require(data.valid is None or not by_field, f"{at}.holdout_field", "none beside valid", data.holdout_field)
-        if not config.tasks_of(name):
+        _require(data.limit >= 0, f"{at}.limit", "a number of at least 0", data.limit)
+        own = config.tasks_of(name)
+        if not own:
             raise ConfigError(f"{at}: expected a task with dataset = {name!r}, got none" if name else f"{at}: no task")
+        if data.unlabelled is not None and not any(task.rules.labels_itself for task in own.values()):
+            kinds = " or ".join(kind.name for kind in KINDS.values() if kind.labels_itself)
+            raise ConfigError(f"{at}.unlabelled: expected a task that needs no labels ({kinds}) beside it, got none")
     for name, fields in config.fields.items():
         at = f"{where}: fields.{name}"
         _require(_is_name(name) and name not in ("words", "characters"), at, "another name", name)
@@ -401,16 +434,18 @@ def _check_training(config: Config, where: str) -> None:
         _require(getattr(training, key) >= 1, f"{where}: training.{key}", "a number above 0", getattr(training, key))
     for key in ("learning_rate", "clip_norm", "temperature"):
         _require(getattr(training, key) > 0, f"{where}: training.{key}", "a number above 0", getattr(training, key))
-    for key in ("epoch_cap", "checkpoint_steps", "weight_decay", "l1", "rare_word_dropout"):
+    at_least_0 = ("epoch_cap", "epoch_steps", "checkpoint_steps", "weight_decay", "l1", "rare_word_dropout")
+    for key in (*at_least_0, "unlabelled_ratio"):
         value = getattr(training, key)
         _require(0 <= value < float("inf"), f"{where}: training.{key}", "a number of at least 0", value)
     for key in ("word_dropout", "warmup", "ema_decay"):
         value = getattr(training, key)
         _require(0 <= value < 1, f"{where}: training.{key}", "a number from 0 to below 1", value)
-    exact = training.select_by != "exact_match" or any(task.rules.is_exact for task in config.tasks.values())
+    scored = config.main_tasks
+    exact = training.select_by != "exact_match" or any(task.rules.is_exact for task in scored.values())
     _require(exact, f"{where}: training.select_by", "a task of classes or tags with exact_match", training.select_by)
-    known = [f"{name}/{score}" for name, task in config.tasks.items() for score in task.rules.scores]
-    choices = ("mean", "exact_match", "delta", *config.tasks, *known)
+    known = [f"{name}/{score}" for name, task in scored.items() for score in task.rules.scores]
+    choices = ("mean", "exact_match", "delta", *scored, *known)
     for name, value in training.baseline.items():
         _require(name in known, f"{where}: training.baseline", f"scores of {', '.join(known)}", name)
         _require(value != 0, f"{where}: training.baseline", f"another score of {name} to be relative to than", value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,6 +50,13 @@ class Sets:
     valid: dict[str, list[Record]]
     test: dict[str, list[Record]]
     notes: list[str] = field(default_factory=list)  # what a person should know of how the files were read
+    # Further texts to train on, of the data sets that have some; only tasks that need no labels have some of them
+    unlabelled: dict[str, list[Record]] = field(default_factory=dict)
+
+    @property
+    def trained_on(self) -> list[Record]:
+        """All records that training reads."""
+        return [record for own in (*self.train.values(), *self.unlabelled.values()) for record in own]
 
 
 def read_records(
@@ -109,8 +117,9 @@ def rows_of(path: Path, config: Config) -> list[Row]:
 def read_all(config: Config) -> Sets:
     """The records of every data set; those to validate on held out where it has no ``valid`` file.
 
-    Training records without a label of any task are left out. What is "auto" in the configuration becomes what the
-    training records say.
+    Training records without a label of any task are left out, and those beyond the configuration's ``limit``; an
+    unlabelled text too if the same line of the same file is trained on or held out already. What is "auto" in the
+    configuration becomes what the training records say.
 
     Raises:
         FileNotFoundError, DataError: as :func:`read_records`; or nothing is left to train on or to validate.
@@ -134,13 +143,48 @@ def read_all(config: Config) -> Sets:
             notes.append(
                 f"{data.train}: {count - len(train[name]):,} records have no label of any task and were left out"
             )
+        if data.limit:
+            train[name] = _limited(train[name], data, config.seed)
+    unlabelled = {
+        name: _unlabelled(config, name, {r.place for own in (train, held_out) for r in own.get(name, ())}, notes)
+        for name, data in config.sets.items()
+        if data.unlabelled is not None
+    }
     valid = {
         name: held_out[name]
         if data.valid is None
         else read_records(_existing(config, name, "valid"), config, True, name, notes, False)
         for name, data in config.sets.items()
     }
-    return Sets(config, train, valid, read_test_sets(config, notes), notes)
+    return Sets(config, train, valid, read_test_sets(config, notes), notes, unlabelled)
+
+
+def _limited(records: list[Record], data: DataConfig, seed: int) -> list[Record]:
+    """As many records as the data's limit, in a random order whose beginning a smaller limit has too.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    if data.limit > len(records):
+        raise DataError(
+            f"{data.train}: expected at least data.limit = {data.limit:,} labelled records, got {len(records):,}"
+        )
+    shuffled = list(records)
+    random.Random(seed).shuffle(shuffled)
+    return shuffled[: data.limit]
+
+
+def _unlabelled(config: Config, dataset: str, others: set[str], notes: list[str]) -> list[Record]:
+    """The records of a data set's unlabelled file but those from the same places as others."""
+    path, train = (_existing(config, dataset, part) for part in ("unlabelled", "train"))
+    path = train if path.samefile(train) else path  # one file may have two names
+    itself = {name: True for name, task in config.tasks_of(dataset).items() if task.rules.labels_itself}
+    records = read_records(path, config, labelled=False, dataset=dataset, notes=notes)
+    further = [dataclasses.replace(record, labels=dict(itself)) for record in records if record.place not in others]
+    if not further:
+        raise DataError(f"{config.sets[dataset].unlabelled}: every text is a record to train or to validate on already")
+    notes.append(f"{path.name}: {len(further):,} texts without labels")
+    return further
 
 
 def read_test_sets(config: Config, notes: list[str] | None = None) -> dict[str, list[Record]]:

@@ -7,7 +7,7 @@ and the ops of this library, none of its modules.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,13 @@ EXPORTED_FACTS = ("data", "epoch", "scores", "uncertainty")  # of a run's manife
 class _Program(nn.Module):
     """The model with plain dictionaries in and out."""
 
-    def __init__(self, model: MultiTaskModel) -> None:
+    def __init__(self, model: MultiTaskModel, tasks: Sequence[str]) -> None:
         super().__init__()
         self.model = model
+        self.tasks = tasks
 
     def forward(self, inputs: Tensor | dict[str, Tensor], lengths: Tensor) -> dict[str, Tensor]:
-        return dict(self.model(inputs, lengths))
+        return dict(self.model(inputs, lengths, self.tasks))
 
 
 def export(run: Run, folder: Path) -> None:
@@ -58,11 +59,12 @@ def export(run: Run, folder: Path) -> None:
     sizes = sizes if isinstance(inputs, Tensor) else dict.fromkeys(inputs, sizes)
     with torch.no_grad():
         program = torch.export.export(
-            _Program(trained.model),
+            _Program(trained.model, list(config.main_tasks)),
             (inputs, batch.lengths),
             dynamic_shapes=(sizes, {0: batch_dim}),
             strict=False,
         )
+    _drop_unused(program)
     target = Run(folder)
     target.write_file(PROGRAM, lambda path: torch.export.save(program, path))
     target.write_manifest({key: value for key, value in run.read_manifest().items() if key in EXPORTED_FACTS})
@@ -71,6 +73,14 @@ def export(run: Run, folder: Path) -> None:
     crfs = {f"{task}.{name}": p.detach() for task, crf in trained.crfs.items() for name, p in crf.named_parameters()}
     if crfs:
         target.write_file(CRFS, lambda path: save_file(crfs, path))
+
+
+def _drop_unused(program: torch.export.ExportedProgram) -> None:
+    """Empties the parameters that the program does not read, as those of auxiliary tasks."""
+    used = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
+    for node, parameter in program.graph_signature.inputs_to_parameters.items():
+        if node not in used:
+            program.state_dict[parameter] = nn.Parameter(torch.empty(0), requires_grad=False)
 
 
 def _example(config: Config, length: int) -> Record:
@@ -99,7 +109,8 @@ class Exported:
             # torch.export.load raises whatever the archive and the unpickler stumble over.
             raise RunError(f"{folder}: damaged: {error}") from None
         self.crfs = _crfs(self.config, self.vocabulary, weights, folder)
-        self.tasks = {dataset: tuple(self.config.tasks_of(dataset)) for dataset in self.config.sets}
+        main = self.config.main_tasks
+        self.tasks = {d: tuple(t for t in self.config.tasks_of(d) if t in main) for d in self.config.sets}
 
     def logits(self, batch: Batch, dataset: str = "") -> Mapping[str, Tensor]:
         """Of every task of the data set, padded."""
@@ -113,7 +124,7 @@ def is_exported(folder: Path) -> bool:
 
 def _crfs(config: Config, vocabulary: Vocabulary, weights: Mapping[str, Tensor], folder: Path) -> dict[str, CRF]:
     crfs = {}
-    for name, task in config.tasks.items():
+    for name, task in config.main_tasks.items():
         crf = task.rules.crf(task, vocabulary.labels.get(name, []))
         if crf is not None:
             own = {key.removeprefix(f"{name}."): value for key, value in weights.items() if key.startswith(f"{name}.")}

@@ -60,8 +60,17 @@ class Fitting:
         except (TypeError, ValueError) as error:
             raise ConfigError(f"model: {error}") from None
         lines = self._given_weights(model_with_loss, resume)
-        train, valid = sets.train, sets.valid
-        trainer = Trainer(self.run, self.config, self.vocabulary, model_with_loss, train, valid, screen, self.device)
+        trainer = Trainer(
+            self.run,
+            self.config,
+            self.vocabulary,
+            model_with_loss,
+            sets.train,
+            sets.valid,
+            screen,
+            self.device,
+            sets.unlabelled,
+        )
         main = trainer.accelerator.is_main_process
         if resume:
             trainer.resume()

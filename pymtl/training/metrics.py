@@ -83,7 +83,7 @@ def score(
         labels: of each task, as the vocabulary has them.
     """
     scores: dict[str, float] = {}
-    for name, task in config.tasks.items():
+    for name, task in config.main_tasks.items():
         pairs = [(r.labels[name], p[name], p) for r, p in zip(records, predictions) if r.labels.get(name) is not None]
         if not pairs:
             continue
@@ -108,7 +108,7 @@ def score(
 
 def exact_tasks(config: Config) -> list[str]:
     """The tasks that ``exact_match`` counts."""
-    return [name for name, task in config.tasks.items() if task.rules.is_exact]
+    return [name for name, task in config.main_tasks.items() if task.rules.is_exact]
 
 
 def details_of(name: str, prediction: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def check_scorable(records: Sequence[Record], config: Config, where: str) -> Non
         DataError: no task can be scored on these records, or not what ``select_by`` asks for.
     """
     scored = []
-    for name, task in config.tasks.items():
+    for name, task in config.main_tasks.items():
         count = sum(record.labels.get(name) is not None for record in records)
         if count >= task.rules.least_labels:
             scored.append(name)
@@ -134,7 +134,7 @@ def check_scorable(records: Sequence[Record], config: Config, where: str) -> Non
     elif select_by == "exact_match":
         asked = exact_tasks(config)
     else:
-        asked = list(config.tasks) if select_by == "mean" else [select_by.partition("/")[0]]
+        asked = list(config.main_tasks) if select_by == "mean" else [select_by.partition("/")[0]]
     if not set(asked) & set(scored):
         raise DataError(
             f"{where}: expected a label of {' or '.join(asked)} to score in at least one record (two for a task of "
@@ -148,11 +148,12 @@ def primary(scores: Mapping[str, float]) -> dict[str, float]:
     for name, value in scores.items():
         task, slash, _ = name.partition("/")
         if slash:
-            chosen.setdefault(task, -value if _is_lower_better(name) else value)
+            chosen.setdefault(task, -value if lower_is_better(name) else value)
     return chosen
 
 
-def _is_lower_better(name: str) -> bool:
+def lower_is_better(name: str) -> bool:
+    """Whether a score, as ``"notes/perplexity"``, is the better the lower."""
     return name.partition("/")[2] in LOWER_IS_BETTER
 
 
@@ -171,10 +172,10 @@ def selection_score(scores: Mapping[str, float], settings: TrainingConfig | None
         return scores.get("exact_match", -math.inf)
     if "/" in select_by:
         value = scores.get(select_by, -math.inf)
-        return -value if _is_lower_better(select_by) and math.isfinite(value) else value
+        return -value if lower_is_better(select_by) and math.isfinite(value) else value
     if select_by != "mean":
         return by_task.get(select_by, -math.inf)
-    unbounded = {name.partition("/")[0] for name in scores if _is_lower_better(name)}
+    unbounded = {name.partition("/")[0] for name in scores if lower_is_better(name)}
     counted = [max(value, -1.0) for task, value in by_task.items() if task not in unbounded] or list(by_task.values())
     return sum(counted) / len(counted)
 
@@ -189,7 +190,7 @@ def delta(scores: Mapping[str, float], baseline: Mapping[str, float]) -> float:
     changes = []
     for name, base in baseline.items():
         if name in scores:
-            sign = -1 if _is_lower_better(name) else 1
+            sign = -1 if lower_is_better(name) else 1
             changes.append(sign * (scores[name] - base) / abs(base) if base != 0 else math.nan)
     return sum(changes) / len(changes) if changes else -math.inf
 
@@ -236,7 +237,7 @@ def uncertainties(
 ) -> dict[str, Any]:
     """How far off answers are, of each task whose kind says it so."""
     found = {}
-    for name, task in config.tasks.items():
+    for name, task in config.main_tasks.items():
         pairs = [(r.labels[name], p[name]) for r, p in zip(records, predictions) if r.labels.get(name) is not None]
         value = task.rules.uncertainty([a for a, _ in pairs], [b for _, b in pairs], task) if pairs else None
         if value is not None:

@@ -12,6 +12,7 @@ from pymtl.training.vocabulary import Vocabulary
 def model_card(run: Run, config: Config, vocabulary: Vocabulary) -> str:
     """The card in Markdown, from the run's own files."""
     manifest = run.read_manifest()
+    auxiliary = [name for name in config.tasks if name not in config.main_tasks]
     lines = [
         "---",
         "library_name: pymtl",
@@ -19,14 +20,15 @@ def model_card(run: Run, config: Config, vocabulary: Vocabulary) -> str:
         "",
         f"# {run.folder.resolve().name}",
         "",
-        f"One recurrent encoder and {len(config.tasks)} task heads, trained with pymtl {manifest['pymtl']} on torch "
+        f"A recurrent model with {len(config.main_tasks)} task heads, trained with pymtl {manifest['pymtl']} on torch "
         f"{manifest['torch']}, {manifest['date'][:10]}.",
+        *([f"Beside them it was trained on auxiliary tasks: {', '.join(auxiliary)}."] if auxiliary else []),
         "",
         "## Tasks",
         "",
     ]
     rows = []
-    for name, task in config.tasks.items():
+    for name, task in config.main_tasks.items():
         labels = list(map(task.rules.label_name, vocabulary.labels[name])) if vocabulary.counts.get(name) else []
         shown = ", ".join(labels[:12]) + (f", … ({len(labels)})" if len(labels) > 12 else "")
         rows.append([name, task.kind, shown])

@@ -39,7 +39,8 @@ class ModelWithLoss(nn.Module):
     def __init__(self, name: str, config: Config, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.name = name
-        self.tasks = {dataset: tuple(config.tasks_of(dataset)) for dataset in config.sets}
+        main = config.main_tasks
+        self.tasks = {dataset: tuple(t for t in config.tasks_of(dataset) if t in main) for dataset in config.sets}
         weights = {task: settings.weight for task, settings in config.tasks.items()}
         self.model: nn.Module
         if name == "pymtl":
@@ -71,10 +72,9 @@ class ModelWithLoss(nn.Module):
         return {task: head.crf for task, head in self.model.heads.items() if isinstance(head, CRFHead)}
 
     def logits(self, batch: Batch, dataset: str = "") -> Mapping[str, Tensor]:
-        """Of every task of the data set, padded."""
-        if self.name == "pymtl":
-            return self.model(batch.inputs(), batch.lengths, self.tasks[dataset])
-        return self.model(batch.inputs(), batch.lengths)
+        """Of every task of the data set that is not auxiliary, padded."""
+        tasks = self.tasks[dataset]
+        return self.model(batch.inputs(), batch.lengths, tasks) if tasks else {}
 
     def loss(
         self,

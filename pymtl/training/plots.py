@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from pymtl.training.metrics import best_epoch
+from pymtl.training.values import is_number, number_of
 
 
 def training_curves(epochs: list[dict[str, Any]]) -> Figure:
@@ -37,10 +38,56 @@ def _shown(names: Sequence[str]) -> list[str]:
 
 
 def comparison_plot(result: dict[str, Any]) -> Figure:
-    """A panel for each score, a point with its standard deviation for each variant; a line where the task is alone."""
-    names: list[str] = []
+    """A panel for each score: of a setting with three numbers or more curves over it; else a point with its standard
+    deviation for each variant, and a line where the task is alone."""
+    key = _numbered(result)
+    return _points(result) if key is None else _curves(result, key)
+
+
+def _numbered(result: dict[str, Any]) -> str | None:
+    """The first setting whose values are three different numbers or more."""
+    values: dict[str, set[str]] = {}
     for row in result["rows"]:
-        names += [name for name in row["scores"] if name not in names]
+        for key, value in row["settings"].items():
+            values.setdefault(key, set()).add(value)
+    found = [key for key, own in values.items() if len(own) >= 3 and all(is_number(number_of(v)) for v in own)]
+    return found[0] if found else None
+
+
+def _curves(result: dict[str, Any], key: str) -> Figure:
+    """Scores over a setting, a line and a band of one standard deviation for all that have the other settings alike."""
+    names = list(dict.fromkeys(name for row in result["rows"] for name in row["scores"]))
+    figure = Figure(figsize=(5.2 * len(names), 4.2), layout="constrained")
+    numbers = [number_of(row["settings"][key]) for row in result["rows"] if key in row["settings"]]
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        if key in row["settings"]:
+            others = [value for name, value in row["settings"].items() if name != key]
+            label = f"{row['single']} alone" if row["single"] is not None else "together"
+            lines.setdefault(" ".join([label, *others]), []).append(row)
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
+        for label, rows in lines.items():
+            own = sorted((row for row in rows if name in row["scores"]), key=lambda r: number_of(r["settings"][key]))
+            if not own:
+                continue
+            places = [number_of(row["settings"][key]) for row in own]
+            means, deviations = ([row["scores"][name][which] for row in own] for which in ("mean", "std"))
+            style = {"linestyle": "--", "color": "grey"} if rows[0]["single"] is not None else {}
+            (line,) = axes.plot(places, means, marker="o", markersize=4, label=label, **style)
+            lower, upper = ([m + sign * d for m, d in zip(means, deviations)] for sign in (-1, 1))
+            axes.fill_between(places, lower, upper, color=line.get_color(), alpha=0.15, linewidth=0)
+        if min(numbers) > 0 and max(numbers) >= 10 * min(numbers):
+            axes.set_xscale("log")
+            axes.set_xticks(sorted(set(numbers)), [f"{number:,g}" for number in sorted(set(numbers))])
+            axes.minorticks_off()
+        axes.set(title=name.replace("/", " "), xlabel=key)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    return figure
+
+
+def _points(result: dict[str, Any]) -> Figure:
+    names = list(dict.fromkeys(name for row in result["rows"] for name in row["scores"]))
     variants = [row for row in result["rows"] if row["single"] is None]
     figure = Figure(figsize=(3.2 * len(names) + 2, 0.32 * len(variants) + 1.6), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):

@@ -81,7 +81,7 @@ class Predictor:
 
     @property
     def tasks(self) -> dict[str, TaskConfig]:
-        return self.config.tasks
+        return self.config.main_tasks
 
     @property
     def labels(self) -> dict[str, list[Any]]:
@@ -221,7 +221,7 @@ class Predictor:
 
     def _records(self, given: Input, where: str) -> dict[str, Record]:
         """The input as each data set's training read it. Of several data sets those count whose text a record has."""
-        itself = {name: True for name, task in self.config.tasks.items() if task.rules.labels_itself}
+        itself = {name: True for name, task in self.config.main_tasks.items() if task.rules.labels_itself}
         if isinstance(given, bytes):
             raise TypeError(f"{where}: expected a text, a list of tokens or a record, got bytes: decode them first")
         if isinstance(given, str | Sequence) and self.config.fields:
@@ -262,7 +262,7 @@ class Predictor:
 
     def _with_places(self, prediction: Answer, text: str, found: list[Place]) -> Answer:
         """A prediction, with what it says of the text."""
-        for name, task in self.config.tasks.items():
+        for name, task in self.tasks.items():
             if name in prediction:
                 details, scored = details_of(name, prediction), Scored(task, self.labels.get(name, []))
                 more = task.rules.in_text(prediction[name], details, scored, text, found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,9 @@ class MultiTaskModel(nn.Module):
             if isinstance(head, CRFHead):
                 head.crf.batch_first = True
 
-    def forward(self, inputs: Tensor | Mapping[str, Tensor], lengths: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, inputs: Tensor | Mapping[str, Tensor], lengths: Tensor, tasks: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
         first = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
         if isinstance(inputs, Tensor):
             embedded = self.embedding(inputs)
@@ -74,7 +76,8 @@ class MultiTaskModel(nn.Module):
         if any(head.pooling == "max" for head in self.heads.values()):
             features["max"] = torch.where(valid, states, -torch.inf).amax(1)
         logits = {}
-        for task, head in self.heads.items():
+        for task in self.heads if tasks is None else tasks:
+            head = self.heads[task]
             if head.attention is None:
                 own = features[head.pooling]
             else:

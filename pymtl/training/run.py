@@ -48,7 +48,7 @@ def data_files(config: Config) -> dict[str, dict[str, Any]]:
     """Name, size and SHA-256 of each data file."""
     found = {}
     for dataset, data in config.sets.items():
-        for part in ("train", "valid", "test"):
+        for part in ("train", "valid", "test", "unlabelled"):
             name = getattr(data, part)
             if name is not None:
                 with open(config.path(name), "rb") as file:

@@ -82,7 +82,7 @@ def _unknown_labels(
     part: str, sets: Mapping[str, Sequence[Record]], config: Config, vocabulary: Vocabulary
 ) -> list[str]:
     lines = []
-    for name, task in config.tasks.items():
+    for name, task in config.main_tasks.items():
         if not task.rules.has_vocabulary:
             continue
         encoding = task.rules.encoding(vocabulary.labels[name])

@@ -67,12 +67,14 @@ class Trainer:
     valid: Mapping[str, list[Record]]
     progress: Progress
     device: str = "cpu"
+    unlabelled: Mapping[str, list[Record]] = field(default_factory=dict)
     epochs: list[dict[str, Any]] = field(default_factory=list)
     steps_done: int = 0
 
     def __post_init__(self) -> None:
         settings = self.config.training
         self.batcher = Batcher(self.vocabulary, self.config)
+        self._records = {name: [*own, *self.unlabelled.get(name, ())] for name, own in self.train.items()}
         self.accelerator = _accelerator(settings.precision, self.device)
         if self.accelerator.device.type != self.device:
             raise ConfigError(f"--device: expected {self.device}, accelerate was told to use {self.accelerator.device}")
@@ -90,7 +92,7 @@ class Trainer:
             self.accelerator.backward,
             (lambda tensor: self.accelerator.reduce(tensor, "mean")) if several else None,
         )
-        seen = Counter(token for records in self.train.values() for record in records for token in record.tokens)
+        seen = Counter(token for records in self._records.values() for record in records for token in record.tokens)
         counts = torch.tensor([float(seen[token]) for token in self.vocabulary.tokens])
         self.rarity = settings.rare_word_dropout / (settings.rare_word_dropout + counts).clamp(min=1e-30)
         self.valid_batches = batches_of(self.batcher, self.valid)
@@ -245,7 +247,7 @@ class Trainer:
         started = time.perf_counter() - position.seconds
         # The plan is drawn from the epoch's seed alone, so that a resumed epoch has the same.
         planner = torch.Generator().manual_seed(self.config.seed * 1_000_003 + position.epoch + 500_000)
-        batches = schedule(self.train, settings, planner)
+        batches = schedule(self.train, settings, planner, self.unlabelled)
         groups = [batches[i : i + settings.accumulation] for i in range(0, len(batches), settings.accumulation)]
         self.model_with_loss.train()
         for number in self.progress.steps(position.epoch, len(groups), position.step):
@@ -281,7 +283,7 @@ class Trainer:
         self, dataset: str, indices: list[int], generator: torch.Generator
     ) -> tuple[Batch, dict[str, float] | None]:
         """This process's part of a batch, and the factors that make the parts' losses the whole batch's."""
-        records = self.train[dataset]
+        records = self._records[dataset]
         whole = self._drop_words(self.batcher.batch(records, indices), generator)
         count, index = self.accelerator.num_processes, self.accelerator.process_index
         if count == 1:

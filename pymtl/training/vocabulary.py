@@ -46,13 +46,16 @@ class Vocabulary:
             if info.kind == "category":
                 seen = Counter(str(value) for record in records for value in record.fields[name])
                 categories[name] = SPECIAL + _by_count(seen)
+        kept = [t for t in kept if t not in SPECIAL]
         labels = {
-            name: _labels(name, records, task) for name, task in config.tasks.items() if task.rules.has_vocabulary
+            name: _labels(name, records, task, [counts[token] for token in kept])
+            for name, task in config.tasks.items()
+            if task.rules.has_vocabulary
         }
         for name, found in labels.items():
             config.tasks[name].rules.check_options(name, config.tasks[name], found)
         return Vocabulary(
-            SPECIAL + [t for t in kept if t not in SPECIAL] if config.model.words else SPECIAL,
+            SPECIAL + kept if config.model.words else SPECIAL,
             labels,
             SPECIAL + characters if config.characters is not None else [],
             categories,
@@ -110,7 +113,13 @@ def _by_count(counts: Counter[str]) -> list[str]:
     return [token for token, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
 
 
-def _labels(name: str, records: list[Record], task: TaskConfig) -> list[Any]:
+def _labels(name: str, records: list[Record], task: TaskConfig, counts: list[int]) -> list[Any]:
+    """The labels of a task; ``counts`` of the vocabulary's tokens."""
+    if task.rules.labels_itself:
+        labels = task.rules.vocabulary_of_tokens(counts)
+        if not labels:
+            raise DataError(f"task {name!r}: no token is as frequent in training as training.min_count asks for")
+        return labels
     values = [record.labels[name] for record in records if record.labels.get(name) is not None]
     labels = task.rules.vocabulary(name, values, task)
     if not labels:

@@ -9,7 +9,7 @@ from balanced import FORMULAS, TASKS, VALUES, filled, learned, leaves
 
 from pymtl.balancing import DWA, GLS, IMTLL, METHODS, RLW, STCH, UW, Balancing
 
-ORDINARY = [name for name in METHODS if name not in ("gradnorm", "gradient_aggregation")]
+ORDINARY = [name for name in METHODS if name not in ("equal_norm", "gradnorm", "gradient_aggregation")]
 every_subset = pytest.mark.parametrize("tasks", [TASKS, ("c", "a"), ("b",)], ids="".join)
 
 

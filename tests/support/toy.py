@@ -24,6 +24,8 @@ THINGS = {
 }
 TOML = """
 seed = 3
+sharing = "hard"
+balancing = "ew"
 
 [data]
 train = "train.jsonl"

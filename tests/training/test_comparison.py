@@ -9,6 +9,7 @@ from pymtl.__main__ import main
 from pymtl.commands.compare import markdown
 from pymtl.training import comparison
 from pymtl.training.errors import ConfigError
+from pymtl.training.grid import Variant, run_folder, variants
 from pymtl.training.run import Run
 
 
@@ -75,19 +76,17 @@ def test_a_grid_that_does_not_fit_is_refused_before_anything_is_trained(tmp_path
 
 def test_values_of_a_grid_may_be_tables(tmp_path):
     path = toy.write_files(tmp_path)
-    grid = comparison.variants(
-        path, ['sharing={kind="soft",penalty="trace_norm"},hard', "model.hidden_size=4,8"], [], False
-    )
+    grid = variants(path, ['sharing={kind="soft",penalty="trace_norm"},hard', "model.hidden_size=4,8"], [], False)
     assert [variant.raw["sharing"] for variant in grid] == [{"kind": "soft", "penalty": "trace_norm"}] * 2 + [
         "hard"
     ] * 2
     with pytest.raises(ConfigError, match="variants all different"):
-        comparison.variants(path, ["sharing=hard,hard"], [], False)
+        variants(path, ["sharing=hard,hard"], [], False)
 
 
 def alone(path, *settings):
     """The settings of intent and of slots by itself."""
-    grid = comparison.variants(path, [], list(settings), True)
+    grid = variants(path, [], list(settings), True)
     return {variant.single: variant.raw for variant in grid if variant.single}
 
 
@@ -147,18 +146,18 @@ def test_a_missing_file_of_any_variant_is_named_before_anything_is_trained(tmp_p
 
 def test_a_score_of_zero_is_nothing_to_be_relative_to(tmp_path):
     grid = [
-        comparison.Variant("intent alone", {}, "intent"),
-        comparison.Variant("slots alone", {}, "slots"),
-        comparison.Variant("both", {}),
+        Variant("intent alone", {}, "intent"),
+        Variant("slots alone", {}, "slots"),
+        Variant("both", {}),
     ]
     scores = [{"intent/accuracy": 0.5}, {"slots/f1": 0.0}, {"intent/accuracy": 0.6, "slots/f1": 0.3}]
     for f1, delta in ((0.2, pytest.approx((0.2 + 0.5) / 2)), (0.0, None)):
         scores[1]["slots/f1"] = f1
         for variant, own in zip(grid, scores):
-            run = Run(comparison.run_folder(tmp_path, variant, 0))
+            run = Run(run_folder(tmp_path, variant, 0))
             run.folder.mkdir(parents=True, exist_ok=True)
             run.write_json("test.json", own)
-            run.write_metrics([{"step_ms": 1.0}])
+            run.write_metrics([{"step_ms": 1.0, "seconds": 2.0, "selection": 0.5, "valid": own}])
         result = comparison.summary(grid, 1, tmp_path)
         found = result["rows"][-1]["delta"]
         assert (found and found["mean"]) == delta

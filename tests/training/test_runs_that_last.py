@@ -412,7 +412,7 @@ def test_a_moved_run_is_reported_on_with_its_data(trained, copy, fails):
 
 @pytest.mark.parametrize(
     "toml",
-    [toy.TOML + NO_PLAIN, 'sharing = "mmoe"\n' + toy.TOML, TWO_SETS],
+    [toy.TOML + NO_PLAIN, toy.TOML.replace('"hard"', '"mmoe"'), TWO_SETS],
     ids=["ordinal", "mmoe", "two data sets"],
 )
 def test_a_model_without_a_counterpart_in_plain_pytorch_is_timed_by_itself(tmp_path, toml):

@@ -4,6 +4,7 @@ from pymtl.training.kinds.base import NO_LABEL, Decoding, Kind, Scored
 from pymtl.training.kinds.classification import Classification
 from pymtl.training.kinds.ctc import CTC
 from pymtl.training.kinds.language_model import LanguageModel
+from pymtl.training.kinds.log_frequency import LogFrequency
 from pymtl.training.kinds.multilabel import Multilabel
 from pymtl.training.kinds.ordinal import Ordinal
 from pymtl.training.kinds.regression import Regression
@@ -11,7 +12,16 @@ from pymtl.training.kinds.tagging import Tagging
 
 KINDS: dict[str, Kind] = {
     kind.name: kind
-    for kind in (Classification(), Tagging(), Regression(), Multilabel(), Ordinal(), LanguageModel(), CTC())
+    for kind in (
+        Classification(),
+        Tagging(),
+        Regression(),
+        Multilabel(),
+        Ordinal(),
+        LanguageModel(),
+        LogFrequency(),
+        CTC(),
+    )
 }
 
 __all__ = ["KINDS", "NO_LABEL", "Decoding", "Kind", "Scored"]

@@ -163,6 +163,11 @@ class Kind(ABC):
         """The labels of the task called ``name``, in the order of their ids, from the training records' own."""
         return in_order(part for value in values for part in self.parts(value))
 
+    def vocabulary_of_tokens(self, counts: Sequence[int]) -> list[Any]:
+        """As :meth:`vocabulary`, of a kind whose texts are their own labels: from how often each token of the run's
+        vocabulary occurs in the training texts, the most frequent first."""
+        raise NotImplementedError
+
     def is_vocabulary(self, labels: Any) -> bool:
         """Whether this is what :meth:`vocabulary` gave."""
         return isinstance(labels, list) and len(labels) > 0 and all(map(is_label, labels))
