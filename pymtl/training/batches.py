@@ -84,7 +84,8 @@ class Batcher:
         self._character_ids = _ids(vocabulary.characters)
         self._category_ids = {name: _ids(values) for name, values in vocabulary.categories.items()}
         self._encodings = {
-            name: task.rules.encoding(vocabulary.labels.get(name, [])) for name, task in config.tasks.items()
+            name: task.rules.encoding(vocabulary.labels.get(name, []), vocabulary.tokens)
+            for name, task in config.tasks.items()
         }
         self._encoded: dict[int, _Encoded] = {}
         self._words: dict[str, Tensor] = {}

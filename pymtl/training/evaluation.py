@@ -55,7 +55,7 @@ def evaluate(
         scored = Scored(task, predictor.labels.get(name, []))
         mistakes = task.rules.mistakes(truth, guess, scored)
         found: dict[str, Any] = {"labelled": len(pairs), **task.rules.breakdown(truth, guess, scored)}
-        if task.rules.has_vocabulary:
+        if task.rules.has_vocabulary(task):
             encoding = task.rules.encoding(predictor.labels[name])
             found["unknown_labels"] = dict(
                 Counter(label for value in truth for label in task.rules.unknown(value, encoding)).most_common()

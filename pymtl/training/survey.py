@@ -83,7 +83,7 @@ def _unknown_labels(
 ) -> list[str]:
     lines = []
     for name, task in config.main_tasks.items():
-        if not task.rules.has_vocabulary:
+        if not task.rules.has_vocabulary(task):
             continue
         encoding = task.rules.encoding(vocabulary.labels[name])
         labels = [record.labels[name] for own in sets.values() for record in own if record.labels.get(name) is not None]

@@ -48,9 +48,9 @@ class Vocabulary:
                 categories[name] = SPECIAL + _by_count(seen)
         kept = [t for t in kept if t not in SPECIAL]
         labels = {
-            name: _labels(name, records, task, [counts[token] for token in kept])
+            name: _labels(name, records, task, {token: counts[token] for token in kept})
             for name, task in config.tasks.items()
-            if task.rules.has_vocabulary
+            if task.rules.has_vocabulary(task)
         }
         for name, found in labels.items():
             config.tasks[name].rules.check_options(name, config.tasks[name], found)
@@ -93,7 +93,7 @@ class Vocabulary:
             older = task.rules.older_vocabulary(task)
             if name not in labels and older is not None:
                 labels[name] = older
-            if task.rules.has_vocabulary and not task.rules.is_vocabulary(labels.get(name)):
+            if task.rules.has_vocabulary(task) and not task.rules.is_vocabulary(labels.get(name)):
                 raise RunError(f"{where}: expected labels of task {name!r}")
         characters, categories, counts = raw.get("characters", []), raw.get("categories", {}), raw.get("counts", {})
         if config.characters is not None and not (strings(characters) and characters[:2] == SPECIAL):
@@ -113,10 +113,10 @@ def _by_count(counts: Counter[str]) -> list[str]:
     return [token for token, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
 
 
-def _labels(name: str, records: list[Record], task: TaskConfig, counts: list[int]) -> list[Any]:
+def _labels(name: str, records: list[Record], task: TaskConfig, counts: dict[str, int]) -> list[Any]:
     """The labels of a task; ``counts`` of the vocabulary's tokens."""
     if task.rules.labels_itself:
-        labels = task.rules.vocabulary_of_tokens(counts)
+        labels = task.rules.vocabulary_of_tokens(counts, task)
         if not labels:
             raise DataError(f"task {name!r}: no token is as frequent in training as training.min_count asks for")
         return labels

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 NO_LABEL = -100  # the target of what has no label
 WEIGHTS = ("none", "balanced")
+FIRST_TOKEN = 2  # the id of the most frequent token, behind padding's and the unknown token's
 
 # Whether an option's value fits, the option's key, and what was expected
 Requirement = tuple[bool, str, str]
@@ -72,7 +73,7 @@ class Kind(ABC):
     lower_is_better: ClassVar[bool] = False  # of that score; it then has no upper limit either
     of_tokens: ClassVar[bool] = False  # whether the head reads every token, not a whole sentence
     aligned: ClassVar[bool] = False  # whether there is a target for every token
-    has_vocabulary: ClassVar[bool] = True  # of labels
+
     is_discrete: ClassVar[bool] = False  # classes or tags, which another task may read
     is_exact: ClassVar[bool] = False  # an answer is right or wrong: "exact_match" counts it
     labels_itself: ClassVar[bool] = False  # whether every text is its own label
@@ -163,9 +164,13 @@ class Kind(ABC):
         """The labels of the task called ``name``, in the order of their ids, from the training records' own."""
         return in_order(part for value in values for part in self.parts(value))
 
-    def vocabulary_of_tokens(self, counts: Sequence[int]) -> list[Any]:
+    def has_vocabulary(self, task: TaskConfig) -> bool:
+        """Whether training learns labels: :meth:`vocabulary` or :meth:`vocabulary_of_tokens` has them."""
+        return True
+
+    def vocabulary_of_tokens(self, counts: Mapping[str, int], task: TaskConfig) -> list[Any]:
         """As :meth:`vocabulary`, of a kind whose texts are their own labels: from how often each token of the run's
-        vocabulary occurs in the training texts, the most frequent first."""
+        vocabulary occurs in the training texts, in the order of their ids."""
         raise NotImplementedError
 
     def is_vocabulary(self, labels: Any) -> bool:
@@ -187,8 +192,9 @@ class Kind(ABC):
         """What :meth:`vocabulary` stands for in runs from before there was one; None if there has always been one."""
         return None
 
-    def encoding(self, labels: Sequence[Any]) -> Any:
-        """What :meth:`target` reads labels by: their ids, by name."""
+    def encoding(self, labels: Sequence[Any], tokens: Sequence[str] = ()) -> Any:
+        """What :meth:`target` reads labels by: their ids, by name. ``tokens``: of the run's vocabulary, where the
+        texts are their own labels."""
         return {self.label_name(label): i for i, label in enumerate(labels)}
 
     def unknown(self, label: Any, encoding: Any) -> list[str]:

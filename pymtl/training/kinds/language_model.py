@@ -1,11 +1,12 @@
-"""The neighbouring words of each token: every text is its own label."""
+"""The neighbours of each token: every text is its own label."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,17 +14,23 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from pymtl.language_model import LanguageModelHead, language_model_targets
-from pymtl.training.kinds.base import NO_LABEL, Decoding, Kind, Learned, Requirement, Scored
+from pymtl.training.kinds.base import FIRST_TOKEN, NO_LABEL, Decoding, Kind, Learned, Requirement, Scored
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageModelOptions:
-    num_tokens: int = 5000  # how many of the most frequent tokens are predicted
+    # What is said of each token's neighbours: "tokens", which they are; "suffixes", their last three characters, which
+    # rare words share with frequent ones
+    predicts: Literal["tokens", "suffixes"] = "tokens"
+    num_tokens: int = 5000  # how many of the most frequent tokens, or suffixes, are predicted
     tied: bool = False  # whether its weights are the word embedding's
 
 
+SUFFIX = 3  # characters
+
+
 class LanguageModel(Kind):
-    """Perplexity."""
+    """Perplexity, of tokens or of suffixes. Of the latter the vocabulary has the most frequent ones."""
 
     name = "language_model"
     Options = LanguageModelOptions
@@ -31,13 +38,17 @@ class LanguageModel(Kind):
     lower_is_better = True
     of_tokens = True
     aligned = True
-    has_vocabulary = False
     labels_itself = True
 
     def requirements(self, task: Any, config: Any) -> list[Requirement]:
         return [
             (task.num_tokens >= 1, "num_tokens", "a number above 0"),
-            (task.num_tokens > 2, "num_tokens", "more than padding and the unknown token"),
+            (
+                task.num_tokens > 2 or task.predicts == "suffixes",
+                "num_tokens",
+                "more than padding and the unknown token",
+            ),
+            (not task.tied or not suffixes, "tied", "predicts = 'tokens' with it"),
             (config.model.words, "kind", "a task with words"),
             (not task.skip, "skip", "a language model that reads its states alone"),
             (task.after is None, "after", "a language model that reads its states alone"),
@@ -46,13 +57,31 @@ class LanguageModel(Kind):
     def parts(self, label: Any) -> tuple[Any, ...]:
         return ()
 
-    def target(self, label: Any, encoding: Any, tokens: Tensor, task: Any, config: Any) -> Tensor:
-        alone = PackedSequence(tokens, torch.ones(len(tokens), dtype=torch.int64))
+    def has_vocabulary(self, task: Any) -> bool:
+        return task.predicts == "suffixes"
+
+    def vocabulary_of_tokens(self, counts: Mapping[str, int], task: Any) -> list[str]:
+        suffixes: Counter[str] = Counter()
+        for token, count in counts.items():
+            suffixes[_suffix(token)] += count
+        return sorted(suffixes, key=lambda suffix: (-suffixes[suffix], suffix))[: task.num_tokens]
+
+    def encoding(self, labels: Sequence[str], tokens: Sequence[str] = ()) -> Tensor | None:
+        """The suffix of each token, -1 if it is not predicted; None where tokens are."""
+        if not labels:
+            return None
+        places = {suffix: i for i, suffix in enumerate(labels)}
+        special = [-1] * FIRST_TOKEN
+        return torch.tensor(special + [places.get(_suffix(token), -1) for token in tokens[FIRST_TOKEN:]])
+
+    def target(self, label: Any, encoding: Tensor | None, tokens: Tensor, task: Any, config: Any) -> Tensor:
+        predicted = tokens if encoding is None else encoding[tokens]
+        alone = PackedSequence(predicted, torch.ones(len(tokens), dtype=torch.int64))
         directions = 2 if config.model.bidirectional else 1
         return language_model_targets(alone, task.num_tokens, directions).data
 
     def head(self, task: Any, learned: Learned, words: nn.Embedding | None) -> LanguageModelHead:
-        count = min(task.num_tokens, words.num_embeddings)
+        count = len(learned.labels) or min(task.num_tokens, words.num_embeddings)
         return LanguageModelHead(count, words.embedding_dim, words if task.tied else None)
 
     def decode(self, logits: Tensor, given: Decoding) -> list[float | None]:
@@ -81,6 +110,10 @@ class LanguageModel(Kind):
 
     def describe(self, value: float | None, details: Mapping[str, Any], tokens: Sequence[str], task: Any) -> str:
         return "no word to predict" if value is None else f"perplexity {value:.1f}"
+
+
+def _suffix(token: str) -> str:
+    return token[-SUFFIX:].lower()
 
 
 def _counts(given: Decoding) -> list[int]:

@@ -11,10 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pymtl.heads import TokenClassificationHead
-from pymtl.training.kinds.base import NO_LABEL, Decoding, Kind, Learned, Requirement, Scored
+from pymtl.training.kinds.base import FIRST_TOKEN, NO_LABEL, Decoding, Kind, Learned, Requirement, Scored
 from pymtl.training.values import is_number
-
-FIRST_TOKEN = 2  # the id of the most frequent token, behind padding's and the unknown token's
 
 
 class LogFrequency(Kind):
@@ -40,15 +38,15 @@ class LogFrequency(Kind):
     def parts(self, label: Any) -> tuple[Any, ...]:
         return ()
 
-    def vocabulary_of_tokens(self, counts: Sequence[int]) -> list[dict[str, int]]:
-        classes = Counter(int(math.log(count)) for count in counts)
+    def vocabulary_of_tokens(self, counts: Mapping[str, int], task: Any) -> list[dict[str, int]]:
+        classes = Counter(int(math.log(count)) for count in counts.values())
         return [{"class": value, "tokens": classes[value]} for value in sorted(classes, reverse=True)]
 
     def is_vocabulary(self, labels: Any) -> bool:
         fits = isinstance(labels, list) and len(labels) > 0 and all(isinstance(label, dict) for label in labels)
         return fits and all(is_number(label.get("class")) and is_number(label.get("tokens")) for label in labels)
 
-    def encoding(self, labels: Sequence[Mapping[str, int]]) -> Tensor:
+    def encoding(self, labels: Sequence[Mapping[str, int]], tokens: Sequence[str] = ()) -> Tensor:
         """The first id behind each class."""
         return torch.tensor([label["tokens"] for label in labels], dtype=torch.int64).cumsum(0) + FIRST_TOKEN
 

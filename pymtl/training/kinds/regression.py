@@ -121,7 +121,7 @@ class Regression(Kind):
     def older_vocabulary(self, task: Any) -> list[dict[str, float]]:
         return [{"mean": 0.0, "std": 1.0}] * task.num_targets
 
-    def encoding(self, labels: Sequence[dict[str, float]]) -> RegressionHead:
+    def encoding(self, labels: Sequence[dict[str, float]], tokens: Sequence[str] = ()) -> RegressionHead:
         return _scaled(labels or [{"mean": 0.0, "std": 1.0}])
 
     def unknown(self, label: Any, encoding: Any) -> list[str]:
