@@ -41,14 +41,11 @@ class LanguageModel(Kind):
     labels_itself = True
 
     def requirements(self, task: Any, config: Any) -> list[Requirement]:
+        suffixes = task.predicts == "suffixes"
         return [
             (task.num_tokens >= 1, "num_tokens", "a number above 0"),
-            (
-                task.num_tokens > 2 or task.predicts == "suffixes",
-                "num_tokens",
-                "more than padding and the unknown token",
-            ),
-            (not task.tied or not suffixes, "tied", "predicts = 'tokens' with it"),
+            (suffixes or task.num_tokens > FIRST_TOKEN, "num_tokens", "more than padding and the unknown token"),
+            (not suffixes or not task.tied, "tied", "predicts = 'tokens' with it"),
             (config.model.words, "kind", "a task with words"),
             (not task.skip, "skip", "a language model that reads its states alone"),
             (task.after is None, "after", "a language model that reads its states alone"),
