@@ -123,7 +123,7 @@ class JointLoss(nn.Module):
             # A task without a label here has no loss to balance the others with.
             weighted = {t: weights[t] * v for t, v in per_task.items() if self._has_label(t, targets[t])}
             if mean is not None and scales:
-                weighted = _of_all_parts(weighted, scales, mean)
+                weighted = _of_all_parts(weighted, scales, mean, values.new_zeros(()))
         if weighted:
             states = getattr(logits, "states", {})
             fixed = {task: self.loss_weights[task] for task in weighted}
@@ -250,11 +250,10 @@ def _kept_constant(numbers: tuple[float, ...], dtype: torch.dtype, device: torch
 
 
 def _of_all_parts(
-    losses: Mapping[str, Tensor], tasks: Iterable[str], mean: Callable[[Tensor], Tensor]
+    losses: Mapping[str, Tensor], tasks: Iterable[str], mean: Callable[[Tensor], Tensor], zero: Tensor
 ) -> dict[str, Tensor]:
     """The mean losses over all processes, with the gradients of this one's."""
     tasks = list(tasks)
-    zero = next(iter(losses.values()), torch.zeros(())).new_zeros(())
     own = [losses.get(task, zero) for task in tasks]
     whole = mean(torch.stack([loss.detach() for loss in own]))
     return {task: loss - loss.detach() + value for task, loss, value in zip(tasks, own, whole.unbind())}

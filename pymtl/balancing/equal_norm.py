@@ -16,10 +16,10 @@ class EqualNorm(Balancing):
     give the tasks an equal say in the encoder, whatever their losses are a mean or a sum of.
 
     The total is ``sum_k w_k (c / n_k) L_k``: w are the fixed weights; n_k is the norm of task k's gradient, a mean over
-    the past with the weights ``decay^age``; c makes the mean over the tasks of ``c / n_k`` one. This is the gradient
-    normalisation of Lin et al. 2023 ("Dual-Balancing for Multi-Task Learning", section 3.2) and the goal of GradNorm
-    with alpha = 0 (Chen et al. 2018), reached at once. The gradients are with respect to states, not to weights: they
-    take a backward pass through the heads only.
+    the past with the weights ``decay^age``; c is the largest norm of any task, so that no loss is scaled down. This is
+    the gradient normalisation of Lin et al. 2023 ("Dual-Balancing for Multi-Task Learning", section 3.2) and the goal of
+    GradNorm with alpha = 0 (Chen et al. 2018), reached at once. The gradients are with respect to states, not to
+    weights: they take a backward pass through the heads only.
 
     Norms change slowly, so they are measured in a task's first ``every`` batches and then in one of ``every``.
 
@@ -36,8 +36,8 @@ class EqualNorm(Balancing):
         super().__init__(tasks)
         if not 0 <= decay < 1:
             raise ValueError(f"decay: expected a number from 0 to below 1, got {decay}")
-        if every < 1:
-            raise ValueError(f"every: expected a number above 0, got {every}")
+        if not isinstance(every, int) or every < 1:
+            raise ValueError(f"every: expected a whole number above 0, got {every}")
         self.decay = decay
         self.every = every
         # Of the norms measured so far the sum with their weights, and the sum of the weights.
@@ -59,7 +59,7 @@ class EqualNorm(Balancing):
             ValueError: a task's loss comes without its states.
         """
         self.check_known(losses)
-        if torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled():
             self._measure(losses, weights or {}, states or {}, mean)
         scales = self.scales()
         if tuple(losses) != self.tasks:
@@ -70,9 +70,8 @@ class EqualNorm(Balancing):
     def scales(self) -> Tensor:
         """What each task's loss is multiplied by, [K]; 1 for one whose gradient has not been measured."""
         known = self.sums > 0
-        inverse = torch.where(known, self.weights / self.sums.where(known, torch.ones_like(self.sums)), 0.0)
-        count = known.sum().clamp(min=1)
-        return torch.where(known, inverse * count / inverse.sum().clamp(min=torch.finfo(inverse.dtype).tiny), 1.0)
+        norms = torch.where(known, self.sums / self.weights, 0.0)
+        return torch.where(known, norms.max() / norms, 1.0)
 
     def _measure(
         self,
@@ -84,7 +83,7 @@ class EqualNorm(Balancing):
         """Adds the norms of the tasks whose turn it is."""
         due = []
         for task in losses:
-            if task not in states:
+            if task not in states and mean is None:  # of several processes one may have no label of a task
                 raise ValueError(
                     f"states: EqualNorm needs the states that the head of {task!r} reads, which the output of a "
                     "pymtl.MultiTaskModel has: pass that output to the loss, or take another method"
@@ -94,7 +93,7 @@ class EqualNorm(Balancing):
                 due.append(task)
         if not due:
             return
-        squares = torch.stack([_square_of_gradient(losses[task], states[task]) for task in due])
+        squares = torch.stack([_square_of_gradient(losses[task], states.get(task, ())) for task in due])
         if mean is not None:  # the gradient of the whole batch, but for a factor that all tasks have
             squares = mean(squares)
         own = torch.tensor([abs(weights.get(task, 1.0)) for task in due], dtype=squares.dtype, device=squares.device)
@@ -112,14 +111,20 @@ class EqualNorm(Balancing):
         return {"batches": dict(self._batches)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
+        if set(state["batches"]) != set(self.tasks):
+            raise ValueError(f"state: expected one of the tasks {list(self.tasks)}, got of {list(state['batches'])}")
         self._batches = dict(state["batches"])
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, decay={self.decay}, every={self.every}"
 
 
 def _square_of_gradient(loss: Tensor, states: Sequence[Tensor]) -> Tensor:
-    """The squared norm of the loss's gradient at these states; 0 if it has none."""
+    """The squared norm of the loss's gradient at these states, float64; 0 if it has none."""
     wanted = [tensor for tensor in states if tensor.requires_grad]
+    nothing = torch.zeros((), dtype=torch.float64, device=loss.device)
     if not wanted or not loss.requires_grad:
-        return loss.detach().new_zeros(())
+        return nothing
     gradients = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
-    squares = [g.square().sum() for g in gradients if g is not None]
-    return torch.stack(squares).sum() if squares else loss.detach().new_zeros(())
+    norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients if g is not None]
+    return torch.stack(norms).square().sum() if norms else nothing

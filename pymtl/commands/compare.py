@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-CHANGES = "Change from each task alone, with the interval that holds it with 95 % confidence"
+CHANGES = "Change from each task alone (of shares in points), with the interval that holds it with 95 % confidence"
 
 
 def _scores(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -159,11 +159,13 @@ def _change(name: str, change: dict[str, float | None]) -> str:
 
     factor = 100 if is_share(name) else 1
     low, high = change["low"], change["high"]
-    text = f"{factor * change['mean']:+.2f}"
+    mean, *ends = (
+        None if each is None else f"{round(factor * each, 2) + 0.0:+.2f}" for each in (change["mean"], low, high)
+    )
     if low is None or high is None:
-        return text
+        return mean
     said = "even" if low <= 0 <= high else "worse" if (low > 0) == lower_is_better(name) else "better"
-    return f"{text} [{factor * low:+.2f}, {factor * high:+.2f}] {said}"
+    return f"{mean} [{', '.join(ends)}] {said}"
 
 
 def _names(result: dict[str, Any]) -> list[str]:

@@ -64,10 +64,12 @@ def _settings(variant: Variant) -> dict[str, Any]:
 
 def _run_one(variant: Variant, seed: int, folder: Path, threads: int, device: str) -> None:
     where = run_folder(folder, variant, seed)
+    raw = {**_settings(variant), "seed": int(variant.raw.get("seed", 0)) + seed}
+    if where.joinpath("plan.json").exists() and Run(where).read_json("plan.json") != raw:
+        raise RunError(f"{where}: holds a run of another comparison, with other settings than {variant.label!r}")
     if where.joinpath("test.json").exists():
         return
     where.mkdir(parents=True, exist_ok=True)
-    raw = {**_settings(variant), "seed": int(variant.raw.get("seed", 0)) + seed}
     Run(where).write_json("plan.json", raw)
     command = [sys.executable, "-m", "pymtl", "train", str(where / "plan.json"), "--run", str(where)]
     command += ["--resume"] if where.joinpath("state.pt").exists() else ["--overwrite"]
@@ -104,9 +106,9 @@ def summary(grid: Sequence[Variant], seeds: int, folder: Path) -> dict[str, Any]
     for same in tries.values():
         row, scores = max((_row(variant, seeds, folder) for variant in same), key=lambda found: found[0]["selection"])
         if row["single"] is not None:
-            alone.append((same[0].settings, scores))
+            alone.append((row["single"], same[0].settings, scores))
         else:
-            rivals = [own for settings, own in alone if settings == same[0].alone_settings]
+            rivals = [own for task, settings, own in alone if settings == same[0].settings_of(task)]
             row |= _beside_alone(scores, rivals)
         rows.append(row)
     if not any(row["scores"] for row in rows):
@@ -163,8 +165,8 @@ def _interval(values: Sequence[float]) -> dict[str, float | None]:
     """The mean of differences, and the interval that holds it."""
     found: dict[str, float | None] = {"mean": statistics.fmean(values), "low": None, "high": None}
     if len(values) > 1 and all(map(math.isfinite, values)):
-        if len(set(values)) == 1:  # no spread: scipy would say NaN
-            return {**found, "low": values[0], "high": values[0]}
+        if max(values) - min(values) < 1e-12:  # no spread but rounding: scipy would say NaN
+            return {**found, "low": found["mean"], "high": found["mean"]}
         from scipy import stats
 
         interval = stats.ttest_1samp(values, 0.0).confidence_interval(CONFIDENCE)

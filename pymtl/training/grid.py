@@ -37,10 +37,9 @@ class Variant:
         """Its name among all that are trained."""
         return " ".join([self.name, *self.tuned.values()])
 
-    @property
-    def alone_settings(self) -> dict[str, str]:
-        """Those of its settings that a task trained by itself can have too."""
-        return {key: value for key, value in self.settings.items() if not _joins(key)}
+    def settings_of(self, task: str) -> dict[str, str]:
+        """Those of its settings that the task has too when it is trained by itself."""
+        return {key: value for key, value in self.settings.items() if _concerns(key, task)}
 
 
 def variants(
@@ -54,8 +53,9 @@ def variants(
     """The grid: every combination of the values in ``over``, and each task by itself, with every combination of those
     in ``tune``.
 
-    A task by itself is trained with each combination of the settings that do not say how tasks are joined (``sharing``,
-    ``balancing``, ``tasks``): what a variant is compared with has its settings otherwise.
+    A task by itself is trained with each combination of the settings that say something of it alone, as
+    ``model.hidden_size``, and with none of those that say how tasks are joined, as ``sharing``: what a variant is
+    compared with has its settings otherwise.
 
     Args:
         path: the configuration.
@@ -63,10 +63,11 @@ def variants(
         overrides: settings of all variants.
         single_task: whether to add each task alone that is not auxiliary.
         data: the folder that paths are relative to, if not the configuration's own.
-        tune: as ``over``.
+        tune: as ``over``, of settings that do not say how tasks are joined.
 
     Raises:
-        ConfigError: an entry of ``over`` or ``tune`` has no values, or a variant's settings do not fit.
+        ConfigError: an entry of ``over`` or ``tune`` has no values or the key of another one, or a variant's settings
+            do not fit.
         FileNotFoundError: a file of data is missing.
     """
     base = configuration.read(path)
@@ -74,23 +75,30 @@ def variants(
         configuration.set_value(base, override)
     base.setdefault("folder", str((data or path.parent).resolve()))
     axes = [_axis("--over", entry) for entry in over]
-    tuned = [dict(combination) for combination in itertools.product(*(_axis("--tune", entry) for entry in tune))]
-    for key in {key for each in tuned for key in each}:
-        if _joins(key):
-            raise ConfigError(f"--tune {key}: expected a setting that tasks alone have too: compare it with --over")
-    grid = []
+    tunings = [_axis("--tune", entry) for entry in tune]
+    keys = [axis[0][0] for axis in (*axes, *tunings)]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ConfigError(
+                f"{key}: expected all its values in one --over or --tune, got the key {keys.count(key)} times"
+            )
+    for axis in tunings:
+        if _joins(axis[0][0]):
+            raise ConfigError(f"--tune {axis[0][0]}: expected a setting that a task by itself has too: take --over")
+    tuned = [dict(combination) for combination in itertools.product(*tunings)]
+    grid: list[Variant] = []
+    singles: dict[str, None] = {}
     for combination in itertools.product(*axes):
         name = " ".join(value for _, value in combination) or path.stem
         raw = _with(base, dict(combination))
+        singles |= dict.fromkeys(configuration.parse(raw, f"{path}, {name}").main_tasks)
         grid += [Variant(name, _with(raw, each), None, dict(combination), each) for each in tuned]
-    if single_task:
-        apart = [axis for axis in axes if not _joins(axis[0][0])]
-        for combination in itertools.product(*apart):
-            raw = _with(base, dict(combination))
-            for task in configuration.parse(raw, str(path)).main_tasks:
-                name = " ".join([f"{task} alone", *(value for _, value in combination)])
-                alone = _alone(task, raw)
-                grid += [Variant(name, _with(alone, each), task, dict(combination), each) for each in tuned]
+    for task in singles if single_task else ():
+        own = [axis for axis in axes if _concerns(axis[0][0], task)]
+        for combination in itertools.product(*own):
+            name = " ".join([f"{task} alone", *(value for _, value in combination)])
+            alone = _alone(task, _with(base, dict(combination)))
+            grid += [Variant(name, _with(alone, each), task, dict(combination), each) for each in tuned]
     for variant in grid:
         _check(configuration.parse(variant.raw, f"{path}, {variant.label}"))
     folders = [run_folder(Path(), variant, 0) for variant in grid]
@@ -106,7 +114,15 @@ def run_folder(folder: Path, variant: Variant, seed: int) -> Path:
 
 def _joins(key: str) -> bool:
     """Whether a setting says how tasks are joined, of which a task by itself has nothing."""
-    return key.partition(".")[0] in ("sharing", "balancing", "tasks")
+    first, *others = key.split(".")
+    of_a_task = first == "tasks" and (not others or others[-1] in ("weight", "after", "auxiliary"))
+    return first in ("sharing", "balancing") or of_a_task or key in ("training.select_by", "training.baseline")
+
+
+def _concerns(key: str, task: str) -> bool:
+    """Whether a setting says something of a task by itself."""
+    first, *others = key.split(".")
+    return not _joins(key) and (first != "tasks" or others[0] == task)
 
 
 def _axis(option: str, entry: str) -> Axis:
@@ -130,23 +146,27 @@ def _split(values: str) -> list[str]:
 
 
 def _with(raw: dict[str, Any], settings: Mapping[str, str]) -> dict[str, Any]:
-    """A copy with these settings."""
+    """A copy with these settings; of tasks that a value of ``tasks`` leaves out they say nothing."""
     changed = copy.deepcopy(raw)
     for key, value in settings.items():
-        if key == "tasks":
-            changed = _of_tasks(changed, [name.strip() for name in value.split("+")])
-        else:
+        first, *others = key.split(".")
+        if key != "tasks" and (first != "tasks" or others[0] in changed.get("tasks", {})):
             configuration.set_value(changed, f"{key}={value}")
+    if "tasks" in settings:
+        changed = _of_tasks(changed, [name.strip() for name in settings["tasks"].split("+")])
     return changed
 
 
 def _of_tasks(raw: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """A configuration with these tasks alone, and with the data that they need."""
+    """A configuration with these tasks alone, and without what it says of others."""
     tasks = raw.get("tasks", {})
     for name in names:
         if name not in tasks:
             raise ConfigError(f"tasks: expected some of {', '.join(tasks)} with + between them, got {name!r}")
-    kept = {name: tasks[name] for name in tasks if name in names}
+    kept = {name: dict(tasks[name]) for name in tasks if name in names}
+    for task in kept.values():
+        if task.get("after") not in kept:
+            task.pop("after", None)
     changed = {**raw, "tasks": kept}
     itself = {task.get("dataset") for task in kept.values() if _labels_itself(task)}
     if raw.get("datasets"):
@@ -156,7 +176,21 @@ def _of_tasks(raw: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
         }
     elif "data" in raw:
         changed["data"] = _without_unlabelled(raw["data"], None in itself)
-    return changed
+    dropped = [name for name in tasks if name not in kept]
+    if "parts" in raw.get("warm_start", {}):
+        other = tuple(f"heads.{name}" for name in dropped)
+        within = tuple(f"{module}." for module in other)
+        own = [part for part in raw["warm_start"]["parts"] if part not in other and not part.startswith(within)]
+        changed["warm_start"] = {**raw["warm_start"], "parts": own}
+        if not own:
+            del changed["warm_start"]
+    training = dict(raw.get("training", {}))
+    if str(training.get("select_by", "")).partition("/")[0] in dropped:
+        del training["select_by"]
+    if "baseline" in training:
+        scores = training["baseline"].items()
+        training["baseline"] = {name: value for name, value in scores if name.partition("/")[0] not in dropped}
+    return {**changed, "training": training} if "training" in raw else changed
 
 
 def _labels_itself(task: Mapping[str, Any]) -> bool:
@@ -170,17 +204,9 @@ def _without_unlabelled(data: dict[str, Any], needed: bool) -> dict[str, Any]:
 
 def _alone(task: str, base: dict[str, Any]) -> dict[str, Any]:
     raw = _of_tasks(copy.deepcopy(base), [task])
-    raw["tasks"][task].pop("after", None)
     raw["tasks"][task]["weight"] = 1.0
     raw["sharing"] = "hard"
     raw.pop("balancing", None)
-    if "parts" in raw.get("warm_start", {}):
-        other = tuple(f"heads.{name}" for name in base["tasks"] if name != task)
-        within = tuple(f"{module}." for module in other)
-        own = [part for part in raw["warm_start"]["parts"] if part not in other and not part.startswith(within)]
-        raw["warm_start"]["parts"] = own
-        if not own:
-            del raw["warm_start"]
     raw.setdefault("training", {})["select_by"] = "mean"
     raw["training"].pop("baseline", None)
     return raw
