@@ -104,7 +104,7 @@ def main() -> None:
     # What plain PyTorch has a counterpart of.
     config = load(arguments.config, ["sharing=hard", "balancing=ew"], arguments.data)
     device = torch.device(arguments.device)
-    records = labelled(read_records(config.path(config.data.train), config), config.data.train)
+    records = labelled(read_records(config.path(config.data.train), config), config.data.train, config.tasks)
     vocabulary = Vocabulary.of(records, config)
     batcher = Batcher(vocabulary, config)
     size = config.training.batch_size

@@ -17,8 +17,8 @@ class EqualNorm(Balancing):
 
     The total is ``sum_k w_k (c / n_k) L_k``: w are the fixed weights; n_k is the norm of task k's gradient, a mean over
     the past with the weights ``decay^age``; c is the largest norm of any task, so that no loss is scaled down. This is
-    the gradient normalisation of Lin et al. 2023 ("Dual-Balancing for Multi-Task Learning", section 3.2) and the goal of
-    GradNorm with alpha = 0 (Chen et al. 2018), reached at once. The gradients are with respect to states, not to
+    the gradient normalisation of Lin et al. 2023 ("Dual-Balancing for Multi-Task Learning", section 3.2), and the goal
+    of GradNorm with alpha = 0 (Chen et al. 2018), reached at once. The gradients are with respect to states, not to
     weights: they take a backward pass through the heads only.
 
     Norms change slowly, so they are measured in a task's first ``every`` batches and then in one of ``every``.

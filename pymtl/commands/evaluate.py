@@ -57,7 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     predictor = Predictor(arguments.run_folder, arguments.device, arguments.data)
     notes: list[str] = []
     sets = _records(arguments, predictor, notes)
-    labelled([record for own in sets.values() for record in own], str(arguments.file or "the test set"))
+    every = [record for own in sets.values() for record in own]
+    labelled(every, str(arguments.file or "the test set"), predictor.tasks)
     console.print(*notes, sep="\n", end="\n" if notes else "", markup=False)
     with console.status("evaluating ..."):
         evaluation, wrong = evaluate(predictor, sets, arguments.batch_size)

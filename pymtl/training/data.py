@@ -6,7 +6,7 @@ import dataclasses
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -94,9 +94,9 @@ def rows_of(path: Path, config: Config) -> list[Row]:
     Raises:
         FileNotFoundError, DataError: as :func:`read_records`.
     """
-    dataset, data = next(iter(config.sets.items()))
-    plain = path.name.lower().removesuffix(".gz").endswith(".txt") and format_of(path)[0] != "conll"
-    if plain and data.format == "auto":
+    asked = [name for name in config.sets if any(not task.auxiliary for task in config.tasks_of(name).values())]
+    dataset, data = asked[0], config.sets[asked[0]]
+    if _has_a_text_a_line(path, data):
         fields = [each.tokens for each in config.sets.values()]
         return [Row(number, dict.fromkeys(fields, line)) for number, line in enumerate(read_lines(path), 1)]
     form, _ = format_of(path, data.format)
@@ -126,6 +126,7 @@ def read_all(config: Config) -> Sets:
     """
     train: dict[str, list[Record]] = {}
     held_out: dict[str, list[Record]] = {}
+    unlabelled: dict[str, list[Record]] = {}
     notes: list[str] = []
     for name, data in config.sets.items():
         records, tokenizer = _read(_existing(config, name, "train"), config, True, name, notes, True)
@@ -137,29 +138,36 @@ def read_all(config: Config) -> Sets:
         _check_trainable(train[name], config, name)
         if data.valid is None:
             train[name], held_out[name] = _hold_out(train[name], data, config)
-        count = len(train[name])
-        train[name] = labelled(train[name], data.train)
-        if len(train[name]) < count:
-            notes.append(
-                f"{data.train}: {count - len(train[name]):,} records have no label of any task and were left out"
-            )
+        every = train[name]
+        own = config.tasks_of(name)
+        asked = [task for task, settings in own.items() if not settings.rules.labels_itself] or list(own)
+        train[name] = labelled(every, data.train, asked)
+        if len(train[name]) < len(every):
+            without = f"{data.train}: {len(every) - len(train[name]):,} records have no label of any task"
+            if _label_themselves(config, name):
+                kept = {id(record) for record in train[name]}
+                unlabelled[name] = [record for record in every if id(record) not in kept]
+                notes.append(f"{without} that needs some: they are texts without labels")
+            else:
+                notes.append(f"{without} and were left out")
         if data.limit:
-            train[name] = _limited(train[name], data, config.seed)
-    unlabelled = {
-        name: _unlabelled(config, name, {r.place for own in (train, held_out) for r in own.get(name, ())}, notes)
-        for name, data in config.sets.items()
-        if data.unlabelled is not None
-    }
+            key = f"datasets.{name}.limit" if name else "data.limit"
+            train[name] = _limited(train[name], data, key, config.seed)
     valid = {
         name: held_out[name]
         if data.valid is None
         else read_records(_existing(config, name, "valid"), config, True, name, notes, False)
         for name, data in config.sets.items()
     }
-    return Sets(config, train, valid, read_test_sets(config, notes), notes, unlabelled)
+    test = read_test_sets(config, notes)
+    for name, data in config.sets.items():
+        if data.unlabelled is not None:
+            others = {r.place for own in (train, unlabelled, held_out, valid, test) for r in own.get(name, ())}
+            unlabelled[name] = [*unlabelled.get(name, ()), *_unlabelled(config, name, others, notes)]
+    return Sets(config, train, valid, test, notes, unlabelled)
 
 
-def _limited(records: list[Record], data: DataConfig, seed: int) -> list[Record]:
+def _limited(records: list[Record], data: DataConfig, key: str, seed: int) -> list[Record]:
     """As many records as the data's limit, in a random order whose beginning a smaller limit has too.
 
     Raises:
@@ -167,22 +175,37 @@ def _limited(records: list[Record], data: DataConfig, seed: int) -> list[Record]
     """
     if data.limit > len(records):
         raise DataError(
-            f"{data.train}: expected at least data.limit = {data.limit:,} labelled records, got {len(records):,}"
+            f"{data.train}: expected at least {key} = {data.limit:,} labelled records, got {len(records):,}"
         )
     shuffled = list(records)
     random.Random(seed).shuffle(shuffled)
     return shuffled[: data.limit]
 
 
+def _label_themselves(config: Config, dataset: str) -> dict[str, Any]:
+    """The labels that a text without any has, of a data set's tasks."""
+    return {name: True for name, task in config.tasks_of(dataset).items() if task.rules.labels_itself}
+
+
 def _unlabelled(config: Config, dataset: str, others: set[str], notes: list[str]) -> list[Record]:
-    """The records of a data set's unlabelled file but those from the same places as others."""
-    path, train = (_existing(config, dataset, part) for part in ("unlabelled", "train"))
-    path = train if path.samefile(train) else path  # one file may have two names
-    itself = {name: True for name, task in config.tasks_of(dataset).items() if task.rules.labels_itself}
+    """The records of a data set's unlabelled file but those from the same places as others.
+
+    Raises:
+        DataError: none is left.
+    """
+    path = _existing(config, dataset, "unlabelled")
+    for part in ("train", "valid", "test"):  # one file may have two names
+        other = getattr(config.sets[dataset], part)
+        if other is not None and path.samefile(config.path(other)):
+            path = config.path(other)
     records = read_records(path, config, labelled=False, dataset=dataset, notes=notes)
+    itself = _label_themselves(config, dataset)
     further = [dataclasses.replace(record, labels=dict(itself)) for record in records if record.place not in others]
     if not further:
-        raise DataError(f"{config.sets[dataset].unlabelled}: every text is a record to train or to validate on already")
+        raise DataError(
+            f"{config.sets[dataset].unlabelled}: expected texts that are not trained on, validated on or tested on "
+            "already, got none"
+        )
     notes.append(f"{path.name}: {len(further):,} texts without labels")
     return further
 
@@ -211,13 +234,14 @@ def _existing(config: Config, dataset: str, part: str) -> Path:
     return path
 
 
-def labelled(records: list[Record], where: str) -> list[Record]:
-    """The records with a label of any task: what one can train on.
+def labelled(records: list[Record], where: str, tasks: Iterable[str]) -> list[Record]:
+    """The records with a label of any of these tasks.
 
     Raises:
         DataError: there is none.
     """
-    kept = [record for record in records if any(label is not None for label in record.labels.values())]
+    asked = list(tasks)
+    kept = [record for record in records if any(record.labels.get(name) is not None for name in asked)]
     if not kept:
         raise DataError(f"{where}: no record has a label of any task")
     return kept
@@ -253,10 +277,13 @@ def _read(
     """The records of a file, and the tokenizer of its texts: None where there is nothing to tell it from."""
     data = config.sets[dataset]
     form, _ = format_of(path, data.format)
-    columns = _columns(path, config, dataset) if form == "conll" else ()
-    rows = list(read_rows(path, data.format, columns))
-    if rows and form in TABLES:
-        _check_columns(rows[0], config, dataset, labelled and complete, notes, path)
+    if not labelled and _has_a_text_a_line(path, data):
+        rows = [Row(number, {data.tokens: line}) for number, line in enumerate(read_lines(path), 1)]
+    else:
+        columns = _columns(path, config, dataset, labelled) if form == "conll" else ()
+        rows = list(read_rows(path, data.format, columns))
+        if rows and form in TABLES:
+            _check_columns(rows[0], config, dataset, labelled and complete, notes if labelled else None, path)
     numbers = [task.field or name for name, task in config.tasks_of(dataset).items() if task.rules.reads_numbers(task)]
     rows = with_points(rows, [*numbers, *_number_fields(config)])
     tokenizer = data.tokenizer if data.tokenizer != "auto" else _tokenizer_of(rows, config, dataset)
@@ -281,6 +308,12 @@ def _read(
     return records, tokenizer
 
 
+def _has_a_text_a_line(path: Path, data: DataConfig) -> bool:
+    """Whether a file of texts alone is plain text."""
+    plain = path.name.lower().removesuffix(".gz").endswith(".txt") and format_of(path)[0] != "conll"
+    return plain and data.format == "auto"
+
+
 def _number_fields(config: Config) -> list[str]:
     """The further fields that hold numbers."""
     return [info.field or name for name, info in config.fields.items() if info.kind == "numbers"]
@@ -302,16 +335,16 @@ def _check_columns(row: Row, config: Config, dataset: str, complete: bool, notes
             continue
         if complete:
             raise DataError(f"{where}: expected a column {column!r}, got {', '.join(row.values)} {how}")
-        if notes is not None:
+        if notes is not None and not task.auxiliary:
             notes.append(f"{path.name}: has no column {column!r}: task {name!r} is not scored on it")
 
 
-def _columns(path: Path, config: Config, dataset: str) -> Sequence[str]:
+def _columns(path: Path, config: Config, dataset: str, labelled: bool = True) -> Sequence[str]:
     """The fields of CoNLL's columns: tokens in the first, and the tags of the only task that has some in the last."""
     data = config.sets[dataset]
-    if data.columns:
-        return data.columns
     count = count_columns(path)
+    if data.columns and (labelled or count > 1):
+        return data.columns
     tagging = {
         task.field or name
         for name, task in config.tasks_of(dataset).items()

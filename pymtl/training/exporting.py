@@ -70,7 +70,12 @@ def export(run: Run, folder: Path) -> None:
     target.write_manifest({key: value for key, value in run.read_manifest().items() if key in EXPORTED_FACTS})
     target.write_config(config, trained.name)
     target.write_json("vocabulary.json", vocabulary.as_dict())
-    crfs = {f"{task}.{name}": p.detach() for task, crf in trained.crfs.items() for name, p in crf.named_parameters()}
+    crfs = {
+        f"{task}.{name}": p.detach()
+        for task, crf in trained.crfs.items()
+        if task in config.main_tasks
+        for name, p in crf.named_parameters()
+    }
     if crfs:
         target.write_file(CRFS, lambda path: save_file(crfs, path))
 

@@ -177,7 +177,7 @@ def selection_score(scores: Mapping[str, float], settings: TrainingConfig | None
         return by_task.get(select_by, -math.inf)
     unbounded = {name.partition("/")[0] for name in scores if lower_is_better(name)}
     counted = [max(value, -1.0) for task, value in by_task.items() if task not in unbounded] or list(by_task.values())
-    return sum(counted) / len(counted)
+    return sum(counted) / len(counted) if counted else -math.inf
 
 
 def best_epoch(epochs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

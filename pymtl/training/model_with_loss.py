@@ -48,7 +48,7 @@ class ModelWithLoss(nn.Module):
         else:
             if not has_reference(config):
                 raise ConfigError(
-                    f"backend {name!r}: expected hard sharing, equal weights, plain dropout, no character LSTM, "
+                    f"backend {name!r}: expected sharing = 'hard', balancing = 'ew', plain dropout, no character LSTM, "
                     f"heads of {', '.join(REFERENCE_KINDS)} on the states alone"
                 )
             model = config.model
@@ -96,7 +96,7 @@ class ModelWithLoss(nn.Module):
     forward = loss  # what a wrapper for several processes calls
 
     def _reference_loss(self, batch: Batch) -> JointLossResult:
-        logits = self.logits(batch)
+        logits = self.model(batch.inputs(), batch.lengths, list(batch.targets))
         per_task = {task: self._of_task(task, logits[task], target, batch) for task, target in batch.targets.items()}
         total = sum(self.joint.loss_weights[task] * value for task, value in per_task.items())
         return JointLossResult(total, per_task, {}, (), {})

@@ -85,7 +85,7 @@ class Predictor:
 
     @property
     def labels(self) -> dict[str, list[Any]]:
-        return self.vocabulary.labels
+        return {name: labels for name, labels in self.vocabulary.labels.items() if name in self.tasks}
 
     @overload
     def predict(

@@ -67,7 +67,7 @@ def _missing(name: str, sets: Sets) -> list[str]:
             f"{name}: {missing:,} of {len(own):,} records have no label and teach it nothing; where that means none of "
             f'the labels, set tasks.{name}.missing = "none"'
         )
-    if task.rules.is_exact and not task.rules.of_tokens:
+    if task.rules.is_exact and not task.rules.of_tokens and not task.auxiliary:
         parts = (
             part for record in sets.valid[task.dataset or ""] for part in task.rules.parts(record.labels.get(name))
         )

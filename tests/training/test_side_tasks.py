@@ -337,7 +337,7 @@ def test_a_text_is_read_once_however_its_file_is_called(tmp_path, spelling, vali
     os.link(tmp_path / "train.jsonl", tmp_path / "hard")
     name = str(tmp_path / "train.jsonl") if spelling == "absolute" else spelling.format(tmp_path.name)
     settings = [f"data.unlabelled={json.dumps(name)}", 'data.format="jsonl"']
-    with pytest.raises(DataError, match="every text is a record"):
+    with pytest.raises(DataError, match="expected texts that are not trained on"):
         read(tmp_path, toml + SIDE, *settings)
     sets = read(tmp_path, toml + SIDE, *settings, "data.limit=20")
     kept = [*sets.train[""], *([] if valid else sets.valid[""]), *sets.unlabelled[""]]
