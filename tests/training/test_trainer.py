@@ -244,7 +244,7 @@ def test_dropout_may_have_one_mask_for_a_sentence(folder, tmp_path, sharing):
     assert result.model_with_loss.model.variational
     assert result.epochs[-1]["loss"]["total"] < 0.7 * result.epochs[0]["loss"]["total"]
     with pytest.raises(
-        ConfigError, match="backend 'reference': expected sharing = .hard., balancing = .ew., plain dropout"
+        ConfigError, match=r"backend 'reference': expected sharing = .hard., balancing = .ew., plain dropout"
     ):
         toy.trainer(config, tmp_path / "plain", "reference")
 
