@@ -117,9 +117,9 @@ def rows_of(path: Path, config: Config) -> list[Row]:
 def read_all(config: Config) -> Sets:
     """The records of every data set; those to validate on held out where it has no ``valid`` file.
 
-    Training records without a label of any task are left out, and those beyond the configuration's ``limit``; an
-    unlabelled text too if the same line of the same file is trained on or held out already. What is "auto" in the
-    configuration becomes what the training records say.
+    Training records without a label of any task that needs labels are left out, or are unlabelled texts where a task
+    needs none. An unlabelled text is left out if the same line of the same file is a record of another part already.
+    What is "auto" in the configuration becomes what the training records say.
 
     Raises:
         FileNotFoundError, DataError: as :func:`read_records`; or nothing is left to train on or to validate.

@@ -149,10 +149,12 @@ class Fitting:
         processes = trainer.accelerator.num_processes
         there = trainer.accelerator.device
         where = f"{torch.get_num_threads()} threads" if there.type == "cpu" else torch.cuda.get_device_name(there)
+        joined = f", sharing {self.config.sharing.kind}, balancing {self.config.balancing.kind}"
         return (
             f"{self.run.folder.name}: {counts[0]:,} sentences to train on, {counts[1]:,} to validate, "
             f"{len(self.vocabulary.tokens):,} tokens, {parameters:,} parameters, {where}"
             f"{f', {processes} processes' if processes > 1 else ''}, backend {self.backend_name}"
+            f"{joined if len(self.config.tasks) > 1 else ''}"
         )
 
     def _to_the_end(self, trainer: Trainer, screen: Screen) -> None:
