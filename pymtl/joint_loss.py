@@ -121,13 +121,15 @@ class JointLoss(nn.Module):
         weighted: dict[str, Tensor] = {}
         if self.balancing is not None:
             # A task without a label here has no loss to balance the others with.
-            weighted = {t: weights[t] * v for t, v in per_task.items() if self._has_label(t, targets[t])}
+            labelled = per_task if self.balancing.takes_states else [t for t in tasks if self._has_label(t, targets[t])]
+            weighted = {t: weights[t] * per_task[t] for t in labelled}
             if mean is not None and scales:
                 weighted = _of_all_parts(weighted, scales, mean, values.new_zeros(()))
-        if weighted:
-            states = getattr(logits, "states", {})
-            fixed = {task: self.loss_weights[task] for task in weighted}
-            total = self.balancing(weighted, shared, fixed, states, mean if scales else None)
+        if weighted and self.balancing.takes_states:
+            states, own = getattr(logits, "states", {}), {task: self.loss_weights[task] for task in weighted}
+            total = self.balancing(weighted, shared, own, states, mean if scales else None)
+        elif weighted:
+            total = self.balancing(weighted, shared)
         elif values.is_cuda:  # copying the weights to the GPU would make the CPU wait
             total = torch.stack(torch._foreach_mul(list(per_task.values()), list(weights.values()))).sum()
         else:

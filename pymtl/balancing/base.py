@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -24,6 +24,9 @@ class Balancing(nn.Module):
     combines_gradients: ClassVar[bool] = False
     #: Whether :meth:`after_step` has to be called with the losses of the same batch after the optimiser's step.
     needs_losses_after_step: ClassVar[bool] = False
+    #: Whether :meth:`forward` takes each task's own states and fixed weight too, and losses of tasks without a label in
+    #: the batch, as that of :class:`EqualNorm` does.
+    takes_states: ClassVar[bool] = False
 
     def __init__(self, tasks: Sequence[str]) -> None:
         super().__init__()
@@ -31,23 +34,12 @@ class Balancing(nn.Module):
             raise ValueError(f"tasks: expected at least one name, all different, got {list(tasks)}")
         self.tasks = tuple(tasks)
 
-    def forward(
-        self,
-        losses: Mapping[str, Tensor],
-        shared: Sequence[Tensor] = (),
-        weights: Mapping[str, float] | None = None,
-        states: Mapping[str, Sequence[Tensor]] | None = None,
-        mean: Callable[[Tensor], Tensor] | None = None,
-    ) -> Tensor:
+    def forward(self, losses: Mapping[str, Tensor], shared: Sequence[Tensor] = ()) -> Tensor:
         """The loss to minimise.
 
         Args:
             losses: the scalar of each task that has targets in this batch, times its fixed weight.
             shared: the states that all these tasks' heads read, for methods that look at their gradients.
-            weights: the fixed weights that the losses are multiplied by, for methods that look at the losses without
-                them; 1 of a task that is not named.
-            states: the states that each task's head reads.
-            mean: of a tensor over all processes, where each has a part of the batch; None of a single one.
 
         Raises:
             KeyError: a task is unknown.

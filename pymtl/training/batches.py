@@ -257,9 +257,13 @@ def _with_unlabelled(
             yield from (torch.randperm(len(unlabelled[name]), generator=generator) + len(sets[name])).tolist()
 
     supply = {name: endless(name) for name in unlabelled}
-    return [
-        (name, [*indices, *islice(supply[name], round(settings.unlabelled_ratio * len(indices)))])
-        if name in supply
-        else (name, indices)
-        for name, indices in chosen
-    ]
+    owed = dict.fromkeys(supply, 0.0)  # a batch takes whole texts, and the next one what is left
+    found = []
+    for name, indices in chosen:
+        if name in supply:
+            owed[name] += settings.unlabelled_ratio * len(indices)
+            count = int(owed[name] + 1e-9)
+            owed[name] -= count
+            indices = [*indices, *islice(supply[name], count)]
+        found.append((name, indices))
+    return found

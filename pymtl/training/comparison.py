@@ -39,7 +39,9 @@ def run_all(
             raise RunError(f"{folder / 'plan.json'}: damaged")
         for name, raw in plan.items():
             if name in before and before[name] != raw:
-                raise RunError(f"{folder}: holds another comparison, in which {name!r} has other settings")
+                raise RunError(
+                    f"{folder}: holds another comparison, in which {name!r} has other settings: pass another --out"
+                )
         plan = {**before, **plan}
     Run(folder).write_json("plan.json", plan)
     work = [(variant, seed) for seed in range(seeds) for variant in grid]
@@ -92,7 +94,8 @@ def summary(grid: Sequence[Variant], seeds: int, folder: Path) -> dict[str, Any]
           ``selection``, the mean over the seeds of the best validation score, is best
         - ``scores``: of each task's first score the mean and standard deviation over the seeds
         - ``changes``: of each of those the ``mean`` difference from the task by itself with the same seed, and the
-          interval from ``low`` to ``high`` that holds it with 95 % confidence (Student's t; of one seed none)
+          interval from ``low`` to ``high`` that holds it with 95 % confidence (Student's t; None where one seed, or
+          differences all alike, do not tell)
         - ``delta``: the mean relative change from each task by itself; None where nothing is to be relative to
         - ``step_ms`` of a step, ``seconds`` of a run: mean and standard deviation
 
@@ -165,8 +168,8 @@ def _interval(values: Sequence[float]) -> dict[str, float | None]:
     """The mean of differences, and the interval that holds it."""
     found: dict[str, float | None] = {"mean": statistics.fmean(values), "low": None, "high": None}
     if len(values) > 1 and all(map(math.isfinite, values)):
-        if max(values) - min(values) < 1e-12:  # no spread but rounding: scipy would say NaN
-            return {**found, "low": found["mean"], "high": found["mean"]}
+        if max(values) - min(values) < 1e-12:  # no spread but rounding, which tells of coarse scores and no confidence
+            return found
         from scipy import stats
 
         interval = stats.ttest_1samp(values, 0.0).confidence_interval(CONFIDENCE)

@@ -200,8 +200,8 @@ class Config:
     fields: dict[str, FieldConfig] = dataclasses.field(default_factory=dict)
     characters: CharactersConfig | None = None
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
-    # What the tasks share: a name, or a section. "auto": "shared_private" of several tasks, "hard" of one, and where
-    # the balancing needs that
+    # What the tasks share: a name, or a section. "auto": "shared_private"; "hard" of a single task that is not
+    # auxiliary, or with gradnorm or gradient_aggregation
     sharing: MethodConfig = dataclasses.field(default_factory=lambda: MethodConfig(AUTO))
     # How the tasks' losses become one: a name, or a section. "auto": "equal_norm" of several tasks, "ew" of one
     balancing: MethodConfig = dataclasses.field(default_factory=lambda: MethodConfig(AUTO))
@@ -310,7 +310,7 @@ def parse(raw: dict[str, Any], where: str) -> Config:
     asked = raw.get("pymtl") if isinstance(raw, dict) else None
     if isinstance(asked, str) and _numbers(asked) > _numbers(version):
         raise ConfigError(f"{where}: written for pymtl {asked}, newer than this {version}: upgrade it")
-    config = _settled(build(Config, raw, where, ""), where)
+    config = _with_methods(build(Config, raw, where, ""), where)
     if not config.main_tasks:
         got = "none" if not config.tasks else f"auxiliary ones alone: {', '.join(config.tasks)}"
         raise ConfigError(f"{where}: tasks: expected at least one task that is not auxiliary, got {got}")
@@ -323,11 +323,11 @@ def parse(raw: dict[str, Any], where: str) -> Config:
     return config
 
 
-def _settled(config: Config, where: str) -> Config:
-    """The configuration with what "auto" means for its tasks."""
-    several = len(config.tasks) > 1
-    shared = not several or config.balancing.kind in OF_SHARED_STATES
-    chosen = {"sharing": "hard" if shared else "shared_private", "balancing": "equal_norm" if several else "ew"}
+def _with_methods(config: Config, where: str) -> Config:
+    """The configuration with what "auto" means for its tasks. What an auxiliary task learns is to be shared."""
+    shared = len(config.main_tasks) < 2 or config.balancing.kind in OF_SHARED_STATES
+    balancing = "equal_norm" if len(config.tasks) > 1 else "ew"
+    chosen = {"sharing": "hard" if shared else "shared_private", "balancing": balancing}
     for name, kind in chosen.items():
         method = getattr(config, name)
         if method.kind == AUTO:

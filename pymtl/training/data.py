@@ -198,7 +198,8 @@ def _unlabelled(config: Config, dataset: str, others: set[str], notes: list[str]
         other = getattr(config.sets[dataset], part)
         if other is not None and path.samefile(config.path(other)):
             path = config.path(other)
-    records = read_records(path, config, labelled=False, dataset=dataset, notes=notes)
+    again = path == config.path(config.sets[dataset].train)  # what there is to know of it has been said
+    records = read_records(path, config, labelled=False, dataset=dataset, notes=None if again else notes)
     itself = _label_themselves(config, dataset)
     further = [dataclasses.replace(record, labels=dict(itself)) for record in records if record.place not in others]
     if not further:
@@ -342,8 +343,10 @@ def _check_columns(row: Row, config: Config, dataset: str, complete: bool, notes
 def _columns(path: Path, config: Config, dataset: str, labelled: bool = True) -> Sequence[str]:
     """The fields of CoNLL's columns: tokens in the first, and the tags of the only task that has some in the last."""
     data = config.sets[dataset]
+    if data.columns and labelled:
+        return data.columns
     count = count_columns(path)
-    if data.columns and (labelled or count > 1):
+    if data.columns and count > 1:
         return data.columns
     tagging = {
         task.field or name

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 
 from pymtl.training import building
-from pymtl.training.config import Config
+from pymtl.training.config import Config, MethodConfig
 from pymtl.training.data import Sets
 from pymtl.training.errors import ConfigError, RunError
 from pymtl.training.metrics import best_epoch, predict, uncertainties
@@ -197,9 +197,15 @@ def vocabulary_to_resume(run: Run, config: Config, backend_name: str) -> Vocabul
         changeable = ("epochs", "patience", "learning_rate", "checkpoint_steps", "tensorboard", "clip_norm")
         training = {f"training.{name}": value for name, value in vars(c.training).items() if name not in changeable}
         # Where the data lie may change, what they are may not.
-        return {name: value for name, value in vars(c).items() if name not in ("training", "folder")} | training
+        rest = {name: value for name, value in vars(c).items() if name not in ("training", "folder")}
+        return rest | training | {"the tasks' order": list(c.tasks)}
 
     if fixed(saved) != fixed(config):
-        differing = [name for name in fixed(config) if fixed(saved)[name] != fixed(config)[name]]
+        now, then = fixed(config), fixed(saved)
+        differing = [
+            f"{name} ({then[name].kind!r}, now {now[name].kind!r})" if isinstance(now[name], MethodConfig) else name
+            for name in now
+            if then[name] != now[name]
+        ]
         raise RunError(f"{run.folder}: was trained with another configuration: {', '.join(differing)}")
     return vocabulary

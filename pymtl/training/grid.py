@@ -99,8 +99,21 @@ def variants(
             name = " ".join([f"{task} alone", *(value for _, value in combination)])
             alone = _alone(task, _with(base, dict(combination)))
             grid += [Variant(name, _with(alone, each), task, dict(combination), each) for each in tuned]
+    schemes = set()
     for variant in grid:
-        _check(configuration.parse(variant.raw, f"{path}, {variant.label}"))
+        config = configuration.parse(variant.raw, f"{path}, {variant.label}")
+        _check(config)
+        if len(config.main_tasks) > 1:
+            schemes.add(config.sharing.kind)
+        # What the configuration leaves open is written down: a later version may choose otherwise.
+        for key, method in (("sharing", config.sharing), ("balancing", config.balancing)):
+            if variant.raw.get(key, configuration.AUTO) == configuration.AUTO:
+                variant.raw[key] = method.kind
+    if len(schemes) > 1 and not any(key.startswith("sharing") for key in keys):
+        raise ConfigError(
+            "--over balancing: some of these methods take sharing = 'hard' alone, the others would have another beside "
+            "them: add --set sharing=hard"
+        )
     folders = [run_folder(Path(), variant, 0) for variant in grid]
     for variant, folder in zip(grid, folders):
         if folders.count(folder) > 1:
@@ -116,7 +129,9 @@ def _joins(key: str) -> bool:
     """Whether a setting says how tasks are joined, of which a task by itself has nothing."""
     first, *others = key.split(".")
     of_a_task = first == "tasks" and (not others or others[-1] in ("weight", "after", "auxiliary"))
-    return first in ("sharing", "balancing") or of_a_task or key in ("training.select_by", "training.baseline")
+    of_side_tasks = key == "training.unlabelled_ratio" or others[-1:] == ["unlabelled"]
+    chosen = key in ("training.select_by", "training.baseline")
+    return first in ("sharing", "balancing") or of_a_task or of_side_tasks or chosen
 
 
 def _concerns(key: str, task: str) -> bool:
@@ -204,7 +219,7 @@ def _without_unlabelled(data: dict[str, Any], needed: bool) -> dict[str, Any]:
 
 def _alone(task: str, base: dict[str, Any]) -> dict[str, Any]:
     raw = _of_tasks(copy.deepcopy(base), [task])
-    raw["tasks"][task]["weight"] = 1.0
+    raw["tasks"][task] |= {"weight": 1.0, "auxiliary": False}
     raw["sharing"] = "hard"
     raw.pop("balancing", None)
     raw.setdefault("training", {})["select_by"] = "mean"

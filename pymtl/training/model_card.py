@@ -20,7 +20,8 @@ def model_card(run: Run, config: Config, vocabulary: Vocabulary) -> str:
         "",
         f"# {run.folder.resolve().name}",
         "",
-        f"A recurrent model with {len(config.main_tasks)} task heads, trained with pymtl {manifest['pymtl']} on torch "
+        f"A recurrent model of {len(config.main_tasks)} task{'s' if len(config.main_tasks) > 1 else ''}, trained with "
+        f"pymtl {manifest['pymtl']} on torch "
         f"{manifest['torch']}, {manifest['date'][:10]}.",
         *([f"Beside them it was trained on auxiliary tasks: {', '.join(auxiliary)}."] if auxiliary else []),
         "",

@@ -158,6 +158,8 @@ class Run:
         self.read_manifest()
         raw = self.read_json("config.json")
         backend = raw.pop("backend", "pymtl") if isinstance(raw, dict) else ""
+        if isinstance(raw, dict):  # what both were in runs from before they were written down
+            raw = {"sharing": "hard", "balancing": "ew", **raw}
         try:
             config = parse(raw, str(self.path("config.json")))
         except ConfigError as error:

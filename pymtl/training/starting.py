@@ -66,7 +66,7 @@ def start(path: Path, text: str | None = None, written: str | None = None, asked
             (found if suits is not None else others).append((name, suits))
     if not found:
         raise DataError(f"{path}: no field beside the text {field!r} looks like a label: {', '.join(names)}")
-    sections = [_head(written or path.name, field, form if asked != "auto" else None, columns)]
+    sections = [_head(written or path.name, field, form if asked != "auto" else None, columns, len(found) > 1)]
     used: set[str] = set()
     sections += [_task(_task_name(name, used), name, suits) for name, suits in found]
     if others:
@@ -148,13 +148,14 @@ def _is_of_records(name: str, values: list[Any]) -> bool:
 _DATE = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}([T\s].*)?")
 
 
-def _head(train: str, field: str, form: str | None, columns: list[str] | tuple[str, ...]) -> str:
+def _head(train: str, field: str, form: str | None, columns: list[str] | tuple[str, ...], several: bool) -> str:
     suffix = Path(train.removesuffix(".gz")).suffix
     lines = [
         "# Written by pymtl init: look it over, then",
         "#   pymtl train THIS_FILE",
         f'pymtl = "{version}"',
         "seed = 1",
+        *([_SHARING] if several else []),
         "",
         "[data]",
         f"train = {json.dumps(train, ensure_ascii=False)}",
@@ -165,7 +166,7 @@ def _head(train: str, field: str, form: str | None, columns: list[str] | tuple[s
         "# lowercase = true",
     ]
     if form is not None:
-        lines.insert(6, f'format = "{form}"')
+        lines.insert(lines.index("[data]") + 2, f'format = "{form}"')
     if columns:
         lines.append(f"columns = {json.dumps(list(columns), ensure_ascii=False)}  # the fields of the file's columns")
     return "\n".join(lines) + "\n"
@@ -191,6 +192,7 @@ def _task(name: str, field: str, suits: Suits) -> str:
     return "\n".join(lines) + "\n"
 
 
+_SHARING = '# sharing = "hard"           # one encoder for all tasks: faster, but they compete for its units'
 _TRAINING = """\
 [model]
 embedding_dim = 64

@@ -51,7 +51,9 @@ def warm_start(model: nn.Module, config: Config, vocabulary: Vocabulary) -> list
     for name in _parameters_of(model, settings.parts):
         source = _source(name, weights)
         if source is None:
-            raise ConfigError(f"warm_start.parts: {run.folder} has no {name}")
+            ours, theirs = config.sharing.kind, other_config.sharing.kind
+            why = "" if ours == theirs else f": it has sharing = {theirs!r}, this configuration {ours!r}"
+            raise ConfigError(f"warm_start.parts: {run.folder} has no {name}{why}")
         names = _names(name, vocabulary, config), _names(name, other, other_config)
         if all(names):
             _copy_rows(own[name], source, *names)

@@ -99,7 +99,7 @@ def test_tasks_alone_are_trained_with_each_setting_that_does_not_join_tasks(path
 def test_a_task_alone_counts_in_full_and_waits_for_no_other(path):
     settings = ["tasks.slots.after=intent", "tasks.slots.weight=0.1", "balancing=uw"]
     (raw,) = (v.raw for v in variants(path, [], settings, True) if v.single == "slots")
-    assert raw["tasks"] == {"slots": {"kind": "tagging", "weight": 1.0}}
+    assert raw["tasks"] == {"slots": {"kind": "tagging", "weight": 1.0, "auxiliary": False}}
 
 
 def test_every_variant_and_task_alone_tries_every_value_of_tune(path):
@@ -241,13 +241,26 @@ def test_one_seed_has_no_interval(tmp_path):
     assert "| both | +10.00 |" in markdown(result)
 
 
-@pytest.mark.parametrize(
-    ("alone", "said"), [([0.7, 0.6], "+10.00 [+10.00, +10.00] better"), ([0.8, 0.7], "+0.00 [+0.00, +0.00] even")]
-)
-def test_seeds_that_all_agree_are_told_without_a_warning(tmp_path, alone, said):
+@pytest.mark.parametrize(("alone", "said"), [([0.7, 0.6], "+10.00 |"), ([0.8, 0.7], "+0.00 |")])
+def test_seeds_that_all_agree_are_no_evidence_and_no_warning(tmp_path, alone, said):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert said in markdown(summary_of(tmp_path, {"mood/accuracy": ([0.8, 0.7], alone)}))
+
+
+def test_methods_that_would_change_the_sharing_too_are_not_compared(path):
+    with pytest.raises(ConfigError, match="--set sharing=hard"):
+        variants(path, ["balancing=equal_norm,gradnorm"], ["sharing=auto"], False)
+    grid = variants(path, ["balancing=equal_norm,gradnorm"], ["sharing=hard"], False)
+    assert [variant.raw["sharing"] for variant in grid] == ["hard", "hard"]
+
+
+def test_a_plan_says_what_the_configuration_leaves_open(path):
+    grid = variants(path, ["model.hidden_size=4,8"], ["sharing=auto", "balancing=auto"], True)
+    assert {(v.single is None, v.raw["sharing"], v.raw["balancing"]) for v in grid} == {
+        (True, "shared_private", "equal_norm"),
+        (False, "hard", "ew"),
+    }
 
 
 def test_delta_and_words_know_which_scores_are_better_lower(tmp_path):

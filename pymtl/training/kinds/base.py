@@ -73,7 +73,6 @@ class Kind(ABC):
     lower_is_better: ClassVar[bool] = False  # of that score; it then has no upper limit either
     of_tokens: ClassVar[bool] = False  # whether the head reads every token, not a whole sentence
     aligned: ClassVar[bool] = False  # whether there is a target for every token
-
     is_discrete: ClassVar[bool] = False  # classes or tags, which another task may read
     is_exact: ClassVar[bool] = False  # an answer is right or wrong: "exact_match" counts it
     labels_itself: ClassVar[bool] = False  # whether every text is its own label
