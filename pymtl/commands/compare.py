@@ -19,9 +19,9 @@ EXAMPLES = """examples:
 Every run has a folder under --out; a comparison that was interrupted goes on where it stopped.
 
 With --single-task each task is trained by itself too: one encoder, no side tasks, all other settings alike, those of
---over among them that are not about several tasks (model.hidden_size and data.limit are not, sharing is). A second table
-then tells how much each task's score differs from that, seed by seed, and the interval that holds the difference with
-95 % confidence; 'delta' is the mean relative change.
+--over among them that are not about several tasks (sharing is, data.limit is not). A second table then tells how much
+each task's score differs from that, seed by seed, and the interval that holds the difference with 95 % confidence;
+'delta' is the mean relative change.
 
 Of a setting with three numbers or more, as data.limit, the plot shows curves. --over tasks=a+b takes these tasks alone.
 --tune gives every variant, tasks by themselves among them, the same choice: of its values the one that is best in

@@ -113,7 +113,7 @@ def _records(arguments: argparse.Namespace, predictor: Predictor, notes: list[st
         if not sets:
             raise ConfigError(f"{arguments.run_folder}: its configuration has no test set: name a FILE")
         return sets
-    known = list(config.sets)
+    known = config.main_sets
     dataset = arguments.dataset if arguments.dataset is not None else known[0]
     if dataset not in known or (arguments.dataset is None and len(known) > 1):
         raise ConfigError(f"--dataset: expected one of {', '.join(filter(None, known)) or 'none: there is one'}")

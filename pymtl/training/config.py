@@ -225,6 +225,12 @@ class Config:
         """The tasks that are scored, asked and exported."""
         return {name: task for name, task in self.tasks.items() if not task.auxiliary}
 
+    @property
+    def main_sets(self) -> list[str]:
+        """The data sets that have such tasks."""
+        own = {task.dataset or "" for task in self.main_tasks.values()}
+        return [name for name in self.sets if name in own]
+
     def path(self, name: str) -> Path:
         """The full path of a file.
 

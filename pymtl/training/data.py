@@ -94,8 +94,8 @@ def rows_of(path: Path, config: Config) -> list[Row]:
     Raises:
         FileNotFoundError, DataError: as :func:`read_records`.
     """
-    asked = [name for name in config.sets if any(not task.auxiliary for task in config.tasks_of(name).values())]
-    dataset, data = asked[0], config.sets[asked[0]]
+    dataset = config.main_sets[0]
+    data = config.sets[dataset]
     if _has_a_text_a_line(path, data):
         fields = [each.tokens for each in config.sets.values()]
         return [Row(number, dict.fromkeys(fields, line)) for number, line in enumerate(read_lines(path), 1)]

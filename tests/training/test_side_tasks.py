@@ -492,7 +492,7 @@ def test_several_tasks_have_units_of_their_own_and_equal_norms(tmp_path, setting
 def test_one_task_shares_and_balances_nothing_and_auto_has_no_options():
     one = DEFAULTS.replace('[tasks.slots]\nkind = "tagging"', "")
     assert chosen(parsed(one)) == ("hard", "ew")
-    assert chosen(parsed(one + SIDE)) == ("shared_private", "equal_norm")
+    assert chosen(parsed(one + SIDE)) == ("hard", "equal_norm")
     for name in ("sharing", "balancing"):
         with pytest.raises(ConfigError, match=rf"c\.toml: {name}: .*auto"):
             parsed(one, f'{name}={{kind = "auto", size = 1}}')
