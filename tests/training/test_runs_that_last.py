@@ -529,3 +529,23 @@ def test_resuming_on_other_data_is_refused_or_said(trained, copy, tmp_path, caps
         assert manifest["data"]["train"]["sha256"] == digest
     else:
         assert "train.jsonl" in printed.err
+
+
+def test_a_run_from_before_sharing_was_written_down_is_one_of_hard_sharing(trained, tmp_path):
+    shutil.copytree(trained / "run", tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    config = json.loads(path.read_text())
+    assert (config.pop("sharing")["kind"], config.pop("balancing")["kind"]) == ("hard", "ew")
+    path.write_text(json.dumps(config))
+    texts = ["play some jazz", "book sushi"]
+    assert pymtl.load(tmp_path / "run").predict(texts) == pymtl.load(trained / "run").predict(texts)
+
+
+def test_another_way_of_sharing_is_named_where_a_run_is_resumed_or_begun_from(trained, tmp_path, fails):
+    path = toy.write_files(tmp_path, toy.TOML + toy.ALL_KINDS)
+    shutil.copytree(trained / "run", tmp_path / "run")
+    error = fails("train", path, "--run", tmp_path / "run", "--resume", "--set", "sharing=shared_private", *SMALL)
+    assert "sharing ('hard', now 'shared_private')" in error
+    start = ("--set", f"warm_start={{run='{tmp_path / 'run'}'}}", "--set", "sharing=shared_private")
+    error = fails("train", path, "--run", tmp_path / "new", *start, *SMALL)
+    assert "it has sharing = 'hard', this configuration 'shared_private'" in error
