@@ -130,7 +130,8 @@ def _scores(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     ]
     rows = []
     for row in result["rows"]:
-        cells = [row["variant"], *([" ".join(row["tuned"].values())] if with_tuned else [])]
+        tuned = " ".join(f"{key.rpartition('.')[2]}={value}" for key, value in row["tuned"].items())
+        cells = [row["variant"], *([tuned] if with_tuned else [])]
         for name in names:
             value = row["scores"].get(name)
             cells.append("" if value is None else f"{shown(name, value['mean'])} ± {shown(name, value['std'])}")

@@ -256,7 +256,7 @@ def _with_unlabelled(
         while True:
             yield from (torch.randperm(len(unlabelled[name]), generator=generator) + len(sets[name])).tolist()
 
-    supply = {name: endless(name) for name in unlabelled}
+    supply = {name: endless(name) for name, records in unlabelled.items() if records}
     owed = dict.fromkeys(supply, 0.0)  # a batch takes whole texts, and the next one what is left
     found = []
     for name, indices in chosen:

@@ -13,10 +13,11 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from pymtl.training.config import parse
 from pymtl.training.errors import RunError
 from pymtl.training.grid import Variant, run_folder
 from pymtl.training.metrics import best_epoch, delta, primary
-from pymtl.training.run import Run
+from pymtl.training.run import Run, data_files
 
 CONFIDENCE = 0.95  # of the intervals
 
@@ -70,6 +71,12 @@ def _run_one(variant: Variant, seed: int, folder: Path, threads: int, device: st
     if where.joinpath("plan.json").exists() and Run(where).read_json("plan.json") != raw:
         raise RunError(f"{where}: holds a run of another comparison, with other settings than {variant.label!r}")
     if where.joinpath("test.json").exists():
+        before, now = Run(where).read_manifest().get("data"), data_files(parse(variant.raw, variant.label))
+        if before is not None and before != now:
+            changed = [file["file"] for part, file in now.items() if before.get(part) != file]
+            raise RunError(
+                f"{where}: was trained on other data: {', '.join(changed)} changed since: pass another --out"
+            )
         return
     where.mkdir(parents=True, exist_ok=True)
     Run(where).write_json("plan.json", raw)
@@ -81,7 +88,10 @@ def _run_one(variant: Variant, seed: int, folder: Path, threads: int, device: st
     with open(where / "train.log", "ab") as log:
         status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
     if status != 0 or not where.joinpath("test.json").exists():
-        raise RunError(f"{variant.label}, seed {raw['seed']}: failed with status {status}: see {where / 'train.log'}")
+        said = (where / "train.log").read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+        raise RunError(
+            f"{variant.label}, seed {raw['seed']}: failed with status {status}: {said} (see {where / 'train.log'})"
+        )
 
 
 def summary(grid: Sequence[Variant], seeds: int, folder: Path) -> dict[str, Any]:
@@ -91,7 +101,7 @@ def summary(grid: Sequence[Variant], seeds: int, folder: Path) -> dict[str, Any]
         ``seeds``, and ``rows``, one for each variant, tasks by themselves first:
 
         - ``variant``, ``single``, ``settings``: as the grid has them; ``tuned``: of the tuned ones those whose
-          ``selection``, the mean over the seeds of the best validation score, is best
+          ``selection``, the mean over the seeds of the best validation score, is best; ``records`` that are trained on
         - ``scores``: of each task's first score the mean and standard deviation over the seeds
         - ``changes``: of each of those the ``mean`` difference from the task by itself with the same seed, and the
           interval from ``low`` to ``high`` that holds it with 95 % confidence (Student's t; None where one seed, or
@@ -127,12 +137,15 @@ def _row(variant: Variant, seeds: int, folder: Path) -> tuple[dict[str, Any], li
     if not all(epochs):
         raise RunError(f"{folder}: a run of {variant.label!r} lacks its metrics.jsonl")
     names = [name for name in scores[0] if "/" in name and name.partition("/")[0] in primary(scores[0])]
-    first = {name.partition("/")[0]: name for name in reversed(names)}
+    first: dict[str, str] = {}
+    for name in names:
+        first.setdefault(name.partition("/")[0], name)
     row = {
         "variant": variant.name,
         "single": variant.single,
         "settings": dict(variant.settings),
         "tuned": dict(variant.tuned),
+        "records": runs[0].read_manifest().get("records"),
         "selection": statistics.fmean(best_epoch(own)["selection"] for own in epochs),
         "scores": {name: _spread([score[name] for score in scores]) for name in first.values()},
         # The last epoch's: the first one's has the caches to fill.

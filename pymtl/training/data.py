@@ -174,8 +174,9 @@ def _limited(records: list[Record], data: DataConfig, key: str, seed: int) -> li
         DataError: there are fewer.
     """
     if data.limit > len(records):
+        held = "" if data.valid is not None else " (those that validate are held out first)"
         raise DataError(
-            f"{data.train}: expected at least {key} = {data.limit:,} labelled records, got {len(records):,}"
+            f"{data.train}: expected at least {key} = {data.limit:,} labelled records, got {len(records):,}{held}"
         )
     shuffled = list(records)
     random.Random(seed).shuffle(shuffled)
@@ -188,10 +189,11 @@ def _label_themselves(config: Config, dataset: str) -> dict[str, Any]:
 
 
 def _unlabelled(config: Config, dataset: str, others: set[str], notes: list[str]) -> list[Record]:
-    """The records of a data set's unlabelled file but those from the same places as others.
+    """The records of a data set's unlabelled file but those from the same places as others; of the training file itself
+    none may be left.
 
     Raises:
-        DataError: none is left.
+        DataError: none is left of another file.
     """
     path = _existing(config, dataset, "unlabelled")
     for part in ("train", "valid", "test"):  # one file may have two names
@@ -202,7 +204,7 @@ def _unlabelled(config: Config, dataset: str, others: set[str], notes: list[str]
     records = read_records(path, config, labelled=False, dataset=dataset, notes=None if again else notes)
     itself = _label_themselves(config, dataset)
     further = [dataclasses.replace(record, labels=dict(itself)) for record in records if record.place not in others]
-    if not further:
+    if not further and not again:
         raise DataError(
             f"{config.sets[dataset].unlabelled}: expected texts that are not trained on, validated on or tested on "
             "already, got none"

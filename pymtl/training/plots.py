@@ -58,7 +58,13 @@ def _curves(result: dict[str, Any], key: str) -> Figure:
     """Scores over a setting, a line and a band of one standard deviation for all that have the other settings alike."""
     names = list(dict.fromkeys(name for row in result["rows"] for name in row["scores"]))
     figure = Figure(figsize=(5.2 * len(names), 4.2), layout="constrained")
-    numbers = [number_of(row["settings"][key]) for row in result["rows"] if key in row["settings"]]
+
+    def place(row: dict[str, Any]) -> float:
+        """The number; of a limit of 0, which means all, how many that are."""
+        number = number_of(row["settings"][key])
+        return row["records"] if key.endswith(".limit") and number == 0 else number
+
+    numbers = [place(row) for row in result["rows"] if key in row["settings"]]
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in result["rows"]:
         if key in row["settings"]:
@@ -67,10 +73,10 @@ def _curves(result: dict[str, Any], key: str) -> Figure:
             lines.setdefault(" ".join([label, *others]), []).append(row)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
         for label, rows in lines.items():
-            own = sorted((row for row in rows if name in row["scores"]), key=lambda r: number_of(r["settings"][key]))
+            own = sorted((row for row in rows if name in row["scores"]), key=place)
             if not own:
                 continue
-            places = [number_of(row["settings"][key]) for row in own]
+            places = [place(row) for row in own]
             means, deviations = ([row["scores"][name][which] for row in own] for which in ("mean", "std"))
             style = {"linestyle": "--", "color": "grey"} if rows[0]["single"] is not None else {}
             (line,) = axes.plot(places, means, marker="o", markersize=4, label=label, **style)
@@ -78,9 +84,9 @@ def _curves(result: dict[str, Any], key: str) -> Figure:
             axes.fill_between(places, lower, upper, color=line.get_color(), alpha=0.15, linewidth=0)
         if min(numbers) > 0 and max(numbers) >= 10 * min(numbers):
             axes.set_xscale("log")
-            axes.set_xticks(sorted(set(numbers)), [f"{number:,g}" for number in sorted(set(numbers))])
-            axes.minorticks_off()
-        axes.set(title=name.replace("/", " "), xlabel=key)
+        axes.set_xticks(sorted(set(numbers)), [f"{number:,g}" for number in sorted(set(numbers))])
+        axes.minorticks_off()
+        axes.set(title=f"{name.replace('/', ' ')}, mean and one standard deviation", xlabel=key)
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     return figure
@@ -99,7 +105,9 @@ def _points(result: dict[str, Any]) -> Figure:
             if row["single"] is not None and name in row["scores"]:
                 axes.axvline(row["scores"][name]["mean"], color="grey", linestyle="--", label=row["variant"])
                 axes.legend(fontsize="small")
-        axes.set(title=name.replace("/", " "), yticks=[-i for i in range(len(variants))])
+        title = f"{name.replace('/', ' ')}, mean and one standard deviation"
+        axes.set(title=title, yticks=[-i for i in range(len(variants))], ylim=(0.5 - len(variants), 0.5))
+        axes.xaxis.get_major_locator().set_params(nbins=5)
         first = name == names[0]
         axes.set_yticklabels([row["variant"] for row in variants] if first else [""] * len(variants))
         axes.grid(alpha=0.3)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import toy
+from toy import quiet
 
 from pymtl.__main__ import main
 from pymtl.commands.compare import markdown
@@ -162,3 +163,20 @@ def test_a_score_of_zero_is_nothing_to_be_relative_to(tmp_path):
         found = result["rows"][-1]["delta"]
         assert (found and found["mean"]) == delta
         assert ("delta" in markdown(result).splitlines()[0]) == (delta is not None)
+
+
+def test_runs_on_data_that_have_changed_are_not_taken_for_new_ones(tmp_path, fails):
+    path = toy.write_files(tmp_path)
+    argv = ("compare", path, "--over", "sharing=hard", "--seeds", 1, "--threads", 1, "--out", tmp_path / "out")
+    quiet(*argv, "--set", "training.epochs=1")
+    before = (tmp_path / "out" / "compare.json").read_text()
+    toy.write_lines(tmp_path / "train.jsonl", toy.requests(50, seed=9))
+    error = fails(*argv, "--set", "training.epochs=1")
+    assert "was trained on other data: train.jsonl changed since: pass another --out" in error
+    assert (tmp_path / "out" / "compare.json").read_text() == before
+
+
+def test_a_run_that_fails_says_why(tmp_path, fails):
+    path = toy.write_files(tmp_path)
+    error = fails("compare", path, "--over", "data.limit=999", "--seeds", 1, "--out", tmp_path / "out")
+    assert "expected at least data.limit = 999 labelled records, got 60" in error

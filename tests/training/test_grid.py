@@ -310,7 +310,7 @@ def test_of_tuned_variants_the_one_with_the_best_mean_in_validation_counts(tmp_p
     (row,) = result["rows"]
     assert (row["tuned"], row["selection"]) == ({"training.learning_rate": "0.1"}, pytest.approx(0.65))
     assert row["scores"] == {"mood/accuracy": {"mean": pytest.approx(0.89), "std": 0.0}}
-    assert "| hard | 0.1 | 89.00 % ± 0.00 % |" in markdown(result)
+    assert "| hard | learning_rate=0.1 | 89.00 % ± 0.00 % |" in markdown(result)
 
 
 def learning_curve(folder, values, key="data.limit"):
@@ -343,7 +343,7 @@ def test_a_setting_of_three_numbers_is_drawn_as_curves(tmp_path, values, scale):
         "mood alone": numbers,
     }
     assert [y for _, y in lines["together hard"]] == [0.5] * 3
-    assert (axes.get_xscale(), axes.get_xlabel(), axes.get_title()) == (scale, "data.limit", "mood accuracy")
+    assert (axes.get_xscale(), axes.get_xlabel(), axes.get_title()) == (scale, "data.limit", "mood accuracy, mean and one standard deviation")
 
 
 @pytest.mark.parametrize("values", [["10", "30"], ["hard", "soft", "mmoe"], ["10", "30", "true"]])

@@ -337,14 +337,21 @@ def test_a_text_is_read_once_however_its_file_is_called(tmp_path, spelling, vali
     os.link(tmp_path / "train.jsonl", tmp_path / "hard")
     name = str(tmp_path / "train.jsonl") if spelling == "absolute" else spelling.format(tmp_path.name)
     settings = [f"data.unlabelled={json.dumps(name)}", 'data.format="jsonl"']
-    with pytest.raises(DataError, match="expected texts that are not trained on"):
-        read(tmp_path, toml + SIDE, *settings)
+    assert read(tmp_path, toml + SIDE, *settings).unlabelled[""] == []
     sets = read(tmp_path, toml + SIDE, *settings, "data.limit=20")
     kept = [*sets.train[""], *([] if valid else sets.valid[""]), *sets.unlabelled[""]]
     assert sorted(lines(kept)) == sorted(" ".join(record["tokens"]) for record in toy.requests(60))
     assert len({record.place.rpartition(":")[2] for record in kept}) == 60
     assert all(record.labels == {"freq": True} for record in sets.unlabelled[""])
     assert set(Vocabulary.of(kept, sets.config).tokens[2:]) == set(COUNTS)
+
+
+def test_texts_that_are_all_validated_on_are_refused_and_none_left_to_learn_from_is_no_hindrance(tmp_path):
+    with pytest.raises(DataError, match="expected texts that are not trained on"):
+        read(tmp_path, toy.TOML + SIDE, 'data.unlabelled="valid.jsonl"')
+    path = toy.write_files(tmp_path, toy.TOML + SIDE)
+    settings = ("--set", 'data.unlabelled="train.jsonl"', "--set", "training.epochs=1")
+    quiet("train", path, "--run", tmp_path / "run", *settings)
 
 
 def test_a_table_of_texts_alone_is_read_without_a_word_about_its_missing_labels(tmp_path):
