@@ -75,6 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from pymtl.benchmark import results
     from pymtl.training import comparison, grid
+    from pymtl.training.config import parse
     from pymtl.training.errors import ConfigError
     from pymtl.training.plots import comparison_plot
     from pymtl.training.run import Run
@@ -84,8 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = arguments.over, arguments.set, arguments.single_task, arguments.data, arguments.tune
     variants = grid.variants(arguments.config, *chosen)
     for variant in variants:
-        sets = variant.raw.get("datasets") or {"": variant.raw["data"]}
-        if not all(data.get("test") for data in sets.values()):
+        config = parse(variant.raw, variant.label)
+        if not all(config.sets[name].test for name in config.main_sets):
             raise ConfigError(f"{arguments.config}: expected a test set to compare on")
     threads = arguments.threads or max(1, torch.get_num_threads() // arguments.jobs)
     columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())

@@ -26,7 +26,7 @@ from pymtl.training.run import EXPORTED, Run
 from pymtl.training.vocabulary import Vocabulary
 
 PROGRAM, CRFS = EXPORTED
-EXPORTED_FACTS = ("data", "epoch", "scores", "uncertainty")  # of a run's manifest, which its export has too
+EXPORTED_FACTS = ("data", "records", "epoch", "scores", "uncertainty")  # of a run's manifest, which its export has too
 
 
 class _Program(nn.Module):
