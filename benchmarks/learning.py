@@ -5,7 +5,7 @@
 
 DIR holds the folders `nlupp_hotels` and `ud_ewt`, as the READMEs of the data sets describe them; SNIPS and the product
 reviews are among the examples. Each comparison is one `pymtl compare`, interrupted and resumed as that is. Its result
-is written to docs/results, with a plot, and its tables are printed. On two cores all of it takes about three hours.
+is written to docs/results, with a plot, and its tables are printed. All of it takes hours on two cores.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from torch.nn.utils.rnn import PackedSequence, pad_sequence
 from pymtl import ops
 from pymtl.training.config import Config, TaskConfig, TrainingConfig
 from pymtl.training.data import Record
-from pymtl.training.kinds.base import missing_like
-from pymtl.training.vocabulary import UNKNOWN, Vocabulary
+from pymtl.training.kinds.base import UNKNOWN, missing_like
+from pymtl.training.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)

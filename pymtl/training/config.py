@@ -40,7 +40,7 @@ class DataConfig:
     train: str  # the file to train on
     valid: str | None = None  # the file to validate on; without one, some of the training records are held out
     test: str | None = None  # the file that is scored when training is over
-    # A file of further texts to train on, whose labels, if it has some, are not read: for tasks that need no labels
+    # Further texts to train on, for tasks that need no labels: a file whose labels, if it has some, are not read
     unlabelled: str | None = None
     # How the files are read; "auto" goes by what their names end in
     format: Literal["auto", "jsonl", "json", "csv", "tsv", "conll"] = "auto"
@@ -225,11 +225,14 @@ class Config:
         """The tasks that are scored, asked and exported."""
         return {name: task for name, task in self.tasks.items() if not task.auxiliary}
 
+    def main_tasks_of(self, dataset: str) -> tuple[str, ...]:
+        """The names of those of a data set."""
+        return tuple(name for name, task in self.tasks_of(dataset).items() if not task.auxiliary)
+
     @property
     def main_sets(self) -> list[str]:
         """The data sets that have such tasks."""
-        own = {task.dataset or "" for task in self.main_tasks.values()}
-        return [name for name in self.sets if name in own]
+        return [name for name in self.sets if self.main_tasks_of(name)]
 
     def path(self, name: str) -> Path:
         """The full path of a file.

@@ -114,8 +114,7 @@ class Exported:
             # torch.export.load raises whatever the archive and the unpickler stumble over.
             raise RunError(f"{folder}: damaged: {error}") from None
         self.crfs = _crfs(self.config, self.vocabulary, weights, folder)
-        main = self.config.main_tasks
-        self.tasks = {d: tuple(t for t in self.config.tasks_of(d) if t in main) for d in self.config.sets}
+        self.tasks = {dataset: self.config.main_tasks_of(dataset) for dataset in self.config.sets}
 
     def logits(self, batch: Batch, dataset: str = "") -> Mapping[str, Tensor]:
         """Of every task of the data set, padded."""

@@ -39,8 +39,7 @@ class ModelWithLoss(nn.Module):
     def __init__(self, name: str, config: Config, vocabulary: Vocabulary) -> None:
         super().__init__()
         self.name = name
-        main = config.main_tasks
-        self.tasks = {dataset: tuple(t for t in config.tasks_of(dataset) if t in main) for dataset in config.sets}
+        self.tasks = {dataset: config.main_tasks_of(dataset) for dataset in config.sets}
         weights = {task: settings.weight for task, settings in config.tasks.items()}
         self.model: nn.Module
         if name == "pymtl":

@@ -10,10 +10,7 @@ from typing import Any
 from pymtl.training.config import Config, TaskConfig
 from pymtl.training.data import Record
 from pymtl.training.errors import DataError, RunError
-from pymtl.training.kinds.base import Learned
-
-PADDING, UNKNOWN = "<pad>", "<unk>"
-SPECIAL = [PADDING, UNKNOWN]
+from pymtl.training.kinds.base import SPECIAL, Learned
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 NO_LABEL = -100  # the target of what has no label
 WEIGHTS = ("none", "balanced")
-FIRST_TOKEN = 2  # the id of the most frequent token, behind padding's and the unknown token's
+UNKNOWN = "<unk>"
+SPECIAL = ["<pad>", UNKNOWN]  # the first tokens of every vocabulary
+FIRST_TOKEN = len(SPECIAL)  # the id of the most frequent other one
 
 # Whether an option's value fits, the option's key, and what was expected
 Requirement = tuple[bool, str, str]
