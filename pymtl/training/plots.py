@@ -105,8 +105,8 @@ def _points(result: dict[str, Any]) -> Figure:
             if row["single"] is not None and name in row["scores"]:
                 axes.axvline(row["scores"][name]["mean"], color="grey", linestyle="--", label=row["variant"])
                 axes.legend(fontsize="small")
-        title = f"{name.replace('/', ' ')}, mean and one standard deviation"
-        axes.set(title=title, yticks=[-i for i in range(len(variants))], ylim=(0.5 - len(variants), 0.5))
+        axes.set(title=name.replace("/", " "), xlabel="mean and one standard deviation")
+        axes.set(yticks=[-i for i in range(len(variants))], ylim=(0.5 - len(variants), 0.5))
         axes.xaxis.get_major_locator().set_params(nbins=5)
         first = name == names[0]
         axes.set_yticklabels([row["variant"] for row in variants] if first else [""] * len(variants))
