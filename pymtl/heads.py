@@ -152,12 +152,12 @@ class Head(nn.Module):
         """The weight [C, F] and bias [C] of the linear map."""
         return self.weight, self.bias
 
-    def features(self, states: States, embedded: Tensor, before: Tensor | None = None) -> Tensor:
+    def features(self, states: States, embedded: States, before: Tensor | None = None) -> Tensor:
         """What :meth:`forward` takes: [N, F] of tokens or [B, F] of sequences, in the packed order.
 
         Args:
             states: the task's.
-            embedded: [N, E] the embedded tokens.
+            embedded: the embedded tokens [N, E], and what is pooled from them.
             before: the logits of the task this one reads after, packed [N, C'] or [B, C'].
         """
         if self.pooling is None:
@@ -167,8 +167,8 @@ class Head(nn.Module):
         else:
             parts = [states.pooled(self.pooling)]
         if self.reads.skip:
-            own = States.of(embedded, states.batch_sizes, 1, batch=states.batch)
-            parts.append(embedded if self.pooling is None else own.pooled("max" if self.pooling == "max" else "mean"))
+            pooling = "max" if self.pooling == "max" else "mean"
+            parts.append(embedded.tokens if self.pooling is None else embedded.pooled(pooling))
         if self.reads.after is not None:
             parts.append(self._label_features(states, before))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

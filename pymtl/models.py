@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -20,7 +20,7 @@ from pymtl.ops.autograd import needs_reference, wants_gradient
 from pymtl.packing import as_lengths, same_packing
 from pymtl.recurrent import Recurrent
 from pymtl.sharing import HardSharing, Sharing, SharingResult
-from pymtl.states import States, rows
+from pymtl.states import States
 
 Field = Tensor | PackedSequence
 Input = Field | Mapping[str, Field]
@@ -58,7 +58,8 @@ class MultiTaskModel(nn.Module):
         encoder: a :class:`pymtl.LSTM`, GRU or RNN for all tasks (hard sharing, Caruana 1997), or a
             :class:`pymtl.sharing.Sharing`; its ``batch_first`` says how padded input and output are laid out.
         heads: a head for each task.
-        dropout: applied to the embedded tokens and to the encoder's states, in training.
+        dropout: applied, in training, to the embedded tokens and to the encoder's states; a head that pools by "max"
+            takes the maximum of the states as they are, and dropout is applied to that.
         variational: whether all tokens of a sequence share one mask (Gal & Ghahramani 2016, "A Theoretically Grounded
             Application of Dropout in Recurrent Neural Networks"), rather than each having its own.
 
@@ -217,15 +218,18 @@ class MultiTaskModel(nn.Module):
             data = self.embedding(data)
         if not isinstance(data, Tensor):
             raise ValueError(f"inputs: expected one field of features without an embedding, got {list(data)}")
-        data = self._drop(data, order.batch_sizes)
         tasks = self._with_those_before(wanted)
+        skipping = {self.heads[task].pooling for task in tasks if self.heads[task].reads.skip}
+        embedded = self._dropped(States.of(data, order.batch_sizes, directions=1), skipping)
+        data = embedded.tokens
         layers = self.encoder.encoder if type(self.encoder) is HardSharing else self.encoder
         plain = isinstance(layers, Recurrent)
         if plain and layers.kernels_take(data) and not self._needs_states(data, layers, tasks):
             fused = self._fused(layers, data, order, tasks)
             return Logits({task: fused[task] for task in wanted})
         shared, penalties = self._states(data, order.batch_sizes, tasks)
-        dropped = {id(states): self._drop_states(states, tasks) for states in shared.values()}
+        poolings = {self.heads[task].pooling for task in tasks}
+        dropped = {id(states): self._dropped(states, poolings) for states in shared.values()}
         states_of = {task: dropped[id(states)] for task, states in shared.items()}
         groups: dict[tuple[int, str | None], list[str]] = {}
         for task in tasks:
@@ -240,7 +244,7 @@ class MultiTaskModel(nn.Module):
         for task in tasks:
             if task not in found:
                 head = self.heads[task]
-                found[task] = head(head.features(states_of[task], data, found.get(head.reads.after)))
+                found[task] = head(head.features(states_of[task], embedded, found.get(head.reads.after)))
         result = Logits({task: found[task] for task in wanted})
         result.penalties = penalties
         result.states = {task: shared[task].tensors() for task in wanted}
@@ -314,21 +318,17 @@ class MultiTaskModel(nn.Module):
             else [logits]
         )
 
-    def _drop_states(self, states: States, tasks: Sequence[str]) -> States:
+    def _dropped(self, states: States, poolings: Collection[str | None]) -> States:
         if not self.training or self.dropout == 0:
             return states
-        with_last = any(self.heads[task].pooling == "last" for task in tasks)
-        return states.map(lambda tensor: self._drop(tensor, states.batch_sizes, tensor is states.tokens), with_last)
 
-    def _drop(self, tensor: Tensor, batch_sizes: Tensor, of_tokens: bool = True) -> Tensor:
-        if not self.training or self.dropout == 0:
-            return tensor
-        if self.variational and of_tokens:
-            mask = self._drop(tensor.new_ones(int(batch_sizes[0]), tensor.shape[1]), batch_sizes, of_tokens=False)
-            return tensor * mask.index_select(
-                0, rows(batch_sizes, tensor.shape[0]).to(tensor.device, non_blocking=True)
-            )
-        return dropout(tensor, self.dropout)
+        def drop(tensor: Tensor) -> Tensor:
+            if self.variational and tensor is states.tokens:
+                masks = dropout(tensor.new_ones(states.batch, tensor.shape[1]), self.dropout)
+                return tensor * masks.index_select(0, states.rows())
+            return dropout(tensor, self.dropout)
+
+        return states.dropped(drop, poolings)
 
     def _check_language_model(self, task: str) -> None:
         encoder = self.encoder

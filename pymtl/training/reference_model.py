@@ -63,7 +63,7 @@ class MultiTaskModel(nn.Module):
         else:
             states, state = self.encoder(embedded)
         h_n = state[0] if isinstance(state, tuple) else state
-        states = F.dropout(states, self.dropout, self.training)
+        whole, states = states, F.dropout(states, self.dropout, self.training)
         directions = 2 if self.encoder.bidirectional else 1
         features = {
             None: states,
@@ -74,7 +74,8 @@ class MultiTaskModel(nn.Module):
         if any(head.pooling == "mean" for head in self.heads.values()):
             features["mean"] = torch.where(valid, states, 0.0).sum(1) / lengths.unsqueeze(1)
         if any(head.pooling == "max" for head in self.heads.values()):
-            features["max"] = torch.where(valid, states, -torch.inf).amax(1)
+            maximum = torch.where(valid, whole, -torch.inf).amax(1)
+            features["max"] = F.dropout(maximum, self.dropout, self.training)
         logits = {}
         for task in self.heads if tasks is None else tasks:
             head = self.heads[task]

@@ -1,12 +1,15 @@
 """Dropout of embedded tokens and states."""
 
+import pytest
 import torch
 from models.test_models import LENGTHS, MIXED, VALID, VOCABULARY, B, E, H, T, batch
 from parity import assert_same_bits
 from torch import nn
 from torch.nn.utils.rnn import pad_packed_sequence
 
-from pymtl import LSTM, MultiTaskModel, TokenClassificationHead, pack
+from pymtl import LSTM, ClassificationHead, MultiTaskModel, Reads, TokenClassificationHead, pack
+from pymtl.sharing import HardSharing, SharedPrivate
+from pymtl.training.reference_model import MultiTaskModel as ReferenceModel
 
 
 def with_dropout(dropout, heads=MIXED):
@@ -110,3 +113,53 @@ def test_variational_dropout_of_an_empty_batch_is_empty():
     heads = {"a": TokenClassificationHead(3)}
     model = MultiTaskModel(None, LSTM(E, H, batch_first=True), heads, 0.5, variational=True)
     assert model(torch.zeros(0, T, E), [])["a"].shape == (0, T, 3)
+
+
+# What a head expects in training is what it gets in evaluation.
+
+
+def heads_of_every_pooling():
+    heads = {"tokens": TokenClassificationHead(3)}
+    for pooling in ("last", "mean", "max"):
+        heads[pooling] = ClassificationHead(4, pooling)
+        heads[f"{pooling}_and_input"] = ClassificationHead(4, pooling, reads=Reads(skip=True))
+    return heads
+
+
+def encoders():
+    plain = LSTM(E, H, bidirectional=True, batch_first=True)
+    tasks = list(heads_of_every_pooling())
+    return {"plain": plain, "shared": HardSharing(tasks, E, H), "private": SharedPrivate(tasks, E, H)}
+
+
+@pytest.mark.parametrize("variational", [False, True], ids=["each token", "variational"])
+@pytest.mark.parametrize("encoder", ["plain", "shared", "private"])
+def test_the_mean_over_masks_is_what_evaluation_gives(encoder, variational):
+    torch.manual_seed(5)
+    model = MultiTaskModel(None, encoders()[encoder], heads_of_every_pooling(), 0.5, variational)
+    for name, weight in model.encoder.named_parameters():
+        if "weight_ih" in name:  # states that do not depend on the input, whose dropout else changes them too
+            nn.init.zeros_(weight)
+    masks = 8000
+    x, lengths = torch.randn(1, T, E).expand(masks, T, E), [T] * masks
+    with torch.no_grad():
+        trained, evaluated = model.train()(x, lengths), model.eval()(x[:1], [T])
+    for task, values in trained.items():
+        far = (values.mean(0) - evaluated[task][0]).abs() / (values.std(0) / masks**0.5)
+        assert far.max() < 5, task
+
+
+def test_the_mean_over_masks_of_the_plain_model_too():
+    torch.manual_seed(6)
+    heads = {pooling: ClassificationHead(4, pooling) for pooling in ("last", "mean", "max")}
+    model = ReferenceModel(nn.Identity(), nn.LSTM(E, H, bidirectional=True, batch_first=True), heads, 0.5)
+    for name, weight in model.encoder.named_parameters():
+        if "weight_ih" in name:
+            nn.init.zeros_(weight)
+    masks = 8000
+    with torch.no_grad():
+        trained = model.train()(torch.randn(masks, T, E), torch.full((masks,), T))
+        evaluated = model.eval()(torch.randn(1, T, E), torch.tensor([T]))
+    for task, values in trained.items():
+        far = (values.mean(0) - evaluated[task][0]).abs() / (values.std(0) / masks**0.5)
+        assert far.max() < 5, task
