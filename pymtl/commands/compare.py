@@ -103,10 +103,11 @@ def run(arguments: argparse.Namespace) -> int:
     run_of_all.write_json("compare.json", result)
     run_of_all.write_text("compare.md", markdown(result))
     run_of_all.save_figure("compare.png", comparison_plot(result))
-    console.print(_table(*_scores(result), f"Test scores, mean ± standard deviation over {result['seeds']} seeds"))
+    title = f"Test scores, mean ± standard deviation over {result['seeds']} seeds"
+    console.print(_table(console, *_scores(result), title))
     changes = _changes(result)
     if changes is not None:
-        console.print(_table(*changes, CHANGES))
+        console.print(_table(console, *changes, CHANGES))
     console.print(f"{folder}: compare.json, compare.md, compare.png", markup=False, soft_wrap=True)
     return 0
 
@@ -188,8 +189,10 @@ def markdown(result: dict[str, Any]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _table(heading: list[str], rows: list[list[str]], title: str) -> Any:
+def _table(console: Any, heading: list[str], rows: list[list[str]], title: str) -> Any:
+    """A column for each heading; where the console is too narrow for that, a line for each."""
     from rich.markup import escape
+    from rich.measure import Measurement
     from rich.table import Table
 
     found = Table(title=title)
@@ -198,4 +201,15 @@ def _table(heading: list[str], rows: list[list[str]], title: str) -> Any:
         found.add_column(name, justify="right", no_wrap=True)
     for cells in rows:
         found.add_row(*map(escape, cells))
-    return found
+    without_limit = console.options.update(width=100_000)
+    if Measurement.get(console, without_limit, found).maximum <= console.width:
+        return found
+    narrow = Table(heading[0], "", title=title)
+    narrow.add_column("", justify="right")
+    for variant, *cells in rows:
+        said = [(name, cell) for name, cell in zip(heading[1:], cells) if cell]
+        for place, (name, cell) in enumerate(said):
+            narrow.add_row(
+                escape(variant) if place == 0 else "", escape(name), escape(cell), end_section=place == len(said) - 1
+            )
+    return narrow

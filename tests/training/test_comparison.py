@@ -4,10 +4,11 @@ import json
 
 import pytest
 import toy
+from rich.console import Console
 from toy import quiet
 
 from pymtl.__main__ import main
-from pymtl.commands.compare import markdown
+from pymtl.commands.compare import _table, markdown
 from pymtl.training import comparison
 from pymtl.training.errors import ConfigError
 from pymtl.training.grid import Variant, run_folder, variants
@@ -163,6 +164,18 @@ def test_a_score_of_zero_is_nothing_to_be_relative_to(tmp_path):
         found = result["rows"][-1]["delta"]
         assert (found and found["mean"]) == delta
         assert ("delta" in markdown(result).splitlines()[0]) == (delta is not None)
+
+
+@pytest.mark.parametrize("width", [70, 124, 300])
+def test_a_table_of_many_tasks_is_whole_on_a_narrow_terminal(width):
+    heading = ["variant", *(f"task{i} accuracy" for i in range(9))]
+    rows = [["both", *(f"{i}1.25 % ± 0.50 %" for i in range(9))], ["task8 alone", *[""] * 8, "99.75 % ± 0.25 %"]]
+    console = Console(width=width, record=True)
+    console.print(_table(console, heading, rows, "Scores"))
+    printed = console.export_text()
+    for word in ("both", "task8 alone", *heading[1:], *filter(None, rows[0][1:] + rows[1][1:])):
+        assert word in printed
+    assert "…" not in printed
 
 
 def test_runs_on_data_that_have_changed_are_not_taken_for_new_ones(tmp_path, fails):
