@@ -5,7 +5,8 @@
 
 DIR holds the folders `nlupp_hotels` and `ud_ewt`, as the READMEs of the data sets describe them; SNIPS and the product
 reviews are among the examples. Each comparison is one `pymtl compare`, interrupted and resumed as that is. Its result
-is written to docs/results, with a plot, and its tables are printed. All of it takes hours on two cores.
+is written to docs/results, with a plot, and its tables are printed; at the end what all of them cost. All of it takes
+hours on two cores.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pymtl.commands import positive
+from pymtl.training.markdown import table
 
 ROOT = Path(__file__).parents[1]
 OWN = Path(__file__).parent / "learning"
@@ -87,6 +89,20 @@ def main() -> None:
         for suffix in ("json", "png"):
             shutil.copyfile(folder / f"compare.{suffix}", ROOT / "docs" / "results" / f"learning_{name}.{suffix}")
         print((folder / "compare.md").read_text(encoding="utf-8"))
+    print("\n".join(_costs()))
+
+
+def _costs() -> list[str]:
+    """The time that the comparisons in docs/results took to train, a table."""
+    rows = []
+    for name in COMPARISONS:
+        path = ROOT / "docs" / "results" / f"learning_{name}.json"
+        if path.exists():
+            result = json.loads(path.read_text(encoding="utf-8"))
+            runs = len(result["rows"]) * result["seeds"]
+            minutes = sum(row["seconds"]["mean"] for row in result["rows"]) * result["seeds"] / 60
+            rows.append([name, str(runs), f"{60 * minutes / runs:.0f}", f"{minutes / result['jobs']:.0f}"])
+    return table(["comparison", "runs", "s a run", "minutes in all"], rows)
 
 
 def _write_constructions(source: Path, target: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +132,17 @@ class _Screen:
 
     def say(self, *lines: str) -> None:
         self.console.print(*lines, sep="\n", markup=False, soft_wrap=True)
+
+    def passed_over(self, kept: int, better: Mapping[str, tuple[int, float, float]]) -> None:
+        if better:
+            each = (
+                f"{name.replace('/', ' ')} was {shown(name, best)} in epoch {epoch}, {shown(name, value)} in this one"
+                for name, (epoch, best, value) in better.items()
+            )
+            self.say(
+                f"epoch {kept} is kept for all tasks: {'; '.join(each)}. Of tasks that are best at different times, "
+                "give the one that is best first a smaller weight"
+            )
 
     def steps(self, epoch: int, total: int, first: int = 0) -> Iterator[int]:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

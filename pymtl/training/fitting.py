@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ from pymtl.training import building
 from pymtl.training.config import Config, MethodConfig
 from pymtl.training.data import Sets
 from pymtl.training.errors import ConfigError, RunError
-from pymtl.training.metrics import best_epoch, predict, uncertainties
+from pymtl.training.metrics import best_epoch, passed_over, predict, uncertainties
 from pymtl.training.model_card import model_card
 from pymtl.training.model_with_loss import ModelWithLoss
 from pymtl.training.plots import training_curves
@@ -28,6 +29,10 @@ class Screen(Progress, Protocol):
     best: float  # the best selection score so far
 
     def say(self, *lines: str) -> None: ...
+
+    def passed_over(self, kept: int, better: Mapping[str, tuple[int, float, float]]) -> None:
+        """What :func:`pymtl.training.metrics.passed_over` found of the kept epoch."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,8 @@ class Fitting:
         if not main:
             return None
         screen.say(self._how_it_ended(trainer, before))
+        chosen = best_epoch(trainer.epochs)
+        screen.passed_over(chosen["epoch"], passed_over(trainer.epochs))
         self.run.save_figure("curves.png", training_curves(trainer.epochs))
         best, _, _ = self.run.load_model()
         best.to(trainer.accelerator.device)
@@ -96,7 +103,6 @@ class Fitting:
             scores = test_scores(best, sets.test, self.config, self.vocabulary)
             self.run.write_json("test.json", scores)
         validated = predict(best, trainer.valid_batches, sets.valid, self.config, self.vocabulary)
-        chosen = best_epoch(trainer.epochs)
         self.run.write_manifest(
             {
                 "epoch": chosen["epoch"],

@@ -185,6 +185,23 @@ def best_epoch(epochs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     return max(epochs, key=lambda epoch: (epoch["selection"], selection_score(epoch["valid"])))
 
 
+def passed_over(epochs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, float, float]]:
+    """Of each of several tasks whose first score was clearly better in another epoch than in the one that is kept for
+    all tasks: that epoch, its score, and the kept one's. Clearly is by 0.01; scores without an upper limit are left
+    out."""
+    kept = best_epoch(epochs)["valid"]
+    first: dict[str, str] = {}
+    for name in kept:
+        if "/" in name and not lower_is_better(name):
+            first.setdefault(name.partition("/")[0], name)
+    found = {}
+    for name in first.values() if len(first) > 1 else ():
+        best = max(epochs, key=lambda epoch: epoch["valid"].get(name, -math.inf))
+        if best["valid"][name] - kept[name] >= 0.01:
+            found[name] = (best["epoch"], best["valid"][name], kept[name])
+    return found
+
+
 def delta(scores: Mapping[str, float], baseline: Mapping[str, float]) -> float:
     """The mean over the baseline's scores of how much better these are, relative to them; NaN if one of those is 0."""
     changes = []

@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 import toy
+from rich.console import Console
 from toy import quiet
 
 import pymtl
 from pymtl.__main__ import main
+from pymtl.commands.train import _Screen
 from pymtl.training.errors import ConfigError, RunError
+from pymtl.training.metrics import passed_over
 from pymtl.training.run import Run
 
 SMALL = ("--set", "training.epochs=2")
@@ -481,6 +484,42 @@ def test_training_to_the_end_says_so(tmp_path):
     printed = quiet("train", path, "--run", tmp_path / "run", "--set", "training.epochs=3")
     best = max(Run(tmp_path / "run").read_metrics(), key=lambda epoch: epoch["selection"])["epoch"]
     assert f"trained all 3 epochs (best: {best})" in printed
+
+
+def of_epochs(*scores):
+    return [
+        {"epoch": i + 1, "selection": sum(each.values()) / len(each), "valid": each} for i, each in enumerate(scores)
+    ]
+
+
+def test_a_task_whose_best_epoch_is_passed_over_is_named():
+    early = of_epochs(
+        {"number/r2": 0.20, "tags/f1": 0.25, "tags/precision": 0.9},
+        {"number/r2": 0.22, "tags/f1": 0.30, "tags/precision": 0.1},
+        {"number/r2": 0.05, "tags/f1": 0.34, "tags/precision": 0.1},
+    )
+    for epoch in early:
+        epoch["selection"] = (epoch["valid"]["number/r2"] + epoch["valid"]["tags/f1"]) / 2
+    assert passed_over(early) == {"tags/f1": (3, 0.34, 0.30)}
+    assert (
+        passed_over(of_epochs({"a/accuracy": 0.50, "b/accuracy": 0.90}, {"a/accuracy": 0.60, "b/accuracy": 0.895}))
+        == {}
+    )
+    alone = of_epochs({"tags/f1": 0.4, "tags/recall": 0.5}, {"tags/f1": 0.3, "tags/recall": 0.9})
+    assert passed_over(alone) == {}  # kept by another of its scores
+    unbounded = of_epochs({"words/perplexity": 9.0, "a/f1": 0.1}, {"words/perplexity": 5.0, "a/f1": 0.2})
+    assert passed_over(unbounded) == {}
+
+
+def test_training_says_which_tasks_the_kept_epoch_costs(capsys):
+    screen = _Screen(Console(width=80), None)
+    screen.passed_over(2, {})
+    assert capsys.readouterr().out == ""
+    screen.passed_over(2, {"tags/f1": (3, 0.34, 0.3), "number/r2": (1, 0.25, 0.22)})
+    printed = capsys.readouterr().out
+    assert "epoch 2 is kept for all tasks: tags f1 was 34.00 % in epoch 3, 30.00 % in this one" in printed
+    assert "number r2 was 0.250 in epoch 1, 0.220 in this one" in printed
+    assert "smaller weight" in printed
 
 
 def test_resuming_a_finished_run_says_that_nothing_is_left(trained, copy):
