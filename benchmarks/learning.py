@@ -43,7 +43,8 @@ class Comparison:
 
 EXAMPLES = ROOT / "examples"
 REVIEWS = EXAMPLES / "product_reviews"
-CONSTRUCTIONS = Path("constructions")  # is made of the treebank
+MADE = Path("made")  # of the treebank
+CLAUSES = {"csubj", "ccomp", "xcomp", "advcl", "acl", "parataxis"}  # de Marneffe et al. 2021, "Universal Dependencies"
 COMPARISONS = {
     "hotels": Comparison(OWN / "hotels.toml", Path("nlupp_hotels"), WAYS),
     "reviews": Comparison(REVIEWS / "reviews.toml", REVIEWS, DEFAULT),
@@ -56,12 +57,21 @@ COMPARISONS = {
         ("sharing=hard,shared_private", *DEFAULT),
         ("training.epochs=5", "training.select_by=mean", "tasks.intent.weight=1", "tasks.slots.weight=1"),
     ),
-    "constructions": Comparison(OWN / "constructions.toml", CONSTRUCTIONS, WAYS),
+    "constructions": Comparison(OWN / "constructions.toml", MADE, DEFAULT),
+    "clauses": Comparison(OWN / "clauses.toml", MADE, DEFAULT),
     "intensity": Comparison(OWN / "intensity.toml", REVIEWS, DEFAULT),
     "few_labels": Comparison(
         OWN / "few_labels.toml",
         Path("ud_ewt"),
-        ("tasks=upos+xpos+deprel,upos+words,upos+suffixes,upos+frequency", "data.limit=100,300,1000"),
+        (
+            "tasks=upos+words,upos+frequency,upos+xpos+deprel,upos+xpos+deprel+words",
+            "data.limit=100,300,1000,0",
+        ),
+    ),
+    "few_intents": Comparison(
+        OWN / "few_intents.toml",
+        EXAMPLES / "snips",
+        ("tasks=intent+slots,intent+slots+words,intent+slots+words+suffixes",),
     ),
 }
 
@@ -78,9 +88,9 @@ def main() -> None:
         comparison = COMPARISONS[name]
         folder = arguments.out / name
         data = arguments.data / comparison.data
-        if comparison.data == CONSTRUCTIONS:
+        if comparison.data == MADE:
             data = arguments.out / "data"
-            _write_constructions(arguments.data / "ud_ewt", data)
+            _write_sentences(arguments.data / "ud_ewt", data)
         command = [sys.executable, "-m", "pymtl", "compare", str(comparison.config), "--data", str(data)]
         command += [word for each in comparison.over for word in ("--over", each)]
         command += [word for each in comparison.settings for word in ("--set", each)]
@@ -105,9 +115,9 @@ def _costs() -> list[str]:
     return table(["comparison", "runs", "s a run", "minutes in all"], rows)
 
 
-def _write_constructions(source: Path, target: Path) -> None:
-    """Sentences of 3 to 40 tokens with their parts of speech, and which of sixty tags and relations they have: the most
-    frequent of those that 1 to 60 % of the sentences have."""
+def _write_sentences(source: Path, target: Path) -> None:
+    """Sentences of 3 to 40 tokens with their parts of speech, how many clauses depend on others in them, and which of
+    sixty tags and relations they have: the most frequent of those that 1 to 60 % of the sentences have."""
     sets = {name: _read(source / f"{name}.jsonl.gz") for name in ("train", "dev", "test")}
     sets["train"] = [record for record in sets["train"] if 3 <= len(record["tokens"]) <= 40][:3000]
     counts = Counter(label for record in sets["train"] for label in _constructions(record))
@@ -120,6 +130,7 @@ def _write_constructions(source: Path, target: Path) -> None:
             for record in records:
                 found = sorted(_constructions(record) & kept)
                 row = {"tokens": record["tokens"], "upos": record["upos"], "constructions": found}
+                row["clauses"] = sum(relation.partition(":")[0] in CLAUSES for relation in record["deprel"])
                 file.write(json.dumps(row) + "\n")
 
 

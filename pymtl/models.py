@@ -92,12 +92,8 @@ class MultiTaskModel(nn.Module):
         self.dropout = float(dropout)
         self.variational = variational
         self.heads = nn.ModuleDict()
-        if isinstance(encoder, Recurrent):
-            features = (2 if encoder.bidirectional else 1) * (encoder.proj_size or encoder.hidden_size)
-        else:
-            features = encoder.out_features
-            if set(encoder.tasks) != set(heads):
-                raise ValueError(f"encoder: expected sharing among the tasks {list(heads)}, got {list(encoder.tasks)}")
+        if isinstance(encoder, Sharing) and set(encoder.tasks) != set(heads):
+            raise ValueError(f"encoder: expected sharing among the tasks {list(heads)}, got {list(encoder.tasks)}")
         for task, head in heads.items():
             if not isinstance(head, Head):
                 raise TypeError(f"heads[{task!r}]: expected a pymtl head, got {type(head).__name__}")
@@ -106,6 +102,10 @@ class MultiTaskModel(nn.Module):
         self._order = _reading_order(heads)
         like = next(encoder.parameters())
         for task, head in heads.items():
+            if isinstance(encoder, Sharing):
+                features = encoder.features_of(task)
+            else:
+                features = (2 if encoder.bidirectional else 1) * (encoder.proj_size or encoder.hidden_size)
             if isinstance(head, LanguageModelHead):
                 self._check_language_model(task)
                 head.directions = 2 if encoder.bidirectional else 1

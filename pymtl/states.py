@@ -65,15 +65,25 @@ class States:
                 self._pooled[kind] = pool(self.tokens, self.batch_sizes, kind, reverse=reverse)
         return self._pooled[kind]
 
+    def map(self, function: Callable[[Tensor], Tensor], with_last: bool) -> States:
+        """The states with ``function`` applied to the tokens' states; ``with_last`` to the final ones too, if given."""
+        last = self._pooled.get("last")
+        return States(
+            function(self.tokens),
+            self.batch_sizes,
+            self.directions,
+            function(last) if with_last and last is not None else None,
+            self.fused,
+            self.batch,
+        )
+
     def dropped(self, drop: Callable[[Tensor], Tensor], poolings: Collection[str | None]) -> States:
         """The states with ``drop`` applied to the tokens' states, which ``"mean"`` and attention then read.
 
         Final states that were given, and the maximum, are dropped themselves where they are among ``poolings``: the
         maximum over states that are dropped or scaled up would be larger in training than in evaluation.
         """
-        tokens = drop(self.tokens)
-        last = drop(self._pooled["last"]) if self._has_own_last and "last" in poolings else None
-        states = States(tokens, self.batch_sizes, self.directions, last, self.fused, self.batch)
+        states = self.map(drop, with_last="last" in poolings)
         if "max" in poolings:
             states._pooled["max"] = drop(self.pooled("max"))
         return states

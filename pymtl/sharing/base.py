@@ -70,8 +70,12 @@ class Sharing(nn.Module):
 
     @property
     def out_features(self) -> int:
-        """F, the size of a task's states."""
+        """F, the size of a task's states, where all tasks' have one size."""
         return self.directions * self.hidden_size
+
+    def features_of(self, task: str) -> int:
+        """F, the size of this task's states."""
+        return self.out_features
 
     def separates_directions(self, task: str) -> bool:
         """Whether each direction's half of a state depends only on the tokens that this direction has read by then."""

@@ -32,9 +32,11 @@ class SharedPrivate(Sharing):
         tasks, input_size, hidden_size, num_layers, bidirectional, dropout: as for :class:`Sharing`.
         orthogonality: weight of that penalty in the loss.
         adversarial: weight of the adversary's loss.
+        shared_only: tasks without an encoder of their own, whose states are the shared encoder's alone: side tasks,
+            which are there for what they teach that one.
 
     Raises:
-        ValueError: a weight is below 0, or a task is called "shared".
+        ValueError: a weight is below 0, a task is called "shared", or one of ``shared_only`` is not among the tasks.
     """
 
     def __init__(
@@ -47,13 +49,18 @@ class SharedPrivate(Sharing):
         dropout: float = 0.0,
         orthogonality: float = 0.01,
         adversarial: float = 0.0,
+        shared_only: Sequence[str] = (),
     ) -> None:
         super().__init__(tasks, input_size, hidden_size, num_layers, bidirectional, dropout)
         if SHARED in tasks:
             raise ValueError(f"tasks: expected other names than {SHARED!r}, the shared encoder's")
         self.orthogonality = check_weight("orthogonality", orthogonality)
         self.adversarial = check_weight("adversarial", adversarial)
-        self.parallel = ParallelLSTM({name: self.lstm() for name in (SHARED, *tasks)})
+        for task in shared_only:
+            if task not in tasks:
+                raise ValueError(f"shared_only: expected some of the tasks {list(tasks)}, got {task!r}")
+        self.private = tuple(task for task in tasks if task not in shared_only)
+        self.parallel = ParallelLSTM({name: self.lstm() for name in (SHARED, *self.private)})
         features = self.directions * hidden_size
         self.discriminator = nn.Linear(features, len(tasks)) if adversarial > 0 else None
 
@@ -61,16 +68,22 @@ class SharedPrivate(Sharing):
     def out_features(self) -> int:
         return 2 * self.directions * self.hidden_size
 
+    def features_of(self, task: str) -> int:
+        return self.out_features if task in self.private else self.directions * self.hidden_size
+
     def run(self, data: Tensor, batch_sizes: Tensor, tasks: tuple[str, ...]) -> SharingResult:
-        tokens, last = self.parallel(data, batch_sizes, (SHARED, *tasks))
-        shared, *private = tokens.unbind(1)
+        private = [task for task in tasks if task in self.private]
+        tokens, last = self.parallel(data, batch_sizes, (SHARED, *private))
+        shared, *own_tokens = tokens.unbind(1)
         shared_last, *private_last = last.unbind(1)
         states = {}
-        for task, own, own_last in zip(tasks, private, private_last):
+        if len(private) < len(tasks):
+            states = dict.fromkeys(tasks, States.of(shared, batch_sizes, self.directions, shared_last))
+        for task, own, own_last in zip(private, own_tokens, private_last):
             both = [beside(pair, self.directions) for pair in ((shared, own), (shared_last, own_last))]
             states[task] = States.of(both[0], batch_sizes, self.directions, both[1])
         penalties = {}
-        if self.wants_penalties() and self.orthogonality > 0:
+        if self.wants_penalties() and self.orthogonality > 0 and private:
             penalties["orthogonality"] = self.orthogonality * _orthogonality(shared_last, private_last)
         some = len(tasks) < len(self.tasks)
         if self.wants_penalties() and self.discriminator is not None and some and len(shared_last) > 0:
@@ -84,7 +97,8 @@ class SharedPrivate(Sharing):
         return F.cross_entropy(guesses, truth.expand_as(guesses))
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, orthogonality={self.orthogonality:g}, adversarial={self.adversarial:g}"
+        own = "" if self.private == self.tasks else f", private={list(self.private)}"
+        return f"{super().extra_repr()}, orthogonality={self.orthogonality:g}, adversarial={self.adversarial:g}{own}"
 
 
 def _orthogonality(shared: Tensor, private: Sequence[Tensor]) -> Tensor:

@@ -21,6 +21,7 @@ from schemes import (
     walk,
 )
 
+from pymtl import ClassificationHead, LanguageModelHead, MultiTaskModel, TokenClassificationHead
 from pymtl.sharing import SharedPrivate
 
 
@@ -113,3 +114,69 @@ def test_a_batch_of_all_tasks_has_no_adversary():
     assert set(scheme(data, sizes, ["c", "b", "a"]).penalties) == {"orthogonality"}
     assert set(scheme(data, sizes, ["c", "b"]).penalties) == {"orthogonality", "adversarial"}
     assert SharedPrivate(TASKS, INPUT, H).discriminator is None
+
+
+# Tasks without an encoder of their own.
+
+
+@every_batch
+@every_direction
+def test_a_task_of_the_shared_encoder_alone_has_its_states(bidirectional, lengths):
+    scheme = SharedPrivate(TASKS, INPUT, H, 1, bidirectional, shared_only=["b"])
+    assert set(scheme.parallel.encoders) == {"shared", "a", "c"}
+    assert [scheme.features_of(task) for task in TASKS] == [
+        2 * H * scheme.directions,
+        H * scheme.directions,
+        2 * H * scheme.directions,
+    ]
+
+    def oracle(xs):
+        shared = walk(scheme.parallel.encoders["shared"], xs)
+        states = {"b": shared}
+        for task in ("a", "c"):
+            pairs = zip(shared, walk(scheme.parallel.encoders[task], xs))
+            if bidirectional:
+                states[task] = [torch.cat([s[:, :H], p[:, :H], s[:, H:], p[:, H:]], 1) for s, p in pairs]
+            else:
+                states[task] = [torch.cat([s, p], 1) for s, p in pairs]
+        return states
+
+    assert_agrees(scheme, oracle, lengths)
+    assert_agrees(scheme, oracle, lengths, ["c", "b"])
+    assert_agrees(scheme, oracle, lengths, ["b"])
+
+
+def test_penalties_are_of_the_tasks_with_an_encoder_of_their_own():
+    torch.manual_seed(2)
+    scheme = SharedPrivate(TASKS, INPUT, H, orthogonality=0.3, shared_only=["b"]).double()
+    data, sizes = batch()
+    both, without = scheme(data, sizes).penalties, scheme(data, sizes, ["a", "c"]).penalties
+    torch.testing.assert_close(both["orthogonality"], without["orthogonality"])
+    assert scheme(data, sizes, ["b"]).penalties == {}
+    assert SharedPrivate(TASKS, INPUT, H, shared_only=TASKS).double()(data, sizes).penalties == {}
+
+
+def test_a_task_of_the_shared_encoder_alone_must_be_one_of_the_tasks():
+    with pytest.raises(ValueError, match=r"shared_only: expected some of the tasks .*, got 'd'"):
+        SharedPrivate(TASKS, INPUT, H, shared_only=["d"])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_model_with_such_a_task_trains_every_parameter_and_keeps_its_weights(dropout):
+    torch.manual_seed(3)
+    heads = {"a": ClassificationHead(3, "max"), "b": LanguageModelHead(9), "c": TokenClassificationHead(4)}
+    encoder = SharedPrivate(TASKS, INPUT, H, shared_only=["b"])
+    model = MultiTaskModel(torch.nn.Embedding(9, INPUT), encoder, heads, dropout)
+    tokens, lengths = torch.randint(1, 9, (4, 6)), [6, 2, 1, 4]
+    logits = model(tokens, lengths)
+    sum(values.square().sum() for values in logits.values()).backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters())
+    heads = {"a": ClassificationHead(3, "max"), "b": LanguageModelHead(9), "c": TokenClassificationHead(4)}
+    other = MultiTaskModel(
+        torch.nn.Embedding(9, INPUT), SharedPrivate(TASKS, INPUT, H, shared_only=["b"]), heads, dropout
+    )
+    other.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for task, values in model.eval()(tokens, lengths).items():
+            assert torch.equal(values, other.eval()(tokens, lengths)[task])
+            assert torch.equal(values, other(tokens, lengths, [task])[task])

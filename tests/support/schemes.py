@@ -71,7 +71,7 @@ def assert_agrees(scheme, oracle, lengths=LENGTHS, tasks=None):
     ours, theirs = [], []
     for task, sequences in expected.items():
         state = states[task]
-        assert state.tokens.shape == (len(data), scheme.out_features)
+        assert state.tokens.shape == (len(data), scheme.features_of(task))
         ours += [state.tokens, state.pooled("last"), state.pooled("mean"), state.pooled("max")]
         theirs += [packed(sequences), finals(sequences, scheme.directions)]
         theirs += [torch.stack([s.mean(0) for s in sequences]), torch.stack([s.amax(0) for s in sequences])]
