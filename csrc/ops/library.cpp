@@ -83,6 +83,10 @@ STABLE_TORCH_LIBRARY(pymtl, m) {
   m.def(
       "packing_order(Tensor lengths, SymInt steps) "
       "-> (Tensor batch_sizes, Tensor sorted_indices, Tensor unsorted_indices)");
+  // resets: bool [B, T] or [T, B]; tokens [N]: places in it, flattened; S pieces.
+  m.def(
+      "segment_order(Tensor resets, Tensor? lengths, bool batch_first) "
+      "-> (Tensor batch_sizes, Tensor tokens, Tensor first, Tensor last, Tensor sequences)");
   m.def("pack(Tensor padded, Tensor batch_sizes, Tensor? sorted_indices, bool batch_first) -> Tensor");
   m.def("unpack(Tensor packed, Tensor batch_sizes, Tensor? sorted_indices, bool batch_first) -> Tensor");
 }

@@ -5,22 +5,55 @@
 namespace pymtl::ops {
 namespace {
 
+void check_lengths(const Tensor& lengths, int64_t steps) {
+  const int64_t* const values = read<int64_t>(lengths);
+  for (int64_t row = 0; row < lengths.size(0); ++row) {
+    check(values[row] > 0 && values[row] <= steps, "lengths: expected lengths from 1 to ", steps,
+          ", the padded batch's steps, got ", values[row], " at position ", row);
+  }
+}
+
 std::tuple<Tensor, Tensor, Tensor> packing_order(Tensor given_lengths, int64_t steps) {
   check(given_lengths.dim() == 1, "lengths: expected one dimension, got ", given_lengths.dim());
   check(steps >= 0, "steps: expected a number of at least 0, got ", steps);
   const int64_t batch = given_lengths.size(0);
   const Tensor lengths = checked(given_lengths, "lengths", ScalarType::Long, {batch});
+  check_lengths(lengths, steps);
   const int64_t* const values = read<int64_t>(lengths);
-  for (int64_t row = 0; row < batch; ++row) {
-    check(values[row] > 0 && values[row] <= steps, "lengths: expected lengths from 1 to ", steps,
-          ", the padded batch's steps, got ", values[row], " at position ", row);
-  }
   const Tensor batch_sizes = make(lengths, {steps});
   const Tensor sorted = make(lengths, {batch});
   const Tensor unsorted = make(lengths, {batch});
   pymtl::packing_order(values, batch, steps, write<int64_t>(batch_sizes), write<int64_t>(sorted),
                        write<int64_t>(unsorted));
   return {batch_sizes, sorted, unsorted};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> segment_order(Tensor given_resets, OptionalTensor given_lengths,
+                                                                 bool batch_first) {
+  check(given_resets.dim() == 2, "resets: expected two dimensions, got ", given_resets.dim());
+  const Tensor resets = checked(given_resets, "resets", ScalarType::Bool, sizes_of(given_resets));
+  const int64_t batch = resets.size(batch_first ? 0 : 1);
+  const int64_t steps = resets.size(batch_first ? 1 : 0);
+  check(steps > 0, "resets: expected at least one step, got none");
+  const OptionalTensor lengths = checked(given_lengths, "lengths", ScalarType::Long, {batch});
+  if (lengths.has_value()) check_lengths(*lengths, steps);
+  Resets args{};
+  args.steps = steps;
+  args.batch = batch;
+  args.resets = read<bool>(resets);
+  args.lengths = read<int64_t>(lengths);
+  args.step_stride = batch_first ? 1 : batch;
+  args.sequence_stride = batch_first ? steps : 1;
+  const SegmentCounts counts = count_segments(args);
+  const auto indices = [&resets](int64_t count) { return make(resets, {count}, ScalarType::Long); };
+  const Tensor batch_sizes = indices(steps);
+  const Tensor tokens = indices(counts.tokens);
+  const Tensor first = indices(batch);
+  const Tensor last = indices(batch);
+  const Tensor sequences = indices(counts.segments);
+  pymtl::segment_order(args, write<int64_t>(batch_sizes), write<int64_t>(tokens), write<int64_t>(first),
+                       write<int64_t>(last), write<int64_t>(sequences));
+  return {batch_sizes, tokens, first, last, sequences};
 }
 
 // The index work of a packing, checked so that every index it leads to is inside the padded tensor.
@@ -95,6 +128,7 @@ Tensor unpack(Tensor given_packed, Tensor batch_sizes, OptionalTensor sorted_ind
 
 STABLE_TORCH_LIBRARY_IMPL(pymtl, CPU, m) {
   m.impl("packing_order", TORCH_BOX(&pymtl::ops::packing_order));
+  m.impl("segment_order", TORCH_BOX(&pymtl::ops::segment_order));
   m.impl("pack", TORCH_BOX(&pymtl::ops::pack));
   m.impl("unpack", TORCH_BOX(&pymtl::ops::unpack));
 }

@@ -12,6 +12,7 @@ from pymtl.ops.late_errors import raise_late_errors
 from pymtl.ops.packing import PackingOrder, pack, packing_order, unpack
 from pymtl.ops.pooling import pool
 from pymtl.ops.rnn import RNNHeadsResult, RNNMasks, RNNNorm, RNNWeights, rnn, rnn_frozen, rnn_heads, rnn_prepack
+from pymtl.ops.segments import Segments, segment_order
 
 __all__ = [
     "PackingOrder",
@@ -19,6 +20,7 @@ __all__ = [
     "RNNMasks",
     "RNNNorm",
     "RNNWeights",
+    "Segments",
     "crf",
     "crf_decode",
     "dropout",
@@ -33,5 +35,6 @@ __all__ = [
     "rnn_frozen",
     "rnn_heads",
     "rnn_prepack",
+    "segment_order",
     "unpack",
 ]

@@ -80,6 +80,7 @@ class Recurrent(nn.RNNBase):
         hx: Any = None,
         *,
         lengths: Tensor | Sequence[int] | None = None,
+        resets: Tensor | None = None,
     ) -> tuple[Any, Any]:
         """Runs the layers.
 
@@ -90,26 +91,36 @@ class Recurrent(nn.RNNBase):
                 from 1 to T. Padding is neither read nor computed on; the output is zero there. For an input on a GPU
                 they may be on that GPU too, so that the call does not wait for them: they are then clamped to 0 and T
                 rather than checked.
+            resets: of a padded batch, bool [T, B] ([B, T] if ``batch_first``, unbatched [T]); True where the state
+                before the step is zero: an episode, a document or a recording begins there. What is cut apart is run
+                as sequences of their own, in both directions: each direction begins with its initial state, where the
+                step it reads first is no reset to it, and its last state is that of the piece it reads last. Those on
+                a GPU are waited for.
 
         Returns:
             The output and the last states.
 
         Raises:
             ValueError: the input is not 2-D or 3-D or has another dtype than the weights, or ``lengths`` comes
-                with a PackedSequence or an unbatched input.
+                with a PackedSequence or an unbatched input, or ``resets`` with a PackedSequence.
+            TypeError: ``resets`` is no tensor.
             RuntimeError: a size, dtype or device does not fit; the message names the argument.
         """
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise ValueError("lengths: expected none with a PackedSequence, which has its own")
+            if resets is not None:
+                raise ValueError("resets: expected none with a PackedSequence: give the padded batch and its lengths")
             return self._forward_packed(input, hx)
         if not isinstance(input, Tensor):
             raise TypeError(f"input: expected a Tensor or a PackedSequence, got {type(input).__name__}")
         if input.dim() not in (2, 3):
             raise ValueError(f"{self._name()}: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        if lengths is not None and input.dim() != 3:
+            raise ValueError("lengths: expected none with an unbatched (2-D) input")
+        if resets is not None:
+            return self._forward_resets(input, hx, lengths, resets)
         if lengths is not None:
-            if input.dim() != 3:
-                raise ValueError("lengths: expected none with an unbatched (2-D) input")
             return self._forward_lengths(input, hx, lengths)
         weights = self._weights()
         way = self._pymtl_route(input, weights)
@@ -164,6 +175,48 @@ class Recurrent(nn.RNNBase):
         output, h_n, c_n = self._layers(way, data, order.batch_sizes, weights, h0, c0, batch)
         padded = ops.unpack(output, order, batch_first=self.batch_first)
         return padded, self._permuted_states(h_n, c_n, order.unsorted_indices)
+
+    def _forward_resets(
+        self, input: Tensor, hx: Any, lengths: Tensor | Sequence[int] | None, resets: Tensor
+    ) -> tuple[Tensor, Any]:
+        if not isinstance(resets, Tensor):
+            raise TypeError(f"resets: expected a Tensor, got {type(resets).__name__}")
+        if resets.dtype != torch.bool or resets.shape != input.shape[:-1]:
+            expected = list(input.shape[:-1])
+            raise RuntimeError(f"resets: expected bool {expected}, got {resets.dtype} {list(resets.shape)}")
+        if resets.device != input.device and not resets.is_cpu:
+            raise RuntimeError(f"resets: expected a tensor on the CPU or {input.device}, got one on {resets.device}")
+        batched = input.dim() == 3
+        if not batched:
+            place = 0 if self.batch_first else 1
+            input, resets = input.unsqueeze(place), resets.unsqueeze(place)
+        weights = self._weights()
+        self._check_input(input, weights, 3)
+        batch, steps = input.shape[:2] if self.batch_first else (input.shape[1], input.shape[0])
+        if steps == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        if lengths is not None:
+            lengths = as_lengths(lengths, batch, input.device)
+        h0, c0 = self._initial_state(hx, batch, batched)
+        segments = ops.segment_order(resets, lengths, self.batch_first, input.device)
+        data = segments.pack(input)
+        begins_anew = resets.select(1 if self.batch_first else 0, 0).to(input.device)
+        directions = self._directions()
+        h0, c0 = (segments.initial(state, begins_anew, directions) for state in (h0, c0))
+        way = self._pymtl_route(data, weights)
+        if way.runner == "torch":
+            longest = int((segments.batch_sizes > 0).sum())
+            packed = PackedSequence(data, segments.batch_sizes[:longest])
+            result, state = self._original.forward(self, packed, None if h0 is None else self._states(h0, c0))
+            output, (h_n, c_n) = result.data, state if isinstance(state, tuple) else (state, state)
+        else:
+            count = segments.sequences.shape[0]
+            output, h_n, c_n = self._layers(way, data, segments.batch_sizes, weights, h0, c0, count)
+        output = segments.unpack(output, input.shape[0], input.shape[1])
+        h_n, c_n = (segments.final(state, directions) for state in (h_n, c_n))
+        if not batched:
+            return output.squeeze(place), self._states(h_n.squeeze(1), c_n.squeeze(1))
+        return output, self._states(h_n, c_n)
 
     def _weights(self) -> list[Tensor]:
         """The weights of this very call, in the order of ``_flat_weights_names``.

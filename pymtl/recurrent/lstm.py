@@ -88,8 +88,11 @@ class LSTM(Recurrent):
             )
         if not batched:
             h0, c0 = h0.unsqueeze(1), c0.unsqueeze(1)
-        self.check_hidden_size(h0, self._state_size(batch), "Expected hidden[0] size {}, got {}")
-        self.check_hidden_size(c0, self._state_size(batch), "Expected hidden[1] size {}, got {}")
+        size = self._state_size(batch)
+        self.check_hidden_size(
+            h0, (*size[:2], self.proj_size or self.hidden_size), "Expected hidden[0] size {}, got {}"
+        )
+        self.check_hidden_size(c0, size, "Expected hidden[1] size {}, got {}")
         return h0, c0
 
     def _states(self, h_n: Tensor, c_n: Tensor) -> tuple[Tensor, Tensor]:

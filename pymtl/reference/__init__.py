@@ -7,7 +7,7 @@ from pymtl.reference.crf import crf, crf_decode
 from pymtl.reference.dropout import dropout
 from pymtl.reference.heads import heads
 from pymtl.reference.joint_loss import joint_loss
-from pymtl.reference.packing import pack, unpack
+from pymtl.reference.packing import pack, segment_order, unpack
 from pymtl.reference.pooling import pool
 from pymtl.reference.rnn import normalised_projection, rnn
 
@@ -21,5 +21,6 @@ __all__ = [
     "pack",
     "pool",
     "rnn",
+    "segment_order",
     "unpack",
 ]

@@ -31,3 +31,26 @@ def _places(batch_sizes: Tensor, sorted_indices: Tensor) -> tuple[Tensor, Tensor
     steps = torch.arange(batch_sizes.shape[0], device=device).repeat_interleave(batch_sizes)
     rank = torch.arange(steps.shape[0], device=device) - (batch_sizes.cumsum(0) - batch_sizes)[steps]
     return steps, sorted_indices[rank]
+
+
+def segment_order(
+    resets: Tensor, lengths: Tensor | None = None, batch_first: bool = False
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The index work of sequences that begin anew; see :class:`pymtl.ops.Segments`."""
+    starts = (resets if batch_first else resets.t()).clone(memory_format=torch.contiguous_format)
+    batch, steps = starts.shape
+    valid = torch.ones_like(starts) if lengths is None else torch.arange(steps) < lengths.unsqueeze(1)
+    starts[:, 0] = True
+    starts &= valid
+    places, begins = valid.flatten().nonzero().squeeze(1), starts.flatten().nonzero().squeeze(1)
+    segments = (starts.flatten().cumsum(0) - 1)[places]  # of each token
+    order = torch.bincount(segments, minlength=len(begins)).argsort(stable=True, descending=True)
+    ranks = order.argsort()
+    step = places - begins[segments]
+    batch_sizes = torch.bincount(step, minlength=steps)
+    packed = (batch_sizes.cumsum(0) - batch_sizes)[step] + ranks[segments]
+    tokens = torch.empty_like(places)
+    tokens[packed] = places if batch_first else places % steps * batch + places // steps
+    ends = starts.sum(1).cumsum(0)
+    begun = torch.cat([ends.new_zeros(1), ends])[:-1]
+    return batch_sizes, tokens, ranks[begun], ranks[ends - 1], (begins // steps)[order]

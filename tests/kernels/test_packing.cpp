@@ -136,6 +136,81 @@ void round_trips() {
   }
 }
 
+// Against a walk over every step: the pieces in order, sorted by length.
+void check_segments(int64_t batch, int64_t steps, bool batch_first, bool ragged, int64_t one_of, Random& random) {
+  const Context context("B=", batch, " T=", steps, batch_first ? " batch first" : " time first",
+                        ragged ? " ragged" : "", " resets one of ", one_of);
+  const Buffer<int64_t> lengths = random_lengths(batch, steps, random);
+  Buffer<bool> resets(batch * steps);
+  for (bool& reset : resets) reset = random.below(one_of) == 0;
+  Resets args{};
+  args.steps = steps;
+  args.batch = batch;
+  args.resets = resets.data();
+  args.lengths = ragged ? lengths.data() : nullptr;
+  args.step_stride = batch_first ? 1 : batch;
+  args.sequence_stride = batch_first ? steps : 1;
+
+  std::vector<std::vector<int64_t>> pieces;  // of each the places of its tokens
+  std::vector<int64_t> sequence_of, firsts(batch), lasts(batch);
+  for (int64_t sequence = 0; sequence < batch; ++sequence) {
+    for (int64_t t = 0; t < (ragged ? lengths[sequence] : steps); ++t) {
+      const int64_t place = t * args.step_stride + sequence * args.sequence_stride;
+      if (t == 0 || resets[place]) {
+        if (t == 0) firsts[sequence] = static_cast<int64_t>(pieces.size());
+        pieces.emplace_back();
+        sequence_of.push_back(sequence);
+      }
+      pieces.back().push_back(place);
+    }
+    lasts[sequence] = static_cast<int64_t>(pieces.size()) - 1;
+  }
+  std::vector<size_t> order(pieces.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return pieces[a].size() > pieces[b].size(); });
+
+  const SegmentCounts counts = count_segments(args);
+  CHECK(counts.segments == static_cast<int64_t>(pieces.size()), counts.segments, pieces.size());
+  Buffer<int64_t> batch_sizes(steps), tokens(counts.tokens), first(batch), last(batch), sequences(counts.segments);
+  segment_order(args, batch_sizes.data(), tokens.data(), first.data(), last.data(), sequences.data());
+  int64_t token = 0;
+  for (int64_t t = 0; t < steps; ++t) {
+    int64_t rows = 0;
+    for (const size_t piece : order) {
+      if (static_cast<int64_t>(pieces[piece].size()) <= t) continue;
+      ++rows;
+      if (token == counts.tokens) break;
+      CHECK(tokens[token] == pieces[piece][t], t, token, tokens[token], pieces[piece][t]);
+      ++token;
+    }
+    CHECK(batch_sizes[t] == rows, t, batch_sizes[t], rows);
+  }
+  CHECK(token == counts.tokens, token, counts.tokens);
+  for (int64_t row = 0; row < counts.segments; ++row) {
+    CHECK(sequences[row] == sequence_of[order[row]], row, sequences[row], sequence_of[order[row]]);
+  }
+  for (int64_t sequence = 0; sequence < batch; ++sequence) {
+    const auto row_of = [&](int64_t piece) {
+      return std::find(order.begin(), order.end(), static_cast<size_t>(piece)) - order.begin();
+    };
+    CHECK(first[sequence] == row_of(firsts[sequence]), sequence, first[sequence], row_of(firsts[sequence]));
+    CHECK(last[sequence] == row_of(lasts[sequence]), sequence, last[sequence], row_of(lasts[sequence]));
+  }
+}
+
+void segments() {
+  Random random(3);
+  for (const int64_t batch : {1, 2, 7, 40}) {
+    for (const int64_t steps : {1, 2, 15, 50}) {
+      for (const int64_t one_of : {1, 2, 10, 1000}) {
+        for (const bool batch_first : {false, true}) {
+          for (const bool ragged : {false, true}) check_segments(batch, steps, batch_first, ragged, one_of, random);
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace pymtl::test
 
@@ -144,5 +219,6 @@ int main() {
   return run_tests({
       {"order", orders},
       {"round trips", round_trips},
+      {"segments", segments},
   });
 }

@@ -28,7 +28,60 @@ void for_each_token(const Packing& args, const Executor& given, Move&& move) {
   });
 }
 
+struct Segment {
+  int64_t sequence, start, length;
+};
+
+std::vector<Segment> segments_of(const Resets& args) {
+  std::vector<Segment> segments;
+  for (int64_t sequence = 0; sequence < args.batch; ++sequence) {
+    const int64_t length = args.lengths == nullptr ? args.steps : args.lengths[sequence];
+    const bool* const own = args.resets + sequence * args.sequence_stride;
+    int64_t start = 0;
+    for (int64_t t = 1; t < length; ++t) {
+      if (!own[t * args.step_stride]) continue;
+      segments.push_back({sequence, start, t - start});
+      start = t;
+    }
+    if (length > 0) segments.push_back({sequence, start, length - start});
+  }
+  return segments;
+}
+
 }  // namespace
+
+SegmentCounts count_segments(const Resets& args) {
+  SegmentCounts counts{};
+  for (const Segment& segment : segments_of(args)) {
+    counts.tokens += segment.length;
+    ++counts.segments;
+  }
+  return counts;
+}
+
+void segment_order(const Resets& args, int64_t* batch_sizes, int64_t* tokens, int64_t* first, int64_t* last,
+                   int64_t* sequences) {
+  std::vector<Segment> segments = segments_of(args);
+  std::stable_sort(segments.begin(), segments.end(),
+                   [](const Segment& a, const Segment& b) { return a.length > b.length; });
+  const int64_t count = static_cast<int64_t>(segments.size());
+  for (int64_t row = 0; row < count; ++row) {
+    const Segment& segment = segments[row];
+    sequences[row] = segment.sequence;
+    if (segment.start == 0) first[segment.sequence] = row;
+    const int64_t length = args.lengths == nullptr ? args.steps : args.lengths[segment.sequence];
+    if (segment.start + segment.length == length) last[segment.sequence] = row;
+  }
+  int64_t rows = count;
+  for (int64_t t = 0; t < args.steps; ++t) {
+    while (rows > 0 && segments[rows - 1].length <= t) --rows;
+    batch_sizes[t] = rows;
+    for (int64_t row = 0; row < rows; ++row) {
+      const Segment& segment = segments[row];
+      *tokens++ = (segment.start + t) * args.step_stride + segment.sequence * args.sequence_stride;
+    }
+  }
+}
 
 void packing_order(const int64_t* lengths, int64_t batch, int64_t steps, int64_t* batch_sizes, int64_t* sorted_indices,
                    int64_t* unsorted_indices) {

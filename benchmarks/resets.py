@@ -1,0 +1,131 @@
+"""A batch whose sequences begin anew inside, beside what people write for it.
+
+    python benchmarks/resets.py [--json FILE]
+
+Recurrent policies are trained on such batches: an episode may end at any step, and the state before the next step is
+zero. Three ways stand beside `pymtl.LSTM(x, hx, resets=mask)`: a loop over steps that clears the states, as the policies
+of sb3-contrib run it; nn.LSTM called for each piece; and nn.LSTM on the pieces as one PackedSequence. Each is timed
+forward alone without gradients, and forward with backward. Ratios are medians of interleaved runs. Below stands at which
+rate ours computes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence
+
+import pymtl
+from pymtl.benchmark import results
+from pymtl.benchmark.timing import interleaved
+
+SHAPES = (  # batch, steps, input size, hidden size, share of steps that are resets
+    (128, 64, 256, 256, 0.01),
+    (128, 64, 256, 256, 0.1),
+    (32, 128, 64, 128, 0.01),
+    (8, 64, 64, 64, 0.05),
+)
+PARTS = ("forward", "training")
+OURS = "pymtl, resets"
+
+
+def contenders(x: Tensor, hx: tuple[Tensor, Tensor], resets: Tensor) -> dict[str, Callable[[bool], Tensor]]:
+    """Each gives the output [T, B, H] in its own layout; told to train, it runs backward too."""
+    size, hidden = x.shape[2], hx[0].shape[2]
+    ours, plain = pymtl.LSTM(size, hidden), nn.LSTM(size, hidden)
+    plain.load_state_dict(ours.state_dict())
+    pieces = []
+    for row in range(x.shape[1]):
+        cuts = [0, *(t for t in range(1, len(x)) if resets[t, row]), len(x)]
+        pieces += [(row, start, end) for start, end in itertools.pairwise(cuts)]
+
+    def begin(row: int, start: int) -> tuple[Tensor, Tensor]:
+        return tuple(s[:, row : row + 1] * float(start == 0 and not resets[0, row]) for s in hx)
+
+    def with_resets() -> Tensor:
+        return ours(x, hx, resets=resets)[0]
+
+    def by_steps() -> Tensor:
+        state, outputs = hx, []
+        for step in range(len(x)):
+            keep = (~resets[step]).float()[None, :, None]
+            output, state = plain(x[step : step + 1], (state[0] * keep, state[1] * keep))
+            outputs.append(output)
+        return torch.cat(outputs)
+
+    def by_pieces() -> Tensor:
+        return torch.cat([plain(x[start:end, row : row + 1], begin(row, start))[0] for row, start, end in pieces])
+
+    def packed() -> Tensor:
+        own = [x[start:end, row] for row, start, end in pieces]
+        states = tuple(torch.cat(each, 1) for each in zip(*(begin(row, start) for row, start, _ in pieces)))
+        return plain(pack_sequence(own, enforce_sorted=False), states)[0].data
+
+    def run(module: nn.Module, function: Callable[[], Tensor]) -> Callable[[bool], Tensor]:
+        def call(training: bool) -> Tensor:
+            with torch.set_grad_enabled(training):
+                output = function()
+            if training:
+                module.zero_grad()
+                output.sum().backward()
+            return output.detach()
+
+        return call
+
+    return {
+        OURS: run(ours, with_resets),
+        "a loop over steps": run(plain, by_steps),
+        "nn.LSTM, piece by piece": run(plain, by_pieces),
+        "nn.LSTM, pieces packed": run(plain, packed),
+    }
+
+
+def measure(batch: int, steps: int, size: int, hidden: int, share: float, runs: int) -> dict[str, Any]:
+    torch.manual_seed(0)
+    x, resets = torch.randn(steps, batch, size), torch.rand(steps, batch) < share
+    hx = (torch.randn(1, batch, hidden), torch.randn(1, batch, hidden))
+    each = contenders(x, hx, resets)
+    torch.testing.assert_close(each[OURS](False), each["a loop over steps"](False), rtol=1e-4, atol=1e-5)
+    row = {"shape": f"B{batch} T{steps} I{size} H{hidden}, {share:.0%} resets", "resets": int(resets.sum())}
+    for part in PARTS:
+        row[part] = interleaved(each, [part == "training"] * runs, OURS)
+    row["operations"] = 2.0 * batch * steps * 4 * hidden * (size + hidden)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=11, metavar="N", help="of each contender (default: 11)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results with machine, versions and date")
+    arguments = parser.parse_args()
+    console = Console(width=124)
+    rows = [measure(*shape, arguments.runs) for shape in track(SHAPES, "shapes", console=console, transient=True)]
+    table = Table(title="Sequences with resets: milliseconds, and how many times as long as with resets=")
+    table.add_column("shape", no_wrap=True)
+    table.add_column("")
+    for name in rows[0][PARTS[0]]:
+        table.add_column(name, justify="right")
+    for row in rows:
+        for part in PARTS:
+            cells = [f"{timed['p50']:.1f} ({timed['ratio']:.2f} x)" for timed in row[part].values()]
+            cells[0] = f"{row[part][OURS]['p50']:.1f}"
+            table.add_row(row["shape"] if part == PARTS[0] else "", part, *cells, end_section=part == PARTS[-1])
+    console.print(table)
+    for row in rows:
+        seconds = row["forward"][OURS]["p50"] / 1e3
+        console.print(f"{row['shape']}: forward at {row['operations'] / seconds / 1e9:.0f} GFLOP/s", highlight=False)
+    if arguments.json:
+        results.write(results.stamped(rows=rows), arguments.json)
+
+
+if __name__ == "__main__":
+    main()
