@@ -3,10 +3,10 @@
     python benchmarks/resets.py [--json FILE]
 
 Recurrent policies are trained on such batches: an episode may end at any step, and the state before the next step is
-zero. Three ways stand beside `pymtl.LSTM(x, hx, resets=mask)`: a loop over steps that clears the states, as the policies
-of sb3-contrib run it; nn.LSTM called for each piece; and nn.LSTM on the pieces as one PackedSequence. Each is timed
-forward alone without gradients, and forward with backward. Ratios are medians of interleaved runs. Below stands at which
-rate ours computes.
+zero. Three ways stand beside `pymtl.LSTM(x, hx, resets=mask)`: a loop over steps that clears the states, as the
+policies of sb3-contrib run it; nn.LSTM called for each piece; and nn.LSTM on the pieces as one PackedSequence. Each is
+timed forward alone without gradients, and forward with backward. Ratios are medians of interleaved runs. Below stands
+the rate at which ours computes.
 """
 
 from __future__ import annotations
