@@ -71,7 +71,7 @@ COMPARISONS = {
     "few_intents": Comparison(
         OWN / "few_intents.toml",
         EXAMPLES / "snips",
-        ("tasks=intent+slots,intent+slots+words,intent+slots+words+suffixes",),
+        ("tasks=intent+slots,intent+slots+words",),
     ),
 }
 
