@@ -517,6 +517,13 @@ class Recurrent(nn.RNNBase):
         self._snapshot = None
         super()._load_from_state_dict(state_dict, *args, **kwargs)
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Called by torch.jit.script, which would fail on the first thing in ``forward`` that it has no words for."""
+        raise RuntimeError(
+            f"torch.jit.script cannot compile pymtl's {self._name()}: script pymtl.revert(model), which has the same "
+            "parameters, or take torch.jit.trace"
+        )
+
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
         state.pop("_snapshot", None)
@@ -529,8 +536,9 @@ def refuse_projection(proj_size: None) -> None:
 
 
 def _editable(output: Tensor) -> Tensor:
-    # Backward needs the output unchanged. A copy lets the caller edit it in place, as nn.LSTM allows.
-    return output.clone() if output.requires_grad else output
+    # Backward needs the output unchanged. A copy lets the caller edit it in place, as nn.LSTM allows. A trace, which is
+    # recorded and checked with and without gradients, has to be the same in both.
+    return output.clone() if output.requires_grad and not torch.jit.is_tracing() else output
 
 
 def _batch_of(packed: PackedSequence, hx: Any) -> int:

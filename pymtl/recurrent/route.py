@@ -28,6 +28,7 @@ NO_PROJECTION = "proj_size: no kernel projects h"
 NO_DTYPE = "no kernel takes the dtype on this device"
 NO_AUTOCAST = "no kernel takes the dtype of autocast"
 NO_DEVICE = "no kernels are loaded for this device"
+RECORDED = "torch.jit.trace and torch.onnx.export record torch's own operators"
 NOT_FASTER = "on a GPU torch runs GRUs, RNNs and LSTMs that no persistent kernel holds"
 
 REASONS = (
@@ -39,6 +40,7 @@ REASONS = (
     NO_DTYPE,
     NO_AUTOCAST,
     NO_DEVICE,
+    RECORDED,
     NOT_FASTER,
 )
 
@@ -71,6 +73,8 @@ def route(
     """
     if proj_size != 0:
         reason = NO_PROJECTION
+    elif torch.jit.is_tracing() or (torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()):
+        reason = RECORDED
     elif input.is_cpu:
         if has_kernels(weights[0], bfloat16=True):
             if not torch.is_autocast_enabled("cpu") or autocast_dtype(input) is not None:

@@ -8,6 +8,7 @@ from parity import assert_parity, assert_same_bits
 from recurrent.test_compile import KINDS, Tagger, batch_of, needs_a_compiler, tagger, with_gradients
 from torch import nn
 from torch.export import Dim
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import pymtl
 from pymtl import _native
@@ -135,20 +136,79 @@ class Scores(nn.Module):
         return self.linear(self.encoder(x)[0])
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-def test_a_reverted_model_answers_through_onnx_as_ours_does(kind, tmp_path):
-    pytest.importorskip("onnx")
+@pytest.mark.parametrize("exporter", ["dynamo", "TorchScript"])
+@pytest.mark.parametrize("as_it_is", [True, False], ids=["as it is", "reverted"])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_a_model_answers_through_onnx_as_ours_does(kind, as_it_is, exporter, tmp_path):
+    onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     model = Scores(kind).eval()
-    program = torch.onnx.export(
-        pymtl.revert(model), (torch.randn(3, 7, 6),), dynamo=True, dynamic_shapes=({0: Dim("batch")},), verbose=False
-    )
-    program.save(tmp_path / "model.onnx")
-    session = runtime.InferenceSession(tmp_path / "model.onnx")
-    assert kind in {node.op_type for node in program.model_proto.graph.node}
+    given, path = model if as_it_is else pymtl.revert(model), tmp_path / "model.onnx"
+    if exporter == "dynamo":
+        options = {"dynamic_shapes": ({0: Dim("batch")},), "verbose": False}
+    else:
+        options = {"dynamic_axes": {"x": {0: "batch"}}, "input_names": ["x"]}
+    torch.onnx.export(given, (torch.randn(3, 7, 6),), path, dynamo=exporter == "dynamo", **options)
+    session = runtime.InferenceSession(path)
+    nodes = onnx.load(path).graph.node
+    assert all(node.domain == "" for node in nodes)
+    if kind != "RNN":  # which torch takes apart
+        assert kind in {node.op_type for node in nodes}
     inputs = [torch.randn(batch, 7, 6) for batch in (3, 1, 8)]
     ours = answers(model, [(x,) for x in inputs])
     name = session.get_inputs()[0].name
     theirs = {str(i): torch.from_numpy(session.run(None, {name: x.numpy()})[0]) for i, x in enumerate(inputs)}
     assert_parity(ours, theirs, answers(model.double(), [(x.double(),) for x in inputs]))
+
+
+# Traces and scripts.
+
+
+class Layers(nn.Module):
+    def __init__(self, kind, modules, **options):
+        super().__init__()
+        self.encoder = getattr(modules, kind)(6, 8, num_layers=2, bidirectional=True, batch_first=True, **options)
+
+    def forward(self, x, lengths=None):
+        if lengths is None:
+            return self.encoder(x)[0]
+        if not isinstance(self.encoder, pymtl.recurrent.Recurrent):
+            packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+            return pad_packed_sequence(self.encoder(packed)[0], batch_first=True, total_length=x.shape[1])[0]
+        return self.encoder(x, lengths=lengths)[0]
+
+
+@pytest.mark.parametrize("with_lengths", [False, True])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_a_trace_is_that_of_torchs_module(kind, with_lengths, tmp_path):
+    ours, theirs = Layers(kind, pymtl).eval(), Layers(kind, nn).eval()
+    theirs.load_state_dict(ours.state_dict())
+    lengths = (torch.tensor([2, 7, 4]),) if with_lengths else ()
+    traces = [torch.jit.trace(model, (torch.randn(3, 7, 6), *lengths)) for model in (ours, theirs)]
+    traces[0].save(tmp_path / "traced.pt")
+    loaded = torch.jit.load(tmp_path / "traced.pt")
+    assert "pymtl::" not in str(loaded.inlined_graph)
+    for batch in (3, 1, 5):
+        own = (torch.cat([torch.randint(1, 8, (batch - 1,)), torch.tensor([7])]),) if with_lengths else ()
+        x = torch.randn(batch, 7, 6)
+        assert torch.equal(loaded(x, *own), traces[1](x, *own))
+        torch.testing.assert_close(loaded(x, *own), ours(x, *own), rtol=1e-5, atol=1e-6)
+
+
+def test_a_trace_of_options_repeats_what_the_module_gives():
+    model = Layers("LSTM", pymtl, layer_norm=True).double().eval()
+    x = torch.randn(3, 7, 6).double()
+    traced = torch.jit.trace(model, x)
+    for each in (x, torch.randn(2, 7, 6).double()):
+        torch.testing.assert_close(traced(each), model(each))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_a_script_is_refused_with_the_way_out_and_leaves_the_model_as_it_is(kind):
+    model, x = Scores(kind).eval(), torch.randn(3, 7, 6)
+    with pytest.raises(RuntimeError, match=rf"pymtl's {kind}: script pymtl.revert\(model\)"):
+        torch.jit.script(model)
+    assert type(model.encoder) is getattr(pymtl, kind)
+    reverted = pymtl.revert(model)
+    assert torch.equal(torch.jit.script(reverted)(x), reverted(x))
