@@ -40,29 +40,43 @@ def convert(module: Module, inplace: bool = False) -> Module:
     reaches the kernels by ``super().forward(...)``. Those that override a check which torch's forward pass makes are
     left alone, with a warning that names them.
 
+    Without ``inplace`` the module given stays as it is: use what is returned, ``model = pymtl.convert(model)``.
+    :func:`pymtl.describe` shows who runs each layer of either.
+
     Args:
-        module: any module.
+        module: any module. One without any such layer gives a warning.
         inplace: change ``module`` itself; otherwise a copy of the module tree is made that shares its tensors.
 
     Returns:
         The converted module: ``module`` if ``inplace``.
     """
     module = module if inplace else _copy_sharing_tensors(module)
-    left_alone = []
+    left_alone, found = [], False
     for name, child in module.named_modules():
+        found = found or isinstance(child, (Recurrent, *_FAST))
         if not isinstance(child, tuple(_FAST)) or isinstance(child, Recurrent):
             continue
-        original = next(cls for cls in type(child).__mro__ if cls in _FAST)
-        if any(getattr(type(child), name, None) is not getattr(original, name, None) for name in _CHECKS):
+        if own_checks(child):
             left_alone.append(f"{name or 'the module itself'} ({type(child).__name__})")
             continue
         child.__class__ = _fast_class(type(child))
+    if not found:
+        warnings.warn(
+            f"convert found no nn.LSTM, nn.GRU or nn.RNN inside {type(module).__name__}: nothing is changed",
+            stacklevel=2,
+        )
     if left_alone:
         warnings.warn(
             "convert left alone what overrides the checks of its base's forward pass: " + ", ".join(left_alone),
             stacklevel=2,
         )
     return module
+
+
+def own_checks(module: nn.RNNBase) -> list[str]:
+    """The methods by which a subclass changes what torch's forward pass asks, and ours does not."""
+    original = next((cls for cls in type(module).__mro__ if cls in _FAST), nn.RNNBase)
+    return [name for name in _CHECKS if getattr(type(module), name, None) is not getattr(original, name, None)]
 
 
 def revert(module: Module, inplace: bool = False) -> Module:

@@ -1,0 +1,49 @@
+"""The recurrent layers of a model, and who runs each of them."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from pymtl.recurrent.base import Recurrent
+from pymtl.recurrent.convert import own_checks
+
+NOT_CONVERTED = "not converted: pymtl.convert(model) returns a copy in which it is"
+CELL = "a cell runs one step at a time: there is nothing to fuse"
+
+
+def describe(module: nn.Module) -> str:
+    """Each recurrent layer inside ``module``, who runs it now, and why: lines to print, before and after
+    :func:`pymtl.convert`::
+
+        print(pymtl.describe(model))
+
+    Asked is for an input of the weights' dtype and device; :meth:`pymtl.LSTM.route` tells of any input.
+    """
+    rows = [
+        (name or "the module itself", f"{_name(type(child))}({child.extra_repr()})", *_runner(child))
+        for name, child in module.named_modules()
+        if isinstance(child, nn.RNNBase | nn.RNNCellBase)
+    ]
+    if not rows:
+        return f"no recurrent layer inside {type(module).__name__}"
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(
+        f"{name:<{widths[0]}}  {layer:<{widths[1]}}  {runner:<{widths[2]}}  {reason}"
+        for name, layer, runner, reason in rows
+    )
+
+
+def _name(kind: type[nn.Module]) -> str:
+    package = {"torch": "nn.", "pymtl": "pymtl."}.get(kind.__module__.partition(".")[0], "")
+    return package + kind.__name__
+
+
+def _runner(layer: nn.Module) -> tuple[str, str]:
+    if isinstance(layer, nn.RNNCellBase):
+        return "torch", CELL
+    if not isinstance(layer, Recurrent):
+        own = own_checks(layer)
+        return "torch", f"left alone by pymtl.convert: it has its own {' and '.join(own)}" if own else NOT_CONVERTED
+    weights = layer._weights()
+    way = layer._pymtl_route(weights[0].new_empty(0, layer.input_size), weights)
+    return way.runner, way.reason
