@@ -48,9 +48,7 @@ CLAUSES = {"csubj", "ccomp", "xcomp", "advcl", "acl", "parataxis"}  # de Marneff
 COMPARISONS = {
     "hotels": Comparison(OWN / "hotels.toml", Path("nlupp_hotels"), WAYS),
     "reviews": Comparison(REVIEWS / "reviews.toml", REVIEWS, DEFAULT),
-    "ewt": Comparison(
-        EXAMPLES / "ewt" / "ewt.toml", Path("ud_ewt"), DEFAULT, ("training.epochs=4", "training.schedule=linear")
-    ),
+    "ewt": Comparison(EXAMPLES / "ewt" / "ewt.toml", Path("ud_ewt"), DEFAULT),
     "snips": Comparison(
         EXAMPLES / "snips" / "snips.toml",
         EXAMPLES / "snips",
@@ -59,7 +57,7 @@ COMPARISONS = {
     ),
     "constructions": Comparison(OWN / "constructions.toml", MADE, DEFAULT),
     "clauses": Comparison(OWN / "clauses.toml", MADE, DEFAULT),
-    "intensity": Comparison(OWN / "intensity.toml", REVIEWS, DEFAULT),
+    "intensity": Comparison(OWN / "intensity.toml", REVIEWS, (*DEFAULT, "tasks.intensity.weight=1,0.3,0.1")),
     "few_labels": Comparison(
         OWN / "few_labels.toml",
         Path("ud_ewt"),

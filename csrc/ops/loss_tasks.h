@@ -44,6 +44,7 @@ struct LossTasks {
       task.classes = logits[k].size(1);
       check_device(logits[k], Name("logits", k), logits[0]);
       check_type(logits[k], Name("logits", k), type);
+      check_memory(logits[k], Name("logits", k));
       // A slice of the columns of stacked logits is read where it is.
       const bool rows_contiguous = logits[k].stride(1) == 1;
       kept.push_back(rows_contiguous ? logits[k] : torch::stable::contiguous(logits[k]));

@@ -40,6 +40,7 @@ Tensor checked_prepacked(const Tensor& prepacked, const Name& name, Cell cell, i
   check_type(prepacked, name, type);
   check(prepacked.dim() == 1 && prepacked.numel() > kHeader<T> && prepacked.is_contiguous(), name,
         ": expected weights from rnn_prepack, got something else");
+  check_memory(prepacked, name);
   PrepackedHeader header;
   std::memcpy(&header, prepacked.const_data_ptr(), sizeof header);
   const PrepackedHeader own = rnn_prepacked_header<T>(cell);

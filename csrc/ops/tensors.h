@@ -97,12 +97,34 @@ inline void check_device(const Tensor& tensor, const Name& name, const Tensor& l
         device_of(like), ", got one on ", device_of(tensor));
 }
 
+// A tensor keeps its sizes when its storage is freed or made smaller, as libraries do that shard a model among
+// processes. The pointer does not tell: a view's is its offset then.
+inline void check_memory(const Tensor& tensor, const Name& name) {
+  int64_t bytes = 0;
+  int64_t end = 0;  // elements from the beginning of the storage to behind the last one
+  check_call(aoti_torch_get_storage_size(tensor.get(), &bytes), "aoti_torch_get_storage_size");
+  check_call(aoti_torch_get_storage_offset(tensor.get(), &end), "aoti_torch_get_storage_offset");
+  const int64_t count = tensor.numel();
+  if (tensor.is_contiguous()) {
+    end += count;
+  } else {
+    for (int64_t d = 0; d < tensor.dim(); ++d) end += (tensor.size(d) - 1) * tensor.stride(d);
+    ++end;
+  }
+  check(
+      count == 0 || end * static_cast<int64_t>(tensor.element_size()) <= bytes, name,
+      ": expected a tensor with memory, got one whose storage was freed: it has ", bytes,
+      " bytes (untyped_storage().resize_). If a library shards the model among processes, call the model through that "
+      "library's wrapper, which brings the weights back");
+}
+
 // A contiguous tensor on the device of `like` with this type and these sizes, copied if need be. A GPU's kernels read
 // two 16-bit numbers at once.
 inline Tensor checked(const Tensor& tensor, const Name& name, ScalarType type, const Sizes& sizes, const Tensor& like) {
   check_device(tensor, name, like);
   check_type(tensor, name, type);
   check_sizes(tensor, name, sizes);
+  check_memory(tensor, name);
   if (!tensor.is_contiguous()) return torch::stable::contiguous(tensor);
   const bool aligned = like.is_cpu() || reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 4 == 0;
   return aligned ? tensor : torch::stable::clone(tensor);

@@ -1,0 +1,136 @@
+"""Tensors whose storage was freed, as sharding libraries free it: every op refuses them by name and reads no memory."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+import pymtl
+from pymtl import (
+    CRF,
+    BinaryCrossEntropy,
+    ClassificationHead,
+    JointLoss,
+    MultiLabelHead,
+    MultiTaskModel,
+    RegressionHead,
+    TokenClassificationHead,
+)
+
+REFUSED = "expected a tensor with memory, got one whose storage was freed"
+LENGTHS = torch.tensor([4, 7, 2])
+B, T, I, H = 3, 7, 5, 6
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps the calls of this library's ops with all that they are given."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        if function.namespace == "pymtl":
+            self.calls.append((function, arguments, options or {}))
+        return function(*arguments, **(options or {}))
+
+
+def encoders():
+    x, resets = torch.randn(B, T, I, requires_grad=True), torch.rand(B, T) < 0.3
+    for kind in (pymtl.LSTM, pymtl.GRU, pymtl.RNN):
+        encoder = kind(I, H, bidirectional=True, batch_first=True)
+        h = torch.randn(2, B, H, requires_grad=True)
+        hx = (h, torch.randn(2, B, H, requires_grad=True)) if kind is pymtl.LSTM else h
+        for given in ({}, {"lengths": LENGTHS}, {"resets": resets}):
+            encoder(x, hx, **given)[0].sum().backward()
+        with torch.no_grad():
+            encoder(x, hx, lengths=LENGTHS)
+            pymtl.freeze(encoder.eval())
+            encoder(x, hx)
+            encoder(x[:, :1], hx)
+        options = {"recurrent_dropout": 0.5, "zoneout": 0.1, "layer_norm": True}
+        kind(I, H, batch_first=True, **options)(x)[0].sum().backward()
+
+
+def models():
+    heads = {
+        "intent": ClassificationHead(4),
+        "slots": TokenClassificationHead(3),
+        "tags": MultiLabelHead(3, "max", BinaryCrossEntropy(weight=(1.0, 2.0, 0.5))),
+        "score": RegressionHead(1, "mean"),
+    }
+    model = MultiTaskModel(nn.Embedding(9, I), pymtl.LSTM(I, H, batch_first=True), heads, dropout=0.3)
+    joint = JointLoss(dict.fromkeys(heads, 1.0), model.losses)
+    tokens = torch.randint(9, (B, T))
+    targets = {
+        "intent": torch.randint(4, (B,)),
+        "slots": torch.randint(3, (B, T)),
+        "tags": torch.rand(B, 3),
+        "score": torch.randn(B, 1),
+    }
+    joint(model(tokens, LENGTHS), targets).total.backward()
+    with torch.no_grad():
+        model.eval()(tokens, LENGTHS)
+
+
+def chains():
+    crf, emissions = CRF(4, batch_first=True), torch.randn(B, T, 4, requires_grad=True)
+    crf(emissions, torch.randint(4, (B, T)), LENGTHS).sum().backward()
+    crf.decode(emissions, LENGTHS)
+
+
+def recorded():
+    """The first call of each op with each set of tensors that are given at all."""
+    torch.manual_seed(0)
+    with Recorder() as recorder:
+        for run in (encoders, models, chains):
+            run()
+    found = {}
+    for function, arguments, options in recorder.calls:
+        leaves, _ = tree_flatten((arguments, options))
+        given = tuple(isinstance(leaf, torch.Tensor) and leaf.numel() > 0 for leaf in leaves)
+        found.setdefault((function.name(), given), (function, arguments, options))
+    return found
+
+
+CALLS = recorded()
+OPS = {name for name, _ in CALLS}
+
+
+def freed(tensor, kind):
+    """The same sizes without the memory."""
+    if kind == "view":  # of a buffer, behind its beginning
+        buffer = tensor.new_zeros(tensor.numel() + 3)
+        result = buffer[3:].view(tensor.shape)
+    else:
+        result = buffer = tensor.detach().clone(memory_format=torch.contiguous_format)
+    buffer.untyped_storage().resize_(0 if kind != "smaller" else buffer.untyped_storage().nbytes() // 2)
+    return result
+
+
+def test_every_op_is_tried():
+    ours = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("pymtl::")}
+    of_gpus = {"pymtl::cluster_rounds", "pymtl::rnn_choices", "pymtl::rnn_force_choice", "pymtl::rnn_hidden_size_limit"}
+    assert {name.partition(".")[0] for name in ours} - of_gpus == {name.partition(".")[0] for name in OPS}
+
+
+@pytest.mark.parametrize("kind", ["whole", "view", "smaller"])
+@pytest.mark.parametrize("name", sorted(OPS))
+def test_freed_tensors_are_refused_by_name(name, kind):
+    refused = 0
+    for (own, _), (function, arguments, options) in CALLS.items():
+        leaves, structure = tree_flatten((arguments, options))
+        if own != name:
+            continue
+        for place, leaf in enumerate(leaves):
+            if not isinstance(leaf, torch.Tensor) or leaf.numel() == 0:
+                continue
+            changed = [*leaves]
+            changed[place] = freed(leaf, kind)
+            given, more = tree_unflatten(changed, structure)
+            with torch.no_grad(), pytest.raises(RuntimeError, match=REFUSED) as raised:
+                function(*given, **more)
+            assert not str(raised.value).startswith(":")
+            refused += 1
+    assert refused > 0
