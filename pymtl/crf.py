@@ -342,7 +342,11 @@ class CRFLoss(SequenceLoss):
         refuse_where(
             partly,
             sentences,
-            lambda got: f"expected tags of all tokens of a padded sentence or of none, got some for sentence {got}",
+            lambda got: (
+                f"expected tags of all tokens of a padded sentence or of none, got some for sentence {got}: its length "
+                "cannot be told from them. Pack logits and tags (pymtl.pack, or a packed input), where tags may be "
+                "missing"
+            ),
             ValueError,
         )
         data, order = self.crf.packed(emissions, counts if has_cuda(tags) else counts.clamp(min=1).cpu())

@@ -10,7 +10,7 @@ from parity import assert_same_bits
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from pymtl import CRF, LSTM, ClassificationHead, CRFHead, CRFLoss, JointLoss, MultiTaskModel, ops, reference
+from pymtl import CRF, LSTM, ClassificationHead, CRFHead, CRFLoss, JointLoss, MultiTaskModel, ops, pack, reference
 from pymtl.training.reference_model import MultiTaskModel as ReferenceModel
 
 LABELS = ["B-x", "B-y", "I-x", "I-y", "O"]
@@ -260,13 +260,15 @@ def test_a_sentence_with_some_of_its_tags_counts_all_paths_through_them():
         torch.testing.assert_close(ours, theirs.nan_to_num())
 
 
-def test_a_padded_sentence_with_some_of_its_tags_is_refused():
+def test_a_padded_sentence_with_some_of_its_tags_is_refused_with_the_way_out():
     crf, emissions, tags = case()
     tags = tags.masked_fill(torch.arange(T) >= torch.tensor(LENGTHS).unsqueeze(1), -100)
     tags[3, 1] = -100
     joint = JointLoss({"slots": 1.0}, {"slots": CRFLoss(crf)})
-    with pytest.raises(ValueError, match=r"targets\['slots'\]: expected tags of all tokens .* for sentence 3"):
+    with pytest.raises(ValueError, match=r"targets\['slots'\]: .* for sentence 3: .* Pack logits and tags"):
         joint({"slots": emissions}, {"slots": tags})
+    packed = [pack(each, LENGTHS, batch_first=True) for each in (emissions, tags)]
+    assert joint({"slots": packed[0]}, {"slots": packed[1]}).total.isfinite()
 
 
 def test_bad_tags_and_layouts_are_refused_by_task():
