@@ -19,6 +19,7 @@ from pymtl.losses import CrossEntropy, Loss
 from pymtl.ops.autograd import needs_reference, wants_gradient
 from pymtl.packing import as_lengths, same_packing
 from pymtl.recurrent import Recurrent
+from pymtl.recurrent.route import refuse_recording
 from pymtl.sharing import HardSharing, Sharing, SharingResult
 from pymtl.states import States
 
@@ -154,6 +155,7 @@ class MultiTaskModel(nn.Module):
                 PackedSequence.
             RuntimeError: a size, dtype or device does not fit.
         """
+        refuse_recording("a MultiTaskModel", "it packs its tokens by operators of pymtl; take torch.export")
         wanted = tuple(self.heads) if tasks is None else tuple(dict.fromkeys(tasks))
         if not wanted:
             raise ValueError("tasks: expected at least one task, got none")

@@ -83,7 +83,7 @@ STABLE_TORCH_LIBRARY(pymtl, m) {
   m.def(
       "packing_order(Tensor lengths, SymInt steps) "
       "-> (Tensor batch_sizes, Tensor sorted_indices, Tensor unsorted_indices)");
-  // resets: bool [B, T] or [T, B]; tokens [N]: places in it, flattened; S pieces.
+  // resets: bool [B, T] or [T, B]; tokens [N]: places in it, flattened; S segments.
   m.def(
       "segment_order(Tensor resets, Tensor? lengths, bool batch_first) "
       "-> (Tensor batch_sizes, Tensor tokens, Tensor first, Tensor last, Tensor sequences)");

@@ -204,10 +204,11 @@ def _table(console: Any, heading: list[str], rows: list[list[str]], title: str) 
     without_limit = console.options.update(width=100_000)
     if Measurement.get(console, without_limit, found).maximum <= console.width:
         return found
-    narrow = Table(heading[0], "", title=title)
-    narrow.add_column("", justify="right")
+    narrow = Table(title=title)
+    for name, justify in ((heading[0], "left"), ("", "left"), ("", "right")):
+        narrow.add_column(name, justify=justify, overflow="fold")
     for variant, *cells in rows:
-        said = [(name, cell) for name, cell in zip(heading[1:], cells) if cell]
+        said = [(name, cell) for name, cell in zip(heading[1:], cells) if cell] or [("", "")]
         for place, (name, cell) in enumerate(said):
             narrow.add_row(
                 escape(variant) if place == 0 else "", escape(name), escape(cell), end_section=place == len(said) - 1

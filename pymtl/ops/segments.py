@@ -32,19 +32,14 @@ class Segments(NamedTuple):
         padded = packed.new_zeros(rows * columns, *packed.shape[1:])
         return padded.index_copy(0, self.tokens, packed).unflatten(0, (rows, columns))
 
-    def initial(self, state: Tensor | None, begins_anew: Tensor, directions: int) -> Tensor | None:
-        """The initial states [L*D, S, ...] of the segments, from those of the sequences [L*D, B, ...].
-
-        Each direction's is that of the segment it reads first, zeros elsewhere; ``begins_anew``, bool [B]: sequences
-        whose first step is itself a reset, before which the forward direction's is not looked at.
-        """
+    def initial(self, state: Tensor | None, directions: int) -> Tensor | None:
+        """The initial states [L*D, S, ...] of the segments, from those of the sequences [L*D, B, ...]: each direction's
+        is that of the segment it reads first, and zero for the others."""
         if state is None:
             return None
         parts = state.unflatten(0, (-1, directions)).unbind(1)
-        forward = parts[0].masked_fill(begins_anew[:, None], 0.0)
-        segments = [parts[0].new_zeros(parts[0].shape[0], self.sequences.shape[0], state.shape[2])] * directions
-        begun = [segments[0].index_copy(1, self.first, forward)]
-        begun += [segments[1].index_copy(1, self.last, parts[1])] if directions == 2 else []
+        zeros = parts[0].new_zeros(parts[0].shape[0], self.sequences.shape[0], state.shape[2])
+        begun = [zeros.index_copy(1, where, part) for part, where in zip(parts, (self.first, self.last))]
         return torch.stack(begun, 1).flatten(0, 1)
 
     def final(self, state: Tensor, directions: int) -> Tensor:

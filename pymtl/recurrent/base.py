@@ -16,7 +16,7 @@ from pymtl.ops.autograd import needs_reference, wants_gradient
 from pymtl.ops.dtypes import autocast_dtype
 from pymtl.packing import as_lengths
 from pymtl.recurrent.options import Options
-from pymtl.recurrent.route import Route, route
+from pymtl.recurrent.route import Route, refuse_recording, route
 from pymtl.recurrent.snapshot import Snapshot, notice_fused_optimizers
 
 if TYPE_CHECKING:
@@ -91,11 +91,12 @@ class Recurrent(nn.RNNBase):
                 from 1 to T. Padding is neither read nor computed on; the output is zero there. For an input on a GPU
                 they may be on that GPU too, so that the call does not wait for them: they are then clamped to 0 and T
                 rather than checked.
-            resets: of a padded batch, bool [T, B] ([B, T] if ``batch_first``, unbatched [T]); True where the state
-                before the step is zero: an episode, a document or a recording begins there. What is cut apart is run
-                as sequences of their own, in both directions: each direction begins with its initial state, where the
-                step it reads first is no reset to it, and its last state is that of the piece it reads last. Those on
-                a GPU are waited for.
+            resets: of a padded batch, bool [T, B] ([B, T] if ``batch_first``, unbatched [T]); True where an episode, a
+                document or a recording begins: the state before the step is zero. A reset cuts a sequence in two, and
+                no direction sees across the cut. The forward direction begins the first segment with h_0 (or zero,
+                if its first step is a reset) and ends with the state of the last segment; the backward direction
+                begins the last segment with its h_0 and ends with the state of the first. Resets on a GPU are waited
+                for.
 
         Returns:
             The output and the last states.
@@ -186,6 +187,7 @@ class Recurrent(nn.RNNBase):
             raise RuntimeError(f"resets: expected bool {expected}, got {resets.dtype} {list(resets.shape)}")
         if resets.device != input.device and not resets.is_cpu:
             raise RuntimeError(f"resets: expected a tensor on the CPU or {input.device}, got one on {resets.device}")
+        refuse_recording("resets", "their number would be that of this call for ever; take torch.export")
         batched = input.dim() == 3
         if not batched:
             place = 0 if self.batch_first else 1
@@ -198,11 +200,21 @@ class Recurrent(nn.RNNBase):
         if lengths is not None:
             lengths = as_lengths(lengths, batch, input.device)
         h0, c0 = self._initial_state(hx, batch, batched)
-        segments = ops.segment_order(resets, lengths, self.batch_first, input.device)
-        data = segments.pack(input)
         begins_anew = resets.select(1 if self.batch_first else 0, 0).to(input.device)
         directions = self._directions()
-        h0, c0 = (segments.initial(state, begins_anew, directions) for state in (h0, c0))
+        if not torch.compiler.is_compiling():
+            later = resets[:, 1:] if self.batch_first else resets[1:]
+            if not bool(later.any()):  # as in a policy that acts step by step: nothing is cut
+                h0, c0 = (_begun(state, begins_anew, directions) for state in (h0, c0))
+                hx = None if h0 is None else self._states(h0, c0)
+                output, state = Recurrent.forward(self, input, hx, lengths=lengths)
+                if batched:
+                    return output, state
+                h_n, c_n = state if isinstance(state, tuple) else (state, state)
+                return output.squeeze(place), self._states(h_n.squeeze(1), c_n.squeeze(1))
+        segments = ops.segment_order(resets, lengths, self.batch_first, input.device)
+        data = segments.pack(input)
+        h0, c0 = (segments.initial(_begun(state, begins_anew, directions), directions) for state in (h0, c0))
         way = self._pymtl_route(data, weights)
         if way.runner == "torch":
             longest = int((segments.batch_sizes > 0).sum())
@@ -255,6 +267,9 @@ class Recurrent(nn.RNNBase):
 
     def _pymtl_route(self, input: Tensor, weights: Sequence[Tensor], lengths: Tensor | None = None) -> Route:
         has_options = self._pymtl_variants.act(self.training)
+        if has_options:
+            described = self._pymtl_variants.describe(self.mode)
+            refuse_recording(f"a layer with {described}", "torch's layers have no such options; take torch.export")
         return route(input, weights, self.mode, self.hidden_size, self.proj_size, has_options, lengths)
 
     def _initial_state(self, hx: Any, batch: int, batched: bool) -> Cells:
@@ -550,6 +565,14 @@ def _batch_of(packed: PackedSequence, hx: Any) -> int:
     if torch.compiler.is_compiling():
         return (hx if isinstance(hx, Tensor) else hx[0]).shape[1]
     return int(packed.batch_sizes[0])
+
+
+def _begun(state: Tensor | None, begins_anew: Tensor, directions: int) -> Tensor | None:
+    """Initial states [L*D, B, ...] of which the forward direction's are zero where the first step, [B], is a reset."""
+    if state is None:
+        return None
+    forward = torch.arange(state.shape[0], device=state.device) % directions == 0
+    return state.masked_fill(forward[:, None, None] & begins_anew[:, None], 0.0)
 
 
 def _permute(state: Tensor | None, indices: Tensor | None) -> Tensor | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from pymtl.recurrent.base import Recurrent
 from pymtl.recurrent.convert import own_checks
 
 NOT_CONVERTED = "not converted: pymtl.convert(model) returns a copy in which it is"
+UNKNOWN = "not an nn.LSTM, nn.GRU or nn.RNN, which pymtl.convert knows"
 CELL = "a cell runs one step at a time: there is nothing to fuse"
 
 
@@ -34,6 +36,8 @@ def describe(module: nn.Module) -> str:
 
 
 def _name(kind: type[nn.Module]) -> str:
+    if kind.__module__ == parametrize.__name__:  # whose class for one module is named ParametrizedLSTM
+        return kind.__name__
     package = {"torch": "nn.", "pymtl": "pymtl."}.get(kind.__module__.partition(".")[0], "")
     return package + kind.__name__
 
@@ -42,8 +46,11 @@ def _runner(layer: nn.Module) -> tuple[str, str]:
     if isinstance(layer, nn.RNNCellBase):
         return "torch", CELL
     if not isinstance(layer, Recurrent):
+        if not isinstance(layer, nn.LSTM | nn.GRU | nn.RNN):
+            return "torch", UNKNOWN
         own = own_checks(layer)
         return "torch", f"left alone by pymtl.convert: it has its own {' and '.join(own)}" if own else NOT_CONVERTED
-    weights = layer._weights()
+    weights = list(layer.parameters())  # as they are: a parametrization may change when it is asked
     way = layer._pymtl_route(weights[0].new_empty(0, layer.input_size), weights)
-    return way.runner, way.reason
+    own = "" if type(layer).forward is Recurrent.forward else ", in what its own forward leaves to super().forward"
+    return way.runner, way.reason + own

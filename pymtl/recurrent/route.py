@@ -52,6 +52,17 @@ _ROUTES = {
 _ON_CPU = _ROUTES["kernels", ON_CPU]
 
 
+def is_recorded() -> bool:
+    """Whether torch.jit.trace or torch.onnx.export records what runs now."""
+    return torch.jit.is_tracing() or (torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export())
+
+
+def refuse_recording(what: str, instead: str) -> None:
+    """Raises where a trace or an ONNX graph would hold this call's sizes, or operators that only pymtl has."""
+    if is_recorded():
+        raise RuntimeError(f"torch.jit.trace and torch.onnx.export cannot record {what}: {instead}")
+
+
 def route(
     input: Tensor,
     weights: Sequence[Tensor],
@@ -73,7 +84,7 @@ def route(
     """
     if proj_size != 0:
         reason = NO_PROJECTION
-    elif torch.jit.is_tracing() or (torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export()):
+    elif is_recorded():
         reason = RECORDED
     elif input.is_cpu:
         if has_kernels(weights[0], bfloat16=True):

@@ -37,6 +37,7 @@ class SharedPrivate(Sharing):
 
     Raises:
         ValueError: a weight is below 0, a task is called "shared", or one of ``shared_only`` is not among the tasks.
+        TypeError: ``shared_only`` is a string.
     """
 
     def __init__(
@@ -56,6 +57,8 @@ class SharedPrivate(Sharing):
             raise ValueError(f"tasks: expected other names than {SHARED!r}, the shared encoder's")
         self.orthogonality = check_weight("orthogonality", orthogonality)
         self.adversarial = check_weight("adversarial", adversarial)
+        if isinstance(shared_only, str):
+            raise TypeError(f"shared_only: expected a list of tasks, got {shared_only!r}")
         for task in shared_only:
             if task not in tasks:
                 raise ValueError(f"shared_only: expected some of the tasks {list(tasks)}, got {task!r}")

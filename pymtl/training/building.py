@@ -90,10 +90,7 @@ def encoder_of(config: Config, input_size: int) -> LSTM | Sharing:
         )
     scheme = SCHEMES[config.sharing.kind]
     sizes = (input_size, model.hidden_size, model.num_layers, model.bidirectional, model.dropout)
-    options = dict(config.sharing.options)
-    if "shared_only" in inspect.signature(scheme).parameters:
-        options.setdefault("shared_only", [name for name, task in config.tasks.items() if task.auxiliary])
-    return scheme(list(config.tasks), *sizes, **options)
+    return scheme(list(config.tasks), *sizes, **config.sharing.options)
 
 
 def balancing_of(config: Config) -> Balancing | None:

@@ -342,6 +342,10 @@ def _with_methods(config: Config, where: str) -> Config:
         if method.kind == AUTO:
             _require(not method.options, f"{where}: {name}", f"another kind than {AUTO!r} with options", method.options)
             config = dataclasses.replace(config, **{name: MethodConfig(kind)})
+    auxiliary = [name for name, task in config.tasks.items() if task.auxiliary]
+    if config.sharing.kind == "shared_private" and auxiliary:
+        options = {"shared_only": auxiliary, **config.sharing.options}
+        config = dataclasses.replace(config, sharing=MethodConfig("shared_private", options))
     return config
 
 

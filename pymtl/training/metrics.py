@@ -186,9 +186,9 @@ def best_epoch(epochs: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def passed_over(epochs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, float, float]]:
-    """Of each of several tasks whose first score was clearly better in another epoch than in the one that is kept for
-    all tasks: that epoch, its score, and the kept one's. Clearly is by 0.01; scores without an upper limit are left
-    out."""
+    """Of each of several tasks whose score was clearly better in another epoch than in the one that is kept for all
+    tasks: that epoch, its score, and the kept one's. The score is a task's first of which more is better; clearly is by
+    0.02, less than which is often noise."""
     kept = best_epoch(epochs)["valid"]
     first: dict[str, str] = {}
     for name in kept:
@@ -196,8 +196,9 @@ def passed_over(epochs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, flo
             first.setdefault(name.partition("/")[0], name)
     found = {}
     for name in first.values() if len(first) > 1 else ():
-        best = max(epochs, key=lambda epoch: epoch["valid"].get(name, -math.inf))
-        if best["valid"][name] - kept[name] >= 0.01:
+        scored = [epoch for epoch in epochs if math.isfinite(epoch["valid"].get(name, math.nan))]
+        best = max(scored, key=lambda epoch: epoch["valid"][name], default=None)
+        if best is not None and best["valid"][name] - kept[name] >= 0.02:
             found[name] = (best["epoch"], best["valid"][name], kept[name])
     return found
 

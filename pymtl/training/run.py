@@ -158,8 +158,10 @@ class Run:
         self.read_manifest()
         raw = self.read_json("config.json")
         backend = raw.pop("backend", "pymtl") if isinstance(raw, dict) else ""
-        if isinstance(raw, dict):  # what both were in runs from before they were written down
+        if isinstance(raw, dict):  # what was so in runs from before it was written down
             raw = {"sharing": "hard", "balancing": "ew", **raw}
+            if isinstance(raw["sharing"], dict) and raw["sharing"].get("kind") == "shared_private":
+                raw["sharing"] = {"shared_only": [], **raw["sharing"]}
         try:
             config = parse(raw, str(self.path("config.json")))
         except ConfigError as error:

@@ -1,3 +1,4 @@
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -196,12 +197,41 @@ def test_a_trace_is_that_of_torchs_module(kind, with_lengths, tmp_path):
         torch.testing.assert_close(loaded(x, *own), ours(x, *own), rtol=1e-5, atol=1e-6)
 
 
-def test_a_trace_of_options_repeats_what_the_module_gives():
-    model = Layers("LSTM", pymtl, layer_norm=True).double().eval()
-    x = torch.randn(3, 7, 6).double()
-    traced = torch.jit.trace(model, x)
-    for each in (x, torch.randn(2, 7, 6).double()):
-        torch.testing.assert_close(traced(each), model(each))
+class Resetting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = pymtl.LSTM(6, 8)
+
+    def forward(self, x, resets):
+        return self.encoder(x, resets=resets)[0]
+
+
+def with_heads():
+    heads = {"a": pymtl.ClassificationHead(3, "mean"), "b": pymtl.TokenClassificationHead(2)}
+    return pymtl.MultiTaskModel(None, pymtl.LSTM(6, 8, batch_first=True), heads)
+
+
+X = torch.randn(3, 7, 6)
+NOT_RECORDED = {
+    "options": (lambda: Layers("LSTM", pymtl, layer_norm=True), (X,), "a layer with layer_norm=True: .* torch.export"),
+    "zoneout": (lambda: Layers("GRU", pymtl, zoneout=0.1), (X,), "a layer with zoneout=0.1"),
+    "resets": (Resetting, (X, torch.zeros(3, 7, dtype=torch.bool)), "resets: .* torch.export"),
+    "heads": (with_heads, (X,), "a MultiTaskModel: .* torch.export"),
+}
+
+
+def export_to_onnx(model, inputs):
+    torch.onnx.export(model, inputs, io.BytesIO(), dynamo=False)
+
+
+@pytest.mark.parametrize("record", [torch.jit.trace, export_to_onnx])
+@pytest.mark.parametrize(("make", "inputs", "says"), NOT_RECORDED.values(), ids=NOT_RECORDED)
+def test_what_a_trace_cannot_hold_is_refused_with_the_way_out(make, inputs, says, record):
+    pytest.importorskip("onnx")
+    model = make().eval()
+    model(*inputs)
+    with pytest.raises(RuntimeError, match=f"cannot record {says}"):
+        record(model, inputs)
 
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])

@@ -6,7 +6,7 @@ from torch import nn
 
 import pymtl
 from pymtl.recurrent import route as router
-from pymtl.recurrent.describe import CELL, NOT_CONVERTED
+from pymtl.recurrent.describe import CELL, NOT_CONVERTED, UNKNOWN
 
 
 class Strict(nn.LSTM):
@@ -75,3 +75,29 @@ def test_convert_warns_of_a_model_without_recurrent_layers(recwarn):
     pymtl.convert(pymtl.LSTM(2, 3))
     pymtl.convert(nn.LSTM(2, 3), inplace=True)
     assert not recwarn
+
+
+class Twice(nn.LSTM):
+    def forward(self, input, hx=None):
+        output, state = super().forward(input, hx)
+        return 2 * output, state
+
+
+class Other(nn.RNNBase):
+    def __init__(self):
+        super().__init__("LSTM", 2, 3)
+
+
+def test_layers_that_decide_for_themselves_are_told_apart():
+    lines = lines_of(pymtl.describe(pymtl.convert(nn.ModuleDict({"twice": Twice(2, 3), "other": Other()}))))
+    assert lines["twice"].endswith("in what its own forward leaves to super().forward")
+    assert lines["other"].endswith(UNKNOWN)
+
+
+def test_describing_a_model_does_not_change_it():
+    model = nn.utils.parametrizations.spectral_norm(nn.LSTM(2, 3), "weight_hh_l0").train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for module in (model, pymtl.convert(model)):
+        assert "ParametrizedLSTM(2, 3)" in pymtl.describe(module)
+        assert "nn.Parametrized" not in pymtl.describe(module)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -172,6 +172,29 @@ def test_an_unbatched_sequence_is_a_batch_of_one(kind):
 
 
 @every_kind
+@every_stack
+@pytest.mark.parametrize("steps", [1, T])
+def test_resets_at_the_first_step_alone_clear_the_state(kind, stack, steps):
+    ours, plain = made(kind, stack)
+    x, hx = torch.randn(steps, B, I, dtype=torch.float64, requires_grad=True), states(ours)
+    resets = torch.zeros(steps, B, dtype=torch.bool)
+    resets[0, ::2] = True
+    lengths = [steps] * B
+    actual = ours(x, hx, resets=resets)
+    assert_agree(ours, plain, actual, by_pieces(plain, x, hx, resets, lengths), [x, *parts_of(hx)])
+    if not ours.bidirectional:
+        assert_agree(ours, plain, ours(x, hx, resets=resets), by_steps(plain, x, hx, resets), [x, *parts_of(hx)])
+
+
+@pytest.mark.parametrize("batch", [0, 3])
+def test_empty_and_full_batches_where_torch_runs_it(batch):
+    resets = torch.zeros(5, batch, dtype=torch.bool).index_fill(0, torch.tensor([2]), True)
+    for module in (pymtl.GRU(I, H).half(), pymtl.LSTM(I, H, proj_size=3)):
+        output, _ = module(torch.randn(5, batch, I, dtype=module.weight_ih_l0.dtype), resets=resets)
+        assert output.shape == (5, batch, 3 if module.proj_size else H)
+
+
+@every_kind
 @pytest.mark.parametrize(("batch", "steps"), [(1, 1), (1, 9), (4, 1), (0, 5)], ids=str)
 @every_share
 def test_small_and_empty_batches(kind, batch, steps, share):
@@ -250,7 +273,7 @@ def test_resets_compile_into_one_graph(kind, with_lengths):
         same_bits(*(gradients(*each, [x, *parts_of(hx), *ours.parameters()]) for each in (actual, expected)))
 
 
-MASK = torch.zeros(T, B, dtype=torch.bool)
+MASK = torch.zeros(T, B, dtype=torch.bool).index_fill(0, torch.tensor([5]), True)
 
 
 @pytest.mark.parametrize(

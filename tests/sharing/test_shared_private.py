@@ -159,6 +159,8 @@ def test_penalties_are_of_the_tasks_with_an_encoder_of_their_own():
 def test_a_task_of_the_shared_encoder_alone_must_be_one_of_the_tasks():
     with pytest.raises(ValueError, match=r"shared_only: expected some of the tasks .*, got 'd'"):
         SharedPrivate(TASKS, INPUT, H, shared_only=["d"])
+    with pytest.raises(TypeError, match="shared_only: expected a list of tasks, got 'a'"):
+        SharedPrivate(TASKS, INPUT, H, shared_only="a")
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])

@@ -169,13 +169,17 @@ def test_a_score_of_zero_is_nothing_to_be_relative_to(tmp_path):
 @pytest.mark.parametrize("width", [70, 124, 300])
 def test_a_table_of_many_tasks_is_whole_on_a_narrow_terminal(width):
     heading = ["variant", *(f"task{i} accuracy" for i in range(9))]
+    long = "sharing=shared_private balancing=equal_norm model.hidden_size=256 training.learning_rate=0.003"
     rows = [["both", *(f"{i}1.25 % ± 0.50 %" for i in range(9))], ["task8 alone", *[""] * 8, "99.75 % ± 0.25 %"]]
+    rows.append([long, *[""] * 9])
     console = Console(width=width, record=True)
     console.print(_table(console, heading, rows, "Scores"))
     printed = console.export_text()
     for word in ("both", "task8 alone", *heading[1:], *filter(None, rows[0][1:] + rows[1][1:])):
         assert word in printed
     assert "…" not in printed
+    letters = "".join(line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│"))
+    assert long.replace(" ", "") in letters.replace(" ", "")
 
 
 def test_runs_on_data_that_have_changed_are_not_taken_for_new_ones(tmp_path, fails):

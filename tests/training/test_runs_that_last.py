@@ -509,6 +509,10 @@ def test_a_task_whose_best_epoch_is_passed_over_is_named():
     assert passed_over(alone) == {}  # kept by another of its scores
     unbounded = of_epochs({"words/perplexity": 9.0, "a/f1": 0.1}, {"words/perplexity": 5.0, "a/f1": 0.2})
     assert passed_over(unbounded) == {}
+    lost = of_epochs({"a/f1": float("nan"), "b/f1": 0.1}, {"a/f1": 0.9, "b/f1": 0.1}, {"a/f1": 0.1, "b/f1": 0.95})
+    for epoch, selection in zip(lost, (0.0, 0.5, 0.525)):
+        epoch["selection"] = selection
+    assert passed_over(lost) == {"a/f1": (2, 0.9, 0.1)}
 
 
 def test_training_says_which_tasks_the_kept_epoch_costs(capsys):

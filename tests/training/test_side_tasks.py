@@ -185,6 +185,30 @@ def test_auxiliary_tasks_are_trained(aside):
     assert not any(torch.equal(before[name], trained.model.state_dict()[name]) for name in own)
 
 
+def test_auxiliary_tasks_read_the_shared_encoder_alone(aside):
+    config = json.loads((aside / "run/config.json").read_text())
+    names = set(load_file(aside / "run/model.safetensors"))
+    encoders = {name.split(".")[3] for name in names if name.startswith("encoder.parallel.encoders.")}
+    if config["sharing"]["kind"] == "shared_private":
+        assert config["sharing"]["shared_only"] == ["slots", "freq"]
+        assert encoders == {"shared", "intent"}
+    else:
+        assert config["sharing"] == {"kind": "hard"}
+        assert encoders == set()
+
+
+def test_a_run_from_before_auxiliary_tasks_read_the_shared_encoder_alone_loads(tmp_path):
+    run = Run(train(tmp_path, toy.TOML + SIDE, *SLOTS_ASIDE, 'sharing={kind="shared_private", shared_only=[]}'))
+    raw = run.read_json("config.json")
+    assert raw["sharing"].pop("shared_only") == []
+    expected = pymtl.load(run.folder).predict(TEXTS)
+    run.write_json("config.json", raw)
+    model, config, _ = run.load_model()
+    assert config.sharing.options == {"shared_only": []}
+    assert set(model.model.encoder.parallel.encoders) == {"shared", "intent", "slots", "freq"}
+    assert pymtl.load(run.folder).predict(TEXTS) == expected
+
+
 def test_auxiliary_tasks_are_not_scored(aside):
     scores = [epoch["valid"] for epoch in Run(aside / "run").read_metrics()] + [Run(aside / "run").read_scores()]
     for each in scores:
