@@ -160,6 +160,18 @@ def variants(result: dict[str, Any]) -> Iterator[Cells]:
         yield row["shape"], row["mode"], *line
 
 
+def resets(result: dict[str, Any]) -> Iterator[Cells]:
+    parts = ("forward", "training")
+    names = list(result["rows"][0][parts[0]])
+    yield "shape", "", *(f"{names[0]} ms" if name == names[0] else name for name in names), "GFLOP/s"
+    for row in result["rows"]:
+        for part in parts:
+            timed = row[part]
+            ratios = [f"{timed[name]['ratio']:.2f}" for name in names[1:]]
+            rate = row["operations"] * (1 if part == "forward" else 3) / timed[names[0]]["p50"] / 1e6
+            yield row["shape"], part, f"{timed[names[0]]['p50']:.2f}", *ratios, f"{rate:.0f}"
+
+
 def _ratio(name: str, row: dict[str, float]) -> str:
     return "" if name == "pymtl" else f"{row['ratio']:.2f}"
 
@@ -198,6 +210,7 @@ def main() -> None:
         "cells": cells(results["cells"]),
         "variants": variants(results["cells"]),
         "memory": memory(results["memory"]),
+        "resets": resets(results["resets"]),
     }
     for name, rows in tables.items():
         place = re.compile(rf"(<!-- {name} -->\n)(?:\|.*\n)*")
@@ -205,6 +218,7 @@ def main() -> None:
         if count != 1:
             raise SystemExit(f"README.md: expected one <!-- {name} -->, got {count}")
     text = re.sub(r"Latest: .*", f"Latest: {origin(results['latest'])}.", text)
+    text = re.sub(r"Resets: [^(]*\(", f"Resets: {origin(results['resets'])} (", text)
     text = re.sub(r"AVX2 kernels, measured [^(]*\(", f"AVX2 kernels, measured {origin(results['grids_avx2'])} (", text)
     readme.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
 

@@ -571,8 +571,10 @@ def _begun(state: Tensor | None, begins_anew: Tensor, directions: int) -> Tensor
     """Initial states [L*D, B, ...] of which the forward direction's are zero where the first step, [B], is a reset."""
     if state is None:
         return None
+    if directions == 1:
+        return state.masked_fill(begins_anew.unsqueeze(1), 0.0)
     forward = torch.arange(state.shape[0], device=state.device) % directions == 0
-    return state.masked_fill(forward[:, None, None] & begins_anew[:, None], 0.0)
+    return state.masked_fill(forward[:, None, None] & begins_anew.unsqueeze(1), 0.0)
 
 
 def _permute(state: Tensor | None, indices: Tensor | None) -> Tensor | None:
