@@ -163,7 +163,7 @@ def variants(result: dict[str, Any]) -> Iterator[Cells]:
 def resets(result: dict[str, Any]) -> Iterator[Cells]:
     parts = ("forward", "training")
     names = list(result["rows"][0][parts[0]])
-    yield "shape", "", *(f"{names[0]} ms" if name == names[0] else name for name in names), "GFLOP/s"
+    yield "shape", "", f"{names[0]}, ms", *(f"{name}, times as long" for name in names[1:]), "GFLOP/s"
     for row in result["rows"]:
         for part in parts:
             timed = row[part]
@@ -218,7 +218,7 @@ def main() -> None:
         if count != 1:
             raise SystemExit(f"README.md: expected one <!-- {name} -->, got {count}")
     text = re.sub(r"Latest: .*", f"Latest: {origin(results['latest'])}.", text)
-    text = re.sub(r"Resets: [^(]*\(", f"Resets: {origin(results['resets'])} (", text)
+    text = re.sub(r"Resets: .*", f"Resets: {origin(results['resets'])}.", text)
     text = re.sub(r"AVX2 kernels, measured [^(]*\(", f"AVX2 kernels, measured {origin(results['grids_avx2'])} (", text)
     readme.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
 

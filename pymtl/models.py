@@ -155,7 +155,7 @@ class MultiTaskModel(nn.Module):
                 PackedSequence.
             RuntimeError: a size, dtype or device does not fit.
         """
-        refuse_recording("a MultiTaskModel", "it packs its tokens by operators of pymtl; take torch.export")
+        refuse_recording("a MultiTaskModel", "it packs its tokens by operators of pymtl; torch.export.export can")
         wanted = tuple(self.heads) if tasks is None else tuple(dict.fromkeys(tasks))
         if not wanted:
             raise ValueError("tasks: expected at least one task, got none")
@@ -179,7 +179,11 @@ class MultiTaskModel(nn.Module):
                 logits[task] = PackedSequence(values, *first[1:])
             else:
                 logits[task] = ops.unpack(values, order, batch_first=self.encoder.batch_first)
-        return logits
+        # An exported program gives what torch.export knows.
+        return dict(logits) if torch.compiler.is_exporting() else logits
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise RuntimeError("torch.jit.script cannot compile a MultiTaskModel; torch.export.export can export it")
 
     def _packing(self, fields: Mapping[str, Field], lengths: Tensor | Sequence[int] | None) -> ops.PackingOrder:
         names = iter(fields.items())

@@ -184,10 +184,12 @@ class Recurrent(nn.RNNBase):
             raise TypeError(f"resets: expected a Tensor, got {type(resets).__name__}")
         if resets.dtype != torch.bool or resets.shape != input.shape[:-1]:
             expected = list(input.shape[:-1])
-            raise RuntimeError(f"resets: expected bool {expected}, got {resets.dtype} {list(resets.shape)}")
+            way_out = "" if resets.dtype == torch.bool else ": take resets.bool()"
+            raise RuntimeError(f"resets: expected bool {expected}, got {resets.dtype} {list(resets.shape)}{way_out}")
         if resets.device != input.device and not resets.is_cpu:
-            raise RuntimeError(f"resets: expected a tensor on the CPU or {input.device}, got one on {resets.device}")
-        refuse_recording("resets", "their number would be that of this call for ever; take torch.export")
+            where = "the CPU" if input.is_cpu else f"the CPU or {input.device}"
+            raise RuntimeError(f"resets: expected a tensor on {where}, got one on {resets.device}")
+        refuse_recording("resets", "the cuts would be those of this call for ever; torch.export.export can")
         batched = input.dim() == 3
         if not batched:
             place = 0 if self.batch_first else 1
@@ -269,7 +271,9 @@ class Recurrent(nn.RNNBase):
         has_options = self._pymtl_variants.act(self.training)
         if has_options:
             described = self._pymtl_variants.describe(self.mode)
-            refuse_recording(f"a layer with {described}", "torch's layers have no such options; take torch.export")
+            refuse_recording(
+                f"a layer with {described}", "torch's layers have no such options; torch.export.export can"
+            )
         return route(input, weights, self.mode, self.hidden_size, self.proj_size, has_options, lengths)
 
     def _initial_state(self, hx: Any, batch: int, batched: bool) -> Cells:

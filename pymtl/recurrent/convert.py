@@ -49,7 +49,11 @@ def convert(module: Module, inplace: bool = False) -> Module:
 
     Returns:
         The converted module: ``module`` if ``inplace``.
+
+    Raises:
+        TypeError: ``module`` is no nn.Module.
     """
+    check_module(module)
     module = module if inplace else _copy_sharing_tensors(module)
     left_alone, found = [], False
     for name, child in module.named_modules():
@@ -73,6 +77,12 @@ def convert(module: Module, inplace: bool = False) -> Module:
     return module
 
 
+def check_module(module: object) -> None:
+    if not isinstance(module, nn.Module):
+        got = f"the class {module.__name__}" if isinstance(module, type) else type(module).__name__
+        raise TypeError(f"module: expected an nn.Module, got {got}")
+
+
 def own_checks(module: nn.RNNBase) -> list[str]:
     """The methods by which a subclass changes what torch's forward pass asks, and ours does not."""
     original = next((cls for cls in type(module).__mro__ if cls in _FAST), nn.RNNBase)
@@ -82,16 +92,23 @@ def own_checks(module: nn.RNNBase) -> list[str]:
 def revert(module: Module, inplace: bool = False) -> Module:
     """Undoes :func:`convert`: every :class:`pymtl.LSTM`, ``GRU`` and ``RNN`` inside becomes torch's again.
 
-    Subclasses of them written by hand are left alone, and modules with options that torch's have not, with a warning
-    that names them.
+    Left alone, with a warning that names them, are subclasses written by hand, modules with options that torch's have
+    not, and those inside a :class:`pymtl.MultiTaskModel` or another of this library's modules, which need them.
     """
+    check_module(module)
     module = module if inplace else _copy_sharing_tensors(module)
     left_alone = []
+    needed = {
+        id(child)
+        for parent in module.modules()
+        if not isinstance(parent, Recurrent) and type(parent).__module__.partition(".")[0] == "pymtl"
+        for child in parent.modules()
+    }
     for name, child in module.named_modules():
         if not isinstance(child, Recurrent):
             continue
         original = _original_class(type(child))
-        if original is None or child._pymtl_variants.act(training=True):
+        if original is None or child._pymtl_variants.act(training=True) or id(child) in needed:
             left_alone.append(f"{name or 'the module itself'} ({type(child).__name__})")
             continue
         Recurrent.unfreeze(child)

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from pymtl.recurrent.base import Recurrent
-from pymtl.recurrent.convert import own_checks
+from pymtl.recurrent.convert import check_module, own_checks
 
 NOT_CONVERTED = "not converted: pymtl.convert(model) returns a copy in which it is"
 UNKNOWN = "not an nn.LSTM, nn.GRU or nn.RNN, which pymtl.convert knows"
@@ -21,6 +21,7 @@ def describe(module: nn.Module) -> str:
 
     Asked is for an input of the weights' dtype and device; :meth:`pymtl.LSTM.route` tells of any input.
     """
+    check_module(module)
     rows = [
         (name or "the module itself", f"{_name(type(child))}({child.extra_repr()})", *_runner(child))
         for name, child in module.named_modules()

@@ -28,6 +28,12 @@ def survey(sets: Sets, vocabulary: Vocabulary) -> list[str]:
         count = sum(record.labels.get(name) is not None for own in sets.train.values() for record in own)
         lines += _of_task(name, config, vocabulary, count)
         lines += _missing(name, sets)
+        if config.tasks[name].auxiliary:
+            lines.append(f"{name}: auxiliary, weight {config.tasks[name].weight:g}: trained, not scored")
+    if config.balancing.kind == "equal_norm":
+        lines.append(
+            "loss: the sum of the tasks' losses as equal_norm scales them; each task's own tells how it gets on"
+        )
     for part, records in (("validation", sets.valid), ("test", sets.test)):
         lines += _unknown_labels(part, records, config, vocabulary)
         share = unknown_share([record for own in records.values() for record in own], vocabulary)

@@ -242,3 +242,19 @@ def test_a_script_is_refused_with_the_way_out_and_leaves_the_model_as_it_is(kind
     assert type(model.encoder) is getattr(pymtl, kind)
     reverted = pymtl.revert(model)
     assert torch.equal(torch.jit.script(reverted)(x), reverted(x))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_multi_task_model_exports_as_it_is_and_its_program_gives_a_dictionary(strict):
+    model = with_heads().eval()
+    lengths = torch.tensor([7, 2, 4])
+    with torch.no_grad():
+        program = torch.export.export(model, (X, lengths), strict=strict).module()
+        found, expected = program(X, lengths), model(X, lengths)
+    assert type(found) is dict
+    assert_same_bits(found, expected)
+
+
+def test_a_script_of_a_multi_task_model_is_refused_with_its_own_way_out():
+    with pytest.raises(RuntimeError, match=r"a MultiTaskModel; torch.export.export can"):
+        torch.jit.script(with_heads())

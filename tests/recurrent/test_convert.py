@@ -423,3 +423,29 @@ def test_torchs_own_path_is_exactly_nn_lstm_after_conversion(inplace):
         reference = copy.deepcopy(model)
         x = input_of(model)
         assert_same_bits(with_gradients(pymtl.convert(model, inplace), x), with_gradients(reference, x))
+
+
+@both_ways
+def test_reverting_leaves_alone_what_modules_of_ours_need(inplace):
+    tasks = ["a"]
+    encoder = pymtl.sharing.SharedPrivate(tasks, 6, 8)
+    words = pymtl.TokenFeatures({"words": nn.Embedding(9, 4), "characters": pymtl.CharacterLSTM(5, 3, 1)})
+    model = nn.ModuleDict(
+        {
+            "tagger": pymtl.MultiTaskModel(words, encoder, {"a": pymtl.TokenClassificationHead(3)}),
+            "plain": pymtl.LSTM(2, 3),
+        }
+    )
+    inputs = {"words": torch.randint(9, (2, 4)), "characters": torch.randint(1, 5, (2, 4, 3))}
+    expected = model["tagger"](inputs, [4, 2])
+    with pytest.warns(UserWarning, match=r"left alone .*tagger\.embedding.*tagger\.encoder"):
+        back = pymtl.revert(model, inplace)
+    assert type(back["plain"]) is nn.LSTM
+    assert_same_bits(back["tagger"](inputs, [4, 2]), expected)
+
+
+@pytest.mark.parametrize("function", [pymtl.convert, pymtl.revert, pymtl.describe])
+def test_what_is_no_module_is_refused(function):
+    for given, got in ((nn.Linear, "the class Linear"), ([nn.LSTM(2, 3)], "list"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=f"module: expected an nn.Module, got {got}"):
+            function(given)

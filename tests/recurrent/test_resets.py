@@ -280,7 +280,7 @@ MASK = torch.zeros(T, B, dtype=torch.bool).index_fill(0, torch.tensor([5]), True
     ("arguments", "error", "says"),
     [
         ({"resets": [[True]]}, TypeError, "resets: expected a Tensor, got list"),
-        ({"resets": MASK.long()}, RuntimeError, r"resets: expected bool \[11, 6\], got torch.int64"),
+        ({"resets": MASK.long()}, RuntimeError, r"resets: expected bool \[11, 6\], got torch.int64 .*resets.bool\(\)"),
         ({"resets": MASK.t()}, RuntimeError, r"resets: expected bool \[11, 6\], got torch.bool \[6, 11\]"),
         ({"resets": MASK[:, 0]}, RuntimeError, r"expected bool \[11, 6\], got torch.bool \[11\]"),
         ({"resets": MASK, "lengths": [T] * (B - 1)}, RuntimeError, "lengths: expected 6 lengths"),

@@ -527,3 +527,12 @@ def test_one_task_shares_and_balances_nothing_and_auto_has_no_options():
     for name in ("sharing", "balancing"):
         with pytest.raises(ConfigError, match=rf"c\.toml: {name}: .*auto"):
             parsed(one, f'{name}={{kind = "auto", size = 1}}')
+
+
+def test_training_says_what_is_auxiliary_and_what_the_loss_is(tmp_path):
+    path = written(tmp_path, DEFAULTS + SIDE + "weight = 0.3\n")
+    printed = quiet("train", path, "--run", tmp_path / "run", "--set", "training.epochs=1")
+    assert "freq: auxiliary, weight 0.3: trained, not scored" in printed
+    assert "loss: the sum of the tasks' losses as equal_norm scales them" in printed
+    printed = quiet("train", path, "--run", tmp_path / "ew", "--set", "training.epochs=1", "--set", "balancing=ew")
+    assert "equal_norm" not in printed
