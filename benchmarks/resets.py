@@ -27,6 +27,7 @@ from torch.nn.utils.rnn import pack_sequence
 import pymtl
 from pymtl.benchmark import results
 from pymtl.benchmark.timing import interleaved
+from pymtl.commands import positive
 
 SHAPES = (  # batch, steps, input size, hidden size, share of steps that are resets
     (128, 64, 256, 256, 0.01),
@@ -106,7 +107,7 @@ def measure(batch: int, steps: int, size: int, hidden: int, share: float, runs: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=11, metavar="N", help="of each contender (default: 11)")
+    parser.add_argument("--runs", type=positive, default=11, metavar="N", help="of each contender (default: 11)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results with machine, versions and date")
     arguments = parser.parse_args()
     console = Console(width=124)

@@ -25,6 +25,14 @@ from pymtl import ClassificationHead, LanguageModelHead, MultiTaskModel, TokenCl
 from pymtl.sharing import SharedPrivate
 
 
+def side_by_side(scheme, task, xs):
+    """A task's states of each sequence: in each direction the shared encoder's beside its own."""
+    pairs = zip(walk(scheme.parallel.encoders["shared"], xs), walk(scheme.parallel.encoders[task], xs))
+    if scheme.bidirectional:
+        return [torch.cat([s[:, :H], p[:, :H], s[:, H:], p[:, H:]], 1) for s, p in pairs]
+    return [torch.cat([s, p], 1) for s, p in pairs]
+
+
 @every_batch
 @every_depth
 @every_direction
@@ -32,15 +40,7 @@ def test_shared_and_private_states_stand_side_by_side_in_each_direction(bidirect
     scheme = SharedPrivate(TASKS, INPUT, H, num_layers, bidirectional)
 
     def oracle(xs):
-        shared = walk(scheme.parallel.encoders["shared"], xs)
-        states = {}
-        for task in TASKS:
-            pairs = zip(shared, walk(scheme.parallel.encoders[task], xs))
-            if bidirectional:
-                states[task] = [torch.cat([s[:, :H], p[:, :H], s[:, H:], p[:, H:]], 1) for s, p in pairs]
-            else:
-                states[task] = [torch.cat([s, p], 1) for s, p in pairs]
-        return states
+        return {task: side_by_side(scheme, task, xs) for task in TASKS}
 
     assert_agrees(scheme, oracle, lengths)
     assert_agrees(scheme, oracle, lengths, ["c", "b"])
@@ -131,15 +131,8 @@ def test_a_task_of_the_shared_encoder_alone_has_its_states(bidirectional, length
     ]
 
     def oracle(xs):
-        shared = walk(scheme.parallel.encoders["shared"], xs)
-        states = {"b": shared}
-        for task in ("a", "c"):
-            pairs = zip(shared, walk(scheme.parallel.encoders[task], xs))
-            if bidirectional:
-                states[task] = [torch.cat([s[:, :H], p[:, :H], s[:, H:], p[:, H:]], 1) for s, p in pairs]
-            else:
-                states[task] = [torch.cat([s, p], 1) for s, p in pairs]
-        return states
+        own = {task: side_by_side(scheme, task, xs) for task in ("a", "c")}
+        return {**own, "b": walk(scheme.parallel.encoders["shared"], xs)}
 
     assert_agrees(scheme, oracle, lengths)
     assert_agrees(scheme, oracle, lengths, ["c", "b"])
