@@ -160,7 +160,7 @@ def variants(result: dict[str, Any]) -> Iterator[Cells]:
         yield row["shape"], row["mode"], *line
 
 
-def resets(result: dict[str, Any]) -> Iterator[Cells]:
+def beside_ours(result: dict[str, Any]) -> Iterator[Cells]:
     parts = ("forward", "training")
     names = list(result["rows"][0][parts[0]])
     yield "shape", "", f"{names[0]}, ms", *(f"{name}, times as long" for name in names[1:]), "GFLOP/s"
@@ -210,7 +210,8 @@ def main() -> None:
         "cells": cells(results["cells"]),
         "variants": variants(results["cells"]),
         "memory": memory(results["memory"]),
-        "resets": resets(results["resets"]),
+        "resets": beside_ours(results["resets"]),
+        "alternating": beside_ours(results["alternating"]),
     }
     for name, rows in tables.items():
         place = re.compile(rf"(<!-- {name} -->\n)(?:\|.*\n)*")
@@ -219,6 +220,7 @@ def main() -> None:
             raise SystemExit(f"README.md: expected one <!-- {name} -->, got {count}")
     text = re.sub(r"Latest: .*", f"Latest: {origin(results['latest'])}.", text)
     text = re.sub(r"Resets: .*", f"Resets: {origin(results['resets'])}.", text)
+    text = re.sub(r"Alternating: .*", f"Alternating: {origin(results['alternating'])}.", text)
     text = re.sub(r"AVX2 kernels, measured [^(]*\(", f"AVX2 kernels, measured {origin(results['grids_avx2'])} (", text)
     readme.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
 

@@ -66,8 +66,9 @@ class MultiTaskModel(nn.Module):
 
     Raises:
         TypeError: the encoder is neither, or a head not a :class:`pymtl.Head`.
-        ValueError: there is no head, a name is not fit for a module, ``dropout`` is not from 0 to 1, the encoder shares
-            among other tasks, or a head reads after one that is missing or waits for it in turn.
+        ValueError: there is no head, a name is not fit for a module, ``dropout`` is not from 0 to 1, the encoder has
+            ``reverse=True`` or shares among other tasks, or a head reads after one that is missing or waits for it in
+            turn.
     """
 
     def __init__(
@@ -84,6 +85,8 @@ class MultiTaskModel(nn.Module):
                 f"encoder: expected a pymtl.LSTM, GRU or RNN (pymtl.convert makes them) or a pymtl.sharing.Sharing, "
                 f"got {type(encoder).__name__}"
             )
+        if isinstance(encoder, Recurrent) and encoder._pymtl_variants.reverse:
+            raise ValueError("encoder: expected one that reads from the first token, got reverse=True")
         if not heads:
             raise ValueError("heads: expected at least one head, got none")
         if not 0.0 <= dropout <= 1.0:

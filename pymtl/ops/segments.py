@@ -3,6 +3,7 @@ kernel."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -32,21 +33,25 @@ class Segments(NamedTuple):
         padded = packed.new_zeros(rows * columns, *packed.shape[1:])
         return padded.index_copy(0, self.tokens, packed).unflatten(0, (rows, columns))
 
-    def initial(self, state: Tensor | None, directions: int) -> Tensor | None:
+    def initial(self, state: Tensor | None, reverse: Sequence[bool]) -> Tensor | None:
         """The initial states [L*D, S, ...] of the segments, from those of the sequences [L*D, B, ...]: each direction's
-        is that of the segment it reads first, and zero for the others."""
+        is that of the segment it reads first, and zero for the others. ``reverse``: D flags, of each direction."""
         if state is None:
             return None
-        parts = state.unflatten(0, (-1, directions)).unbind(1)
+        parts = state.unflatten(0, (-1, len(reverse))).unbind(1)
         zeros = parts[0].new_zeros(parts[0].shape[0], self.sequences.shape[0], state.shape[2])
-        begun = [zeros.index_copy(1, where, part) for part, where in zip(parts, (self.first, self.last))]
+        begun = [
+            zeros.index_copy(1, self.last if backwards else self.first, part) for part, backwards in zip(parts, reverse)
+        ]
         return torch.stack(begun, 1).flatten(0, 1)
 
-    def final(self, state: Tensor, directions: int) -> Tensor:
+    def final(self, state: Tensor, reverse: Sequence[bool]) -> Tensor:
         """The last states [L*D, B, ...] of the sequences, from those of the segments [L*D, S, ...]: each direction's
         is that of the segment it reads last."""
-        parts = state.unflatten(0, (-1, directions)).unbind(1)
-        ended = [part.index_select(1, where) for part, where in zip(parts, (self.last, self.first))]
+        parts = state.unflatten(0, (-1, len(reverse))).unbind(1)
+        ended = [
+            part.index_select(1, self.first if backwards else self.last) for part, backwards in zip(parts, reverse)
+        ]
         return torch.stack(ended, 1).flatten(0, 1)
 
 

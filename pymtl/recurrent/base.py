@@ -16,6 +16,7 @@ from pymtl.ops.autograd import needs_reference, wants_gradient
 from pymtl.ops.dtypes import autocast_dtype
 from pymtl.packing import as_lengths
 from pymtl.recurrent.options import Options
+from pymtl.recurrent.resets import begun, check_resets, cut_nothing
 from pymtl.recurrent.route import Route, refuse_recording, route
 from pymtl.recurrent.snapshot import Snapshot, notice_fused_optimizers
 
@@ -44,7 +45,9 @@ class Recurrent(nn.RNNBase):
             self._add_gains()
 
     def _set_options(self, options: Options) -> None:
-        if self.proj_size > 0 and options.act(training=True):
+        if options.reverse and self.bidirectional:
+            raise ValueError("reverse: expected False with bidirectional=True, which reads from both ends, got True")
+        if self.proj_size > 0 and options.beyond_torch(training=True):
             raise ValueError(f"proj_size: expected 0 with {options.describe(self.mode)}, got {self.proj_size}")
         self._pymtl_variants = options
 
@@ -126,7 +129,7 @@ class Recurrent(nn.RNNBase):
         weights = self._weights()
         way = self._pymtl_route(input, weights)
         if way.runner == "torch":
-            return self._original.forward(self, input, hx)
+            return self._torchs_forward(input, hx)
 
         batched = input.dim() == 3
         if not batched:
@@ -145,8 +148,17 @@ class Recurrent(nn.RNNBase):
             return output.squeeze(0 if self.batch_first else 1), self._states(h_n.squeeze(1), c_n.squeeze(1))
         return output, self._states(h_n, c_n)
 
+    def _torchs_forward(self, input: Tensor, hx: Any) -> tuple[Tensor, Any]:
+        if not self._pymtl_variants.reverse:
+            return self._original.forward(self, input, hx)
+        time = 1 if self.batch_first and input.dim() == 3 else 0
+        output, state = self._original.forward(self, input.flip(time), hx)
+        return output.flip(time), state
+
     def _forward_packed(self, input: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
         data, batch_sizes, sorted_indices, unsorted_indices = input
+        if self._pymtl_variants.reverse:
+            refuse_recording("reverse=True with lengths or a PackedSequence", "torch.export.export can")
         weights = self._weights()
         way = self._pymtl_route(data, weights)
         if way.runner == "torch":
@@ -180,15 +192,7 @@ class Recurrent(nn.RNNBase):
     def _forward_resets(
         self, input: Tensor, hx: Any, lengths: Tensor | Sequence[int] | None, resets: Tensor
     ) -> tuple[Tensor, Any]:
-        if not isinstance(resets, Tensor):
-            raise TypeError(f"resets: expected a Tensor, got {type(resets).__name__}")
-        if resets.dtype != torch.bool or resets.shape != input.shape[:-1]:
-            expected = list(input.shape[:-1])
-            way_out = "" if resets.dtype == torch.bool else ": take resets.bool()"
-            raise RuntimeError(f"resets: expected bool {expected}, got {resets.dtype} {list(resets.shape)}{way_out}")
-        if resets.device != input.device and not resets.is_cpu:
-            where = "the CPU" if input.is_cpu else f"the CPU or {input.device}"
-            raise RuntimeError(f"resets: expected a tensor on {where}, got one on {resets.device}")
+        check_resets(resets, input)
         refuse_recording("resets", "the cuts would be those of this call for ever; torch.export.export can")
         batched = input.dim() == 3
         if not batched:
@@ -202,21 +206,18 @@ class Recurrent(nn.RNNBase):
         if lengths is not None:
             lengths = as_lengths(lengths, batch, input.device)
         h0, c0 = self._initial_state(hx, batch, batched)
-        begins_anew = resets.select(1 if self.batch_first else 0, 0).to(input.device)
-        directions = self._directions()
-        if not torch.compiler.is_compiling():
-            later = resets[:, 1:] if self.batch_first else resets[1:]
-            if not bool(later.any()):  # as in a policy that acts step by step: nothing is cut
-                h0, c0 = (_begun(state, begins_anew, directions) for state in (h0, c0))
-                hx = None if h0 is None else self._states(h0, c0)
-                output, state = Recurrent.forward(self, input, hx, lengths=lengths)
-                if batched:
-                    return output, state
-                h_n, c_n = state if isinstance(state, tuple) else (state, state)
-                return output.squeeze(place), self._states(h_n.squeeze(1), c_n.squeeze(1))
+        reverse = self._reverse()
+        h0, c0 = (begun(state, resets, self.batch_first, reverse) for state in (h0, c0))
+        if cut_nothing(resets, self.batch_first):
+            hx = None if h0 is None else self._states(h0, c0)
+            output, state = Recurrent.forward(self, input, hx, lengths=lengths)
+            if batched:
+                return output, state
+            h_n, c_n = state if isinstance(state, tuple) else (state, state)
+            return output.squeeze(place), self._states(h_n.squeeze(1), c_n.squeeze(1))
         segments = ops.segment_order(resets, lengths, self.batch_first, input.device)
         data = segments.pack(input)
-        h0, c0 = (segments.initial(_begun(state, begins_anew, directions), directions) for state in (h0, c0))
+        h0, c0 = (segments.initial(state, reverse) for state in (h0, c0))
         way = self._pymtl_route(data, weights)
         if way.runner == "torch":
             longest = int((segments.batch_sizes > 0).sum())
@@ -227,7 +228,7 @@ class Recurrent(nn.RNNBase):
             count = segments.sequences.shape[0]
             output, h_n, c_n = self._layers(way, data, segments.batch_sizes, weights, h0, c0, count)
         output = segments.unpack(output, input.shape[0], input.shape[1])
-        h_n, c_n = (segments.final(state, directions) for state in (h_n, c_n))
+        h_n, c_n = (segments.final(state, reverse) for state in (h_n, c_n))
         if not batched:
             return output.squeeze(place), self._states(h_n.squeeze(1), c_n.squeeze(1))
         return output, self._states(h_n, c_n)
@@ -268,13 +269,15 @@ class Recurrent(nn.RNNBase):
         return self._pymtl_route(input, self._weights()).runner == "kernels"
 
     def _pymtl_route(self, input: Tensor, weights: Sequence[Tensor], lengths: Tensor | None = None) -> Route:
-        has_options = self._pymtl_variants.act(self.training)
-        if has_options:
+        varied = self._pymtl_variants.act(self.training)
+        if varied:
             described = self._pymtl_variants.describe(self.mode)
             refuse_recording(
                 f"a layer with {described}", "torch's layers have no such options; torch.export.export can"
             )
-        return route(input, weights, self.mode, self.hidden_size, self.proj_size, has_options, lengths)
+        return route(
+            input, weights, self.mode, self.hidden_size, self.proj_size, varied, self._pymtl_variants.reverse, lengths
+        )
 
     def _initial_state(self, hx: Any, batch: int, batched: bool) -> Cells:
         """h_0 and c_0 [layers * D, B, H], checked."""
@@ -306,6 +309,10 @@ class Recurrent(nn.RNNBase):
     def _directions(self) -> int:
         return 2 if self.bidirectional else 1
 
+    def _reverse(self) -> list[bool]:
+        """Of each direction: whether it reads from the last step to the first."""
+        return [False, True] if self.bidirectional else [self._pymtl_variants.reverse]
+
     def layer_weights(self, layer: int, weights: Sequence[Tensor] | None = None) -> ops.RNNWeights:
         """A layer's weights as they are now (or out of ``weights``), for :func:`pymtl.ops.rnn`."""
         weights = self._weights() if weights is None else weights
@@ -317,7 +324,7 @@ class Recurrent(nn.RNNBase):
             list(flat[1::each]),
             list(flat[2::each]) if self.bias else [],
             list(flat[3::each]) if self.bias else [],
-            [False, True][:directions],
+            self._reverse(),
             self.mode,
         )
 
@@ -373,9 +380,7 @@ class Recurrent(nn.RNNBase):
             and not wants_gradient(input, h0, c0, *weights)
         ):
             prepacked = prepacked if layers is None else prepacked[:layers]
-            return ops.rnn_frozen(
-                input, batch_sizes, prepacked, self.hidden_size, [False, True][:directions], self.mode, h0, c0
-            )
+            return ops.rnn_frozen(input, batch_sizes, prepacked, self.hidden_size, self._reverse(), self.mode, h0, c0)
         h_last, c_last = [], []
         for layer in range(self.num_layers if layers is None else layers):
             if layer > 0:
@@ -386,7 +391,7 @@ class Recurrent(nn.RNNBase):
                 None if h0 is None else h0[states],
                 None if c0 is None else c0[states],
             )
-            if varied:
+            if varied or way.runner == "reference":
                 snapshot = None if prepacked is None else prepacked[layer]
                 input, h_n, c_n = self._varied_layer(way, layer, input, batch_sizes, *own, batch, snapshot)
             else:
@@ -490,7 +495,7 @@ class Recurrent(nn.RNNBase):
         logits = rows.new_empty(rows.shape[0], 0)
         if head_weight is not None:
             logits = ops.heads(rows, head_weight, head_bias, parts=directions)
-        reverse = [False, True][:directions]
+        reverse = self._reverse()
         features = [
             ops.pool(output, batch_sizes, kind, reverse=reverse) if wanted else output.new_empty(0, output.shape[-1])
             for kind, wanted in (("mean", mean), ("max", max))
@@ -569,16 +574,6 @@ def _batch_of(packed: PackedSequence, hx: Any) -> int:
     if torch.compiler.is_compiling():
         return (hx if isinstance(hx, Tensor) else hx[0]).shape[1]
     return int(packed.batch_sizes[0])
-
-
-def _begun(state: Tensor | None, begins_anew: Tensor, directions: int) -> Tensor | None:
-    """Initial states [L*D, B, ...] of which the forward direction's are zero where the first step, [B], is a reset."""
-    if state is None:
-        return None
-    if directions == 1:
-        return state.masked_fill(begins_anew.unsqueeze(1), 0.0)
-    forward = torch.arange(state.shape[0], device=state.device) % directions == 0
-    return state.masked_fill(forward[:, None, None] & begins_anew.unsqueeze(1), 0.0)
 
 
 def _permute(state: Tensor | None, indices: Tensor | None) -> Tensor | None:

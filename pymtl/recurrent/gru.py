@@ -43,8 +43,9 @@ class GRU(Recurrent):
         weight_drop: float = 0.0,
         zoneout: float = 0.0,
         layer_norm: bool = False,
+        reverse: bool = False,
     ) -> None:
         refuse_projection(proj_size)
-        options = Options.of("GRU", recurrent_dropout, weight_drop, zoneout, layer_norm)
+        options = Options.of("GRU", recurrent_dropout, weight_drop, zoneout, layer_norm, reverse)
         arguments = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0)
         super().__init__("GRU", *arguments, device, dtype, options=options)

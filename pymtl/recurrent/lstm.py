@@ -42,7 +42,10 @@ class LSTM(Recurrent):
       evaluation the states are mixed accordingly (Krueger et al. 2017, "Zoneout");
     - ``layer_norm``: the products with ``weight_ih`` and ``weight_hh`` are normalised over the gates, and c on its way
       to h (Ba et al. 2016, "Layer Normalization", equations 20 to 22), with the parameters ``gain_ih``, ``gain_hh``
-      [4*H], ``gain_c`` and ``bias_c`` [H] of each layer and direction.
+      [4*H], ``gain_c`` and ``bias_c`` [H] of each layer and direction;
+    - ``reverse``: one direction that reads each sequence from its own last step to its first, and so ends with the
+      state behind the first (``direction="reverse"`` of ONNX). The output stays in the input's order. Not with
+      ``bidirectional``.
     """
 
     _original = nn.LSTM
@@ -64,8 +67,9 @@ class LSTM(Recurrent):
         weight_drop: float = 0.0,
         zoneout: float | tuple[float, float] = 0.0,
         layer_norm: bool = False,
+        reverse: bool = False,
     ) -> None:
-        options = Options.of("LSTM", recurrent_dropout, weight_drop, zoneout, layer_norm)
+        options = Options.of("LSTM", recurrent_dropout, weight_drop, zoneout, layer_norm, reverse)
         arguments = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size)
         super().__init__("LSTM", *arguments, device, dtype, options=options)
 

@@ -1,4 +1,4 @@
-"""What nn.LSTM never had: recurrent dropout, weight-drop, zoneout and layer-normalised gates."""
+"""What nn.LSTM never had: recurrent dropout, weight-drop, zoneout, layer-normalised gates, and reading from the end."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Options(NamedTuple):
     zoneout_h: float = 0.0
     zoneout_c: float = 0.0
     layer_norm: bool = False
+    reverse: bool = False
 
     @staticmethod
     def of(
@@ -27,17 +28,19 @@ class Options(NamedTuple):
         weight_drop: float,
         zoneout: float | tuple[float, float],
         layer_norm: bool,
+        reverse: bool,
     ) -> Options:
         """From the arguments of a module's constructor.
 
         Raises:
-            TypeError: ``layer_norm`` is not a bool.
+            TypeError: ``layer_norm`` or ``reverse`` is not a bool.
             ValueError: as :meth:`changed`.
         """
-        if not isinstance(layer_norm, bool):
-            raise TypeError(f"layer_norm should be of type bool, got: {type(layer_norm).__name__}")
+        for name, value in (("layer_norm", layer_norm), ("reverse", reverse)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
         given = {"recurrent_dropout": recurrent_dropout, "weight_drop": weight_drop, "zoneout": zoneout}
-        return Options(layer_norm=layer_norm).changed(mode, **given)
+        return Options(layer_norm=layer_norm, reverse=reverse).changed(mode, **given)
 
     def changed(self, mode: str, **probabilities: float | tuple[float, float]) -> Options:
         """With other probabilities: ``recurrent_dropout``, ``weight_drop`` or ``zoneout``.
@@ -55,9 +58,13 @@ class Options(NamedTuple):
         return changed
 
     def act(self, training: bool) -> bool:
-        """Whether they change what a module computes now."""
-        recurrent_dropout, weight_drop, zoneout_h, zoneout_c, layer_norm = self
+        """Whether they change the cell now: what a step computes."""
+        recurrent_dropout, weight_drop, zoneout_h, zoneout_c, layer_norm, _ = self
         return bool(zoneout_h or zoneout_c or layer_norm or (training and (recurrent_dropout or weight_drop)))
+
+    def beyond_torch(self, training: bool) -> bool:
+        """Whether torch's module would compute something else now."""
+        return self.reverse or self.act(training)
 
     def masks(self, input: Tensor, batch: int, directions: int, hidden_size: int, training: bool) -> ops.RNNMasks:
         """For one layer of a batch [T, B, I] or packed [N, I]: drawn in training, else zoneout's expectation."""
@@ -86,6 +93,7 @@ class Options(NamedTuple):
             "weight_drop": self.weight_drop,
             "zoneout": self.zoneout_h if one else (self.zoneout_h, self.zoneout_c),
             "layer_norm": self.layer_norm,
+            "reverse": self.reverse,
         }
         return ", ".join(f"{name}={value}" for name, value in options.items() if value)
 

@@ -45,12 +45,13 @@ class RNN(Recurrent):
         weight_drop: float = 0.0,
         zoneout: float = 0.0,
         layer_norm: bool = False,
+        reverse: bool = False,
     ) -> None:
         refuse_projection(proj_size)
         if nonlinearity not in _MODES:
             raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
         self.nonlinearity = nonlinearity
         mode = _MODES[nonlinearity]
-        options = Options.of(mode, recurrent_dropout, weight_drop, zoneout, layer_norm)
+        options = Options.of(mode, recurrent_dropout, weight_drop, zoneout, layer_norm, reverse)
         arguments = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0)
         super().__init__(mode, *arguments, device, dtype, options=options)

@@ -68,8 +68,9 @@ def route(
     weights: Sequence[Tensor],
     mode: str,
     hidden_size: int,
-    proj_size: int,
-    has_options: bool,
+    proj_size: int = 0,
+    varied: bool = False,
+    reverse: bool = False,
     lengths: Tensor | None = None,
 ) -> Route:
     """Who runs a call with this input.
@@ -79,7 +80,8 @@ def route(
         weights: of the module, all of one dtype.
         mode: :class:`torch.nn.RNNBase`'s.
         hidden_size, proj_size: the module's.
-        has_options: whether options that torch's module has not change what is computed now.
+        varied: whether options that torch's module has not change the cell now.
+        reverse: whether its one direction reads from the end.
         lengths: of the sequences of a padded batch, or None.
     """
     if proj_size != 0:
@@ -100,7 +102,7 @@ def route(
         held = mode == "LSTM" and lstm_fits_gpu(input, dtype, hidden_size)
         if not has_kernels_of_gpu(input, dtype):
             reason = NO_DTYPE
-        elif has_options:
+        elif varied or (reverse and not held):
             return _ROUTES["kernels", PER_STEP_OPTIONS]
         elif held:
             return _ROUTES["kernels", PERSISTENT]
@@ -108,4 +110,6 @@ def route(
             return _ROUTES["kernels", PER_STEP_LENGTHS]
         else:
             reason = NOT_FASTER
-    return _ROUTES["reference" if has_options else "torch", reason]
+    if varied or (reverse and reason != RECORDED):  # which is recorded with the input turned around
+        return _ROUTES["reference", reason]
+    return _ROUTES["torch", reason]

@@ -103,7 +103,7 @@ class ParallelLSTM(nn.Module):
 
 def _runs_alone(encoder: LSTM, data: Tensor) -> bool:
     """Whether the encoder cannot run in one call of the op together with the others."""
-    varied = encoder._pymtl_variants.act(training=True)
+    varied = encoder._pymtl_variants.beyond_torch(training=True)
     return varied or runs_own_code(encoder, LSTM) or not encoder.kernels_take(data)
 
 

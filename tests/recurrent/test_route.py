@@ -56,27 +56,29 @@ class There(torch.Tensor):
 
 
 ON_A_GPU = {
-    "held": ("LSTM", True, False, None, ("kernels", router.PERSISTENT)),
-    "too large": ("LSTM", False, False, None, ("torch", router.NOT_FASTER)),
-    "a GRU": ("GRU", True, False, None, ("torch", router.NOT_FASTER)),
-    "options": ("GRU", False, True, None, ("kernels", router.PER_STEP_OPTIONS)),
-    "lengths": ("GRU", False, False, There(), ("kernels", router.PER_STEP_LENGTHS)),
-    "lengths of an LSTM": ("LSTM", True, False, There(), ("kernels", router.PERSISTENT)),
+    "held": ("LSTM", True, {}, ("kernels", router.PERSISTENT)),
+    "too large": ("LSTM", False, {}, ("torch", router.NOT_FASTER)),
+    "a GRU": ("GRU", True, {}, ("torch", router.NOT_FASTER)),
+    "options": ("GRU", False, {"varied": True}, ("kernels", router.PER_STEP_OPTIONS)),
+    "held, from the end": ("LSTM", True, {"reverse": True}, ("kernels", router.PERSISTENT)),
+    "too large, from the end": ("LSTM", False, {"reverse": True}, ("kernels", router.PER_STEP_OPTIONS)),
+    "lengths": ("GRU", False, {"lengths": There()}, ("kernels", router.PER_STEP_LENGTHS)),
+    "lengths of an LSTM": ("LSTM", True, {"lengths": There()}, ("kernels", router.PERSISTENT)),
 }
 
 
-@pytest.mark.parametrize(("mode", "fits", "options", "lengths", "expected"), ON_A_GPU.values(), ids=ON_A_GPU)
-def test_a_gpu_runs_what_its_kernels_are_for(mode, fits, options, lengths, expected, monkeypatch):
+@pytest.mark.parametrize(("mode", "fits", "given", "expected"), ON_A_GPU.values(), ids=ON_A_GPU)
+def test_a_gpu_runs_what_its_kernels_are_for(mode, fits, given, expected, monkeypatch):
     monkeypatch.setattr(router, "has_cuda", lambda tensor: True)
     monkeypatch.setattr(router, "has_kernels_of_gpu", lambda tensor, dtype: True)
     monkeypatch.setattr(router, "lstm_fits_gpu", lambda tensor, dtype, size: fits)
     monkeypatch.setattr(router, "autocast_dtype", lambda tensor: None)
-    assert router.route(There(), [There()], mode, 4, 0, options, lengths) == expected
+    assert router.route(There(), [There()], mode, 4, **given) == expected
 
 
 def test_without_kernels_for_a_device_that_is_the_reason(monkeypatch):
     monkeypatch.setattr(router, "has_cuda", lambda tensor: False)
-    assert router.route(There(), [There()], "LSTM", 4, 0, False) == ("torch", router.NO_DEVICE)
+    assert router.route(There(), [There()], "LSTM", 4) == ("torch", router.NO_DEVICE)
     assert lstm(device="meta").route(X) == ("torch", router.NO_DEVICE)
 
 
