@@ -39,8 +39,10 @@ def describe(module: nn.Module) -> str:
 def _name(kind: type[nn.Module]) -> str:
     if kind.__module__ == parametrize.__name__:  # whose class for one module is named ParametrizedLSTM
         return kind.__name__
-    package = {"torch": "nn.", "pymtl": "pymtl."}.get(kind.__module__.partition(".")[0], "")
-    return package + kind.__name__
+    for package, prefix in (("torch.nn.", "nn."), ("pymtl.", "pymtl.")):
+        if kind.__module__.startswith(package):
+            return prefix + kind.__name__
+    return kind.__name__  # a class of one's own, or what a wrapper such as fully_shard makes
 
 
 def _runner(layer: nn.Module) -> tuple[str, str]:

@@ -29,9 +29,11 @@ def documents():
 @pytest.mark.parametrize("name", documents())
 def test_the_blocks_of_a_document_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(ROOT))
+    for folder in (ROOT, tmp_path):  # a block may import a file that another one wrote
+        monkeypatch.syspath_prepend(str(folder))
     # `pymtl` of this very tree, whatever is installed.
-    shell = f'pymtl() {{ "{sys.executable}" -m pymtl "$@"; }}\n'
+    commands = {"pymtl": "-m pymtl", "python": "", "torchrun": "-m torch.distributed.run"}
+    shell = "".join(f'{name}() {{ "{sys.executable}" {start} "$@"; }}\n' for name, start in commands.items())
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     names = {}
     for block in blocks(ROOT / "docs" / name):
@@ -44,6 +46,8 @@ def test_the_blocks_of_a_document_run(name, tmp_path, monkeypatch):
                 ["bash", "-euc", shell + block["code"]], env=environment, capture_output=True, text=True, timeout=300
             )
             assert done.returncode == 0, f"{block['code']}\n{done.stdout}\n{done.stderr}"
+        elif block["kind"] == "diff":
+            subprocess.run(["git", "apply", "-"], input=block["code"], text=True, check=True, timeout=60)
         elif block["kind"] == "toml":
             from pymtl.training.config import tomllib
 

@@ -168,10 +168,11 @@ def test_workers_of_a_data_loader_run_modules(kind, start, threads):
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without torch.distributed")
-def test_two_processes_of_distributed_data_parallel_get_the_gradients_of_one(tmp_path):
+@pytest.mark.parametrize("way", workers.WAYS)
+def test_two_processes_get_the_gradients_of_one(way, tmp_path):
     x, lengths = torch.randn(6, 4, 5), torch.tensor([6, 2, 5, 3])
     model = workers.Encoder()
-    arguments = (2, tmp_path / "rendezvous", model.state_dict(), x, lengths, tmp_path)
+    arguments = (2, way, tmp_path / "rendezvous", model.state_dict(), x, lengths, tmp_path)
     processes = torch.multiprocessing.spawn(workers.train_a_share, arguments, nprocs=2, join=False)
     try:
         assert any(processes.join(timeout=60) for _ in range(2))

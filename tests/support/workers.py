@@ -7,7 +7,11 @@ import torch
 import torch.distributed as dist
 from modules import KINDS, ours_of
 from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset
+
+import pymtl
 
 
 class Encoded(Dataset):
@@ -43,18 +47,40 @@ class Encoder(nn.Module):
         return sum(module(x, lengths=lengths)[0].square().sum((0, 2)) for module in self.kinds.values())
 
 
-def train_a_share(rank, world, rendezvous, state, x, lengths, path):
-    """A process of DistributedDataParallel: the gradients of its share of the batch, averaged with the others'."""
+def converted_within(model):
+    """Wrapped with torch's modules inside, which become ours afterwards."""
+    return pymtl.convert(nn.parallel.DistributedDataParallel(pymtl.revert(model, inplace=True)), inplace=True)
+
+
+def sharded(model):
+    for part in (*model.kinds.values(), model):
+        fully_shard(part)
+    return model
+
+
+WAYS = {
+    "DistributedDataParallel": nn.parallel.DistributedDataParallel,
+    "converted within it": converted_within,
+    "fully_shard": sharded,
+}
+
+
+def whole(gradient):
+    return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+
+
+def train_a_share(rank, world, way, rendezvous, state, x, lengths, path):
+    """One of several processes: the gradients of its share of the batch, averaged with the others'."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world)
     try:
         model = Encoder()
         model.load_state_dict(state)
-        parallel = nn.parallel.DistributedDataParallel(model)
+        parallel = WAYS[way](model)
         for _ in range(2):  # the second pass through the reducer's buckets as they were rebuilt
             parallel.zero_grad()
             parallel(x[:, rank::world], lengths[rank::world]).mean().backward()
-        torch.save({name: p.grad for name, p in model.named_parameters()}, f"{path}/{rank}.pt")
+        torch.save({name: whole(p.grad) for name, p in model.named_parameters()}, f"{path}/{rank}.pt")
     finally:
         dist.destroy_process_group()
 
