@@ -2,10 +2,11 @@
 
     python examples/third_party/compare.py [NAME...] [--json FILE]
 
-Each model is built with random weights. A copy in float64 says how far torch's float32 is off; ours may be off by
-twice that, plus 4 epsilon of the largest value. That is asked of the outputs, and of each recurrent layer's gradients,
-given the input and the output's gradient that torch's model has there. The gradients of the whole model are shown, not
-judged: where a ReLU's input is all but zero, rounding decides on which side, for either. Dropout is off for this.
+Each model has random weights, or those in its package. A copy in float64 says how far torch's float32 is off; ours may
+be off by twice that, plus 4 epsilon of the largest value. That is asked of the outputs, and of each recurrent layer's
+gradients, given the input and the output's gradient that torch's model has there. The gradients of the whole model are
+shown, not judged: where a ReLU's input is all but zero, rounding decides on which side, for either. Dropout is off for
+this.
 
 Times are of whole models: forward, and forward and backward in training mode. Each ratio is the median of interleaved
 runs. What is not installed is skipped: see requirements.txt.
@@ -214,7 +215,9 @@ def recurrent(model: nn.Module) -> list[nn.RNNBase]:
 
 def compare(entry: Entry, seconds: float) -> dict[str, Any]:
     case = build(entry)
-    converted = pymtl.convert(case.model)
+    converted = build(entry).model  # another one: not every model can be copied
+    converted.load_state_dict(case.model.state_dict())
+    pymtl.convert(converted, inplace=True)
     layers = recurrent(converted)
     return {
         "package": f"{entry.package} {importlib.metadata.version(entry.package)}",

@@ -1,4 +1,5 @@
-"""Models of other packages that hold nn.LSTM or nn.GRU, built with random weights; nothing is downloaded.
+"""Models of other packages that hold nn.LSTM or nn.GRU: with random weights, or those in the package; nothing is
+downloaded.
 
 Each imports its package when it is built, so that one that is not installed is in nobody's way.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -133,6 +135,25 @@ def kokoro_text_and_prosody() -> Case:
     return Case(model, inputs, call)
 
 
+def legere_crnn() -> Case:
+    from legere.inference import load_model
+
+    return Case(load_model(), {"lines": torch.rand(16, 1, 32, 800) * 2 - 1}, lambda model, x: [model(x["lines"])])
+
+
+def medaka_consensus() -> Case:
+    import medaka
+    from medaka.models import open_model
+
+    weights = Path(medaka.__file__).with_name("data") / "r1041_e82_400bps_sup_v5.2.0_model_pt.tar.gz"
+    with open_model(str(weights)) as store:
+        model = store.load_model()
+    model.normalise = False  # as in training: logits
+    # The share of each base on each strand among the reads at a position, and of gaps.
+    counts = torch.distributions.Dirichlet(torch.full((10,), 0.3)).sample((8, 2000))
+    return Case(model, {"counts": counts}, lambda model, x: [model(x["counts"])])
+
+
 def stanza_tagger() -> Case:
     from stanza.models.pos.model import Tagger
     from stanza.models.tagger import build_argparse
@@ -194,6 +215,8 @@ MODELS: dict[str, Entry] = {
     "flair": Entry("flair", "SequenceTagger with a CRF", "32 x 9 to 40 words", flair_tagger),
     "gluonts": Entry("gluonts", "DeepAR, forecasts", "32 x 119 steps", gluonts_deepar),
     "kokoro": Entry("kokoro", "text and prosody of speech", "4 x 12 to 60 phonemes", kokoro_text_and_prosody),
+    "legere": Entry("legere", "CompactCRNN, reads lines of print", "16 x 32 x 800 pixels", legere_crnn),
+    "medaka": Entry("medaka", "GRUModel, consensus of reads of DNA", "8 x 2,000 positions", medaka_consensus),
     "stanza-tagger": Entry("stanza", "Tagger, parts of speech", "32 x 9 to 40 words, letters", stanza_tagger),
     "stanza-tokenizer": Entry("stanza", "Tokenizer", "32 x 52 to 300 characters", stanza_tokenizer),
     "transformers": Entry("transformers", "Encodec, codes audio", "1 s at 24 kHz", transformers_encodec),

@@ -52,6 +52,7 @@ def convert(module: Module, inplace: bool = False) -> Module:
 
     Raises:
         TypeError: ``module`` is no nn.Module.
+        RuntimeError: it holds something that cannot be copied, and ``inplace`` is False.
     """
     check_module(module)
     module = module if inplace else _copy_sharing_tensors(module)
@@ -129,7 +130,13 @@ def _copy_sharing_tensors(module: Module) -> Module:
                 t for t in (value if isinstance(value, list | tuple) else [value]) if isinstance(t, torch.Tensor)
             ]
         memo.update((id(t), t) for t in tensors if t is not None)
-    return copy.deepcopy(module, memo)
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:  # of whatever the model holds beside its tensors: a logger, a lock, an open file
+        raise RuntimeError(
+            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {error}): change the model itself, "
+            "with inplace=True"
+        ) from error
 
 
 @cache

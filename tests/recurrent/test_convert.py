@@ -1,5 +1,6 @@
 import copy
 import pickle
+import threading
 import warnings
 
 import pytest
@@ -449,3 +450,14 @@ def test_what_is_no_module_is_refused(function):
     for given, got in ((nn.Linear, "the class Linear"), ([nn.LSTM(2, 3)], "list"), (None, "NoneType")):
         with pytest.raises(TypeError, match=f"module: expected an nn.Module, got {got}"):
             function(given)
+
+
+@pytest.mark.parametrize("change", [pymtl.convert, pymtl.revert])
+def test_a_model_that_cannot_be_copied_is_refused_with_the_way_out(change):
+    model = Tagger()
+    model.lock = threading.Lock()
+    with pytest.raises(RuntimeError, match=r"Tagger cannot be copied \(TypeError: cannot pickle .*lock.*inplace=True"):
+        change(model)
+    assert type(model.encoder) is nn.LSTM
+    assert type(pymtl.convert(model, inplace=True).encoder) is LSTM
+    assert type(pymtl.revert(model, inplace=True).encoder) is nn.LSTM
