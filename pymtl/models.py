@@ -85,7 +85,8 @@ class MultiTaskModel(nn.Module):
                 f"encoder: expected a pymtl.LSTM, GRU or RNN (pymtl.convert makes them) or a pymtl.sharing.Sharing, "
                 f"got {type(encoder).__name__}"
             )
-        if isinstance(encoder, Recurrent) and encoder._pymtl_variants.reverse:
+        layers = [module for module in encoder.modules() if isinstance(module, Recurrent)]
+        if any(layer._pymtl_variants.reverse for layer in layers):
             raise ValueError("encoder: expected one that reads from the first token, got reverse=True")
         if not heads:
             raise ValueError("heads: expected at least one head, got none")

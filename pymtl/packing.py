@@ -30,8 +30,24 @@ def as_lengths(lengths: Tensor | Sequence[int], batch: int, device: torch.device
         got = f"{lengths.dim()}D {lengths.device} {lengths.dtype}"
         raise RuntimeError(f"lengths: expected a 1D {where} int64 tensor, got a {got} tensor")
     if lengths.shape[0] != batch:
-        raise RuntimeError(f"lengths: expected {batch} lengths, one for each sequence, got {lengths.shape[0]}")
+        raise RuntimeError(
+            f"lengths: expected {batch} lengths, one for each sequence, got {lengths.shape[0]} (sequences are the "
+            "input's first dimension with batch_first=True, the second without)"
+        )
     return lengths
+
+
+def turned_around(batch_sizes: Tensor) -> Tensor:
+    """For each packed token the place of the one whose place it takes when every sequence is turned around, int64 [N].
+
+    Args:
+        batch_sizes: int64 [T] on the CPU, as in PackedSequence.
+    """
+    starts = batch_sizes.cumsum(0) - batch_sizes
+    steps = torch.arange(batch_sizes.shape[0]).repeat_interleave(batch_sizes)
+    sequences = torch.arange(steps.shape[0]) - starts[steps]
+    lengths = torch.searchsorted(-batch_sizes, -sequences)  # of each token's sequence: the steps with more sequences
+    return starts[lengths - 1 - steps] + sequences
 
 
 def pack(padded: Tensor, lengths: Tensor | Sequence[int], *, batch_first: bool = False) -> PackedSequence:

@@ -14,7 +14,7 @@ from pymtl import ops, reference
 from pymtl.dropout import dropout
 from pymtl.ops.autograd import needs_reference, wants_gradient
 from pymtl.ops.dtypes import autocast_dtype
-from pymtl.packing import as_lengths
+from pymtl.packing import as_lengths, turned_around
 from pymtl.recurrent.options import Options
 from pymtl.recurrent.resets import begun, check_resets, cut_nothing
 from pymtl.recurrent.route import Route, refuse_recording, route
@@ -97,8 +97,8 @@ class Recurrent(nn.RNNBase):
             resets: of a padded batch, bool [T, B] ([B, T] if ``batch_first``, unbatched [T]); True where an episode, a
                 document or a recording begins: the state before the step is zero. A reset cuts a sequence in two, and
                 no direction sees across the cut. The forward direction begins the first segment with h_0 (or zero,
-                if its first step is a reset) and ends with the state of the last segment; the backward direction
-                begins the last segment with its h_0 and ends with the state of the first. Resets on a GPU are waited
+                if its first step is a reset) and ends with the state of the last segment; the backward direction (that of
+                ``reverse=True`` too) begins the last segment with its h_0 and ends with the state of the first. Resets on a GPU are waited
                 for.
 
         Returns:
@@ -129,7 +129,7 @@ class Recurrent(nn.RNNBase):
         weights = self._weights()
         way = self._pymtl_route(input, weights)
         if way.runner == "torch":
-            return self._torchs_forward(input, hx)
+            return self._pymtl_torchs_forward(input, hx)
 
         batched = input.dim() == 3
         if not batched:
@@ -148,12 +148,17 @@ class Recurrent(nn.RNNBase):
             return output.squeeze(0 if self.batch_first else 1), self._states(h_n.squeeze(1), c_n.squeeze(1))
         return output, self._states(h_n, c_n)
 
-    def _torchs_forward(self, input: Tensor, hx: Any) -> tuple[Tensor, Any]:
+    def _pymtl_torchs_forward(self, input: Tensor | PackedSequence, hx: Any) -> tuple[Any, Any]:
+        """torch's own path; of a layer that reads from the end with its sequences turned around."""
         if not self._pymtl_variants.reverse:
             return self._original.forward(self, input, hx)
-        time = 1 if self.batch_first and input.dim() == 3 else 0
-        output, state = self._original.forward(self, input.flip(time), hx)
-        return output.flip(time), state
+        if isinstance(input, Tensor):
+            time = 1 if self.batch_first and input.dim() == 3 else 0
+            output, state = self._original.forward(self, input.flip(time), hx)
+            return output.flip(time), state
+        places = turned_around(input.batch_sizes).to(input.data.device)
+        output, state = self._original.forward(self, input._replace(data=input.data[places]), hx)
+        return output._replace(data=output.data[places]), state
 
     def _forward_packed(self, input: PackedSequence, hx: Any) -> tuple[PackedSequence, Any]:
         data, batch_sizes, sorted_indices, unsorted_indices = input
@@ -162,7 +167,7 @@ class Recurrent(nn.RNNBase):
         weights = self._weights()
         way = self._pymtl_route(data, weights)
         if way.runner == "torch":
-            return self._original.forward(self, input, hx)
+            return self._pymtl_torchs_forward(input, hx)
         self._check_input(data, weights, 2)
         h0, c0 = self._initial_state(hx, _batch_of(input, hx), batched=True)
         h0, c0 = _permute(h0, sorted_indices), _permute(c0, sorted_indices)
@@ -206,7 +211,7 @@ class Recurrent(nn.RNNBase):
         if lengths is not None:
             lengths = as_lengths(lengths, batch, input.device)
         h0, c0 = self._initial_state(hx, batch, batched)
-        reverse = self._reverse()
+        reverse = self._pymtl_reverse()
         h0, c0 = (begun(state, resets, self.batch_first, reverse) for state in (h0, c0))
         if cut_nothing(resets, self.batch_first):
             hx = None if h0 is None else self._states(h0, c0)
@@ -222,7 +227,7 @@ class Recurrent(nn.RNNBase):
         if way.runner == "torch":
             longest = int((segments.batch_sizes > 0).sum())
             packed = PackedSequence(data, segments.batch_sizes[:longest])
-            result, state = self._original.forward(self, packed, None if h0 is None else self._states(h0, c0))
+            result, state = self._pymtl_torchs_forward(packed, None if h0 is None else self._states(h0, c0))
             output, (h_n, c_n) = result.data, state if isinstance(state, tuple) else (state, state)
         else:
             count = segments.sequences.shape[0]
@@ -309,7 +314,7 @@ class Recurrent(nn.RNNBase):
     def _directions(self) -> int:
         return 2 if self.bidirectional else 1
 
-    def _reverse(self) -> list[bool]:
+    def _pymtl_reverse(self) -> list[bool]:
         """Of each direction: whether it reads from the last step to the first."""
         return [False, True] if self.bidirectional else [self._pymtl_variants.reverse]
 
@@ -324,7 +329,7 @@ class Recurrent(nn.RNNBase):
             list(flat[1::each]),
             list(flat[2::each]) if self.bias else [],
             list(flat[3::each]) if self.bias else [],
-            self._reverse(),
+            self._pymtl_reverse(),
             self.mode,
         )
 
@@ -380,7 +385,9 @@ class Recurrent(nn.RNNBase):
             and not wants_gradient(input, h0, c0, *weights)
         ):
             prepacked = prepacked if layers is None else prepacked[:layers]
-            return ops.rnn_frozen(input, batch_sizes, prepacked, self.hidden_size, self._reverse(), self.mode, h0, c0)
+            return ops.rnn_frozen(
+                input, batch_sizes, prepacked, self.hidden_size, self._pymtl_reverse(), self.mode, h0, c0
+            )
         h_last, c_last = [], []
         for layer in range(self.num_layers if layers is None else layers):
             if layer > 0:
@@ -391,7 +398,7 @@ class Recurrent(nn.RNNBase):
                 None if h0 is None else h0[states],
                 None if c0 is None else c0[states],
             )
-            if varied or way.runner == "reference":
+            if varied:
                 snapshot = None if prepacked is None else prepacked[layer]
                 input, h_n, c_n = self._varied_layer(way, layer, input, batch_sizes, *own, batch, snapshot)
             else:
@@ -495,7 +502,7 @@ class Recurrent(nn.RNNBase):
         logits = rows.new_empty(rows.shape[0], 0)
         if head_weight is not None:
             logits = ops.heads(rows, head_weight, head_bias, parts=directions)
-        reverse = self._reverse()
+        reverse = self._pymtl_reverse()
         features = [
             ops.pool(output, batch_sizes, kind, reverse=reverse) if wanted else output.new_empty(0, output.shape[-1])
             for kind, wanted in (("mean", mean), ("max", max))

@@ -95,6 +95,9 @@ def revert(module: Module, inplace: bool = False) -> Module:
 
     Left alone, with a warning that names them, are subclasses written by hand, modules with options that torch's have
     not, and those inside a :class:`pymtl.MultiTaskModel` or another of this library's modules, which need them.
+
+    Raises:
+        TypeError, RuntimeError: as :func:`convert`.
     """
     check_module(module)
     module = module if inplace else _copy_sharing_tensors(module)
@@ -113,6 +116,7 @@ def revert(module: Module, inplace: bool = False) -> Module:
             left_alone.append(f"{name or 'the module itself'} ({type(child).__name__})")
             continue
         Recurrent.unfreeze(child)
+        vars(child).pop("_pymtl_variants", None)  # a pickle of it would need pymtl
         child.__class__ = original
         # Torch's modules read their weights from here; ours look them up by name.
         child._init_flat_weights()
@@ -132,6 +136,8 @@ def _copy_sharing_tensors(module: Module) -> Module:
         memo.update((id(t), t) for t in tensors if t is not None)
     try:
         return copy.deepcopy(module, memo)
+    except MemoryError:
+        raise
     except Exception as error:  # of whatever the model holds beside its tensors: a logger, a lock, an open file
         raise RuntimeError(
             f"{type(module).__name__} cannot be copied ({type(error).__name__}: {error}): change the model itself, "

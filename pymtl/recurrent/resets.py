@@ -13,7 +13,7 @@ def check_resets(resets: object, input: Tensor) -> None:
 
     Raises:
         TypeError: they are no tensor.
-        RuntimeError: they have another dtype or size, or are on another GPU.
+        RuntimeError: they have another dtype or size, are on another GPU, or are mapped over by vmap.
     """
     if not isinstance(resets, Tensor):
         raise TypeError(f"resets: expected a Tensor, got {type(resets).__name__}")
@@ -21,6 +21,10 @@ def check_resets(resets: object, input: Tensor) -> None:
         expected = list(input.shape[:-1])
         way_out = "" if resets.dtype == torch.bool else ": take resets.bool()"
         raise RuntimeError(f"resets: expected bool {expected}, got {resets.dtype} {list(resets.shape)}{way_out}")
+    if not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(resets):
+        raise RuntimeError(
+            "resets: vmap cannot map over them: how many segments there are is data. Give one batch of all"
+        )
     if resets.device != input.device and not resets.is_cpu:
         where = "the CPU" if input.is_cpu else f"the CPU or {input.device}"
         raise RuntimeError(f"resets: expected a tensor on {where}, got one on {resets.device}")

@@ -110,6 +110,4 @@ def route(
             return _ROUTES["kernels", PER_STEP_LENGTHS]
         else:
             reason = NOT_FASTER
-    if varied or (reverse and reason != RECORDED):  # which is recorded with the input turned around
-        return _ROUTES["reference", reason]
-    return _ROUTES["torch", reason]
+    return _ROUTES["reference" if varied else "torch", reason]

@@ -32,6 +32,9 @@ class Snapshot(NamedTuple):
             parameters, [p._version for p in parameters], memory, addresses, _native.active_isa(), prepacked
         )
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copy of a module is not frozen: None takes this one's place there."""
+
     def is_of(self, parameters: Sequence[Tensor]) -> bool:
         return (
             all(map(is_, parameters, self.parameters))

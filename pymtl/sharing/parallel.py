@@ -34,7 +34,7 @@ class ParallelLSTM(nn.Module):
 
     Raises:
         TypeError: one is no pymtl.LSTM.
-        ValueError: there is none, or they differ.
+        ValueError: there is none, they differ, or one has ``reverse=True``.
     """
 
     def __init__(self, encoders: Mapping[str, LSTM]) -> None:
@@ -45,6 +45,8 @@ class ParallelLSTM(nn.Module):
         for name, encoder in encoders.items():
             if not isinstance(encoder, LSTM):
                 raise TypeError(f"encoders[{name!r}]: expected a pymtl.LSTM, got {type(encoder).__name__}")
+            if encoder._pymtl_variants.reverse:
+                raise ValueError(f"encoders[{name!r}]: expected one that reads from the first token, got reverse=True")
             if _architecture(encoder) != _architecture(first):
                 raise ValueError(
                     f"encoders[{name!r}]: expected the sizes of the first, {_architecture(first)}, "
@@ -103,7 +105,7 @@ class ParallelLSTM(nn.Module):
 
 def _runs_alone(encoder: LSTM, data: Tensor) -> bool:
     """Whether the encoder cannot run in one call of the op together with the others."""
-    varied = encoder._pymtl_variants.beyond_torch(training=True)
+    varied = encoder._pymtl_variants.act(training=True)
     return varied or runs_own_code(encoder, LSTM) or not encoder.kernels_take(data)
 
 

@@ -116,19 +116,20 @@ class Fitting:
     def _how_it_ended(self, trainer: Trainer, before: int) -> str:
         """Why training is over, in words."""
         done, asked = len(trainer.epochs), self.config.training.epochs
-        best = best_epoch(trainer.epochs)["epoch"]
+        by = self.config.training.select_by
+        best = f"best by {by}: epoch {best_epoch(trainer.epochs)['epoch']}"
         if done == before and done < asked:
             patience = self.config.training.patience
             return (
                 f"nothing left to train: the run stopped early after epoch {done}, {patience} without a better "
-                f"validation score (best: {best}); more with a larger training.patience"
+                f"validation score ({best}); more with a larger training.patience"
             )
         if done == before:
-            return f"nothing left to train: the run has its {done} epochs (best: {best}); more with training.epochs"
+            return f"nothing left to train: the run has its {done} epochs ({best}); more with training.epochs"
         if done < asked:
             patience = self.config.training.patience
-            return f"stopped early after epoch {done}: {patience} without a better validation score (best: {best})"
-        return f"trained all {done} epochs (best: {best})"
+            return f"stopped early after epoch {done}: {patience} without a better validation score ({best})"
+        return f"trained all {done} epochs ({best})"
 
     def _given_weights(self, model_with_loss: ModelWithLoss, resume: bool) -> list[str]:
         """Takes word vectors and another run's weights, as the configuration asks; what was taken, in words."""

@@ -461,3 +461,21 @@ def test_a_model_that_cannot_be_copied_is_refused_with_the_way_out(change):
     assert type(model.encoder) is nn.LSTM
     assert type(pymtl.convert(model, inplace=True).encoder) is LSTM
     assert type(pymtl.revert(model, inplace=True).encoder) is nn.LSTM
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_a_pickle_of_what_revert_gives_does_not_need_pymtl(kind):
+    made = getattr(pymtl, kind)(3, 4)
+    set_once = pymtl.set_variants(pymtl.convert(getattr(nn, kind)(3, 4)), zoneout=0.1)
+    pymtl.set_variants(set_once, zoneout=0.0)
+    for module in (made, set_once):
+        assert b"pymtl" not in pickle.dumps(pymtl.revert(module))
+
+
+def test_a_frozen_parametrised_module_can_be_copied_and_the_copy_is_not_frozen():
+    module = parametrizations.weight_norm(LSTM(3, 4), "weight_hh_l0").eval()
+    pymtl.freeze(module)
+    for change in (copy.deepcopy, pymtl.convert):
+        assert change(module)._snapshot is None
+    assert type(pymtl.revert(module)).__bases__ == (nn.LSTM,)
+    assert module._snapshot is not None

@@ -318,3 +318,12 @@ def test_inputs_that_cannot_be_reset_are_refused():
         encoder(torch.zeros(T, B, I, dtype=torch.float64), resets=MASK)
     with pytest.raises(RuntimeError, match="input_size"):
         encoder(torch.zeros(T, B, I + 1), resets=MASK)
+
+
+def test_vmap_over_the_mask_is_refused_with_the_way_out():
+    module = pymtl.LSTM(I, H)
+    x, resets = torch.randn(2, T, B, I), torch.rand(2, T, B) < 0.2
+    with pytest.raises(RuntimeError, match=r"resets: vmap cannot map over them: .* Give one batch of all"):
+        torch.func.vmap(lambda x, r: module(x, resets=r)[0])(x, resets)
+    found = torch.func.vmap(lambda x: module(x, resets=resets[0])[0])(x)
+    torch.testing.assert_close(found[1], module(x[1], resets=resets[0])[0])

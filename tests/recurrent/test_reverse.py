@@ -1,15 +1,17 @@
 """One direction that reads from the end, against torch's modules over each sequence turned around."""
 
+import copy
 import pickle
 
 import pytest
 import torch
 from parity import assert_same_bits
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import pymtl
 from pymtl.recurrent.route import NO_DTYPE, ON_CPU, RECORDED, Route
+from pymtl.sharing import HardSharing
 from pymtl.sharing.parallel import ParallelLSTM
 
 I, H, B, T = 5, 7, 4, 9
@@ -181,28 +183,42 @@ def test_other_options_go_along():
 
 
 @every_kind
-def test_a_dtype_without_kernels_runs_through_the_reference(kind):
-    ours, plain = made(kind, dtype=torch.float16)
-    x = torch.randn(T, B, I, dtype=torch.float16)
-    assert ours.route(x) == Route("reference", NO_DTYPE)
-    for given in (None, torch.tensor(LENGTHS)):
-        output, state = ours(x, lengths=given)
-        lengths = [T] * B if given is None else LENGTHS
-        zeros = tuple(torch.zeros(1, B, H, dtype=torch.float16) for _ in parts_of(state))
-        expected, last = turned_around(plain, x, zeros if len(zeros) > 1 else zeros[0], lengths)
-        torch.testing.assert_close(output, expected, rtol=0, atol=2e-3)
-        torch.testing.assert_close(list(parts_of(state)), last, rtol=0, atol=2e-3)
+@pytest.mark.parametrize("given", ["nothing", "lengths", "resets", "both"])
+def test_a_dtype_without_kernels_runs_through_torchs_path_on_sequences_turned_around(kind, given):
+    ours, _ = made(kind, 2, dtype=torch.float16)
+    exact, x = copy.deepcopy(ours).double(), torch.randn(T, B, I, dtype=torch.float16)
+    assert ours.route(x) == Route("torch", NO_DTYPE)
+    hx = initial(exact, B)
+    halves = tuple(part.half() for part in parts_of(hx))
+    options = {"lengths": torch.tensor(LENGTHS)} if given in ("lengths", "both") else {}
+    options |= {"resets": torch.rand(T, B) < 0.3} if given in ("resets", "both") else {}
+    output, state = ours(x, halves if isinstance(hx, tuple) else halves[0], **options)
+    expected, last = exact(x.double(), hx, **options)
+    torch.testing.assert_close(output.double(), expected, rtol=0, atol=5e-3)
+    torch.testing.assert_close([part.double() for part in parts_of(state)], list(parts_of(last)), rtol=0, atol=5e-3)
 
 
-def test_the_encoders_of_a_parallel_lstm_may_read_from_the_end():
-    ours, _ = made("LSTM", dtype=torch.float32)
-    forward = pymtl.LSTM(I, H)
-    packed = pack_sequence([torch.randn(length, I) for length in sorted(LENGTHS, reverse=True)])
-    tokens, last = ParallelLSTM({"back": ours, "forth": forward})(packed.data, packed.batch_sizes)
-    for place, module in enumerate((ours, forward)):
-        output, (h_n, _) = module(packed)
-        torch.testing.assert_close(tokens[:, place], output.data)
-        torch.testing.assert_close(last[:, place], h_n[0])
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_takes_what_it_takes_from_the_start(weights, autocast):
+    x = torch.randn(T, B, I).to(weights)
+    packed = pack_padded_sequence(x, LENGTHS, enforce_sorted=False)
+    found = []
+    for reverse in (False, True):
+        module = pymtl.GRU(I, H, reverse=reverse).to(weights)
+        for given in (x, packed):
+            with torch.autocast("cpu", autocast), torch.no_grad():
+                try:
+                    output = module(given)[0]
+                    found.append(output.data.dtype if given is packed else output.dtype)
+                except RuntimeError as error:
+                    found.append(str(error))
+    assert found[2:] == found[:2]
+
+
+class Sharing(HardSharing):
+    def lstm(self, *arguments):
+        return pymtl.LSTM(self.input_size, self.hidden_size, batch_first=True, reverse=True)
 
 
 def test_compiled_and_exported():
@@ -250,8 +266,11 @@ def test_what_cannot_be():
         pymtl.LSTM(I, H, proj_size=3, reverse=True)
     with pytest.raises(TypeError, match="reverse should be of type bool, got: int"):
         pymtl.GRU(I, H, reverse=1)
-    with pytest.raises(ValueError, match="encoder: expected one that reads from the first token"):
-        pymtl.MultiTaskModel(None, pymtl.RNN(I, H, reverse=True), {"task": pymtl.ClassificationHead(2)})
+    for encoder in (pymtl.RNN(I, H, reverse=True), Sharing(["task"], I, H, bidirectional=False)):
+        with pytest.raises(ValueError, match="encoder: expected one that reads from the first token"):
+            pymtl.MultiTaskModel(None, encoder, {"task": pymtl.ClassificationHead(2)})
+    with pytest.raises(ValueError, match=r"encoders\['back'\]: expected one that reads from the first token"):
+        ParallelLSTM({"back": pymtl.LSTM(I, H, reverse=True)})
 
 
 def test_it_is_told_kept_and_left_alone_by_revert():
@@ -263,3 +282,22 @@ def test_it_is_told_kept_and_left_alone_by_revert():
     with pytest.warns(UserWarning, match="revert left alone what torch's modules cannot be"):
         reverted = pymtl.revert(ours)
     assert_same_bits({"output": reverted(x)[0].detach()}, {"output": ours(x)[0].detach()})
+
+
+class TurnsItself(nn.GRU):
+    """A subclass that has names of ours, as the attribute and the method."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.reverse = self._reverse = True
+
+    def forward(self, x, hx=None):
+        output, h_n = super().forward(x.flip(0) if self._reverse else x, hx)
+        return output.flip(0), h_n
+
+
+def test_a_subclass_may_have_a_reverse_of_its_own():
+    module, x = TurnsItself(I, H).eval(), torch.randn(T, B, I)
+    with torch.no_grad():
+        torch.testing.assert_close(pymtl.convert(module)(x), module(x))
+        torch.testing.assert_close(pymtl.freeze(pymtl.convert(module))(x), module(x))

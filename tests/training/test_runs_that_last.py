@@ -475,7 +475,7 @@ def stopped(tmp_path_factory):
 def test_training_that_stops_early_says_when_and_why(stopped):
     _, run, _, printed = stopped
     assert len(Run(run).read_metrics()) == 3
-    assert "stopped early after epoch 3: 2 without a better validation score (best: 1)" in printed
+    assert "stopped early after epoch 3: 2 without a better validation score (best by mean: epoch 1)" in printed
     assert Run(run).read_json("run.json")["epoch"] == 1
 
 
@@ -483,7 +483,7 @@ def test_training_to_the_end_says_so(tmp_path):
     path = toy.write_files(tmp_path / "data")
     printed = quiet("train", path, "--run", tmp_path / "run", "--set", "training.epochs=3")
     best = max(Run(tmp_path / "run").read_metrics(), key=lambda epoch: epoch["selection"])["epoch"]
-    assert f"trained all 3 epochs (best: {best})" in printed
+    assert f"trained all 3 epochs (best by mean: epoch {best})" in printed
 
 
 def of_epochs(*scores):
@@ -532,7 +532,10 @@ def test_resuming_a_finished_run_says_that_nothing_is_left(trained, copy):
     manifest = copy.read_json("run.json")
     printed = quiet("train", path, "--run", copy.folder, *SMALL, "--resume")
     best = max(copy.read_metrics(), key=lambda epoch: epoch["selection"])["epoch"]
-    assert f"nothing left to train: the run has its 2 epochs (best: {best}); more with training.epochs" in printed
+    assert (
+        f"nothing left to train: the run has its 2 epochs (best by mean: epoch {best}); more with training.epochs"
+        in printed
+    )
     assert "Test set, 20 sentences" in printed
     assert copy.path("model.safetensors").read_bytes() == weights
     assert len(copy.read_metrics()) == 2
@@ -552,7 +555,7 @@ def test_resuming_a_run_that_stopped_early_says_how_to_go_on(stopped, tmp_path):
 def test_a_run_goes_on_with_more_epochs_and_says_how_that_ended(trained, copy):
     path = trained / "secret" / "data" / "toy.toml"
     printed = quiet("train", path, "--run", copy.folder, "--set", "training.epochs=3", "--resume")
-    assert "trained all 3 epochs (best: " in printed
+    assert "trained all 3 epochs (best by mean: epoch " in printed
     manifest = copy.read_json("run.json")
     assert manifest["data"] == Run(trained / "run").read_json("run.json")["data"]
     best = max(copy.read_metrics(), key=lambda epoch: epoch["selection"])
