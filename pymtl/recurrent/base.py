@@ -47,7 +47,7 @@ class Recurrent(nn.RNNBase):
     def _set_options(self, options: Options) -> None:
         if options.reverse and self.bidirectional:
             raise ValueError("reverse: expected False with bidirectional=True, which reads from both ends, got True")
-        if self.proj_size > 0 and options.beyond_torch(training=True):
+        if self.proj_size > 0 and options.act(training=True):
             raise ValueError(f"proj_size: expected 0 with {options.describe(self.mode)}, got {self.proj_size}")
         self._pymtl_variants = options
 
@@ -97,9 +97,9 @@ class Recurrent(nn.RNNBase):
             resets: of a padded batch, bool [T, B] ([B, T] if ``batch_first``, unbatched [T]); True where an episode, a
                 document or a recording begins: the state before the step is zero. A reset cuts a sequence in two, and
                 no direction sees across the cut. The forward direction begins the first segment with h_0 (or zero,
-                if its first step is a reset) and ends with the state of the last segment; the backward direction (that of
-                ``reverse=True`` too) begins the last segment with its h_0 and ends with the state of the first. Resets on a GPU are waited
-                for.
+                if its first step is a reset) and ends with the state of the last segment; the backward direction (also
+                that of ``reverse=True``) begins the last segment with its h_0 and ends with the state of the first.
+                Resets on a GPU are waited for.
 
         Returns:
             The output and the last states.

@@ -112,7 +112,8 @@ def revert(module: Module, inplace: bool = False) -> Module:
         if not isinstance(child, Recurrent):
             continue
         original = _original_class(type(child))
-        if original is None or child._pymtl_variants.beyond_torch(training=True) or id(child) in needed:
+        options = child._pymtl_variants
+        if original is None or options.reverse or options.act(training=True) or id(child) in needed:
             left_alone.append(f"{name or 'the module itself'} ({type(child).__name__})")
             continue
         Recurrent.unfreeze(child)

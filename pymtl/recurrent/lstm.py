@@ -29,7 +29,8 @@ class LSTM(Recurrent):
       :class:`~torch.nn.utils.rnn.PackedSequence`;
     - ``h_0``, ``c_0``: ``[L*D, B, H]`` (unbatched ``[L*D, H]``), zeros if not given;
     - output: the input's layout with D*H features; ``h_n``, ``c_n`` as ``h_0`` and ``c_0``, behind each
-      sequence's own last step (its first, in a direction that reads from the end): ``output, (h_n, c_n) = lstm(input, (h_0, c_0))``.
+      sequence's own last step (its first, in a direction that reads from the end):
+      ``output, (h_n, c_n) = lstm(input, (h_0, c_0))``.
 
     Options that nn.LSTM has not, all off by default; :func:`pymtl.set_variants` changes the first three later:
 

@@ -62,10 +62,6 @@ class Options(NamedTuple):
         recurrent_dropout, weight_drop, zoneout_h, zoneout_c, layer_norm, _ = self
         return bool(zoneout_h or zoneout_c or layer_norm or (training and (recurrent_dropout or weight_drop)))
 
-    def beyond_torch(self, training: bool) -> bool:
-        """Whether torch's module would compute something else now."""
-        return self.reverse or self.act(training)
-
     def masks(self, input: Tensor, batch: int, directions: int, hidden_size: int, training: bool) -> ops.RNNMasks:
         """For one layer of a batch [T, B, I] or packed [N, I]: drawn in training, else zoneout's expectation."""
         width = directions * hidden_size

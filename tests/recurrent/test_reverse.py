@@ -216,6 +216,18 @@ def test_autocast_takes_what_it_takes_from_the_start(weights, autocast):
     assert found[2:] == found[:2]
 
 
+def test_a_projection_runs_through_torchs_path():
+    sizes = {"proj_size": 3, "dtype": torch.float64}
+    ours, plain = pymtl.LSTM(I, H, **sizes, reverse=True), nn.LSTM(I, H, **sizes)
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    hx = torch.randn(1, B, 3, dtype=torch.float64), torch.randn(1, B, H, dtype=torch.float64)
+    expected, last = turned_around(plain, x, hx, LENGTHS)
+    output, state = ours(x, hx, lengths=torch.tensor(LENGTHS))
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(list(state), last, rtol=0, atol=1e-12)
+
+
 class Sharing(HardSharing):
     def lstm(self, *arguments):
         return pymtl.LSTM(self.input_size, self.hidden_size, batch_first=True, reverse=True)
@@ -262,8 +274,6 @@ def traced_route(module, x):
 def test_what_cannot_be():
     with pytest.raises(ValueError, match="reverse: expected False with bidirectional=True"):
         pymtl.LSTM(I, H, bidirectional=True, reverse=True)
-    with pytest.raises(ValueError, match="proj_size: expected 0 with reverse=True, got 3"):
-        pymtl.LSTM(I, H, proj_size=3, reverse=True)
     with pytest.raises(TypeError, match="reverse should be of type bool, got: int"):
         pymtl.GRU(I, H, reverse=1)
     for encoder in (pymtl.RNN(I, H, reverse=True), Sharing(["task"], I, H, bidirectional=False)):
