@@ -8,7 +8,7 @@ from torch.nn.utils import parametrize
 from pymtl.recurrent.base import Recurrent
 from pymtl.recurrent.convert import check_module, own_checks
 
-NOT_CONVERTED = "not converted: pymtl.convert(model) returns a copy in which it is"
+NOT_CONVERTED = "not converted: write model = pymtl.convert(model)"
 UNKNOWN = "not an nn.LSTM, nn.GRU or nn.RNN, which pymtl.convert knows"
 CELL = "a cell runs one step at a time: there is nothing to fuse"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TypeVar
 
 from torch import nn
@@ -20,14 +21,20 @@ def freeze(module: Module) -> Module:
     What no one can see, such as ``weight.data.mul_()``, it does not see either.
 
     Returns:
-        ``module``.
+        ``module``. A module without any such layer gives a warning.
 
     Raises:
         RuntimeError: one of them is in training mode.
     """
-    for child in module.modules():
-        if isinstance(child, Recurrent):
-            Recurrent.freeze(child)  # a converted subclass may have a method of its own by that name
+    layers = [child for child in module.modules() if isinstance(child, Recurrent)]
+    if not layers:
+        warnings.warn(
+            f"freeze found no pymtl.LSTM, GRU or RNN inside {type(module).__name__}: nothing is packed "
+            "(pymtl.convert makes them of torch's)",
+            stacklevel=2,
+        )
+    for layer in layers:
+        Recurrent.freeze(layer)  # a converted subclass may have a method of its own by that name
     return module
 
 

@@ -261,3 +261,8 @@ def test_a_float32_pack_is_left_aside_under_autocast():
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         prepacked = pymtl.ops.rnn_prepack(weights)
         assert torch.equal(pymtl.ops.rnn(x, None, weights, prepacked=prepacked)[0], pymtl.ops.rnn(x, None, weights)[0])
+
+
+def test_a_model_without_our_layers_is_told_so():
+    with pytest.warns(UserWarning, match="freeze found no pymtl.LSTM, GRU or RNN inside Sequential"):
+        pymtl.freeze(torch.nn.Sequential(torch.nn.LSTM(3, 4)).eval())
