@@ -66,6 +66,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/memory.py --json benchmarks/results/memory.json
 	$(BIN)/python benchmarks/resets.py --json benchmarks/results/resets.json
 	$(BIN)/python benchmarks/alternating.py --json benchmarks/results/alternating.json
+	$(BIN)/python benchmarks/busy.py --json benchmarks/results/busy.json
 	$(BIN)/python benchmarks/tables.py
 
 bench-avx2: $(VENV)/.bench

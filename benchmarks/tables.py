@@ -172,6 +172,19 @@ def beside_ours(result: dict[str, Any]) -> Iterator[Cells]:
             yield row["shape"], part, f"{timed[names[0]]['p50']:.2f}", *ratios, f"{rate:.0f}"
 
 
+def busy(result: dict[str, Any]) -> Iterator[Cells]:
+    names = list(result["rows"][0]["contenders"])
+    yield "shape", "neighbours", *(f"{name}: p50 / p90 / p99, ms" for name in names), "p99 over own idle p50"
+    idle: dict[str, float] = {}
+    for row in result["rows"]:
+        timed = row["contenders"]
+        if row["neighbours"] == 0:
+            idle = {name: timed[name]["p50"] for name in names}
+        times = [" / ".join(f"{timed[name][part]:.2f}" for part in ("p50", "p90", "p99")) for name in names]
+        over = " / ".join(f"{timed[name]['p99'] / idle[name]:.1f}" for name in names)
+        yield row["shape"], row["neighbours"], *times, over
+
+
 def _ratio(name: str, row: dict[str, float]) -> str:
     return "" if name == "pymtl" else f"{row['ratio']:.2f}"
 
@@ -212,6 +225,7 @@ def main() -> None:
         "memory": memory(results["memory"]),
         "resets": beside_ours(results["resets"]),
         "alternating": beside_ours(results["alternating"]),
+        "busy": busy(results["busy"]),
     }
     for name, rows in tables.items():
         place = re.compile(rf"(<!-- {name} -->\n)(?:\|.*\n)*")
@@ -221,6 +235,7 @@ def main() -> None:
     text = re.sub(r"Latest: .*", f"Latest: {origin(results['latest'])}.", text)
     text = re.sub(r"Resets: .*", f"Resets: {origin(results['resets'])}.", text)
     text = re.sub(r"Alternating: .*", f"Alternating: {origin(results['alternating'])}.", text)
+    text = re.sub(r"Busy: .*", f"Busy: {origin(results['busy'])}.", text)
     text = re.sub(r"AVX2 kernels, measured [^(]*\(", f"AVX2 kernels, measured {origin(results['grids_avx2'])} (", text)
     readme.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
 

@@ -93,7 +93,7 @@ std::tuple<Tensor, Tensor> crf_decode(Tensor emissions, Tensor batch_sizes, Tens
     const Tensor scores = make(chain.emissions, {chain.batch});
     if (chain.tokens > 0) {
       const CrfDecode<T> args{chain.chain(read<int64_t>(packing.sizes)), write<int64_t>(tags), write<T>(scores)};
-      const Executor executor = torch_executor();
+      const Executor executor = inference_executor();
       const Scratch workspace(crf_decode_workspace(args, executor));
       pymtl::crf_decode(args, workspace.memory(), executor);
     }

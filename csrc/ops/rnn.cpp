@@ -83,8 +83,7 @@ RnnForward<T> forward_of(const Call<T>& call, const OptionalTensor& prepacked) {
 }
 
 template <typename T>
-void run(const RnnForward<T>& args) {
-  const Executor executor = torch_executor();
+void run(const RnnForward<T>& args, const Executor& executor) {
   const Scratch workspace(rnn_forward_workspace(args, executor));
   rnn_forward(args, workspace.memory(), executor);
 }
@@ -108,7 +107,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const RnnArguments& a
       args.c_n = write<T>(c_n);
       args.gates = write<T>(reserve.gates);
       args.cells = write<Accum<T>>(reserve.cells);
-      run(args);
+      run(args, keep == Keep::for_backward ? torch_executor() : inference_executor());
     }
     return std::make_tuple(output, h_n, c_n, reserve.gates, reserve.cells);
   });
@@ -213,7 +212,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_heads(
       args.h_n = write<T>(h_n);
       args.c_n = write<T>(c_n);
       args.heads = {C, read<T>(head_weight), read<T>(head_bias), write<T>(logits), write<T>(means), write<T>(maxima)};
-      run(args);
+      run(args, inference_executor());
     }
     return std::make_tuple(logits, means, maxima, h_n, c_n);
   });
@@ -261,7 +260,7 @@ std::tuple<Tensor, Tensor, Tensor> rnn_frozen(Tensor given_input, OptionalTensor
       args.output = write<T>(output);
       args.h_n = write<T>(h_n) + state;
       args.c_n = sizes_of(cell).has_cell ? write<T>(c_n) + state : nullptr;
-      run(args);
+      run(args, inference_executor());
     }
     return std::make_tuple(output, h_n, c_n);
   });

@@ -16,6 +16,7 @@
 
 #include "kernels/bfloat16.h"
 #include "kernels/executor.h"
+#include "kernels/pool.h"
 #include "ops/stable_values.h"
 
 namespace pymtl::ops {
@@ -187,6 +188,12 @@ inline pymtl::Executor torch_executor() {
     });
   };
   return {for_each, static_cast<int64_t>(torch::stable::get_num_threads())};
+}
+
+// For calls that no backward pass follows, many of which are short: torch's threads, or the pool's on a busy machine.
+inline pymtl::Executor inference_executor() {
+  const pymtl::Executor executor = torch_executor();
+  return pymtl::steady_executor(executor.threads, executor.for_each);
 }
 
 // Calls function.operator()<float or double>().

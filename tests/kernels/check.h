@@ -22,6 +22,7 @@
 #include "kernels/bfloat16.h"
 #include "kernels/executor.h"
 #include "kernels/isa.h"
+#include "kernels/pool.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #define PYMTL_SANITIZED 1
@@ -276,6 +277,7 @@ inline std::vector<NamedExecutor> executors() {
           {"two threads", threads<2>()},
           {"three threads", threads<3>()},
           {"five threads", threads<5>()},
+          {"the pool's, three threads", pool_executor(3, serial().for_each)},
           {"last task first", backwards()}};
 }
 

@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -190,6 +191,26 @@ def test_two_processes_get_the_gradients_of_one(way, tmp_path):
     assert first.pop("kinds.GRU.weight_hh_l0") is second.pop("kinds.GRU.weight_hh_l0") is None
     assert_same_bits(first, second)
     assert_parity(first, gradients(model, x), gradients(exact, x.double()))
+
+
+@frozen_or_not
+@every_kind
+def test_a_forked_process_infers_on_two_threads(kind, frozen, threads):
+    threads(2)
+    module = evaluated(kind, 64, 128, frozen=frozen, **DEEP)
+    x = torch.randn(40, 8, 64)
+    expected = run(module, x)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)  # rather than wait for OpenMP's threads, which a forked process does not have
+        found = run(module, x)
+        # torch.equal would wait for them.
+        os._exit(
+            int(any(found[name].numpy().tobytes() != wanted.numpy().tobytes() for name, wanted in expected.items()))
+        )
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert_same_bits(run(module, x), expected)
 
 
 # Chunks.

@@ -5,9 +5,9 @@
 // waits for the others for a while, and then begins with those who are there; a late one finds the team closed.
 #pragma once
 
-#include <sched.h>
-
 #include <cstdint>
+
+#include "pause.h"
 
 namespace pymtl {
 
@@ -27,16 +27,6 @@ struct Team {
 };
 
 namespace {
-
-// The others are a fraction of a microsecond away, unless more threads want to run than there are cores.
-inline void pause_a_moment(int64_t& spins) {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-  if (++spins % 128 == 0) sched_yield();
-}
 
 // Waits until the other workers have come as often as this one has now.
 inline void meet(Team& team, int64_t place) {
