@@ -61,6 +61,11 @@ def needs_reference(*tensors: Tensor | None) -> bool:
     )
 
 
+def is_mapped(tensor: Tensor) -> bool:
+    """Whether vmap maps over the tensor, whose values then cannot be read."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(tensor)
+
+
 def no_derivative(op: str, instead: str) -> Any:
     """A backward formula for an op that keeps nothing for one: it raises, and so is never silently wrong."""
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pymtl.ops.autograd import is_mapped
+
 
 def check_resets(resets: object, input: Tensor) -> None:
     """Whether ``resets`` mark steps of an input [T, B, I], [B, T, I] or [T, I].
@@ -21,7 +23,7 @@ def check_resets(resets: object, input: Tensor) -> None:
         expected = list(input.shape[:-1])
         way_out = "" if resets.dtype == torch.bool else ": take resets.bool()"
         raise RuntimeError(f"resets: expected bool {expected}, got {resets.dtype} {list(resets.shape)}{way_out}")
-    if not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(resets):
+    if is_mapped(resets):
         raise RuntimeError(
             "resets: vmap cannot map over them: how many segments there are is data. Give one batch of all"
         )
