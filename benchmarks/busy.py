@@ -2,10 +2,10 @@
 
     python benchmarks/busy.py [--json FILE]
 
-One layer in two directions, frozen, is called again and again on two threads while 0, 1 or 2 processes of this script's
-own keep a core busy each. Beside it stand nn.LSTM and, where they are installed, ONNX Runtime. Each contender runs in a
-process of its own, one after the other. Shown are the median, the 90th and the 99th percentile of a call in milliseconds,
-and the 99th in units of the contender's own median without neighbours.
+One layer in two directions, frozen, is called again and again on two threads while 0, 1 or 2 processes of this
+script's own keep a core busy each. Beside it stand nn.LSTM and, where they are installed, ONNX Runtime. Each contender
+runs in a process of its own, one after the other. Shown are the median, the 90th and the 99th percentile of a call in
+milliseconds, and the 99th in units of the contender's own median without neighbours.
 """
 
 from __future__ import annotations
