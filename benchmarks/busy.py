@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--threads", type=positive, default=2, metavar="N", help="of every contender (2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results with machine, versions and date")
     arguments = parser.parse_args()
-    console = Console(width=120)
+    console = Console(width=132)
     rows = []
     for shape, count in track(
         [(shape, count) for shape in SHAPES for count in NEIGHBOURS],
