@@ -1,5 +1,5 @@
-// How a kernel runs its independent tasks in parallel. The caller passes an executor in: torch's
-// thread pool from the ops, plain threads or none from anyone else. The kernels own no threads.
+// How a kernel runs its independent tasks in parallel. The caller passes an executor in: torch's threads from the ops,
+// or those of pool.h; plain threads or none from anyone else. The kernels start no threads themselves.
 #pragma once
 
 #include <cstdint>
