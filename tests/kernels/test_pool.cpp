@@ -80,7 +80,7 @@ void a_late_executor_is_left_for_the_pool() {
   const auto late = [](int64_t count, Executor::Task task, void* state) {
     ++calls;
     std::thread other([&] {
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
       task(state, 1);
     });
     for (int64_t i = 0; i < count; ++i) {
