@@ -11,22 +11,16 @@ computes.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from beside_ours import PARTS, measure_shapes
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import pymtl
-from pymtl.benchmark import results
 from pymtl.benchmark.timing import interleaved
-from pymtl.commands import positive
 
 LAYERS = 5
 SHAPES = (  # batch, steps, hidden size, ragged
@@ -35,7 +29,6 @@ SHAPES = (  # batch, steps, hidden size, ragged
     (32, 400, 96, True),
     (1, 400, 96, False),
 )
-PARTS = ("forward", "training")
 OURS = "pymtl, reverse"
 
 
@@ -109,30 +102,7 @@ def measure(batch: int, steps: int, hidden: int, ragged: bool, runs: int) -> dic
     return row
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=positive, default=11, metavar="N", help="of each contender (default: 11)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results with machine, versions and date")
-    arguments = parser.parse_args()
-    console = Console(width=124)
-    rows = [measure(*shape, arguments.runs) for shape in track(SHAPES, "shapes", console=console, transient=True)]
-    table = Table(title=f"{LAYERS} layers of alternating directions: milliseconds, and how many times as long")
-    table.add_column("shape", no_wrap=True)
-    table.add_column("")
-    for name in rows[0][PARTS[0]]:
-        table.add_column(name, justify="right")
-    for row in rows:
-        for part in PARTS:
-            cells = [f"{timed['p50']:.2f} ({timed['ratio']:.2f} x)" for timed in row[part].values()]
-            cells[0] = f"{row[part][OURS]['p50']:.2f}"
-            table.add_row(row["shape"] if part == PARTS[0] else "", part, *cells, end_section=part == PARTS[-1])
-    console.print(table)
-    for row in rows:
-        seconds = row["forward"][OURS]["p50"] / 1e3
-        console.print(f"{row['shape']}: forward at {row['operations'] / seconds / 1e9:.0f} GFLOP/s", highlight=False)
-    if arguments.json:
-        results.write(results.stamped(rows=rows), arguments.json)
-
-
 if __name__ == "__main__":
-    main()
+    measure_shapes(
+        __doc__, f"{LAYERS} layers of alternating directions: milliseconds, and how many times as long", SHAPES, measure
+    )

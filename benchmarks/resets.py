@@ -11,23 +11,17 @@ stands the rate at which ours computes.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from beside_ours import PARTS, measure_shapes
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 import pymtl
-from pymtl.benchmark import results
 from pymtl.benchmark.timing import interleaved
-from pymtl.commands import positive
 
 SHAPES = (  # batch, steps, input size, hidden size, share of steps that are resets
     (128, 64, 256, 256, 0.01),
@@ -36,7 +30,6 @@ SHAPES = (  # batch, steps, input size, hidden size, share of steps that are res
     (8, 64, 64, 64, 0.05),
     (32, 1, 64, 128, 0.05),  # a policy that acts
 )
-PARTS = ("forward", "training")
 OURS = "pymtl, resets"
 
 
@@ -105,30 +98,7 @@ def measure(batch: int, steps: int, size: int, hidden: int, share: float, runs: 
     return row
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=positive, default=11, metavar="N", help="of each contender (default: 11)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results with machine, versions and date")
-    arguments = parser.parse_args()
-    console = Console(width=124)
-    rows = [measure(*shape, arguments.runs) for shape in track(SHAPES, "shapes", console=console, transient=True)]
-    table = Table(title="Sequences with resets: milliseconds, and how many times as long as with resets=")
-    table.add_column("shape", no_wrap=True)
-    table.add_column("")
-    for name in rows[0][PARTS[0]]:
-        table.add_column(name, justify="right")
-    for row in rows:
-        for part in PARTS:
-            cells = [f"{timed['p50']:.2f} ({timed['ratio']:.2f} x)" for timed in row[part].values()]
-            cells[0] = f"{row[part][OURS]['p50']:.2f}"
-            table.add_row(row["shape"] if part == PARTS[0] else "", part, *cells, end_section=part == PARTS[-1])
-    console.print(table)
-    for row in rows:
-        seconds = row["forward"][OURS]["p50"] / 1e3
-        console.print(f"{row['shape']}: forward at {row['operations'] / seconds / 1e9:.0f} GFLOP/s", highlight=False)
-    if arguments.json:
-        results.write(results.stamped(rows=rows), arguments.json)
-
-
 if __name__ == "__main__":
-    main()
+    measure_shapes(
+        __doc__, "Sequences with resets: milliseconds, and how many times as long as with resets=", SHAPES, measure
+    )

@@ -17,6 +17,11 @@ struct Executor {
   int64_t threads;  // how many tasks can make progress at once; results never depend on it
 };
 
+// All tasks on the calling thread, in order.
+inline void serially(int64_t count, Executor::Task task, void* state) {
+  for (int64_t i = 0; i < count; ++i) task(state, i);
+}
+
 template <typename Function>
 void for_each(const Executor& executor, int64_t count, Function&& function) {
   using Plain = std::remove_reference_t<Function>;

@@ -237,12 +237,7 @@ bool same_bits(const T* a, const T* b, int64_t count) {
 }
 
 // All tasks on the calling thread, in order.
-inline Executor serial() {
-  return {[](int64_t count, Executor::Task task, void* state) {
-            for (int64_t i = 0; i < count; ++i) task(state, i);
-          },
-          1};
-}
+inline Executor serial() { return {serially, 1}; }
 
 // All tasks on the calling thread, the last one first, though it looks like four threads.
 inline Executor backwards() {
@@ -277,7 +272,7 @@ inline std::vector<NamedExecutor> executors() {
           {"two threads", threads<2>()},
           {"three threads", threads<3>()},
           {"five threads", threads<5>()},
-          {"the pool's, three threads", pool_executor(3, serial().for_each)},
+          {"the pool's, three threads", pool_executor(3, serially)},
           {"last task first", backwards()}};
 }
 

@@ -10,10 +10,6 @@
 namespace pymtl::test {
 namespace {
 
-void in_order(int64_t count, Executor::Task task, void* state) {
-  for (int64_t i = 0; i < count; ++i) task(state, i);
-}
-
 // Whether each of `count` tasks ran once, and all had when for_each returned. Each takes `microseconds`.
 bool each_runs_once(const Executor& executor, int64_t count, int64_t microseconds = 0) {
   std::vector<int> runs(static_cast<size_t>(count));  // plain memory: the caller reads it without more ado
@@ -29,7 +25,7 @@ bool each_runs_once(const Executor& executor, int64_t count, int64_t microsecond
 
 void every_task_runs_once() {
   for (const int64_t threads : {1, 2, 3, 5, 9}) {
-    const Executor executor = pool_executor(threads, in_order);
+    const Executor executor = pool_executor(threads, serially);
     CHECK(executor.threads == threads);
     for (const int64_t count : {0, 1, 2, 3, 7, 64, 1000}) {
       Context context("threads ", threads, ", tasks ", count);
@@ -40,7 +36,7 @@ void every_task_runs_once() {
 
 void calls_at_any_distance() {
   Random random(1);
-  const Executor executor = pool_executor(3, in_order);
+  const Executor executor = pool_executor(3, serially);
   for (int turn = 0; turn < 300; ++turn) {
     CHECK(each_runs_once(executor, 1 + random.below(9), random.below(60)));
     std::this_thread::sleep_for(std::chrono::microseconds(random.below(120)));  // helpers spin, or sleep
@@ -53,7 +49,7 @@ void several_callers_at_once() {
   for (int64_t caller = 0; caller < 5; ++caller) {
     callers.emplace_back([&wrong, caller] {
       for (int turn = 0; turn < 200; ++turn) {
-        wrong += !each_runs_once(pool_executor(1 + (caller + turn) % 4, in_order), turn % 11, caller);
+        wrong += !each_runs_once(pool_executor(1 + (caller + turn) % 4, serially), turn % 11, caller);
       }
     });
   }
@@ -63,8 +59,8 @@ void several_callers_at_once() {
 
 void a_task_may_call() {
   std::atomic<int64_t> wrong{0};
-  const auto task = [&](int64_t) { wrong += !each_runs_once(pool_executor(2, in_order), 5); };
-  for (int turn = 0; turn < 50; ++turn) for_each(pool_executor(3, in_order), 7, task);
+  const auto task = [&](int64_t) { wrong += !each_runs_once(pool_executor(2, serially), 5); };
+  for (int turn = 0; turn < 50; ++turn) for_each(pool_executor(3, serially), 7, task);
   CHECK(wrong == 0);
 }
 
@@ -94,7 +90,7 @@ void a_late_executor_is_left_for_the_pool() {
   CHECK(calls == 1);
   for (int turn = 0; turn < 20; ++turn) CHECK(each_runs_once(executor, 4));
   CHECK(calls == 1 || cores() == 1, calls.load());
-  CHECK(each_runs_once(steady_executor(1, in_order), 4));  // one thread has nobody to wait for
+  CHECK(each_runs_once(steady_executor(1, serially), 4));  // one thread has nobody to wait for
   std::this_thread::sleep_for(std::chrono::milliseconds(1100));
   CHECK(each_runs_once(steady_executor(2, late), 4));
   CHECK(calls == 2 || cores() == 1, calls.load());
@@ -104,7 +100,7 @@ void a_late_executor_is_left_for_the_pool() {
 void a_helper_comes_late() {
   using Clock = std::chrono::steady_clock;
   const std::thread::id caller = std::this_thread::get_id();
-  const Executor executor = pool_executor(2, in_order);
+  const Executor executor = pool_executor(2, serially);
   int64_t with_helper = 0, without = 0;
   for (int turn = 0; turn < 20000 && (with_helper < 2 || without < 2); ++turn) {
     std::atomic<int64_t> runs{0}, helped{0};
@@ -135,7 +131,7 @@ void a_thread_with_one_core_goes_elsewhere() {
     elsewhere = 0;
     const auto otherwise = [](int64_t count, Executor::Task task, void* state) {
       ++elsewhere;
-      in_order(count, task, state);
+      serially(count, task, state);
     };
     for (int turn = 0; turn < 200 && elsewhere == 0; ++turn) {  // the pool may rest from the test before
       CHECK(each_runs_once(pool_executor(64, otherwise), 100));
@@ -147,7 +143,7 @@ void a_thread_with_one_core_goes_elsewhere() {
 }
 
 void a_forked_process_has_a_pool_of_its_own() {
-  const Executor executor = pool_executor(2, in_order);
+  const Executor executor = pool_executor(2, serially);
   CHECK(each_runs_once(executor, 10));
   for (int turn = 0; turn < 5; ++turn) {
     const pid_t child = fork();
@@ -155,7 +151,7 @@ void a_forked_process_has_a_pool_of_its_own() {
       bool right = true;
       const auto gone = [](int64_t, Executor::Task, void*) { _exit(2); };
       for (int call = 0; call < 50; ++call) {
-        right &= each_runs_once(pool_executor(3, in_order), 10, 2);
+        right &= each_runs_once(pool_executor(3, serially), 10, 2);
         right &= each_runs_once(steady_executor(3, gone), 10, 2);
       }
       _exit(right ? 0 : 1);

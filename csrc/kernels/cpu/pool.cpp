@@ -35,10 +35,6 @@ bool is_late(Clock::time_point start, Clock::time_point alone, Clock::time_point
   return end - alone > milliseconds(1) && end - alone > (end - start) / 4;
 }
 
-void serially(int64_t count, Executor::Task task, void* state) {
-  for (int64_t i = 0; i < count; ++i) task(state, i);
-}
-
 // For how long to spin.
 class Patience {
  public:

@@ -13,10 +13,6 @@ namespace pymtl {
 // Below this many multiply-adds a call is over before a second thread has woken up.
 constexpr int64_t kWorthSharing = 64 * 1024;
 
-inline void serially(int64_t count, Executor::Task task, void* state) {
-  for (int64_t i = 0; i < count; ++i) task(state, i);
-}
-
 // The caller's executor, or one of a single thread if `work` multiply-adds are too few to share.
 inline Executor executor_for(int64_t work, const Executor& executor) {
   return work < kWorthSharing ? Executor{serially, 1} : executor;
