@@ -152,9 +152,12 @@ $(VENV)/.lint: $(VENV)/.venv
 	$(BIN)/pip install -q ruff clang-format
 	touch $@
 
-# Python files are used where they are; only a change to the native sources makes this again.
+# Python files are used where they are; only a change to the native sources makes this again. What is compiled is
+# counted, since it takes minutes; all that pip and the compiler say goes to build/install.log.
 $(VENV)/.installed: $(VENV)/.torch $(NATIVE)
-	$(BIN)/pip install -q -e ".[dev]"
+	@mkdir -p build
+	bash -o pipefail -c '$(BIN)/pip install -v -e ".[dev]" 2>&1 | tee build/install.log | awk -f packaging/count.awk' || \
+	  { tail -n 40 build/install.log; exit 1; }
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.installed

@@ -9,7 +9,7 @@
 namespace pymtl {
 
 struct PrepackedHeader {
-  static constexpr uint32_t kVersion = 1;  // of the layout of panels: a new one whenever that changes
+  static constexpr uint32_t kVersion = 2;  // of the layout of panels: a new one whenever that changes
   static constexpr size_t kBytes = 64;     // that the panels begin behind: a cache line
 
   uint32_t version;
@@ -17,6 +17,8 @@ struct PrepackedHeader {
   uint32_t scheme;  // 0: numbers of the dtype itself
   uint32_t lanes;   // numbers in a vector of the instruction set
   uint32_t cell;
+  uint32_t recurrences;
+  uint64_t hidden_size;
 };
 
 template <typename T>

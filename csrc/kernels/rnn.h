@@ -160,7 +160,7 @@ size_t rnn_prepacked_size(Cell cell, int64_t recurrences, int64_t input_size, in
 
 // What weights prepacked now, under the instruction set in use, have to say of themselves.
 template <typename T>
-PrepackedHeader rnn_prepacked_header(Cell cell);
+PrepackedHeader rnn_prepacked_header(Cell cell, int64_t recurrences, int64_t hidden_size);
 
 // Packs weights [G] into panels, for RnnForward::prepacked. prepacked: 64-byte aligned.
 template <typename T>

@@ -1,8 +1,9 @@
 #include "kernels/rnn.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
-#include <utility>
+#include <string>
 
 #include "batch.h"
 #include "rnn_call.h"
@@ -33,34 +34,46 @@ RnnShape shape_of(const Call<T>& call) {
 template <typename T>
 constexpr int64_t kHeader = PrepackedHeader::kBytes / sizeof(T);
 
+// What stands in front of `panels`, which has the size that rnn_prepacked_size says.
 template <typename T>
-Tensor checked_prepacked(const Tensor& prepacked, const Name& name, Cell cell, int64_t recurrences, int64_t input_size,
-                         int64_t hidden_size, ScalarType type) {
-  check_cpu(prepacked, name);
-  check_type(prepacked, name, type);
-  check(prepacked.dim() == 1 && prepacked.numel() > kHeader<T> && prepacked.is_contiguous(), name,
-        ": expected weights from rnn_prepack, got something else");
-  check_memory(prepacked, name);
+void check_header(const T* prepacked, const Name& name, Cell cell, int64_t recurrences, int64_t hidden_size,
+                  ScalarType type) {
   PrepackedHeader header;
-  std::memcpy(&header, prepacked.const_data_ptr(), sizeof header);
-  const PrepackedHeader own = rnn_prepacked_header<T>(cell);
+  std::memcpy(&header, prepacked, sizeof header);
+  const PrepackedHeader own = rnn_prepacked_header<T>(cell, recurrences, hidden_size);
   const bool readable = header.version == own.version && header.dtype == own.dtype && header.scheme == own.scheme;
   check(readable, name, ": expected weights from this version's rnn_prepack of dtype ",
         torch::headeronly::toString(type), ", got something else");
   check(header.lanes == own.lanes, name, ": expected weights prepacked for vectors of ", own.lanes,
         " numbers, which the instruction set in use has, got them for ", header.lanes);
   check(header.cell == own.cell, name, ": expected weights prepacked for this mode, got those of another");
-  const int64_t size =
-      kHeader<T> + static_cast<int64_t>(rnn_prepacked_size<T>(cell, recurrences, input_size, hidden_size));
-  check_sizes(prepacked, name, {size});
-  return prepacked;
+  check(header.recurrences == own.recurrences && header.hidden_size == own.hidden_size, name,
+        ": expected weights prepacked for ", recurrences, " recurrences of hidden size ", hidden_size,
+        ", got those of ", header.recurrences, " of ", header.hidden_size);
+}
+
+void check_prepacked(const Tensor& prepacked, int64_t least, ScalarType type) {
+  const Name name = "prepacked";
+  check_cpu(prepacked, name);
+  check_type(prepacked, name, type);
+  check(prepacked.dim() == 1 && prepacked.numel() > least && prepacked.is_contiguous(), name,
+        ": expected weights from rnn_prepack, got something else");
+  check_memory(prepacked, name);
+}
+
+template <typename T>
+int64_t prepacked_size(Cell cell, int64_t recurrences, int64_t input_size, int64_t hidden_size) {
+  return kHeader<T> + static_cast<int64_t>(rnn_prepacked_size<T>(cell, recurrences, input_size, hidden_size));
 }
 
 template <typename T>
 OptionalTensor checked_prepacked(const OptionalTensor& prepacked, const Layer<T>& layer, ScalarType type) {
   if (!prepacked.has_value()) return std::nullopt;
-  return checked_prepacked<T>(*prepacked, "prepacked", layer.cell, layer.recurrences, layer.input_size,
-                              layer.hidden_size, type);
+  check_prepacked(*prepacked, kHeader<T>, type);
+  check_header(read<T>(*prepacked), "prepacked", layer.cell, layer.recurrences, layer.hidden_size, type);
+  check_sizes(*prepacked, "prepacked",
+              {prepacked_size<T>(layer.cell, layer.recurrences, layer.input_size, layer.hidden_size)});
+  return prepacked;
 }
 
 template <typename T>
@@ -218,49 +231,85 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_heads(
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> rnn_frozen(Tensor given_input, OptionalTensor batch_sizes, Tensors given_prepacked,
-                                              int64_t hidden_size, std::vector<bool> reverse, std::string mode,
-                                              OptionalTensor given_h0, OptionalTensor given_c0) {
+// What rnn_frozen is told of its layers, which are all alike.
+struct Stack {
+  Cell cell;
+  int64_t hidden_size;
+  int64_t layers;
+  std::string directions;  // of a layer's recurrences: f or r
+
+  explicit Stack(const std::string& text) {
+    const size_t mode = text.find(' ');
+    char* end = nullptr;
+    hidden_size = mode == std::string::npos ? 0 : std::strtoll(text.c_str() + mode, &end, 10);
+    layers = end == nullptr ? 0 : std::strtoll(end, &end, 10);
+    if (end != nullptr && *end == ' ') directions = end + 1;
+    check(
+        hidden_size > 0 && layers > 0 && !directions.empty() && directions.find_first_not_of("fr") == std::string::npos,
+        "layers: expected mode, hidden size, number of layers and directions as in LSTM 128 2 fr, got ", text);
+    cell = cell_of(text.substr(0, mode));
+  }
+
+  int64_t recurrences() const { return static_cast<int64_t>(directions.size()); }
+};
+
+std::tuple<Tensor, Tensor, Tensor> rnn_frozen(Tensor given_input, OptionalTensor batch_sizes, Tensor prepacked,
+                                              std::string layers, OptionalTensor given_h0, OptionalTensor given_c0) {
   return with_layer_type(given_input, "input", [&]<typename T>() {
     const ScalarType type = given_input.scalar_type();
-    const Cell cell = cell_of(mode);
+    const Stack stack(layers);
     const Batch batch(given_input, batch_sizes);
-    const int64_t layers = static_cast<int64_t>(given_prepacked.size());
-    const int64_t G = static_cast<int64_t>(reverse.size());
-    check(layers > 0, "prepacked: expected the weights of at least one layer, got none");
-    check(G > 0, "reverse: expected at least one flag, got none");
-    check(hidden_size > 0, "hidden_size: expected a number above 0, got ", hidden_size);
-    int64_t input_size = given_input.size(given_input.dim() - 1);
-    check(input_size > 0, "input: expected features, got none");
-    const Sizes states = {layers * G, batch.batch, hidden_size};
+    const int64_t G = stack.recurrences();
+    const int64_t H = stack.hidden_size;
+    const bool has_cell = sizes_of(stack.cell).has_cell;
+    const int64_t first_size = given_input.size(given_input.dim() - 1);
+    check(first_size > 0, "input: expected features, got none");
+    check_prepacked(prepacked, kHeader<T>, type);
+    const int64_t numbers = prepacked.numel();
+    check(H <= numbers / H && stack.layers <= numbers / H, "layers: expected sizes no larger than the ", numbers,
+          " prepacked numbers allow, got ", layers);
+    check_header(read<T>(prepacked), Name("prepacked", 0), stack.cell, G, H, type);
+    const int64_t first = prepacked_size<T>(stack.cell, G, first_size, H);
+    const int64_t above = prepacked_size<T>(stack.cell, G, G * H, H);
+    check_sizes(prepacked, "prepacked", {first + (stack.layers - 1) * above});
+    const Sizes states = {stack.layers * G, batch.batch, H};
     const OptionalTensor h0 = checked(given_h0, "h0", type, states);
-    const OptionalTensor c0 = checked_cell(given_c0, "c0", cell, states, given_input);
+    const OptionalTensor c0 = checked_cell(given_c0, "c0", stack.cell, states, given_input);
     const Tensor h_n = make(given_input, states);
-    const Tensor c_n = make(given_input, {sizes_of(cell).has_cell ? states[0] : 0, states[1], states[2]});
+    const Tensor c_n = make(given_input, {has_cell ? states[0] : 0, states[1], states[2]});
     std::vector<RnnWeights<T>> weights;
-    for (const bool reversed : reverse) weights.push_back({nullptr, nullptr, nullptr, nullptr, reversed});
-    Tensor output = checked(given_input, "input", type, batch.with(input_size));
-    for (int64_t layer = 0; layer < layers; ++layer) {
+    weights.reserve(stack.directions.size());
+    for (const char direction : stack.directions) {
+      weights.push_back({nullptr, nullptr, nullptr, nullptr, direction == 'r'});
+    }
+    const Executor executor = inference_executor();
+    const T* packed = read<T>(prepacked);
+    Tensor output = checked(given_input, "input", type, batch.with(first_size));
+    for (int64_t layer = 0; layer < stack.layers; ++layer) {
+      if (layer > 0) check_header(packed, Name("prepacked", static_cast<size_t>(layer)), stack.cell, G, H, type);
       const Tensor input = output;
-      const size_t index = static_cast<size_t>(layer);
-      const OptionalTensor prepacked = checked_prepacked<T>(given_prepacked[index], Name("prepacked", index), cell, G,
-                                                            input_size, hidden_size, type);
-      output = make(input, batch.with(G * hidden_size));
-      const int64_t read_size = std::exchange(input_size, G * hidden_size);
-      if (batch.tokens == 0) continue;
-      const int64_t state = layer * G * batch.batch * hidden_size;
+      output = make(input, batch.with(G * H));
+      const int64_t state = layer * G * batch.batch * H;
       RnnForward<T> args{};
-      args.shape = {G, batch.steps, batch.batch, batch.tokens, read_size, hidden_size, read<int64_t>(batch.batch_sizes),
-                    1, cell};
+      args.shape = {G,
+                    batch.steps,
+                    batch.batch,
+                    batch.tokens,
+                    layer == 0 ? first_size : G * H,
+                    H,
+                    read<int64_t>(batch.batch_sizes),
+                    1,
+                    stack.cell};
       args.weights = weights.data();
-      args.prepacked = panels_of<T>(prepacked);
+      args.prepacked = packed + kHeader<T>;
       args.input = read<T>(input);
       args.h0 = h0.has_value() ? read<T>(h0) + state : nullptr;
       args.c0 = c0.has_value() ? read<T>(c0) + state : nullptr;
       args.output = write<T>(output);
       args.h_n = write<T>(h_n) + state;
-      args.c_n = sizes_of(cell).has_cell ? write<T>(c_n) + state : nullptr;
-      run(args, inference_executor());
+      args.c_n = has_cell ? write<T>(c_n) + state : nullptr;
+      if (batch.tokens > 0) run(args, executor);
+      packed += layer == 0 ? first : above;
     }
     return std::make_tuple(output, h_n, c_n);
   });
@@ -278,7 +327,7 @@ Tensor rnn_prepack(Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensor
     const Tensor prepacked = make(first, {kHeader<T> + static_cast<int64_t>(size)});
     T* const memory = write<T>(prepacked);
     std::fill_n(memory, kHeader<T>, T{});
-    const PrepackedHeader header = rnn_prepacked_header<T>(layer.cell);
+    const PrepackedHeader header = rnn_prepacked_header<T>(layer.cell, layer.recurrences, layer.hidden_size);
     std::memcpy(memory, &header, sizeof header);
     pymtl::rnn_prepack(layer.cell, layer.weights.data(), layer.recurrences, layer.input_size, layer.hidden_size,
                        memory + kHeader<T>, torch_executor());

@@ -28,8 +28,8 @@ using OptionalTensor = std::optional<Tensor>;
 using OptionalTensors = std::optional<Tensors>;
 using Sizes = std::vector<int64_t>;
 
-// Raises RuntimeError with the parts of the message, if the condition does not hold. Torch's own macro would put
-// this file's path in front.
+// Raises RuntimeError with the parts of the message, if the condition does not hold. Parts that take time to make
+// belong behind an `if`. Torch's own macro would put this file's path in front.
 template <typename... Parts>
 void check(bool holds, const Parts&... message) {
   if (holds) return;
@@ -94,8 +94,8 @@ inline std::string device_of(const Tensor& tensor) {
 // Where `like` is.
 inline void check_device(const Tensor& tensor, const Name& name, const Tensor& like) {
   if (like.is_cpu()) return check_cpu(tensor, name);
-  check(tensor.is_cpu() == like.is_cpu() && tensor.get_device() == like.get_device(), name, ": expected a tensor on ",
-        device_of(like), ", got one on ", device_of(tensor));
+  const bool same = tensor.is_cpu() == like.is_cpu() && tensor.get_device() == like.get_device();
+  if (!same) check(false, name, ": expected a tensor on ", device_of(like), ", got one on ", device_of(tensor));
 }
 
 // A tensor keeps its sizes when its storage is freed or made smaller, as libraries do that shard a model among
@@ -175,7 +175,7 @@ inline Tensor make(const Tensor& like, const Sizes& sizes, ScalarType type) {
   const int32_t number = unboxed<int32_t>(boxed(type));
   const AOTITorchError error = aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
                                                         strides.data(), number, device, like.get_device(), &made);
-  check(error == TORCH_SUCCESS, "no memory for a result of size ", text(sizes));
+  if (error != TORCH_SUCCESS) check(false, "no memory for a result of size ", text(sizes));
   return Tensor(made);
 }
 

@@ -11,11 +11,22 @@ from pymtl.ops.joint_loss import joint_loss
 from pymtl.ops.late_errors import raise_late_errors
 from pymtl.ops.packing import PackingOrder, pack, packing_order, unpack
 from pymtl.ops.pooling import pool
-from pymtl.ops.rnn import RNNHeadsResult, RNNMasks, RNNNorm, RNNWeights, rnn, rnn_frozen, rnn_heads, rnn_prepack
+from pymtl.ops.rnn import (
+    RNNFrozen,
+    RNNHeadsResult,
+    RNNMasks,
+    RNNNorm,
+    RNNWeights,
+    rnn,
+    rnn_frozen,
+    rnn_heads,
+    rnn_prepack,
+)
 from pymtl.ops.segments import Segments, segment_order
 
 __all__ = [
     "PackingOrder",
+    "RNNFrozen",
     "RNNHeadsResult",
     "RNNMasks",
     "RNNNorm",

@@ -61,6 +61,19 @@ def needs_reference(*tensors: Tensor | None) -> bool:
     )
 
 
+def is_plain() -> bool:
+    """Whether a call now is ordinary inference: no gradient is recorded, nothing is traced, compiled or transformed,
+    and autocast is off."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._is_tracing()
+        or torch.is_autocast_enabled("cpu")
+    )
+
+
 def is_mapped(tensor: Tensor) -> bool:
     """Whether vmap maps over the tensor, whose values then cannot be read."""
     return not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(tensor)

@@ -81,6 +81,29 @@ class RNNNorm(NamedTuple):
         return [*self.gain_hh, *self.gain_c, *self.bias_c]
 
 
+class RNNFrozen(NamedTuple):
+    """A stack of L layers that are alike, for :func:`rnn_frozen`.
+
+    ``prepacked``: of each layer from :func:`rnn_prepack`, one behind the other. ``layers`` describes them:
+    ``"LSTM 128 2 fr"`` are two layers of mode LSTM and hidden size 128, each with a forward and a reverse recurrence.
+    """
+
+    prepacked: Tensor
+    layers: str
+
+    @staticmethod
+    def of(prepacked: Sequence[Tensor], hidden_size: int, reverse: Sequence[bool], mode: str = "LSTM") -> RNNFrozen:
+        """``prepacked`` layer by layer; ``reverse`` and ``mode`` as in :class:`RNNWeights`, of each layer."""
+        directions = "".join("r" if reverses else "f" for reverses in reverse)
+        whole = prepacked[0] if len(prepacked) == 1 else torch.cat(list(prepacked))
+        return RNNFrozen(whole, f"{mode} {hidden_size} {len(prepacked)} {directions}")
+
+    def first(self, layers: int, size: int) -> RNNFrozen:
+        """Only so many layers, whose weights take ``size`` numbers; over the same memory."""
+        mode, hidden_size, _, directions = self.layers.split()
+        return RNNFrozen(self.prepacked[:size], f"{mode} {hidden_size} {layers} {directions}")
+
+
 class RNNHeadsResult(NamedTuple):
     """What :func:`rnn_heads` returns; a part that was not asked for is an empty tensor."""
 
@@ -335,10 +358,7 @@ def rnn_prepack(weights: RNNWeights, norm: RNNNorm | None = None) -> Tensor:
 def rnn_frozen(
     input: Tensor,
     batch_sizes: Tensor | None,
-    prepacked: list[Tensor],
-    hidden_size: int,
-    reverse: list[bool],
-    mode: str = "LSTM",
+    frozen: RNNFrozen,
     h0: Tensor | None = None,
     c0: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -346,11 +366,9 @@ def rnn_frozen(
     and autocast changes nothing, since the prepacked weights have a dtype already.
 
     Args:
-        input: [T, B, I], or packed [N, I] with ``batch_sizes``.
+        input: [T, B, I], or packed [N, I] with ``batch_sizes``; of the prepacked weights' dtype.
         batch_sizes: as for :func:`rnn`.
-        prepacked: of each of L layers, from :func:`rnn_prepack`; of the input's dtype.
-        hidden_size: H.
-        reverse, mode: of a layer's G recurrences; all layers are alike.
+        frozen: the L layers.
         h0, c0: [L*G, B, H] initial states; zeros if None.
 
     Returns:
@@ -360,4 +378,7 @@ def rnn_frozen(
         RuntimeError: a size, dtype or device does not fit; the message names the argument.
     """
     with below_autograd():
-        return torch.ops.pymtl.rnn_frozen(input, batch_sizes, prepacked, hidden_size, reverse, mode, h0, c0)
+        return _frozen_op(input, batch_sizes, frozen.prepacked, frozen.layers, h0, c0)
+
+
+_frozen_op = torch.ops.pymtl.rnn_frozen.default  # the packet would look for it at every call

@@ -18,17 +18,16 @@ from pymtl.reference.rnn import accum_dtype
 def _rnn_frozen_fake(
     input: Tensor,
     batch_sizes: Tensor | None,
-    prepacked: Sequence[Tensor],
-    hidden_size: int,
-    reverse: Sequence[bool],
-    mode: str,
+    prepacked: Tensor,
+    layers: str,
     h0: Tensor | None,
     c0: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     check_one_device(input=input, batch_sizes=batch_sizes, prepacked=prepacked, h0=h0, c0=c0)
     batch = _fake_batch(input, batch_sizes, h0, c0)
-    states = input.new_empty(len(prepacked) * len(reverse), batch, hidden_size)
-    output = input.new_empty(*input.shape[:-1], len(reverse) * hidden_size)
+    mode, hidden_size, count, directions = layers.split()
+    states = input.new_empty(int(count) * len(directions), batch, int(hidden_size))
+    output = input.new_empty(*input.shape[:-1], len(directions) * int(hidden_size))
     return output, states, _fake_cell(states, mode)
 
 

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from pymtl import ops, reference
 from pymtl.dropout import dropout
-from pymtl.ops.autograd import needs_reference, wants_gradient
+from pymtl.ops.autograd import is_plain, needs_reference, wants_gradient
 from pymtl.ops.dtypes import autocast_dtype
 from pymtl.packing import as_lengths, turned_around
 from pymtl.recurrent.options import Options
@@ -110,6 +110,10 @@ class Recurrent(nn.RNNBase):
             TypeError: ``resets`` is no tensor.
             RuntimeError: a size, dtype or device does not fit; the message names the argument.
         """
+        if self._snapshot is not None and lengths is None and resets is None:
+            frozen = self._frozen_stack(self._snapshot, input)
+            if frozen is not None:
+                return self._frozen_forward(frozen, input, hx)
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise ValueError("lengths: expected none with a PackedSequence, which has its own")
@@ -147,6 +151,31 @@ class Recurrent(nn.RNNBase):
         if not batched:
             return output.squeeze(0 if self.batch_first else 1), self._states(h_n.squeeze(1), c_n.squeeze(1))
         return output, self._states(h_n, c_n)
+
+    def _frozen_stack(self, snapshot: Snapshot, input: Any) -> ops.RNNFrozen | None:
+        """The prepacked layers, if all this call needs is to run them over a padded batch: the short way for calls of
+        microseconds. Every other call, also a wrong one, goes the long way."""
+        stack = snapshot.stacks[-1]
+        if (
+            type(input) is not Tensor
+            or not is_plain()
+            or self.training
+            or self._pymtl_variants.act(False)
+            or input.dtype is not stack.prepacked.dtype
+            or not input.is_cpu
+        ):
+            return None
+        shape = input.shape
+        fits = len(shape) == 3 and shape[2] == self.input_size and shape[0 if not self.batch_first else 1] > 0
+        return stack if fits and snapshot.is_of(self._weights()) else None
+
+    def _frozen_forward(self, stack: ops.RNNFrozen, input: Tensor, hx: Any) -> tuple[Tensor, Any]:
+        h0, c0 = self._initial_state(hx, input.shape[0 if self.batch_first else 1], True)
+        if not self.batch_first:
+            output, h_n, c_n = ops.rnn_frozen(input, None, stack, h0, c0)
+            return output, self._states(h_n, c_n)
+        output, h_n, c_n = ops.rnn_frozen(input.transpose(0, 1), None, stack, h0, c0)
+        return output.transpose(0, 1), self._states(h_n, c_n)
 
     def _pymtl_torchs_forward(self, input: Tensor | PackedSequence, hx: Any) -> tuple[Any, Any]:
         """torch's own path; of a layer that reads from the end with its sequences turned around."""
@@ -245,9 +274,10 @@ class Recurrent(nn.RNNBase):
         """
         parameters = self._parameters
         names = self._flat_weights_names
-        if all(name in parameters for name in names):
+        try:
             return [parameters[name] for name in names]
-        return [getattr(self, name) for name in names]
+        except KeyError:
+            return [getattr(self, name) for name in names]
 
     def _check_input(self, input: Tensor, weights: Sequence[Tensor], dims: int) -> None:
         # As nn.RNNBase.check_input, but with this call's weights: that method reads _flat_weights, which may be stale.
@@ -346,7 +376,7 @@ class Recurrent(nn.RNNBase):
         """Of the parameters' names, for each layer and direction."""
         return [f"_l{layer}{end}" for layer in range(self.num_layers) for end in ("", "_reverse")[: self._directions()]]
 
-    def _prepacked(self, weights: Sequence[Tensor]) -> list[Tensor] | None:
+    def _valid_snapshot(self, weights: Sequence[Tensor]) -> Snapshot | None:
         snapshot = self._snapshot
         if (
             snapshot is None
@@ -355,7 +385,7 @@ class Recurrent(nn.RNNBase):
             or not snapshot.is_of(weights)
         ):
             return None
-        return snapshot.prepacked
+        return snapshot
 
     def _layers(
         self,
@@ -374,20 +404,17 @@ class Recurrent(nn.RNNBase):
         where only ``batch_sizes`` tells.
         """
         directions = self._directions()
-        prepacked = self._prepacked(weights)
+        snapshot = self._valid_snapshot(weights)
         drops = self.training and self.dropout > 0
         varied = self._pymtl_variants.act(self.training)
         if (
-            prepacked is not None
+            snapshot is not None
             and not drops
             and not varied
             and not needs_reference(input, h0, c0, *weights)
             and not wants_gradient(input, h0, c0, *weights)
         ):
-            prepacked = prepacked if layers is None else prepacked[:layers]
-            return ops.rnn_frozen(
-                input, batch_sizes, prepacked, self.hidden_size, self._pymtl_reverse(), self.mode, h0, c0
-            )
+            return ops.rnn_frozen(input, batch_sizes, snapshot.stacks[-1 if layers is None else layers - 1], h0, c0)
         h_last, c_last = [], []
         for layer in range(self.num_layers if layers is None else layers):
             if layer > 0:
@@ -399,8 +426,8 @@ class Recurrent(nn.RNNBase):
                 None if c0 is None else c0[states],
             )
             if varied:
-                snapshot = None if prepacked is None else prepacked[layer]
-                input, h_n, c_n = self._varied_layer(way, layer, input, batch_sizes, *own, batch, snapshot)
+                prepacked = None if snapshot is None else snapshot.prepacked[layer]
+                input, h_n, c_n = self._varied_layer(way, layer, input, batch_sizes, *own, batch, prepacked)
             else:
                 input, h_n, c_n = ops.rnn(input, batch_sizes, *own)
             h_last.append(h_n)
@@ -469,7 +496,7 @@ class Recurrent(nn.RNNBase):
         if self._pymtl_variants.act(self.training) or not input.is_cpu:
             return self._unfused_heads(way, input, batch_sizes, weights, head_weight, head_bias, mean, max)
         last = self.num_layers - 1
-        prepacked = self._prepacked(weights)
+        snapshot = self._valid_snapshot(weights)
         if last > 0:
             input, _, _ = self._layers(way, input, batch_sizes, weights, None, None, layers=last)
             input = self._between_layers(input)
@@ -481,7 +508,7 @@ class Recurrent(nn.RNNBase):
             head_bias,
             mean=mean,
             max=max,
-            prepacked=None if prepacked is None else prepacked[last],
+            prepacked=None if snapshot is None else snapshot.prepacked[last],
         )
 
     def _unfused_heads(
@@ -530,7 +557,8 @@ class Recurrent(nn.RNNBase):
                 ops.rnn_prepack(self.layer_weights(layer, weights), self._layer_norm_of(layer))
                 for layer in range(self.num_layers)
             ]
-        self._snapshot = Snapshot.of(weights, prepacked)
+        whole = ops.RNNFrozen.of(prepacked, self.hidden_size, self._pymtl_reverse(), self.mode)
+        self._snapshot = Snapshot.of(weights, prepacked, whole)
 
     def unfreeze(self) -> None:
         """Drops what :meth:`freeze` made."""

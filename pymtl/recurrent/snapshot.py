@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from pymtl import _native
+from pymtl import _native, ops
+
+
+_version_of = Tensor._version.__get__
 
 
 class Snapshot(NamedTuple):
@@ -22,15 +25,19 @@ class Snapshot(NamedTuple):
     memory: list[Tensor]  # kept, so that no other tensor comes to the same address
     addresses: list[int]
     isa: str
-    prepacked: list[Tensor]
+    prepacked: list[Tensor]  # of each layer
+    stacks: list[ops.RNNFrozen]  # of the first layer, of the first two, and so on; over the same memory
 
     @staticmethod
-    def of(parameters: list[Tensor], prepacked: list[Tensor]) -> Snapshot:
+    def of(parameters: list[Tensor], prepacked: list[Tensor], whole: ops.RNNFrozen) -> Snapshot:
+        """``prepacked`` of each layer, and all of it in one."""
         memory = [p.detach() for p in parameters]
         addresses = [p.data_ptr() for p in memory]
-        return Snapshot(
-            parameters, [p._version for p in parameters], memory, addresses, _native.active_isa(), prepacked
-        )
+        sizes = [len(part) for part in prepacked]
+        stacks = [whole.first(n, sum(sizes[:n])) for n in range(1, len(sizes) + 1)]
+        versions = [p._version for p in parameters]
+        parts = list(whole.prepacked.split(sizes))
+        return Snapshot(parameters, versions, memory, addresses, _native.active_isa(), parts, stacks)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copy of a module is not frozen: None takes this one's place there."""
@@ -38,8 +45,8 @@ class Snapshot(NamedTuple):
     def is_of(self, parameters: Sequence[Tensor]) -> bool:
         return (
             all(map(is_, parameters, self.parameters))
-            and [p._version for p in parameters] == self.versions
-            and [p.data_ptr() for p in parameters] == self.addresses
+            and list(map(_version_of, parameters)) == self.versions
+            and list(map(Tensor.data_ptr, parameters)) == self.addresses
             and self.isa == _native.active_isa()
         )
 

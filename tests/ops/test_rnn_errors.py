@@ -302,13 +302,15 @@ def with_word(prepacked, place, value):
             torch.zeros_like,
             r"prepacked: expected weights from this version's rnn_prepack of dtype Float, got something else",
         ),
-        (lambda p: with_word(p, 0, 2), r"prepacked: expected weights from this version's rnn_prepack"),
+        (lambda p: with_word(p, 0, 1), r"prepacked: expected weights from this version's rnn_prepack"),
         (lambda p: with_word(p, 1, 2), r"prepacked: expected weights from this version's rnn_prepack"),
         (lambda p: with_word(p, 2, 1), r"prepacked: expected weights from this version's rnn_prepack"),
         (lambda p: with_word(p, 3, 1), r"prepacked: expected weights prepacked for vectors of \d+ numbers, .* for 1"),
         (lambda p: with_word(p, 4, 1), r"prepacked: expected weights prepacked for this mode"),
+        (lambda p: with_word(p, 5, 7), r"prepacked: expected weights prepacked for 2 recurrences .*, got those of 7"),
+        (lambda p: with_word(p, 6, 7), r"prepacked: .* hidden size \d+, got those of 2 of 7"),
     ],
-    ids=["size", "rank", "dtype", "zeros", "version", "header's dtype", "scheme", "lanes", "cell"],
+    ids=["size", "rank", "dtype", "zeros", "version", "header's dtype", "scheme", "lanes", "cell", "count", "hidden"],
 )
 @pytest.mark.parametrize("call", [call_lstm, call_rnn_heads])
 def test_prepacked_weights_that_do_not_fit_are_refused(edit, message, call):

@@ -112,9 +112,15 @@ size_t rnn_prepacked_size(Cell cell, int64_t recurrences, int64_t input_size, in
 }
 
 template <typename T>
-PrepackedHeader rnn_prepacked_header(Cell cell) {
+PrepackedHeader rnn_prepacked_header(Cell cell, int64_t recurrences, int64_t hidden_size) {
   const auto lanes = static_cast<uint32_t>(active_layers<T>().lanes);
-  return {PrepackedHeader::kVersion, prepacked_dtype<T>, 0, lanes, static_cast<uint32_t>(cell)};
+  return {PrepackedHeader::kVersion,
+          prepacked_dtype<T>,
+          0,
+          lanes,
+          static_cast<uint32_t>(cell),
+          static_cast<uint32_t>(recurrences),
+          static_cast<uint64_t>(hidden_size)};
 }
 
 template <typename T>
@@ -353,7 +359,7 @@ void rnn_backward(const RnnBackward<T>& args, void* workspace, const Executor& g
 
 #define PYMTL_INSTANTIATE(T)                                                                             \
   template size_t rnn_prepacked_size<T>(Cell, int64_t, int64_t, int64_t);                                \
-  template PrepackedHeader rnn_prepacked_header<T>(Cell);                                                \
+  template PrepackedHeader rnn_prepacked_header<T>(Cell, int64_t, int64_t);                              \
   template void rnn_prepack(Cell, const RnnWeights<T>*, int64_t, int64_t, int64_t, T*, const Executor&); \
   template size_t rnn_forward_workspace(const RnnForward<T>&, const Executor&);                          \
   template void rnn_forward(const RnnForward<T>&, void*, const Executor&);                               \

@@ -11,7 +11,7 @@
 namespace pymtl {
 
 // Below this many multiply-adds a call is over before a second thread has woken up.
-constexpr int64_t kWorthSharing = 64 * 1024;
+constexpr int64_t kWorthSharing = 128 * 1024;
 
 // The caller's executor, or one of a single thread if `work` multiply-adds are too few to share.
 inline Executor executor_for(int64_t work, const Executor& executor) {

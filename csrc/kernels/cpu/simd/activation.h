@@ -2,9 +2,11 @@
 //
 // All three reduce x = n ln2 + r with |r| <= ln2/2 and use exp(r) - 1 = r + r^2 q(r), q a polynomial
 // fitted to the relative error of exp(r) - 1.
+//
+// V is a Vec<T>, or several in lockstep.
 #pragma once
 
-#include "vector.h"
+#include "lockstep.h"
 
 namespace pymtl {
 namespace {
@@ -61,23 +63,23 @@ struct ExpConstants<double> {
 };
 
 // exp(r) - 1 of x = n ln2 + r, and n in the low bits of `shifted`; x within [underflow, overflow] or NaN.
-template <typename T>
-PYMTL_INLINE Vec<T> reduced_expm1(Vec<T> x, Vec<T>& shifted) {
+template <typename T, typename V>
+PYMTL_INLINE V reduced_expm1(const V& x, V& shifted) {
   using K = ExpConstants<T>;
   shifted = fma(x, broadcast(K::log2e), broadcast(K::shifter));
-  const Vec<T> n = shifted - broadcast(K::shifter);
-  Vec<T> r = fma(n, broadcast(-K::ln2_high), x);
+  const V n = shifted - broadcast(K::shifter);
+  V r = fma(n, broadcast(-K::ln2_high), x);
   r = fma(n, broadcast(-K::ln2_low), r);
-  Vec<T> q = broadcast(K::q[0]);
+  V q = fma(broadcast(K::q[0]), r, broadcast(K::q[1]));
 #pragma GCC unroll 16
-  for (int i = 1; i < K::terms; ++i) q = fma(q, r, broadcast(K::q[i]));
+  for (int i = 2; i < K::terms; ++i) q = fma(q, r, broadcast(K::q[i]));
   return fma(r * r, q, r);
 }
 
 // 2^n for integers n in the low bits; the shift drops all other bits.
-template <typename T>
-PYMTL_INLINE Vec<T> power_of_two(IntVec<T> n) {
-  return (Vec<T>)((n + ExpConstants<T>::exponent_bias) << ExpConstants<T>::mantissa_bits);
+template <typename T, typename Integers>
+PYMTL_INLINE auto power_of_two(const Integers& n) {
+  return from_bits<T>((n + ExpConstants<T>::exponent_bias) << ExpConstants<T>::mantissa_bits);
 }
 
 // exp(x) for x <= 0 or NaN. Scaled up while it is built, so that a subnormal result is rounded once.
@@ -103,48 +105,47 @@ PYMTL_INLINE Vec<T> exp(Vec<T> x) {
   return fma(power, p, power) * power_of_two<T>(n - half);
 }
 
-template <typename T>
-PYMTL_INLINE Vec<T> negated_absolute(Vec<T> x) {
-  return (Vec<T>)((IntVec<T>)x | (IntVec<T>)broadcast(T(-0.0)));
+template <typename T, typename V>
+PYMTL_INLINE V negated_absolute(const V& x) {
+  return from_bits<T>(bits_of<T>(x) | bits_of<T>(broadcast(T(-0.0))));
 }
 
 // 1 / (1 + exp(-x)) = 1 / (2^n (1 + p + 2^-n)), with both sides of the fraction scaled down: exp(-x) reaches far
 // beyond the largest number before the quotient is zero, and so only the division rounds a subnormal result.
-template <typename T>
-PYMTL_INLINE Vec<T> sigmoid(Vec<T> x) {
+template <typename T, typename V>
+PYMTL_INLINE V sigmoid(const V& x) {
   using K = ExpConstants<T>;
-  const Vec<T> negated = at_most(at_least(-x, broadcast(-K::sigmoid_one)), broadcast(-K::underflow));
-  Vec<T> shifted;
-  const Vec<T> p = reduced_expm1<T>(negated, shifted);
-  const IntVec<T> n = (IntVec<T>)shifted - (IntVec<T>)broadcast(K::shifter);
-  const Vec<T> power = power_of_two<T>(n - K::sigmoid_scale_bits);
-  const IntVec<T> biased = K::exponent_bias - n;
-  const Vec<T> inverse = (Vec<T>)((biased > 0 ? biased : IntVec<T>{}) << K::mantissa_bits);  // 2^-n, in the end zero
+  const V negated = at_most(at_least(-x, broadcast(-K::sigmoid_one)), broadcast(-K::underflow));
+  V shifted;
+  const V p = reduced_expm1<T>(negated, shifted);
+  const auto n = bits_of<T>(shifted) - bits_of<T>(broadcast(K::shifter));
+  const V power = power_of_two<T>(n - K::sigmoid_scale_bits);
+  const auto biased =
+      each([](auto bias) PYMTL_INLINE_LAMBDA { return bias > 0 ? bias : IntVec<T>{}; }, K::exponent_bias - n);
+  const V inverse = from_bits<T>(biased << K::mantissa_bits);  // 2^-n, in the end zero
   return broadcast(K::sigmoid_scale) / fma(power, p + inverse, power);
 }
 
 // Near zero an odd polynomial; further out expm1(2|x|) / (expm1(2|x|) + 2), where nothing cancels and the
 // exponential's error counts the less the larger it is.
-template <typename T>
-PYMTL_INLINE Vec<T> tanh(Vec<T> x) {
+template <typename T, typename V>
+PYMTL_INLINE V tanh(const V& x) {
   using K = ExpConstants<T>;
-  const Vec<T> one = broadcast(T(1));
-  const IntVec<T> sign = (IntVec<T>)broadcast(T(-0.0));
-  const Vec<T> negated = negated_absolute<T>(x);
-  const Vec<T> size = at_least(negated, broadcast(-K::tanh_one));
-  Vec<T> shifted;
-  const Vec<T> p = reduced_expm1<T>(size * broadcast(T(-2)), shifted);
-  const Vec<T> power = power_of_two<T>((IntVec<T>)shifted);
-  const Vec<T> expm1 = fma(power, p, power - one);
-  const Vec<T> outer = expm1 / (expm1 + broadcast(T(2)));
+  const V negated = negated_absolute<T>(x);
+  const V size = at_least(negated, broadcast(-K::tanh_one));
+  V shifted;
+  const V p = reduced_expm1<T>(V(size * broadcast(T(-2))), shifted);
+  const V power = power_of_two<T>(bits_of<T>(shifted));
+  const V expm1 = fma(power, p, power - broadcast(T(1)));
+  const V outer = expm1 / (expm1 + broadcast(T(2)));
 
-  const Vec<T> square = x * x;
-  Vec<T> cubic = broadcast(K::tanh_cubic[0]);
+  const V square = x * x;
+  V cubic = fma(broadcast(K::tanh_cubic[0]), square, broadcast(K::tanh_cubic[1]));
 #pragma GCC unroll 16
-  for (int i = 1; i < K::tanh_terms; ++i) cubic = fma(cubic, square, broadcast(K::tanh_cubic[i]));
-  const Vec<T> inner = fma(x * square, cubic, x);
-  const Vec<T> result = select<T>(negated > broadcast(T(-0.3)), inner, outer);
-  return (Vec<T>)((IntVec<T>)result | ((IntVec<T>)x & sign));  // the sign of zero too
+  for (int i = 2; i < K::tanh_terms; ++i) cubic = fma(cubic, square, broadcast(K::tanh_cubic[i]));
+  const V inner = fma(x * square, cubic, x);
+  const V result = select<T>(negated > broadcast(T(-0.3)), inner, outer);
+  return from_bits<T>(bits_of<T>(result) | (bits_of<T>(x) & bits_of<T>(broadcast(T(-0.0)))));  // the sign of zero too
 }
 
 // Slopes, of the activations' values. The square is rounded: a fused operation would be more exact near 1, and would

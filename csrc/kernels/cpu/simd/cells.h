@@ -60,6 +60,30 @@ PYMTL_INLINE Moments<T> moments_of(int64_t count, ForEach&& for_each) {
   return {mean, R(1) / std::sqrt(variance + kEpsilon)};
 }
 
+// How far apart the places of updates that go in lockstep are.
+struct CellStep {
+  int64_t sums, projected, state, reserve, reserve_cell, units;
+};
+
+// N vectors, `step` apart.
+template <int N, typename Number>
+PYMTL_INLINE auto load_each(const Number* from, int64_t step) {
+  return lockstep<N>([&]<int J>() PYMTL_INLINE_LAMBDA { return load(from + J * step); });
+}
+
+template <int N, typename V, typename Number>
+PYMTL_INLINE void store_each(Number* to, int64_t step, const Lockstep<V, N>& values) {
+#pragma GCC unroll 8
+  for (int j = 0; j < N; ++j) store(to + j * step, values.of[j]);
+}
+
+// The first `valid` lanes, `units` fewer at each.
+template <int N, typename V, typename Number>
+PYMTL_INLINE void store_parts(Number* to, int64_t step, const Lockstep<V, N>& values, int64_t valid, int64_t units) {
+#pragma GCC unroll 8
+  for (int j = 0; j < N; ++j) store_part(to + j * step, values.of[j], valid - j * units);
+}
+
 // Where the way back finds the same: `reserve` from the forward pass, gradients of h and c.
 template <typename T>
 struct GradientPlace {
@@ -100,29 +124,28 @@ struct LstmCell {
   static constexpr int kFirstHidden = 0;    // the first of those that W_hh has a part in
   static constexpr int kInputRotation = 0;  // the row of W_ih, in blocks of H, that the first of them belongs to
 
-  template <typename T>
-  PYMTL_INLINE static void update(const CellPlace<T>& at) {
+  template <int N, typename T>
+  PYMTL_INLINE static void update(const CellPlace<T>& at, const CellStep& step) {
     using R = Accum<T>;
-    const Vec<T> i = sigmoid<R>(load(at.sums));
-    const Vec<T> f = sigmoid<R>(load(at.sums + kLanes<T>));
-    const Vec<T> g = tanh<R>(load(at.sums + 2 * kLanes<T>));
-    const Vec<T> o = sigmoid<R>(load(at.sums + 3 * kLanes<T>));
-    const Vec<T> c = fma(f, load(at.cell), i * g);
-    store(at.cell, c);
-    store(at.sums + 3 * kLanes<T>, o);
+    const auto i = sigmoid<R>(load_each<N>(at.sums, step.sums));
+    const auto f = sigmoid<R>(load_each<N>(at.sums + kLanes<T>, step.sums));
+    const auto g = tanh<R>(load_each<N>(at.sums + 2 * kLanes<T>, step.sums));
+    const auto o = sigmoid<R>(load_each<N>(at.sums + 3 * kLanes<T>, step.sums));
+    const auto c = fma(f, load_each<N>(at.cell, step.state), i * g);
+    store_each(at.cell, step.state, c);
+    store_each(at.sums + 3 * kLanes<T>, step.sums, o);
     if (at.reserve == nullptr) return;
-    store_part(at.reserve, i, at.valid);
-    store_part(at.reserve + at.stride, f, at.valid);
-    store_part(at.reserve + 2 * at.stride, g, at.valid);
-    store_part(at.reserve + 3 * at.stride, o, at.valid);
-    store_part(at.reserve_cell, c, at.valid);
+    store_parts(at.reserve, step.reserve, i, at.valid, step.units);
+    store_parts(at.reserve + at.stride, step.reserve, f, at.valid, step.units);
+    store_parts(at.reserve + 2 * at.stride, step.reserve, g, at.valid, step.units);
+    store_parts(at.reserve + 3 * at.stride, step.reserve, o, at.valid, step.units);
+    store_parts(at.reserve_cell, step.reserve_cell, c, at.valid, step.units);
   }
 
-  // A loop of its own: after the long chain of operations to c, another to h would leave the processor nothing to
-  // overlap it with.
-  template <typename T>
-  PYMTL_INLINE static void finish(const CellPlace<T>& at) {
-    store(at.after, load(at.sums + 3 * kLanes<T>) * tanh<Accum<T>>(load(at.cell)));
+  template <int N, typename T>
+  PYMTL_INLINE static void finish(const CellPlace<T>& at, const CellStep& step) {
+    const auto tanh_c = tanh<Accum<T>>(load_each<N>(at.cell, step.state));
+    store_each(at.after, step.state, load_each<N>(at.sums + 3 * kLanes<T>, step.sums) * tanh_c);
   }
 
   //   do = dh tanh(c)         dc += dh o (1 - tanh(c)^2)
@@ -176,23 +199,23 @@ struct GruCell {
   static constexpr int kFirstHidden = 1;
   static constexpr int kInputRotation = 2;
 
-  template <typename T>
-  PYMTL_INLINE static void update(const CellPlace<T>& at) {
+  template <int N, typename T>
+  PYMTL_INLINE static void update(const CellPlace<T>& at, const CellStep& step) {
     using R = Accum<T>;
-    const Vec<T> r = sigmoid<R>(load(at.sums));
-    const Vec<T> z = sigmoid<R>(load(at.sums + kLanes<T>));
-    const Vec<T> q = load(at.sums + 2 * kLanes<T>);
-    const Vec<T> n = tanh<R>(fma(r, q, load(at.projected + 2 * kLanes<T>)));
-    store(at.after, fma(z, load(at.before) - n, n));
+    const auto r = sigmoid<R>(load_each<N>(at.sums, step.sums));
+    const auto z = sigmoid<R>(load_each<N>(at.sums + kLanes<T>, step.sums));
+    const auto q = load_each<N>(at.sums + 2 * kLanes<T>, step.sums);
+    const auto n = tanh<R>(fma(r, q, load_each<N>(at.projected + 2 * kLanes<T>, step.projected)));
+    store_each(at.after, step.state, fma(z, load_each<N>(at.before, step.state) - n, n));
     if (at.reserve == nullptr) return;
-    store_part(at.reserve, r, at.valid);
-    store_part(at.reserve + at.stride, z, at.valid);
-    store_part(at.reserve + 2 * at.stride, n, at.valid);
-    store_part(at.reserve + 3 * at.stride, q, at.valid);
+    store_parts(at.reserve, step.reserve, r, at.valid, step.units);
+    store_parts(at.reserve + at.stride, step.reserve, z, at.valid, step.units);
+    store_parts(at.reserve + 2 * at.stride, step.reserve, n, at.valid, step.units);
+    store_parts(at.reserve + 3 * at.stride, step.reserve, q, at.valid, step.units);
   }
 
-  template <typename T>
-  PYMTL_INLINE static void finish(const CellPlace<T>&) {}
+  template <int N, typename T>
+  PYMTL_INLINE static void finish(const CellPlace<T>&, const CellStep&) {}
 
   // n = tanh(a_n + r q), where q = W_hn h_{t-1} + b_hn:
   //
@@ -240,18 +263,19 @@ struct ElmanCell {
   static constexpr int kFirstHidden = 0;
   static constexpr int kInputRotation = 0;
 
-  template <typename T>
-  PYMTL_INLINE static void update(const CellPlace<T>& at) {
-    const Vec<T> sum = load(at.sums);
+  template <int N, typename T>
+  PYMTL_INLINE static void update(const CellPlace<T>& at, const CellStep& step) {
+    const auto sums = load_each<N>(at.sums, step.sums);
     if constexpr (kRelu) {
-      store(at.after, maximum<Accum<T>>(sum, Vec<T>{}));
+      const auto relu = [](Vec<T> x) PYMTL_INLINE_LAMBDA { return maximum<Accum<T>>(x, Vec<T>{}); };
+      store_each(at.after, step.state, each(relu, sums));
     } else {
-      store(at.after, tanh<Accum<T>>(sum));
+      store_each(at.after, step.state, tanh<Accum<T>>(sums));
     }
   }
 
-  template <typename T>
-  PYMTL_INLINE static void finish(const CellPlace<T>&) {}
+  template <int N, typename T>
+  PYMTL_INLINE static void finish(const CellPlace<T>&, const CellStep&) {}
 
   //   tanh: da = dh (1-h^2)     relu: da = dh where h > 0     dh_{t-1} = da W_hh
   template <typename T>

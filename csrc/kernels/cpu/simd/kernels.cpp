@@ -13,11 +13,26 @@
 namespace pymtl {
 namespace {
 
-template <typename T, Vec<T> (*function)(Vec<T>)>
-void map(const T* x, T* y, int64_t count) {
+template <typename T, typename Function>
+void map(const T* x, T* y, int64_t count, const Function& function) {
   for (int64_t i = 0; i < count; i += kLanes<T>) {
     store_part(y + i, function(load_part(x + i, count - i)), count - i);
   }
+}
+
+template <typename T>
+void exponentials(const T* x, T* y, int64_t count) {
+  map(x, y, count, [](Vec<T> value) PYMTL_INLINE_LAMBDA { return exp<T>(value); });
+}
+
+template <typename T>
+void sigmoids(const T* x, T* y, int64_t count) {
+  map(x, y, count, [](Vec<T> value) PYMTL_INLINE_LAMBDA { return sigmoid<T>(value); });
+}
+
+template <typename T>
+void hyperbolic_tangents(const T* x, T* y, int64_t count) {
+  map(x, y, count, [](Vec<T> value) PYMTL_INLINE_LAMBDA { return tanh<T>(value); });
 }
 
 template <typename T>
@@ -33,9 +48,9 @@ constexpr KernelsFor<T> kernels_for() {
       .crf_transition_gradient_scratch = crf_transition_gradient_scratch<T>,
       .crf_best_step = crf_best_step<T>,
       .read_all = read_all<T>,
-      .exponential = map<T, exp<T>>,
-      .sigmoid = map<T, sigmoid<T>>,
-      .hyperbolic_tangent = map<T, tanh<T>>,
+      .exponential = exponentials<T>,
+      .sigmoid = sigmoids<T>,
+      .hyperbolic_tangent = hyperbolic_tangents<T>,
   };
 }
 

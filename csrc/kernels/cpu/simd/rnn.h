@@ -31,13 +31,42 @@ __attribute__((noinline)) void add_product(const T* const* rows, int64_t depth, 
   }
 }
 
+// How much of a panel all tokens of a block are multiplied with before they go on to the next part. Tiles of few rows
+// read a panel often: the part stays in the first-level cache.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+constexpr int64_t kDepthBlock = 2 * kChain;
+#else
+constexpr int64_t kDepthBlock = std::numeric_limits<int64_t>::max();
+#endif
+
+// The same where `to` has the sums of smaller depths already: goes on with whole chains.
+template <typename T, int R, int V>
+__attribute__((noinline)) void add_chains(const T* const* rows, int64_t depth, const T* panel, Accum<T>* to,
+                                          int64_t to_stride) {
+  for (int64_t k = 0; k < depth; k += kChain) {
+    const T* parts[R];
+    for (int r = 0; r < R; ++r) parts[r] = rows[r] + k;
+    Vec<T> acc[R][V] = {};
+    multiply_tile<T, R, V>(parts, depth - k < kChain ? depth - k : kChain, panel + k * V * kLanes<T>, acc);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) {
+        Accum<T>* const sum = to + r * to_stride + v * kLanes<T>;
+        store(sum, load(sum) + acc[r][v]);
+      }
+    }
+  }
+}
+
 // How a time loop's scratch memory is laid out. Every array starts on a cache line.
 template <typename T, typename Cell>
 struct RnnScratch {
   using Layout = RnnPanels<T, Cell>;
-  // Gates of this many tokens are projected at a time: enough rows to use each panel of W_ih well, few
-  // enough to stay in the second-level cache until the time loop reads them.
+  // Gates of this many tokens are projected at a time: few enough to stay in the second-level cache until the time loop
+  // reads them, but enough rows for each panel of W_ih. Large weights come from further away than the gates go.
   static constexpr int64_t kBlockBytes = 192 * 1024;
+  static constexpr int64_t kLeastBlock = 96;
   // h of this many tokens waits in first-level cache for the heads' projection.
   static constexpr int64_t kHeadTokens = 4 * kTileRows;
 
@@ -51,7 +80,7 @@ struct RnnScratch {
     rows = loop.last_row - loop.first_row;
     units = Layout{loop.input_size, loop.hidden_size}.units();
     const int64_t fitting = kBlockBytes / (Cell::kGates * units * static_cast<int64_t>(sizeof(Accum<T>)));
-    block = fitting < 2 * kTileRows ? 2 * kTileRows : fitting;
+    block = fitting < kLeastBlock ? kLeastBlock : fitting;
     const int64_t all = loop.starts[loop.steps] - loop.starts[0];
     if (block > all) block = all;
     if (block < rows) block = rows;
@@ -255,10 +284,20 @@ class RnnTimeLoopRun {
         continue;
       }
       const T* const w_ih = input_panel(panel);
-      for_row_groups(count, [&]<int Rows>(int64_t row) {
-        add_product<T, Rows, kVectors, kVectors>(pointers_ + row, loop_.input_size, w_ih, bias, 0, nullptr,
-                                                 gates + row * gate_row(), gate_row());
-      });
+      for (int64_t k = 0, depth; k == 0 || k < loop_.input_size; k += depth) {
+        depth = loop_.input_size - k < kDepthBlock ? loop_.input_size - k : kDepthBlock;
+        const T* const block = w_ih + k * kVectors * kLanes<T>;
+        for_row_groups(count, [&]<int Rows>(int64_t row) {
+          const T* rows[Rows];
+          for (int r = 0; r < Rows; ++r) rows[r] = pointers_[row + r] + k;
+          R* const to = gates + row * gate_row();
+          if (k == 0) {
+            add_product<T, Rows, kVectors, kVectors>(rows, depth, block, bias, 0, nullptr, to, gate_row());
+          } else {
+            add_chains<T, Rows, kVectors>(rows, depth, block, to, gate_row());
+          }
+        });
+      }
     }
     return end;
   }
@@ -327,31 +366,45 @@ class RnnTimeLoopRun {
   }
 
   void plain_step(int64_t t, int64_t active, const R* gates) {
-    for_panels(first_panel_, last_panel_, t, [&](int64_t panel) {
-      const T* const w_hh = hidden_panel(panel);
-      const R* const from = gates + gate_column(panel);
-      const R* const rest = reinterpret_cast<const R*>(loop_.panels + layout_.bias(panel)) + kVectors * kLanes<T>;
+    // Where there are few sequences, several panels' cells are updated together.
+    const int64_t together = kLockstep > 1 && active < kLockstep ? kLockstep : 1;
+    const int64_t groups = (last_panel_ - first_panel_ + together - 1) / together;
+    for_panels(0, groups, t, [&](int64_t group) {
+      const int64_t begin = first_panel_ + group * together;
+      const int64_t end = begin + together < last_panel_ ? begin + together : last_panel_;
       for (int64_t first = 0; first < active; first += kUpdateRows) {
         const int64_t count = active - first < kUpdateRows ? active - first : kUpdateRows;
         alignas(64) R sums[kUpdateRows][kVectors][kLanes<T>];
-        for_row_groups(count, [&]<int Rows>(int64_t row) {
-          add_product<T, Rows, kVectors, Cell::kStarted * Cell::kUnitVectors>(
-              pointers_ + first + row, loop_.hidden_size, w_hh, from + (first + row) * gate_row(), gate_row(), rest,
-              &sums[row][0][0], kVectors * kLanes<T>);
-        });
-        const int64_t unit = panel * Layout::kPanelUnits;
-        for (int v = 0; v < Cell::kUnitVectors && unit + v * kLanes<T> < loop_.hidden_size; ++v) {
-          const Cells cells{t,
-                            first,
-                            count,
-                            unit + v * kLanes<T>,
-                            &sums[0][v][0],
-                            kVectors * kLanes<T>,
-                            from + first * gate_row() + v * kLanes<T>};
-          step_cells(cells);
+        for (int64_t panel = begin; panel < end; ++panel) {
+          const T* const w_hh = hidden_panel(panel);
+          const R* const from = gates + gate_column(panel);
+          const R* const rest = reinterpret_cast<const R*>(loop_.panels + layout_.bias(panel)) + kVectors * kLanes<T>;
+          for_row_groups(count, [&]<int Rows>(int64_t row) {
+            add_product<T, Rows, kVectors, Cell::kStarted * Cell::kUnitVectors>(
+                pointers_ + first + row, loop_.hidden_size, w_hh, from + (first + row) * gate_row(), gate_row(), rest,
+                &sums[(panel - begin) * count + row][0][0], kVectors * kLanes<T>);
+          });
         }
+        Cells cells{};
+        cells.t = t;
+        cells.first = first;
+        cells.count = count;
+        cells.unit = begin * Layout::kPanelUnits;
+        cells.vectors = vectors_of_units(begin, end);
+        cells.sums = &sums[0][0][0];
+        cells.stride = kVectors * kLanes<T>;
+        cells.panel_stride = count * kVectors * kLanes<T>;
+        cells.projected = gates + first * gate_row() + gate_column(begin);
+        step_cells(cells);
       }
     });
+  }
+
+  // Of the panels [begin, end), without those past H.
+  int64_t vectors_of_units(int64_t begin, int64_t end) const {
+    const int64_t last = end * Layout::kPanelUnits;
+    const int64_t units = (last < loop_.hidden_size ? last : loop_.hidden_size) - begin * Layout::kPanelUnits;
+    return (units + kLanes<T> - 1) / kLanes<T>;
   }
 
   // All gates of a row meet before any cell is updated, and all c before h is computed.
@@ -368,11 +421,23 @@ class RnnTimeLoopRun {
     const auto for_cells = [&](auto&& body) PYMTL_INLINE_LAMBDA {
       for (int64_t unit = 0; unit < loop_.hidden_size; unit += kLanes<T>) {
         const int64_t column = gate_column(unit / Layout::kPanelUnits) + unit % Layout::kPanelUnits;
-        body(Cells{t, 0, active, unit, sums_ + column, gate_row(), gates + column});
+        Cells cells{};
+        cells.t = t;
+        cells.count = active;
+        cells.unit = unit;
+        cells.vectors = 1;
+        cells.sums = sums_ + column;
+        cells.stride = gate_row();
+        cells.projected = gates + column;
+        body(cells);
       }
     };
     if constexpr (Cell::kHasCell) {
-      for_cells([&](const Cells& cells) PYMTL_INLINE_LAMBDA { update_cells(cells); });
+      for_cells([&](const Cells& cells) PYMTL_INLINE_LAMBDA {
+        keep_cells(cells);
+        in_lockstep(cells, []<int N>(const CellPlace<T>& at, const CellStep& step)
+                               PYMTL_INLINE_LAMBDA { Cell::template update<N>(at, step); });
+      });
       for (int64_t row = 0; row < active; ++row) squash_cell(row);
       for_cells([&](const Cells& cells) PYMTL_INLINE_LAMBDA { give_states(cells); });
     } else {
@@ -423,25 +488,27 @@ class RnnTimeLoopRun {
     }
   }
 
-  // Sequences that are updated together: a few tiles, since every update waits for long chains of operations,
-  // which only other sequences' can fill.
+  // Rows of sums that are there together before they are used up.
   static constexpr int64_t kUpdateRows = 4 * kTileRows;
 
-  // One vector of units of `count` sequences from `first` on, at step t.
+  // Some vectors of units, from the first of a panel on, of `count` sequences from `first` on, at step t.
   struct Cells {
-    int64_t t, first, count, unit;
-    R* sums;  // of the gates, rows `stride` apart
+    int64_t t, first, count, unit, vectors;
+    R* sums;  // of the gates, sequences `stride` and panels `panel_stride` apart
     int64_t stride;
-    const R* projected;  // rows a token's gates apart
+    int64_t panel_stride;
+    const R* projected;  // sequences a token's gates apart
   };
 
   int64_t reserve() const { return reserve_blocks<Cell>(loop_.masks.zoneout_h != nullptr); }
 
-  PYMTL_INLINE CellPlace<T> place(const Cells& cells, int64_t r) const {
-    const int64_t unit = cells.unit;
+  PYMTL_INLINE CellPlace<T> place(const Cells& cells, int64_t v, int64_t r) const {
+    const int64_t unit = cells.unit + v * kLanes<T>;
+    const int64_t panel = v / Cell::kUnitVectors;
+    const int64_t within = v % Cell::kUnitVectors * kLanes<T>;
     CellPlace<T> at{};
-    at.sums = cells.sums + r * cells.stride;
-    at.projected = cells.projected + r * gate_row();
+    at.sums = cells.sums + panel * cells.panel_stride + r * cells.stride + within;
+    at.projected = cells.projected + gate_column(panel) + r * gate_row() + within;
     if constexpr (Cell::kHasCell) at.cell = cell_ + (cells.first + r) * units_ + unit;
     at.before = hidden(previous_slot(), cells.first + r) + unit;
     at.after = hidden(slot_, cells.first + r) + unit;
@@ -457,25 +524,67 @@ class RnnTimeLoopRun {
 
   // From the gates' sums to h.
   __attribute__((noinline)) void step_cells(const Cells& cells) const {
-    update_cells(cells);
-    for (int64_t r = 0; r < cells.count; ++r) Cell::template finish<T>(place(cells, r));
+    keep_cells(cells);
+    if constexpr (kLockstep > 1) {
+      in_lockstep(cells, []<int N>(const CellPlace<T>& at, const CellStep& step) PYMTL_INLINE_LAMBDA {
+        Cell::template update<N>(at, step);
+        Cell::template finish<N>(at, step);
+      });
+    } else {
+      // After the long chain of operations to c, another to h would leave the processor nothing to overlap it with.
+      in_lockstep(cells, []<int N>(const CellPlace<T>& at, const CellStep& step)
+                             PYMTL_INLINE_LAMBDA { Cell::template update<N>(at, step); });
+      in_lockstep(cells, []<int N>(const CellPlace<T>& at, const CellStep& step)
+                             PYMTL_INLINE_LAMBDA { Cell::template finish<N>(at, step); });
+    }
     give_states(cells);
   }
 
-  PYMTL_INLINE void update_cells(const Cells& cells) const {
-    if (cell_before_ != nullptr) {
-      const int64_t from = cells.first * units_ + cells.unit;
-      for (int64_t r = 0; r < cells.count; ++r) {
-        store(cell_before_ + from + r * units_, load(cell_ + from + r * units_));
+  // Calls body.operator()<N>(place, step) for all vectors of all sequences, N in lockstep: the sequences of a vector,
+  // or the vectors of a single sequence.
+  template <typename Body>
+  PYMTL_INLINE void in_lockstep(const Cells& cells, Body&& body) const {
+    const int64_t lanes = kLanes<T>;
+    const bool single = kLockstep > 1 && cells.count == 1 && Cell::kUnitVectors == 1;
+    const CellStep step =
+        single ? CellStep{cells.panel_stride, kVectors * lanes, lanes, lanes, lanes, lanes}
+               : CellStep{cells.stride, gate_row(), units_, reserve() * loop_.hidden_size, loop_.hidden_size, 0};
+    const int64_t count = single ? cells.vectors : cells.count;
+    for (int64_t v = 0; v < (single ? 1 : cells.vectors); ++v) {
+      int64_t i = 0;
+      const auto some = [&]<int N>() PYMTL_INLINE_LAMBDA {
+        body.template operator()<N>(single ? place(cells, i, 0) : place(cells, v, i), step);
+        i += N;
+      };
+      while (i + kLockstep <= count) some.template operator()<kLockstep>();
+      if constexpr (kLockstep > 2) {
+        if (i + 2 == count) some.template operator()<2>();
+      }
+      if constexpr (kLockstep > 1) {
+        if (i + 1 == count) some.template operator()<1>();
       }
     }
-    for (int64_t r = 0; r < cells.count; ++r) Cell::template update<T>(place(cells, r));
+  }
+
+  // c_{t-1}, where zoneout asks for it.
+  PYMTL_INLINE void keep_cells(const Cells& cells) const {
+    if (cell_before_ == nullptr) return;
+    for (int64_t r = 0; r < cells.count; ++r) {
+      for (int64_t v = 0; v < cells.vectors; ++v) {
+        const int64_t here = (cells.first + r) * units_ + cells.unit + v * kLanes<T>;
+        store(cell_before_ + here, load(cell_ + here));
+      }
+    }
   }
 
   PYMTL_INLINE void give_states(const Cells& cells) const {
-    const int64_t first = cells.first, count = cells.count, unit = cells.unit;
-    const int64_t valid = loop_.hidden_size - unit;
     if (loop_.masks.zoneout_h != nullptr || cell_before_ != nullptr) zone_out(cells);
+    for (int64_t v = 0; v < cells.vectors; ++v) give_states(cells, cells.unit + v * kLanes<T>);
+  }
+
+  PYMTL_INLINE void give_states(const Cells& cells, int64_t unit) const {
+    const int64_t first = cells.first, count = cells.count;
+    const int64_t valid = loop_.hidden_size - unit;
     T* const hidden_state = hidden(slot_, first) + unit;
     if (loop_.output != nullptr) {
       T* const output = loop_.output + token(cells.t, first) * loop_.output_stride + unit;
@@ -509,24 +618,29 @@ class RnnTimeLoopRun {
   }
 
   __attribute__((noinline)) void zone_out(const Cells& cells) const {
+    for (int64_t v = 0; v < cells.vectors; ++v) {
+      for (int64_t r = 0; r < cells.count; ++r) zone_out(cells, v, r);
+    }
+  }
+
+  void zone_out(const Cells& cells, int64_t v, int64_t r) const {
     const RnnMasks<T>& masks = loop_.masks;
-    for (int64_t r = 0; r < cells.count; ++r) {
-      const int64_t here = token(cells.t, cells.first + r);
-      const CellPlace<T> at = place(cells, r);
-      if (masks.zoneout_h != nullptr) {
-        if (Cell::kKeepsCandidate && at.reserve != nullptr) {
-          store_part(at.reserve + Cell::kReserve * at.stride, load(at.after), at.valid);
-        }
-        const Vec<T> d = load_part(masks.zoneout_h + here * masks.zoneout_h_stride + cells.unit, at.valid);
-        store(at.after, mixed(d, load(at.before), load(at.after)));
+    const int64_t unit = cells.unit + v * kLanes<T>;
+    const int64_t here = token(cells.t, cells.first + r);
+    const CellPlace<T> at = place(cells, v, r);
+    if (masks.zoneout_h != nullptr) {
+      if (Cell::kKeepsCandidate && at.reserve != nullptr) {
+        store_part(at.reserve + Cell::kReserve * at.stride, load(at.after), at.valid);
       }
-      if (cell_before_ != nullptr) {
-        const Vec<T> d = load_part(masks.zoneout_c + here * masks.zoneout_c_stride + cells.unit, at.valid);
-        const R* const before = cell_before_ + (cells.first + r) * units_ + cells.unit;
-        const Vec<T> c = mixed(d, load(before), load(at.cell));
-        store(at.cell, c);
-        if (at.reserve_cell != nullptr) store_part(at.reserve_cell, c, at.valid);
-      }
+      const Vec<T> d = load_part(masks.zoneout_h + here * masks.zoneout_h_stride + unit, at.valid);
+      store(at.after, mixed(d, load(at.before), load(at.after)));
+    }
+    if (cell_before_ != nullptr) {
+      const Vec<T> d = load_part(masks.zoneout_c + here * masks.zoneout_c_stride + unit, at.valid);
+      const R* const before = cell_before_ + (cells.first + r) * units_ + unit;
+      const Vec<T> c = mixed(d, load(before), load(at.cell));
+      store(at.cell, c);
+      if (at.reserve_cell != nullptr) store_part(at.reserve_cell, c, at.valid);
     }
   }
 
