@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pymtl import ops, reference
 from pymtl.dropout import dropout
 from pymtl.recurrent.lstm import LSTM
 
@@ -72,7 +74,7 @@ class CharacterLSTM(nn.Module):
             return self.embedding.weight.new_zeros(0, self.out_features)
         if characters.shape[1] == 0:
             characters = characters.new_zeros(characters.shape[0], 1)
-        words, places = _distinct(characters)
+        words, places = distinct(characters)
         lengths = (words != 0).sum(1).clamp(min=1)
         embedded = _drop(self.embedding(words), self.dropout, self.training)
         _, (h_n, _) = self.encoder(embedded, lengths=lengths.cpu())
@@ -89,7 +91,8 @@ class CharacterCNN(nn.Module):
         embedding_dim: of a character.
         filters: of each width.
         kernel_sizes: widths in characters, odd.
-        dropout: of the characters' embeddings, in training.
+        dropout: of the characters' embeddings, in training; all words of a call see the same numbers of a character
+            dropped.
 
     Raises:
         ValueError: a width is even or below 1.
@@ -116,25 +119,31 @@ class CharacterCNN(nn.Module):
 
     def forward(self, characters: Tensor) -> Tensor:
         """The features [N, filters * widths] of words [N, W], character ids padded with 0."""
-        # A graph compiled for any batch size must not branch on the size of this batch.
-        if not torch.compiler.is_compiling() and characters.shape[0] == 0:
-            return self.embedding.weight.new_zeros(0, self.out_features)
         if characters.shape[1] == 0:
             characters = characters.new_zeros(characters.shape[0], 1)
-        words, places = _distinct(characters)
-        embedded = _drop(self.embedding(words), self.dropout, self.training).transpose(1, 2)
-        # Padding is no place for a filter to find anything.
-        columns = torch.arange(words.shape[1], device=words.device)
-        outside = columns >= (words != 0).sum(1, keepdim=True).clamp(min=1)
-        values = [
-            convolution(embedded).masked_fill(outside.unsqueeze(1), -torch.inf).amax(2)
-            for convolution in self.convolutions
-        ]
-        found = torch.cat(values, dim=1)
-        return found if places is None else found.index_select(0, places)
+        ids, places = self._characters(characters)
+        embedded = _drop(self.embedding(ids), self.dropout, self.training)
+        # What each character adds at each place of each filter's window.
+        weights = [convolution.weight.permute(1, 2, 0).flatten(1) for convolution in self.convolutions]
+        table = embedded @ torch.cat(weights, dim=1)
+        if table.dtype in (torch.bfloat16, torch.float16):
+            table = table.float()
+        widths = [convolution.kernel_size[0] for convolution in self.convolutions]
+        found = (ops if ops.has_kernels(table) else reference).char_cnn(places, table, widths)
+        # The maximum of sums is the sum of the maximum: the bias is the same everywhere.
+        bias = torch.cat([convolution.bias for convolution in self.convolutions])
+        return (found + bias).to(embedded.dtype)
+
+    def _characters(self, words: Tensor) -> tuple[Tensor, Tensor]:
+        """The characters [C] to look at, no character first, and the words by their places among these: all characters,
+        or those that occur where there are fewer."""
+        if torch.compiler.is_compiling() or self.embedding.num_embeddings <= words.numel():
+            return torch.arange(self.embedding.num_embeddings, device=words.device), words.long()
+        ids, places = torch.unique(F.pad(words.flatten(), (1, 0)), return_inverse=True)
+        return ids, places[1:].view(words.shape)
 
 
-def _distinct(words: Tensor) -> tuple[Tensor, Tensor | None]:
+def distinct(words: Tensor) -> tuple[Tensor, Tensor | None]:
     """The distinct rows of [N, W], and for each row the index of its distinct row: a text repeats many words.
 
     While a compiler traces the call: all rows, and None for the indices.
@@ -145,9 +154,9 @@ def _distinct(words: Tensor) -> tuple[Tensor, Tensor | None]:
     _, places = torch.unique(keys, return_inverse=True)
     count = int(places.max()) + 1
     of_each = places.new_empty(count).scatter_(0, places, torch.arange(len(words), device=words.device))
-    distinct = words.index_select(0, of_each)
-    if torch.equal(distinct.index_select(0, places), words):
-        return distinct, places
+    rows = words.index_select(0, of_each)
+    if torch.equal(rows.index_select(0, places), words):
+        return rows, places
     return torch.unique(words, dim=0, return_inverse=True)  # two words had one key
 
 

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pymtl import ops, reference
 from pymtl.states import States
 
 
@@ -57,14 +58,9 @@ class AttentionPooling(nn.Module):
         """[B, F] in the packed order."""
         tokens = states.tokens
         scores = torch.tanh(tokens @ self.weight.t()) @ self.query.t()
-        rows = states.rows()
-        index = rows.unsqueeze(1).expand_as(scores)
-        largest = scores.detach().new_full((states.batch, self.num_heads), -torch.inf)
-        largest = largest.scatter_reduce(0, index, scores.detach(), "amax")
-        weights = torch.exp(scores - largest[rows])
-        weights = weights / torch.zeros_like(largest).scatter_add(0, index, weights)[rows]
-        parts = tokens.view(tokens.shape[0], self.num_heads, tokens.shape[1] // self.num_heads) * weights.unsqueeze(-1)
-        return tokens.new_zeros(states.batch, tokens.shape[1]).index_add(0, rows, parts.flatten(1))
+        if ops.has_kernels(tokens) and len(states.batch_sizes) > 0:
+            return ops.attention_pool(tokens, scores.to(tokens.dtype), states.batch_sizes)
+        return reference.attention_pool(tokens, scores, states.batch_sizes, states.batch)
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}"

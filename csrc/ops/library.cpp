@@ -74,8 +74,20 @@ STABLE_TORCH_LIBRARY(pymtl, m) {
   // bits: int64, 16 random bits for each element of the input.
   m.def("dropout(Tensor input, Tensor bits, float p) -> Tensor");
 
+  // words: int64 [N, W], ids below the table's rows, 0 is no character. table [C, S]: for each width F numbers for each
+  // place in its window. places: int64 [N, D*F] of the maxima, empty unless asked for.
+  m.def("char_cnn(Tensor words, Tensor table, int[] widths, bool places) -> (Tensor output, Tensor places)");
+  m.def(
+      "char_cnn_backward(Tensor grad_output, Tensor words, Tensor places, int[] widths, SymInt characters) -> Tensor");
+
   m.def("pool(Tensor input, Tensor? batch_sizes, bool[] reverse, str kind) -> (Tensor output, Tensor argmax)");
   m.def("pool_backward(Tensor grad_output, Tensor? batch_sizes, Tensor argmax, SymInt[] size, str kind) -> Tensor");
+
+  // scores [N, J]: of each head's slice of the features.
+  m.def("attention_pool(Tensor input, Tensor scores, Tensor batch_sizes) -> Tensor");
+  m.def(
+      "attention_pool_backward(Tensor grad_output, Tensor input, Tensor scores, Tensor batch_sizes) "
+      "-> (Tensor grad_input, Tensor grad_scores)");
 
   // bad_rows [K]: each task's first row whose class is out of range, or -1; on the CPU that is an error instead.
   m.def(

@@ -67,10 +67,63 @@ Tensor pool_backward(Tensor given_grad_output, OptionalTensor batch_sizes, Tenso
   });
 }
 
+// Checked arguments of attention_pool, without where its result goes.
+template <typename T>
+struct AttentionCall {
+  Batch batch;
+  Tensor input, scores;
+  AttentionPool<T> args{};
+
+  AttentionCall(const Tensor& given_input, const Tensor& given_scores, const Tensor& batch_sizes)
+      : batch(given_input, batch_sizes), input(given_input), scores(given_scores) {
+    const int64_t features = given_input.size(1);
+    check(given_scores.dim() == 2, "scores: expected [tokens, heads], got ", given_scores.dim(), "-D");
+    const int64_t heads = given_scores.size(1);
+    check(heads > 0 && features % heads == 0, "scores: expected a number of heads that divides the ", features,
+          " features, got ", heads);
+    const ScalarType type = given_input.scalar_type();
+    input = checked(given_input, "input", type, {batch.tokens, features});
+    scores = checked(given_scores, "scores", type, {batch.tokens, heads});
+    args.shape = shape_of(batch, 1, features);
+    args.heads = heads;
+    args.input = read<T>(input);
+    args.scores = read<T>(scores);
+  }
+};
+
+Tensor attention_pool(Tensor input, Tensor scores, Tensor batch_sizes) {
+  return with_real_type(input, "input", [&]<typename T>() {
+    AttentionCall<T> call(input, scores, batch_sizes);
+    const Tensor output = make(call.input, {call.batch.batch, call.input.size(1)});
+    call.args.output = write<T>(output);
+    if (output.numel() > 0) attention_pool_forward(call.args, torch_executor());
+    return output;
+  });
+}
+
+std::tuple<Tensor, Tensor> attention_pool_backward(Tensor given_grad_output, Tensor input, Tensor scores,
+                                                   Tensor batch_sizes) {
+  return with_real_type(input, "input", [&]<typename T>() {
+    const AttentionCall<T> call(input, scores, batch_sizes);
+    const Tensor grad_output =
+        checked(given_grad_output, "grad_output", call.input.scalar_type(), {call.batch.batch, call.input.size(1)});
+    const Tensor grad_input = make(call.input, sizes_of(call.input));
+    const Tensor grad_scores = make(call.input, sizes_of(call.scores));
+    if (grad_input.numel() > 0) {
+      pymtl::attention_pool_backward(
+          AttentionPoolBackward<T>{call.args, read<T>(grad_output), write<T>(grad_input), write<T>(grad_scores)},
+          torch_executor());
+    }
+    return std::make_tuple(grad_input, grad_scores);
+  });
+}
+
 }  // namespace
 }  // namespace pymtl::ops
 
 STABLE_TORCH_LIBRARY_IMPL(pymtl, CPU, m) {
   m.impl("pool", TORCH_BOX(&pymtl::ops::pool));
   m.impl("pool_backward", TORCH_BOX(&pymtl::ops::pool_backward));
+  m.impl("attention_pool", TORCH_BOX(&pymtl::ops::attention_pool));
+  m.impl("attention_pool_backward", TORCH_BOX(&pymtl::ops::attention_pool_backward));
 }

@@ -3,6 +3,7 @@
 They are ``torch.ops.pymtl.*``, made in C++; what stands here checks, dispatches and documents.
 """
 
+from pymtl.ops.char_cnn import char_cnn
 from pymtl.ops.crf import crf, crf_decode
 from pymtl.ops.dropout import dropout
 from pymtl.ops.dtypes import has_kernels
@@ -10,7 +11,7 @@ from pymtl.ops.heads import heads
 from pymtl.ops.joint_loss import joint_loss
 from pymtl.ops.late_errors import raise_late_errors
 from pymtl.ops.packing import PackingOrder, pack, packing_order, unpack
-from pymtl.ops.pooling import pool
+from pymtl.ops.pooling import attention_pool, pool
 from pymtl.ops.rnn import (
     RNNFrozen,
     RNNHeadsResult,
@@ -32,6 +33,8 @@ __all__ = [
     "RNNNorm",
     "RNNWeights",
     "Segments",
+    "attention_pool",
+    "char_cnn",
     "crf",
     "crf_decode",
     "dropout",

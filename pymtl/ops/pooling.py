@@ -1,4 +1,4 @@
-"""Pooling over the tokens of each sequence: wrapper, fake kernels and derivative."""
+"""Pooling over the tokens of each sequence: wrappers, fake kernels and derivatives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from torch import Tensor
 
 import pymtl.ops.library  # noqa: F401  (defines torch.ops.pymtl)
 from pymtl import reference
-from pymtl.ops.autograd import below_autograd, check_one_device, needs_reference, wants_gradient
+from pymtl.ops.autograd import (
+    below_autograd,
+    below_autograd_in_backward,
+    check_one_device,
+    fake_batch,
+    needs_reference,
+    wants_gradient,
+)
 
 
 def pool(input: Tensor, batch_sizes: Tensor | None, kind: str, *, reverse: Sequence[bool] = (False,)) -> Tensor:
@@ -88,3 +95,79 @@ def _pool_double_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 torch.library.register_autograd("pymtl::pool", _pool_backward, setup_context=_setup_pool)
 torch.library.register_autograd("pymtl::pool_backward", _pool_double_backward, setup_context=_setup_pool_backward)
+
+
+def attention_pool(input: Tensor, scores: Tensor, batch_sizes: Tensor) -> Tensor:
+    """The sum of each sequence's tokens, weighted by softmax over them of the scores (Lin et al. 2017, "A Structured
+    Self-attentive Sentence Embedding", equations 5 and 6): each of J heads sums its own slice of the features.
+
+    Args:
+        input: packed [N, F]; float32 or float64 on the CPU.
+        scores: [N, J] of each head; J divides F.
+        batch_sizes: [T] as in :class:`torch.nn.utils.rnn.PackedSequence`.
+
+    Returns:
+        [B, F].
+
+    Raises:
+        RuntimeError: a size, dtype or device does not fit.
+    """
+    if needs_reference(input, scores):
+        return reference.attention_pool(input, scores, batch_sizes)
+    if wants_gradient(input, scores):
+        if torch.compiler.is_compiling():
+            return torch.ops.pymtl.attention_pool(input, scores, batch_sizes)
+        return _AttentionPool.apply(input, scores, batch_sizes)
+    with below_autograd():
+        return torch.ops.pymtl.attention_pool(input, scores, batch_sizes)
+
+
+@torch.library.register_fake("pymtl::attention_pool")
+def _attention_pool_fake(input: Tensor, scores: Tensor, batch_sizes: Tensor) -> Tensor:
+    check_one_device(input=input, scores=scores, batch_sizes=batch_sizes)
+    return input.new_empty(fake_batch(input, batch_sizes), input.shape[1])
+
+
+@torch.library.register_fake("pymtl::attention_pool_backward")
+def _attention_pool_backward_fake(
+    grad_output: Tensor, input: Tensor, scores: Tensor, batch_sizes: Tensor
+) -> tuple[Tensor, Tensor]:
+    check_one_device(grad_output=grad_output, input=input, scores=scores, batch_sizes=batch_sizes)
+    return torch.empty_like(input), torch.empty_like(scores)
+
+
+def _setup_attention_pool(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _attention_pool_backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+    with below_autograd_in_backward():
+        return *torch.ops.pymtl.attention_pool_backward(grad_output, *ctx.saved_tensors), None
+
+
+def _attention_pool_double_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    """In plain PyTorch, from the original inputs."""
+    *inputs, batch_sizes = ctx.saved_tensors
+    with torch.enable_grad():
+        grad_output, input, scores = (tensor.detach().requires_grad_() for tensor in inputs)
+        output = reference.attention_pool(input, scores, batch_sizes, grad_output.shape[0])
+        found = torch.autograd.grad(output, (input, scores), grad_output, create_graph=True)
+        return *torch.autograd.grad(found, (grad_output, input, scores), grads), None
+
+
+class _AttentionPool(torch.autograd.Function):
+    """The registered derivative without its dispatch in Python."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, scores: Tensor, batch_sizes: Tensor) -> Tensor:
+        ctx.save_for_backward(input, scores, batch_sizes)
+        with below_autograd():
+            return torch.ops.pymtl.attention_pool(input, scores, batch_sizes)
+
+    backward = staticmethod(_attention_pool_backward)
+
+
+torch.library.register_autograd("pymtl::attention_pool", _attention_pool_backward, setup_context=_setup_attention_pool)
+torch.library.register_autograd(
+    "pymtl::attention_pool_backward", _attention_pool_double_backward, setup_context=_setup_attention_pool
+)

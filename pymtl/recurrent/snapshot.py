@@ -13,7 +13,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pymtl import _native, ops
 
-
 _version_of = Tensor._version.__get__
 
 

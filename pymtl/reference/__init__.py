@@ -3,15 +3,19 @@
 They are the oracle of the tests and the "pure PyTorch" side of comparisons. None of them is fast.
 """
 
+from pymtl.reference.char_cnn import char_cnn, char_cnn_at
 from pymtl.reference.crf import crf, crf_decode
 from pymtl.reference.dropout import dropout
 from pymtl.reference.heads import heads
 from pymtl.reference.joint_loss import joint_loss
 from pymtl.reference.packing import pack, segment_order, unpack
-from pymtl.reference.pooling import pool
+from pymtl.reference.pooling import attention_pool, pool
 from pymtl.reference.rnn import normalised_projection, rnn
 
 __all__ = [
+    "attention_pool",
+    "char_cnn",
+    "char_cnn_at",
     "crf",
     "crf_decode",
     "dropout",

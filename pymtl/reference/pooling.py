@@ -20,6 +20,24 @@ def pool(input: Tensor, batch_sizes: Tensor | None, kind: str, *, reverse: Seque
     return torch.stack(pooled)
 
 
+def attention_pool(input: Tensor, scores: Tensor, batch_sizes: Tensor, batch: int | None = None) -> Tensor:
+    """What :func:`pymtl.ops.attention_pool` computes; on any device. ``batch``: B, which a tracer cannot read from
+    ``batch_sizes``."""
+    starts = batch_sizes.cumsum(0) - batch_sizes
+    rows = torch.arange(input.shape[0]) - starts.repeat_interleave(batch_sizes, output_size=input.shape[0])
+    rows = rows.to(input.device, non_blocking=True)
+    index = rows.unsqueeze(1).expand_as(scores)
+    heads = scores.shape[1]
+    if batch is None:
+        batch = int(batch_sizes[0]) if len(batch_sizes) > 0 else 0
+    largest = scores.detach().new_full((batch, heads), -torch.inf)
+    largest = largest.scatter_reduce(0, index, scores.detach(), "amax")
+    weights = torch.exp(scores - largest[rows])
+    weights = weights / torch.zeros_like(largest).scatter_add(0, index, weights)[rows]
+    parts = input.unflatten(1, (heads, -1)) * weights.unsqueeze(-1)
+    return input.new_zeros(batch, input.shape[1]).index_add(0, rows, parts.flatten(1))
+
+
 def attention(states: Tensor, valid: Tensor, weight: Tensor, query: Tensor) -> Tensor:
     """What :class:`pymtl.AttentionPooling` computes, of padded states [B, T, F] whose tokens are ``valid`` [B, T]."""
     scores = torch.tanh(states @ weight.t()) @ query.t()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -9,8 +10,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from pymtl import embeddings
 from pymtl.heads import CRFHead, Head
 from pymtl.reference.pooling import attention
+
+
+class CharacterCNN(embeddings.CharacterCNN):
+    """:class:`pymtl.CharacterCNN` by torch's convolutions, of each different word once."""
+
+    @staticmethod
+    def like(other: embeddings.CharacterCNN) -> CharacterCNN:
+        """With the parameters of ``other``."""
+        plain = copy.copy(other)
+        plain.__class__ = CharacterCNN
+        return plain
+
+    def forward(self, characters: Tensor) -> Tensor:
+        words, places = embeddings.distinct(characters)
+        embedded = F.dropout(self.embedding(words), self.dropout, self.training).transpose(1, 2)
+        # Padding is no place for a filter to find anything.
+        columns = torch.arange(words.shape[1], device=words.device)
+        outside = columns >= (words != 0).sum(1, keepdim=True).clamp(min=1)
+        values = [
+            convolution(embedded).masked_fill(outside.unsqueeze(1), -torch.inf).amax(2)
+            for convolution in self.convolutions
+        ]
+        return torch.cat(values, dim=1).index_select(0, places)
 
 
 class MultiTaskModel(nn.Module):
@@ -36,6 +61,10 @@ class MultiTaskModel(nn.Module):
         packed: bool = True,
     ) -> None:
         super().__init__()
+        for parent in list(embedding.modules()):
+            for name, module in list(parent.named_children()):
+                if isinstance(module, embeddings.CharacterCNN):
+                    parent.add_module(name, CharacterCNN.like(module))
         self.embedding = embedding
         self.encoder = encoder
         self.dropout = dropout

@@ -114,11 +114,15 @@ class MovingAverage(AveragedModel):
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__(model)
         self.decay = decay
+        self._pairs: tuple[nn.Module, list[Tensor], list[Tensor]] | None = None
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         count = int(self.n_averaged)
-        averaged, current = list(self.module.parameters()), list(model.parameters())
+        if self._pairs is None or self._pairs[0] is not model:
+            # Looked up once: that takes half as long as the average.
+            self._pairs = model, list(self.module.parameters()), list(model.parameters())
+        _, averaged, current = self._pairs
         if count == 0:
             torch._foreach_copy_(averaged, current)
         else:

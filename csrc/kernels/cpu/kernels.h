@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../char_cnn.h"
 #include "../crf.h"
 #include "../heads.h"
 #include "../isa.h"
@@ -189,7 +190,11 @@ struct LayersFor {
 template <typename T>
 struct KernelsFor {
   void (*drop)(const T* input, const uint16_t* bits, int64_t count, int32_t drop, T scale, T* output);
+  // Words [first, last).
+  void (*char_cnn_words)(const CharCnn<T>& args, int64_t first, int64_t last);
   void (*pool_rows)(const Pool<T>& args, const int64_t* starts, int64_t first, int64_t last);
+  void (*attention_row)(const AttentionPool<T>& args, const int64_t* starts, int64_t row);
+  void (*attention_row_gradient)(const AttentionPoolBackward<T>& args, const int64_t* starts, int64_t row);
   // Returns the loss summed over rows [first, last), before normalisation; writes their gradients times `scale`.
   double (*loss_rows)(const LossTask<T>& task, double scale, int64_t first, int64_t last);
 

@@ -41,6 +41,29 @@ void pool_backward(const PoolBackward<T>& args, const Executor& given) {
   });
 }
 
+template <typename T>
+void attention_pool_forward(const AttentionPool<T>& args, const Executor& given) {
+  std::vector<int64_t> starts(static_cast<size_t>(args.shape.steps) + 1);
+  fill_starts(args.shape, starts.data());
+  const Executor executor = executor_for(args.shape.tokens * args.shape.hidden_size, given);
+  for_each(executor, args.shape.batch,
+           [&](int64_t row) { active_kernels().of<T>().attention_row(args, starts.data(), row); });
+}
+
+template <typename T>
+void attention_pool_backward(const AttentionPoolBackward<T>& args, const Executor& given) {
+  const RnnShape& shape = args.forward.shape;
+  std::vector<int64_t> starts(static_cast<size_t>(shape.steps) + 1);
+  fill_starts(shape, starts.data());
+  const Executor executor = executor_for(2 * shape.tokens * shape.hidden_size, given);
+  for_each(executor, shape.batch,
+           [&](int64_t row) { active_kernels().of<T>().attention_row_gradient(args, starts.data(), row); });
+}
+
+template void attention_pool_forward(const AttentionPool<float>&, const Executor&);
+template void attention_pool_forward(const AttentionPool<double>&, const Executor&);
+template void attention_pool_backward(const AttentionPoolBackward<float>&, const Executor&);
+template void attention_pool_backward(const AttentionPoolBackward<double>&, const Executor&);
 template void pool_forward(const Pool<float>&, const Executor&);
 template void pool_forward(const Pool<double>&, const Executor&);
 template void pool_backward(const PoolBackward<float>&, const Executor&);

@@ -3,6 +3,7 @@
 #include "../kernels.h"
 
 #include "activation.h"
+#include "char_cnn.h"
 #include "crf.h"
 #include "dropout.h"
 #include "joint_loss.h"
@@ -39,7 +40,10 @@ template <typename T>
 constexpr KernelsFor<T> kernels_for() {
   return {
       .drop = drop<T>,
+      .char_cnn_words = char_cnn_words<T>,
       .pool_rows = pool_rows<T>,
+      .attention_row = attention_row<T>,
+      .attention_row_gradient = attention_row_gradient<T>,
       .loss_rows = loss_rows<T>,
       .crf_factors = crf_factors<T>,
       .crf_forward_time_loop = crf_forward_time_loop<T>,

@@ -1,10 +1,10 @@
-// Mean and maximum of h over the tokens of each sequence, in the order the recurrence ran over them.
+// Mean and maximum of h over the tokens of each sequence, in the order the recurrence ran over them, and attention.
 #pragma once
 
 #include <limits>
 
 #include "../kernels.h"
-#include "vector.h"
+#include "activation.h"
 
 namespace pymtl {
 namespace {
@@ -45,6 +45,84 @@ void pool_rows(const Pool<T>& args, const int64_t* starts, int64_t first, int64_
           args.argmax[row * stride + column + lane] = best[lane];
         }
       }
+    }
+  }
+}
+
+// One head's weights over a sequence: softmax of its scores.
+template <typename T>
+struct Attention {
+  const T* scores;  // of the head, tokens `heads` apart
+  int64_t heads;
+  const int64_t* starts;  // [steps + 1] the first token of each step
+  int64_t row;
+  int64_t length = 0;
+  T largest = -std::numeric_limits<T>::infinity();
+  T sum = 0;
+
+  Attention(const AttentionPool<T>& args, const int64_t* all_starts, int64_t sequence, int64_t head)
+      : scores(args.scores + head), heads(args.heads), starts(all_starts), row(sequence) {
+    while (length < args.shape.steps && starts[length + 1] - starts[length] > row) ++length;
+    for (int64_t t = 0; t < length; ++t) {
+      const T score = scores[token(t) * heads];
+      if (score > largest || score != score) largest = score;
+    }
+    for (int64_t t = 0; t < length; ++t) sum += exponential(t);
+  }
+
+  int64_t token(int64_t t) const { return starts[t] + row; }
+  T exponential(int64_t t) const {
+    return exp_nonpositive<T>(broadcast(scores[token(t) * heads]) - broadcast(largest))[0];
+  }
+  T weight(int64_t t) const { return exponential(t) / sum; }
+};
+
+template <typename T>
+void attention_row(const AttentionPool<T>& args, const int64_t* starts, int64_t row) {
+  const int64_t F = args.shape.hidden_size;
+  const int64_t slice = F / args.heads;
+  for (int64_t j = 0; j < args.heads; ++j) {
+    const Attention<T> attention(args, starts, row, j);
+    T* const to = args.output + row * F + j * slice;
+    for (int64_t f = 0; f < slice; f += kLanes<T>) store_part(to + f, Vec<T>{}, slice - f);
+    for (int64_t t = 0; t < attention.length; ++t) {
+      const Vec<T> weight = broadcast(attention.weight(t));
+      const T* const from = args.input + attention.token(t) * F + j * slice;
+      for (int64_t f = 0; f < slice; f += kLanes<T>) {
+        const int64_t valid = slice - f;
+        store_part(to + f, fma(weight, load_part(from + f, valid), load_part(to + f, valid)), valid);
+      }
+    }
+  }
+}
+
+// dx_t = w_t dy      dw_t = dy . x_t      ds_t = w_t (dw_t - sum_u w_u dw_u)
+template <typename T>
+void attention_row_gradient(const AttentionPoolBackward<T>& args, const int64_t* starts, int64_t row) {
+  const AttentionPool<T>& forward = args.forward;
+  const int64_t F = forward.shape.hidden_size;
+  const int64_t slice = F / forward.heads;
+  for (int64_t j = 0; j < forward.heads; ++j) {
+    const Attention<T> attention(forward, starts, row, j);
+    const T* const grad = args.grad_output + row * F + j * slice;
+    T mean = 0;
+    for (int64_t t = 0; t < attention.length; ++t) {
+      const T weight = attention.weight(t);
+      const int64_t at = attention.token(t) * F + j * slice;
+      Vec<T> products = {};
+      for (int64_t f = 0; f < slice; f += kLanes<T>) {
+        const int64_t valid = slice - f;
+        const Vec<T> dy = load_part(grad + f, valid);
+        products = fma(dy, load_part(forward.input + at + f, valid), products);
+        store_part(args.grad_input + at + f, broadcast(weight) * dy, valid);
+      }
+      const T of_weight = sum_lanes<T>(products);
+      args.grad_scores[attention.token(t) * forward.heads + j] = of_weight;
+      mean += weight * of_weight;
+    }
+    for (int64_t t = 0; t < attention.length; ++t) {
+      T& score = args.grad_scores[attention.token(t) * forward.heads + j];
+      score = attention.weight(t) * (score - mean);
     }
   }
 }
