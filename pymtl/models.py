@@ -16,7 +16,7 @@ from pymtl.dropout import dropout
 from pymtl.heads import CRFHead, CTCHead, Head
 from pymtl.language_model import LanguageModelHead
 from pymtl.losses import CrossEntropy, Loss
-from pymtl.ops.autograd import needs_reference, wants_gradient
+from pymtl.ops.autograd import is_plain, needs_reference, wants_gradient
 from pymtl.packing import as_lengths, same_packing
 from pymtl.recurrent import Recurrent
 from pymtl.recurrent.route import refuse_recording
@@ -294,12 +294,16 @@ class MultiTaskModel(nn.Module):
         """Whether the states are needed themselves: for a derivative, to drop some, or by a module's own code."""
         return (
             (self.training and self.dropout > 0)
-            or wants_gradient(data, *self.parameters())
-            or needs_reference(data, *self.parameters())
+            or not all(self.heads[task].is_plain for task in tasks)
             or runs_own_code(layers, Recurrent)
             or (layers is not self.encoder and runs_own_code(self.encoder, HardSharing))
-            or not all(self.heads[task].is_plain for task in tasks)
+            # To go through all parameters takes longer than a short call.
+            or (not is_plain() and self._derives(data, *self.parameters()))
         )
+
+    @staticmethod
+    def _derives(*tensors: Tensor) -> bool:
+        return wants_gradient(*tensors) or needs_reference(*tensors)
 
     def _with_those_before(self, wanted: Sequence[str]) -> list[str]:
         """The tasks wanted and those they read after, in an order to compute them in."""

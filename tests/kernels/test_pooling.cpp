@@ -1,4 +1,4 @@
-// Mean and maximum over tokens against plain loops, and the pooling fused into the LSTM against them.
+// Mean, maximum and attention over tokens against plain loops, and the pooling fused into the LSTM against them.
 #include "bounded.h"
 #include "check.h"
 #include "kernels/pooling.h"
@@ -159,6 +159,114 @@ void check_fused(const RnnModel<T>& model, const RnnBatch<T>& batch, Random& ran
 }
 
 template <typename T>
+Bounded<T> exponential_of(const Bounded<T>& x) {
+  const long double y = std::exp(x.value);
+  return Bounded<T>::rounded(y, static_cast<double>(y) * std::expm1(x.error), 4);
+}
+
+template <typename T>
+Bounded<T> quotient(const Bounded<T>& a, const Bounded<T>& b) {
+  const double size = std::abs(static_cast<double>(b.value));
+  const double inherited = (a.error + std::abs(static_cast<double>(a.value)) / size * b.error) / (size - b.error);
+  return Bounded<T>::rounded(a.value / b.value, inherited);
+}
+
+template <typename T>
+Bounded<T> sum_of(const std::vector<Bounded<T>>& values) {
+  Bounded<T> sum(T(0));
+  for (const Bounded<T>& value : values) sum = sum + value;
+  return sum;
+}
+
+template <typename T>
+struct Attended {
+  Buffer<T> output, grad_input, grad_scores;
+};
+
+template <typename T>
+Attended<T> run_attention(const RnnShape& shape, int64_t heads, const Buffer<T>& input, const Buffer<T>& scores,
+                          const Buffer<T>& grad, const Executor& executor) {
+  Attended<T> found{Buffer<T>(grad.size()), Buffer<T>(input.size()), Buffer<T>(scores.size())};
+  const AttentionPool<T> args{shape, heads, input.data(), scores.data(), found.output.data()};
+  attention_pool_forward(args, executor);
+  attention_pool_backward(
+      AttentionPoolBackward<T>{args, grad.data(), found.grad_input.data(), found.grad_scores.data()}, executor);
+  return found;
+}
+
+template <typename T>
+void check_attention(const RnnBatch<T>& batch, const RnnShape& shape, int64_t heads, Random& random) {
+  const int64_t F = shape.hidden_size;
+  const int64_t slice = F / heads;
+  const Buffer<T> input = uniform<T>(batch.tokens() * F, random);
+  const Buffer<T> scores = uniform<T>(batch.tokens() * heads, random, -5, 5);
+  const Buffer<T> grad = uniform<T>(batch.batch() * F, random);
+  const Attended<T> found = run_attention(shape, heads, input, scores, grad, serial());
+  std::vector<Bounded<T>> output(static_cast<size_t>(grad.size()), Bounded<T>(T(0)));
+  std::vector<Bounded<T>> grad_input(static_cast<size_t>(input.size()));
+  std::vector<Bounded<T>> grad_scores(static_cast<size_t>(scores.size()));
+  for (int64_t row = 0; row < batch.batch(); ++row) {
+    for (int64_t j = 0; j < heads; ++j) {
+      std::vector<int64_t> tokens;
+      for (int64_t t = 0; t < batch.length(row); ++t) tokens.push_back(batch.token(t, row));
+      T most = scores[tokens[0] * heads + j];
+      for (const int64_t token : tokens) most = std::max(most, scores[token * heads + j]);
+      std::vector<Bounded<T>> weights, of_weights, products;
+      for (const int64_t token : tokens) {
+        weights.push_back(exponential_of(Bounded<T>(scores[token * heads + j]) - Bounded<T>(most)));
+      }
+      const Bounded<T> sum = sum_of(weights);
+      for (size_t t = 0; t < tokens.size(); ++t) {
+        weights[t] = quotient(weights[t], sum);
+        std::vector<Bounded<T>> parts;
+        for (int64_t f = j * slice; f < (j + 1) * slice; ++f) {
+          const Bounded<T> dy(grad[row * F + f]);
+          const Bounded<T> x(input[tokens[t] * F + f]);
+          Bounded<T>& to = output[static_cast<size_t>(row * F + f)];
+          to = to + weights[t] * x;
+          grad_input[static_cast<size_t>(tokens[t] * F + f)] = weights[t] * dy;
+          parts.push_back(dy * x);
+        }
+        of_weights.push_back(sum_of(parts));
+        products.push_back(weights[t] * of_weights.back());
+      }
+      const Bounded<T> mean = sum_of(products);
+      for (size_t t = 0; t < tokens.size(); ++t) {
+        grad_scores[static_cast<size_t>(tokens[t] * heads + j)] = weights[t] * (of_weights[t] - mean);
+      }
+    }
+  }
+  check_within("attention", found.output, output);
+  check_within("attention's gradient of the input", found.grad_input, grad_input);
+  check_within("attention's gradient of the scores", found.grad_scores, grad_scores);
+  const NamedExecutor any = any_executor(random);
+  const Attended<T> again = run_attention(shape, heads, input, scores, grad, any.executor);
+  CHECK(same_bits(found.output.data(), again.output.data(), found.output.size()), any.name);
+  CHECK(same_bits(found.grad_input.data(), again.grad_input.data(), found.grad_input.size()), any.name);
+  CHECK(same_bits(found.grad_scores.data(), again.grad_scores.data(), found.grad_scores.size()), any.name);
+}
+
+template <typename T>
+void attention_cases() {
+  Random random(3);
+  for (const int64_t features : {1, 6, 33, 256}) {
+    for (const int64_t heads : {1, 3}) {
+      for (const int64_t batch_size : {1, 7, 20}) {
+        for (const int64_t steps : {1, 9, 50}) {
+          if (features % heads != 0) continue;
+          const Context context(kTypeName<T>, " F=", features, " J=", heads, " B=", batch_size, " T=", steps);
+          ModelOptions options;
+          options.hidden_size = features;
+          const RnnModel<T> model(options, random);
+          const RnnBatch<T> batch(model, ragged(batch_size, steps, random), Layout::packed, false, false, random);
+          check_attention(batch, batch.shape(model), heads, random);
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
 void all_cases() {
   Random random(1);
   largest_part_of_bound = 0;
@@ -200,6 +308,8 @@ int main() {
   return run_tests({
       {"mean and maximum, float", all_cases<float>},
       {"mean and maximum, double", all_cases<double>},
+      {"attention, float", attention_cases<float>},
+      {"attention, double", attention_cases<double>},
       {"long sequences, float", long_sequences<float>},
       {"long sequences, double", long_sequences<double>},
   });
