@@ -8,6 +8,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+import pymtl.commands.cores  # noqa: F401  (looks at the machine before the commands do anything)
+
 COMMANDS = ("init", "train", "predict", "evaluate", "compare", "export", "report", "bench", "info")
 OPTIONAL = (
     "accelerate",

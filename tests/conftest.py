@@ -5,6 +5,9 @@ import os
 # Idle OpenMP threads sleep instead of spinning: on a busy machine the tests' many small calls are ten times faster.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# As many threads as torch takes by itself, but named: commands then do not take fewer because other tests are running.
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
+
 import sys
 
 import pytest

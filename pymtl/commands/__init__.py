@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,12 @@ def positive(text: str) -> int:
 def add_machine(parser: argparse.ArgumentParser, verb: str = "run") -> None:
     """The options that say where a command computes; :func:`use_machine` heeds them."""
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=f"where to {verb} (default: cpu)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's)")
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="CPU threads (default: of the cores that are free)",
+    )
 
 
 def use_machine(arguments: argparse.Namespace) -> None:
@@ -34,6 +41,22 @@ def use_machine(arguments: argparse.Namespace) -> None:
         raise ConfigError("--device: there is no GPU, or this torch has no CUDA")
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
+    elif arguments.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        _share_cores()
+
+
+def _share_cores() -> None:
+    """Takes fewer threads than torch would, where other processes or a quota leave it fewer cores."""
+    import torch
+
+    from pymtl.commands import cores
+
+    wanted = torch.get_num_threads()
+    count, others = cores.free()
+    if count < wanted:
+        why = f"others keep {others:.1f} cores busy" if cores.allowed() >= wanted else "that is what it may use"
+        print(f"CPU: {count} of {wanted} threads, since {why} (--threads decides)", file=sys.stderr)
+        torch.set_num_threads(count)
 
 
 def seconds(text: str) -> float:

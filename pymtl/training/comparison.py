@@ -47,7 +47,7 @@ def run_all(
     Run(folder).write_json("plan.json", plan)
     work = [(variant, seed) for seed in range(seeds) for variant in grid]
     with ThreadPoolExecutor(jobs) as pool:
-        running = [pool.submit(_run_one, variant, seed, folder, threads, device) for variant, seed in work]
+        running = [pool.submit(_run_one, variant, seed, folder, jobs, threads, device) for variant, seed in work]
         done = 0
         yield done, len(work)
         try:
@@ -65,7 +65,7 @@ def _settings(variant: Variant) -> dict[str, Any]:
     return {key: value for key, value in variant.raw.items() if key != "folder"}
 
 
-def _run_one(variant: Variant, seed: int, folder: Path, threads: int, device: str) -> None:
+def _run_one(variant: Variant, seed: int, folder: Path, jobs: int, threads: int, device: str) -> None:
     where = run_folder(folder, variant, seed)
     raw = {**_settings(variant), "seed": int(variant.raw.get("seed", 0)) + seed}
     if where.joinpath("plan.json").exists() and Run(where).read_json("plan.json") != raw:
@@ -83,8 +83,10 @@ def _run_one(variant: Variant, seed: int, folder: Path, threads: int, device: st
     command = [sys.executable, "-m", "pymtl", "train", str(where / "plan.json"), "--run", str(where)]
     command += ["--resume"] if where.joinpath("state.pt").exists() else ["--overwrite"]
     command += ["--threads", str(threads), "--device", device, "--data", variant.raw["folder"]]
-    # Several processes beside one another: idle threads must not spin.
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    if jobs > 1:
+        # Several processes beside one another: idle threads must not spin. One alone is half as fast again if they do.
+        environment.setdefault("OMP_WAIT_POLICY", "passive")
     with open(where / "train.log", "ab") as log:
         status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
     if status != 0 or not where.joinpath("test.json").exists():
