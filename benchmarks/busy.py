@@ -1,4 +1,4 @@
-"""Short calls beside busy neighbours: what a server sees that shares its machine.
+"""Short calls and training steps beside busy neighbours: what a process sees that shares its machine.
 
     python benchmarks/busy.py [--json FILE]
 
@@ -6,6 +6,10 @@ One layer in two directions, frozen, is called again and again on two threads wh
 script's own keep a core busy each. Beside it stand nn.LSTM and, where they are installed, ONNX Runtime. Each contender
 runs in a process of its own, one after the other. Shown are the median, the 90th and the 99th percentile of a call in
 milliseconds, and the 99th in units of the contender's own median without neighbours.
+
+Then a training step of such a layer with Adam: its mean on two threads, on one, and, of pymtl, on as many as the
+command line takes by itself beside these neighbours. With a CPU quota instead of neighbours (--quota CORES, where the
+control groups let this process make one) the same steps show what a container gets.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,10 +33,12 @@ from torch import nn
 import pymtl
 from pymtl.benchmark import results
 from pymtl.benchmark.timing import percentile
-from pymtl.commands import positive
+from pymtl.commands import cores, positive
 
 SHAPES = ((1, 24, 128), (1, 64, 256), (8, 64, 256))  # batch, steps, hidden size
+TRAINED = (16, 32, 128)
 NEIGHBOURS = (0, 1, 2)
+ROOT = Path("/sys/fs/cgroup")
 OURS = "pymtl, frozen"
 
 
@@ -82,10 +89,10 @@ if all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "openv
     CONTENDERS["ONNX Runtime"] = onnx_runtimes
 
 
-def measure(name: str, shape: tuple[int, int, int], threads: int, seconds: float) -> dict[str, float]:
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
     """In a process of its own: threads that spin after one contender's call would take the core from another's."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(percentiles, (name, shape, threads, seconds))
+        return pool.apply(function, arguments)
 
 
 def percentiles(name: str, shape: tuple[int, int, int], threads: int, seconds: float) -> dict[str, float]:
@@ -102,10 +109,82 @@ def percentiles(name: str, shape: tuple[int, int, int], threads: int, seconds: f
     return {"p50": percentile(taken, 0.5), "p90": percentile(taken, 0.9), "p99": percentile(taken, 0.99)}
 
 
+def step_mean(name: str, threads: int | None, seconds: float, group: Path | None) -> dict[str, float]:
+    """The mean milliseconds of a training step, and on how many threads; None: on those of the free cores."""
+    if group is not None:
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+    if threads is None:
+        threads = cores.free(cores.Sample.take())[0]
+    batch, steps, hidden = TRAINED
+    module, x = nn_lstm(batch, steps, hidden, threads)
+    module.train()
+    if name == "pymtl":
+        module = pymtl.convert(module)
+    optimizer = torch.optim.Adam(module.parameters(), fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        module(x)[0].square().mean().backward()
+        optimizer.step()
+
+    for _ in range(10):
+        step()
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() < started + seconds:
+        step()
+        count += 1
+    return {"mean": 1e3 * (time.perf_counter() - started) / count, "threads": threads}
+
+
+@contextmanager
+def quota_group(quota: float) -> Iterator[Path]:
+    """A control group with a quota of so many cores.
+
+    Raises:
+        OSError: this process may not make one.
+    """
+    second = ROOT / "cgroup.controllers"
+    group = (ROOT if second.exists() else ROOT / "cpu") / f"pymtl_busy_{os.getpid()}"
+    group.mkdir()
+    try:
+        period = 100_000
+        if second.exists():
+            (group / "cpu.max").write_text(f"{int(quota * period)} {period}")
+        else:
+            (group / "cpu.cfs_quota_us").write_text(str(int(quota * period)))
+        yield group
+    finally:
+        for _ in range(50):  # until the last process in it is gone
+            try:
+                group.rmdir()
+                break
+            except OSError:
+                time.sleep(0.1)
+
+
+def training_rows(seconds: float, quota: float | None) -> list[dict[str, Any]]:
+    """A row for each number of neighbours, and one for the quota."""
+    cases = [("pymtl", 2), ("pymtl", 1), ("pymtl", None), ("nn.LSTM", 2), ("nn.LSTM", 1)]
+
+    def timed(group: Path | None = None) -> dict[str, dict[str, float]]:
+        named = {f"{name}, {threads or 'free'}": (name, threads) for name, threads in cases}
+        return {label: apart(step_mean, *case, seconds, group) for label, case in named.items()}
+
+    rows = []
+    for count in NEIGHBOURS:
+        with neighbours(count):
+            rows.append({"beside": f"{count} neighbour{'s' * (count != 1)}", "contenders": timed()})
+    if quota is not None:
+        with quota_group(quota) as group:
+            rows.append({"beside": f"a quota of {quota:g} core{'s' * (quota != 1)}", "contenders": timed(group)})
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=8.0, help="of each contender and case (8)")
     parser.add_argument("--threads", type=positive, default=2, metavar="N", help="of every contender (2)")
+    parser.add_argument("--quota", type=float, metavar="CORES", help="a CPU quota for training steps (none)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results with machine, versions and date")
     arguments = parser.parse_args()
     console = Console(width=132)
@@ -117,7 +196,7 @@ def main() -> None:
         transient=True,
     ):
         with neighbours(count):
-            timed = {name: measure(name, shape, arguments.threads, arguments.seconds) for name in CONTENDERS}
+            timed = {name: apart(percentiles, name, shape, arguments.threads, arguments.seconds) for name in CONTENDERS}
         batch, steps, hidden = shape
         rows.append({"shape": f"B{batch} T{steps} H{hidden}", "neighbours": count, "contenders": timed})
     table = Table(title=f"Calls on {arguments.threads} threads: p50 / p90 / p99 in ms (p99 over own idle p50)")
@@ -137,8 +216,19 @@ def main() -> None:
         ]
         table.add_row(row["shape"], str(row["neighbours"]), *cells, end_section=row["neighbours"] == NEIGHBOURS[-1])
     console.print(table)
+    batch, steps, hidden = TRAINED
+    with console.status("training steps"):
+        training = training_rows(arguments.seconds, arguments.quota)
+    table = Table(title=f"A training step of B{batch} T{steps} H{hidden}: its mean in ms, on so many threads")
+    table.add_column("beside", no_wrap=True)
+    for name in training[0]["contenders"]:
+        table.add_column(name, justify="right")
+    for row in training:
+        cells = [f"{timed['mean']:.1f} on {timed['threads']}" for timed in row["contenders"].values()]
+        table.add_row(row["beside"], *cells)
+    console.print(table)
     if arguments.json:
-        results.write(results.stamped(rows=rows), arguments.json)
+        results.write(results.stamped(rows=rows, training=training), arguments.json)
 
 
 if __name__ == "__main__":

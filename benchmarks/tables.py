@@ -185,6 +185,12 @@ def busy(result: dict[str, Any]) -> Iterator[Cells]:
         yield row["shape"], row["neighbours"], *times, over
 
 
+def busy_training(result: dict[str, Any]) -> Iterator[Cells]:
+    yield "beside", *result["training"][0]["contenders"]
+    for row in result["training"]:
+        yield row["beside"], *(f"{timed['mean']:.1f}" for timed in row["contenders"].values())
+
+
 def _ratio(name: str, row: dict[str, float]) -> str:
     return "" if name == "pymtl" else f"{row['ratio']:.2f}"
 
@@ -226,6 +232,7 @@ def main() -> None:
         "resets": beside_ours(results["resets"]),
         "alternating": beside_ours(results["alternating"]),
         "busy": busy(results["busy"]),
+        "busy_training": busy_training(results["busy"]),
     }
     for name, rows in tables.items():
         place = re.compile(rf"(<!-- {name} -->\n)(?:\|.*\n)*")
