@@ -114,7 +114,8 @@ def step_mean(name: str, threads: int | None, seconds: float, group: Path | None
     if group is not None:
         (group / "cgroup.procs").write_text(str(os.getpid()))
     if threads is None:
-        threads = cores.free(cores.Sample.take())[0]
+        cores.begin()
+        threads = cores.free()[0]
     batch, steps, hidden = TRAINED
     module, x = nn_lstm(batch, steps, hidden, threads)
     module.train()
@@ -187,6 +188,12 @@ def main() -> None:
     parser.add_argument("--quota", type=float, metavar="CORES", help="a CPU quota for training steps (none)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results with machine, versions and date")
     arguments = parser.parse_args()
+    if arguments.quota is not None:
+        try:
+            with quota_group(arguments.quota):
+                pass
+        except OSError as error:
+            parser.error(f"--quota: this process may not make a control group: {error}")
     console = Console(width=132)
     rows = []
     for shape, count in track(

@@ -93,7 +93,7 @@ LATENCY = tuple(
     Case(batch, steps, *size, layers, directions)
     for size in SIZES
     for layers, directions in ((1, 1), (1, 2), (2, 2))
-    for steps in (8, 32, 128)
+    for steps in (1, 8, 32, 128)
     for batch in (1, 2, 4)
 )
 VARIABLE = product((8, 32), (16, 50, 128), SIZES[:3], fill=(0.3, 0.5, 0.7))
@@ -103,16 +103,16 @@ GRIDS = {
         LATENCY,
         ("pymtl", "pymtl frozen", "nn.LSTM", "ONNX Runtime", "OpenVINO"),
         (
-            ("pymtl frozen", "nn.LSTM", 3.5, 1.3),
-            ("pymtl", "nn.LSTM", 3.0, 1.2),
-            ("pymtl frozen", "ONNX Runtime", 2.0, 1.15),
+            ("pymtl frozen", "nn.LSTM", 5.0, 2.0),
+            ("pymtl", "nn.LSTM", 3.0, 1.1),
+            ("pymtl frozen", "ONNX Runtime", 1.4, 1.0),
             ("pymtl frozen", "OpenVINO", 1.0, 1.0),
         ),
     ),
     "variable length, training": Grid(
         VARIABLE,
         ("pymtl", "nn.LSTM packed", "nn.LSTM padded"),
-        (("pymtl", "nn.LSTM packed", 4.5, 2.0), ("pymtl", "nn.LSTM padded", 2.2, 1.2)),
+        (("pymtl", "nn.LSTM packed", 7.0, 2.5), ("pymtl", "nn.LSTM padded", 3.2, 1.6)),
         training=True,
     ),
     "variable length, inference": Grid(
@@ -120,8 +120,8 @@ GRIDS = {
         ("pymtl", "nn.LSTM packed", "nn.LSTM padded"),
         (("pymtl", "the better of both", 2.5, 1.3),),
     ),
-    "dense, training": Grid(DENSE, ("pymtl", "nn.LSTM"), (("pymtl", "nn.LSTM", 1.25, 1.0),), training=True),
-    "dense, inference": Grid(DENSE, ("pymtl", "nn.LSTM"), (("pymtl", "nn.LSTM", 1.1, 1.0),)),
+    "dense, training": Grid(DENSE, ("pymtl", "nn.LSTM"), (("pymtl", "nn.LSTM", 1.6, 1.2),), training=True),
+    "dense, inference": Grid(DENSE, ("pymtl", "nn.LSTM"), (("pymtl", "nn.LSTM", 1.3, 1.0),)),
     "latency, bfloat16": Grid(
         tuple(case for case in LATENCY if case.layers == 1),
         ("pymtl", "pymtl frozen", "nn.LSTM"),

@@ -8,7 +8,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-import pymtl.commands.cores  # noqa: F401  (looks at the machine before the commands do anything)
+from pymtl.commands import cores
 
 COMMANDS = ("init", "train", "predict", "evaluate", "compare", "export", "report", "bench", "info")
 OPTIONAL = (
@@ -27,6 +27,7 @@ OPTIONAL = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a subcommand; returns the exit status: 0, 1 for trouble, 2 for bad arguments, 130 for Ctrl-C."""
+    cores.begin()
     parser = argparse.ArgumentParser(
         prog="pymtl", description="Recurrent multi-task learning, fast: train, predict and measure."
     )

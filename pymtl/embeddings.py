@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pymtl import ops, reference
+from pymtl import ops
+from pymtl.custom import runs_own_code
 from pymtl.dropout import dropout
 from pymtl.recurrent.lstm import LSTM
 
@@ -91,12 +92,13 @@ class CharacterCNN(nn.Module):
         embedding_dim: of a character.
         filters: of each width.
         kernel_sizes: widths in characters, odd.
-        dropout: of the characters' embeddings, in training; all words of a call see the same numbers of a character
-            dropped.
+        dropout: of the characters' embeddings, in training: in all words of a call the same numbers of a character.
 
     Raises:
         ValueError: a width is even or below 1.
     """
+
+    _ALPHABET = 4096  # up to here all characters are looked at, whether they occur or not
 
     def __init__(
         self,
@@ -118,37 +120,76 @@ class CharacterCNN(nn.Module):
         self.out_features = filters * len(kernel_sizes)
 
     def forward(self, characters: Tensor) -> Tensor:
-        """The features [N, filters * widths] of words [N, W], character ids padded with 0."""
+        """The features [N, filters * widths] of words [N, W], character ids padded with 0.
+
+        Raises:
+            IndexError: a character is out of range.
+            RuntimeError: the ids are neither int64 nor int32.
+        """
+        if characters.dtype not in (torch.int64, torch.int32):
+            raise RuntimeError(f"characters: expected int64 or int32 ids, got {characters.dtype}")
         if characters.shape[1] == 0:
             characters = characters.new_zeros(characters.shape[0], 1)
-        ids, places = self._characters(characters)
+        ids, words = self._characters(characters.long())
         embedded = _drop(self.embedding(ids), self.dropout, self.training)
-        # What each character adds at each place of each filter's window.
-        weights = [convolution.weight.permute(1, 2, 0).flatten(1) for convolution in self.convolutions]
-        table = embedded @ torch.cat(weights, dim=1)
-        if table.dtype in (torch.bfloat16, torch.float16):
-            table = table.float()
-        widths = [convolution.kernel_size[0] for convolution in self.convolutions]
-        found = (ops if ops.has_kernels(table) else reference).char_cnn(places, table, widths)
-        # The maximum of sums is the sum of the maximum: the bias is the same everywhere.
-        bias = torch.cat([convolution.bias for convolution in self.convolutions])
-        return (found + bias).to(embedded.dtype)
+        if self._takes_kernels(embedded):
+            return self._filtered(words, embedded)
+        return self._convolved(words, embedded)
 
     def _characters(self, words: Tensor) -> tuple[Tensor, Tensor]:
-        """The characters [C] to look at, no character first, and the words by their places among these: all characters,
-        or those that occur where there are fewer."""
-        if torch.compiler.is_compiling() or self.embedding.num_embeddings <= words.numel():
-            return torch.arange(self.embedding.num_embeddings, device=words.device), words.long()
+        """The characters to look at, of which the first is none, and the words by their places among these: all
+        characters, or of a large alphabet those that occur."""
+        if torch.compiler.is_compiling() or self.embedding.num_embeddings <= self._ALPHABET:
+            return torch.arange(self.embedding.num_embeddings, device=words.device), words
         ids, places = torch.unique(F.pad(words.flatten(), (1, 0)), return_inverse=True)
         return ids, places[1:].view(words.shape)
+
+    def _takes_kernels(self, embedded: Tensor) -> bool:
+        """Whether the convolutions do nothing but what :func:`pymtl.ops.char_cnn` does, and that takes the dtype."""
+        return (
+            ops.has_kernels(embedded)
+            and not torch.is_autocast_enabled("cpu")
+            and all(
+                type(convolution) is nn.Conv1d
+                and not runs_own_code(convolution, nn.Conv1d)
+                and convolution.bias is not None
+                and convolution.padding == (convolution.kernel_size[0] // 2,)
+                and convolution.padding_mode == "zeros"
+                and convolution.stride == convolution.dilation == (1,)
+                and convolution.groups == 1
+                for convolution in self.convolutions
+            )
+        )
+
+    def _filtered(self, words: Tensor, embedded: Tensor) -> Tensor:
+        weights = [convolution.weight.permute(2, 0, 1).flatten(0, 1) for convolution in self.convolutions]
+        # What each character adds at each place of each filter's window; by a product whose rows do not depend on their
+        # number.
+        table = ops.heads(embedded, torch.cat(weights), None)
+        found = ops.char_cnn(words, table, [convolution.kernel_size[0] for convolution in self.convolutions])
+        # A filter's bias is the same at all places, so it may be added to the maximum.
+        return found + torch.cat([convolution.bias for convolution in self.convolutions])
+
+    def _convolved(self, words: Tensor, embedded: Tensor) -> Tensor:
+        """By the convolutions themselves, of each different word once."""
+        words, places = distinct(words)
+        rows = F.embedding(words, embedded).transpose(1, 2)
+        # Padding is no place for a filter to find anything.
+        columns = torch.arange(words.shape[1], device=words.device)
+        outside = columns >= (words != 0).sum(1, keepdim=True).clamp(min=1)
+        values = [
+            convolution(rows).masked_fill(outside.unsqueeze(1), -torch.inf).amax(2) for convolution in self.convolutions
+        ]
+        found = torch.cat(values, dim=1)
+        return found if places is None else found.index_select(0, places)
 
 
 def distinct(words: Tensor) -> tuple[Tensor, Tensor | None]:
     """The distinct rows of [N, W], and for each row the index of its distinct row: a text repeats many words.
 
-    While a compiler traces the call: all rows, and None for the indices.
+    Without rows, or while a compiler traces the call: all rows, and None for the indices.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or words.shape[0] == 0:
         return words, None
     keys = (words * _multipliers(words.shape[1]).to(words.device)).sum(1)
     _, places = torch.unique(keys, return_inverse=True)

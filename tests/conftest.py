@@ -6,7 +6,9 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # As many threads as torch takes by itself, but named: commands then do not take fewer because other tests are running.
-os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
+os.environ.setdefault(
+    "OMP_NUM_THREADS", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+)
 
 import sys
 

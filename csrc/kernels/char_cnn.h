@@ -23,14 +23,9 @@ struct CharCnnShape {
   int64_t filters;        // F
   const int64_t* widths;  // [D] odd
   int64_t count;          // D
+  int64_t features;       // D*F
+  int64_t row;            // S
   const int64_t* ids;     // [N, W] below C; 0 is no character: a word has as many as are not 0, but at least one
-
-  int64_t features() const { return count * filters; }
-  int64_t row() const {
-    int64_t all = 0;
-    for (int64_t d = 0; d < count; ++d) all += widths[d];
-    return all * filters;
-  }
 };
 
 template <typename T>

@@ -9,7 +9,7 @@
 namespace pymtl {
 
 struct PrepackedHeader {
-  static constexpr uint32_t kVersion = 2;  // of the layout of panels: a new one whenever that changes
+  static constexpr uint32_t kVersion = 2;  // of the header and the layout of panels: a new one whenever they change
   static constexpr size_t kBytes = 64;     // that the panels begin behind: a cache line
 
   uint32_t version;

@@ -31,8 +31,9 @@ struct Words {
       check(values[i] >= 0 && values[i] < characters, "words: expected characters from 0 to ", characters - 1, ", got ",
             values[i]);
     }
-    shape = {ids.size(0), ids.size(1), characters, columns / all, widths.data(), static_cast<int64_t>(widths.size()),
-             values};
+    const int64_t count = static_cast<int64_t>(widths.size());
+    const int64_t filters = columns / all;
+    shape = {ids.size(0), ids.size(1), characters, filters, widths.data(), count, count * filters, columns, values};
   }
 };
 
@@ -43,8 +44,8 @@ std::tuple<Tensor, Tensor> char_cnn(Tensor words, Tensor given_table, std::vecto
     const Tensor table = checked(given_table, "table", given_table.scalar_type(), sizes);
     const Words given(words, widths, sizes[0], sizes[1]);
     const int64_t N = given.shape.words;
-    const Tensor output = make(table, {N, given.shape.features()});
-    const Tensor found = make(table, {places ? N : 0, given.shape.features()}, ScalarType::Long);
+    const Tensor output = make(table, {N, given.shape.features});
+    const Tensor found = make(table, {places ? N : 0, given.shape.features}, ScalarType::Long);
     if (N > 0) {
       const CharCnn<T> args{given.shape, read<T>(table), write<T>(output), write<int64_t>(found)};
       char_cnn_forward(args, places ? torch_executor() : inference_executor());

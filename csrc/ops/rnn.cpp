@@ -34,7 +34,7 @@ RnnShape shape_of(const Call<T>& call) {
 template <typename T>
 constexpr int64_t kHeader = PrepackedHeader::kBytes / sizeof(T);
 
-// What stands in front of `panels`, which has the size that rnn_prepacked_size says.
+// Checks what stands in front of a layer's panels.
 template <typename T>
 void check_header(const T* prepacked, const Name& name, Cell cell, int64_t recurrences, int64_t hidden_size,
                   ScalarType type) {

@@ -27,8 +27,11 @@ def add_machine(parser: argparse.ArgumentParser, verb: str = "run") -> None:
     )
 
 
-def use_machine(arguments: argparse.Namespace) -> None:
+def use_machine(arguments: argparse.Namespace, before: int | None = None) -> None:
     """Sets torch up as the options say.
+
+    Args:
+        before: the threads of a run that goes on: on another number its results would differ in their last digits.
 
     Raises:
         pymtl.training.errors.ConfigError: there is no GPU, and one is asked for.
@@ -39,8 +42,9 @@ def use_machine(arguments: argparse.Namespace) -> None:
 
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device: there is no GPU, or this torch has no CUDA")
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
+    threads = arguments.threads or before
+    if threads is not None:
+        torch.set_num_threads(threads)
     elif arguments.device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         _share_cores()
 

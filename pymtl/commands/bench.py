@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from pymtl.commands import picture, positive, seconds, wide_console
+from pymtl.commands import picture, positive, seconds, use_machine, wide_console
 
 EXAMPLES = """examples:
   pymtl bench                                         the default shapes
@@ -44,7 +44,9 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
         help="of all numbers (default: float32); float16 only on a GPU",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (default: cpu)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: torch's)")
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="CPU threads (default: of the cores that are free)"
+    )
     parser.add_argument("--seconds", type=seconds, default=1.0, metavar="S", help="time for each row (default: 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results with machine, versions and date")
     parser.add_argument("--plot", type=picture, metavar="FILE", help="draw the ratios (PNG)")
@@ -60,8 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     from pymtl.benchmark.lstm import run as measure
     from pymtl.training.errors import ConfigError
 
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
+    use_machine(arguments)
     try:
         shapes = [Shape.parse(text) for text in arguments.shape or ()] or [Shape(*s) for s in DEFAULT_SHAPES]
     except ValueError as error:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pymtl.commands import positive, wide_console
+from pymtl.commands import positive, use_machine, wide_console
 from pymtl.training.markdown import table
 
 EXAMPLES = """examples:
@@ -56,7 +56,9 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
         "--data", type=Path, metavar="DIR", help="folder that paths are relative to (default: the configuration's own)"
     )
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="runs at a time (default: 1)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of a run (default: torch's / jobs)")
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="CPU threads of a run (default: free cores / jobs)"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: cpu)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder (default: runs/compare- and the name)")
     return parser
@@ -88,6 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         config = parse(variant.raw, variant.label)
         if not all(config.sets[name].test for name in config.main_sets):
             raise ConfigError(f"{arguments.config}: expected a test set to compare on")
+    use_machine(arguments)
     threads = arguments.threads or max(1, torch.get_num_threads() // arguments.jobs)
     columns = (TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:

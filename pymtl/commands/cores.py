@@ -16,7 +16,8 @@ LEAST_SECONDS = 0.2  # that a sample spans: the kernel counts in hundredths
 
 
 class Sample(NamedTuple):
-    """Seconds that all cores together were busy since boot, those of them for this process, and the time."""
+    """Seconds that the cores which this process may use were busy since boot, those of them for this process and what
+    it started, and the time."""
 
     busy: float
     own: float
@@ -25,21 +26,39 @@ class Sample(NamedTuple):
     @staticmethod
     def take(proc: Path = Path("/proc")) -> Sample | None:
         """None where the system does not count."""
-        try:
-            first = (proc / "stat").read_text().split("\n", 1)[0].split()
-        except OSError:
-            return None
-        user, nice, system, _, _, irq, softirq, steal = map(int, first[1:9])
-        busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
         own = os.times()
-        return Sample(busy, own.user + own.system, time.monotonic())
+        try:
+            rows = [line.split() for line in (proc / "stat").read_text().splitlines() if line.startswith("cpu")]
+            counted = {int(row[0][3:]): [int(count) for count in row[1:9]] for row in rows[1:]}
+            busy = sum(
+                user + nice + system + irq + softirq + steal
+                for core, (user, nice, system, _, _, irq, softirq, steal) in counted.items()
+                if core in usable()
+            )
+        except (OSError, ValueError):
+            return None
+        return Sample(busy / os.sysconf("SC_CLK_TCK"), sum(own[:4]), time.monotonic())
 
     def others_until(self, later: Sample) -> float:
         """How many cores other processes kept busy from here on."""
         return max(0.0, (later.busy - self.busy) - (later.own - self.own)) / (later.now - self.now)
 
 
-AT_START = Sample.take()  # this module is the first that the command line imports
+_began: Sample | None = None
+
+
+def begin() -> None:
+    """The command line begins: what others do is looked at from here on."""
+    global _began
+    _began = Sample.take()
+
+
+def usable() -> set[int]:
+    """The cores that the system lets this process run on."""
+    try:
+        return os.sched_getaffinity(0)
+    except AttributeError:  # there is no such thing on macOS
+        return set(range(os.cpu_count() or 1))
 
 
 def quota(proc: Path = Path("/proc"), root: Path = Path("/sys/fs/cgroup")) -> float:
@@ -72,22 +91,17 @@ def quota(proc: Path = Path("/proc"), root: Path = Path("/sys/fs/cgroup")) -> fl
 
 
 def allowed() -> int:
-    """The cores that this process may use."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # there is no such thing on macOS
-        cores = os.cpu_count() or 1
-    return max(1, math.floor(min(cores, quota())))
+    """The cores that this process may use: a part of one is none, but one there is."""
+    return max(1, math.floor(min(len(usable()), quota())))
 
 
-def free(before: Sample | None = AT_START) -> tuple[int, float]:
-    """The cores that this process can count on, at least one, and how many others keep busy."""
+def free() -> tuple[int, float]:
+    """The cores that this process can count on, at least one, and how many of its cores others keep busy."""
     cores = allowed()
-    if before is None:
+    if _began is None:
         return cores, 0.0
-    time.sleep(max(0.0, before.now + LEAST_SECONDS - time.monotonic()))
-    others = before.others_until(Sample.take())
-    # Cores that others use little are counted whole. Of a machine with more cores than are allowed, others may have the
-    # rest.
-    idle = (os.cpu_count() or 1) - others
-    return max(1, min(cores, math.floor(idle + 0.5))), others
+    time.sleep(max(0.0, _began.now + LEAST_SECONDS - time.monotonic()))
+    later = Sample.take()
+    others = 0.0 if later is None else _began.others_until(later)
+    # Those that others use little are counted whole.
+    return max(1, min(cores, math.floor(len(usable()) - others + 0.5))), others

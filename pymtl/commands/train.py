@@ -73,10 +73,10 @@ def run(arguments: argparse.Namespace) -> int:
     from pymtl.training.run import Run
     from pymtl.training.vocabulary import Vocabulary
 
-    use_machine(arguments)
+    run = Run(arguments.folder or Path("runs", arguments.config.stem))
+    use_machine(arguments, run.read_manifest().get("threads") if arguments.resume else None)
     console = Console()
     config = configuration.load(arguments.config, arguments.set, arguments.data)
-    run = Run(arguments.folder or Path("runs", arguments.config.stem))
     sets = read_all(config)
     config = sets.config
     files = ", ".join(data.valid or data.train for data in config.sets.values())

@@ -46,7 +46,7 @@ def char_cnn(words: Tensor, table: Tensor, widths: Sequence[int]) -> Tensor:
         return reference.char_cnn(words, table, widths)
     try:
         if torch.compiler.is_compiling():
-            return torch.ops.pymtl.char_cnn(words, table, widths, torch.is_grad_enabled())[0]
+            return torch.ops.pymtl.char_cnn(words, table, widths, wants_gradient(table))[0]
         if wants_gradient(table):
             return _CharCNN.apply(words, table, widths)
         with below_autograd():

@@ -148,11 +148,14 @@ def _attention_pool_backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
 def _attention_pool_double_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     """In plain PyTorch, from the original inputs."""
     *inputs, batch_sizes = ctx.saved_tensors
+    again = torch.is_grad_enabled()
     with torch.enable_grad():
-        grad_output, input, scores = (tensor.detach().requires_grad_() for tensor in inputs)
+        leaves = [t if t.requires_grad else t.detach().requires_grad_() for t in inputs]
+        # New views, so that autograd.grad stops at these.
+        grad_output, input, scores = (t.view_as(t) for t in leaves)
         output = reference.attention_pool(input, scores, batch_sizes, grad_output.shape[0])
         found = torch.autograd.grad(output, (input, scores), grad_output, create_graph=True)
-        return *torch.autograd.grad(found, (grad_output, input, scores), grads), None
+        return *torch.autograd.grad(found, (grad_output, input, scores), grads, create_graph=again), None
 
 
 class _AttentionPool(torch.autograd.Function):

@@ -94,6 +94,8 @@ class RNNFrozen(NamedTuple):
     @staticmethod
     def of(prepacked: Sequence[Tensor], hidden_size: int, reverse: Sequence[bool], mode: str = "LSTM") -> RNNFrozen:
         """``prepacked`` layer by layer; ``reverse`` and ``mode`` as in :class:`RNNWeights`, of each layer."""
+        if not prepacked:
+            raise RuntimeError("prepacked: expected the weights of at least one layer, got none")
         directions = "".join("r" if reverses else "f" for reverses in reverse)
         whole = prepacked[0] if len(prepacked) == 1 else torch.cat(list(prepacked))
         return RNNFrozen(whole, f"{mode} {hidden_size} {len(prepacked)} {directions}")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def char_cnn(words: Tensor, table: Tensor, widths: Sequence[int]) -> Tensor:
-    """What :func:`pymtl.ops.char_cnn` computes."""
+    """What :func:`pymtl.ops.char_cnn` computes; but places with the same value share the gradient."""
     places = torch.arange(words.shape[1], device=words.device)
     outside = (places >= (words != 0).sum(1, keepdim=True).clamp(min=1)).unsqueeze(2)
     values = [filtered.masked_fill(outside, -torch.inf).amax(1) for filtered in _filtered(words, table, widths)]
@@ -29,7 +29,7 @@ def _filtered(words: Tensor, table: Tensor, widths: Sequence[int]) -> list[Tenso
     found = []
     parts = table.split([width * filters for width in widths], dim=1)
     for width, part in zip(widths, parts):
-        entries = part[words].unflatten(2, (width, filters))  # [N, W, K, F]
+        entries = F.embedding(words, part).unflatten(2, (width, filters))  # [N, W, K, F]
         half = width // 2
         padded = F.pad(entries, (0, 0, 0, 0, half, half))
         found.append(sum(padded[:, k : k + words.shape[1], k] for k in range(width)))

@@ -81,11 +81,12 @@ def _run_one(variant: Variant, seed: int, folder: Path, jobs: int, threads: int,
     where.mkdir(parents=True, exist_ok=True)
     Run(where).write_json("plan.json", raw)
     command = [sys.executable, "-m", "pymtl", "train", str(where / "plan.json"), "--run", str(where)]
-    command += ["--resume"] if where.joinpath("state.pt").exists() else ["--overwrite"]
-    command += ["--threads", str(threads), "--device", device, "--data", variant.raw["folder"]]
+    # A run that goes on keeps its number of threads.
+    command += ["--resume"] if where.joinpath("state.pt").exists() else ["--overwrite", "--threads", str(threads)]
+    command += ["--device", device, "--data", variant.raw["folder"]]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     if jobs > 1:
-        # Several processes beside one another: idle threads must not spin. One alone is half as fast again if they do.
+        # Idle threads of one run would spin on cores that another needs. A run alone is faster if they do.
         environment.setdefault("OMP_WAIT_POLICY", "passive")
     with open(where / "train.log", "ab") as log:
         status = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode

@@ -207,7 +207,7 @@ class Config:
     balancing: MethodConfig = dataclasses.field(default_factory=lambda: MethodConfig(AUTO))
     warm_start: WarmStartConfig | None = None
     training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
-    seed: int = 0  # of all random numbers; the same seed repeats a training
+    seed: int = 0  # of all random numbers; the same seed repeats a training, on as many threads
     folder: str | None = "."  # what paths are relative to: the configuration file's own folder; None: not known
     pymtl: str | None = None  # the version it was written for: an older one refuses it as such
 

@@ -85,7 +85,13 @@ class Fitting:
         elif main:
             # An earlier run goes only when this one can begin.
             self.run.create(self.config, self.vocabulary, self.backend_name)
-            self.run.write_manifest({"data": data_files(self.config), "records": sum(map(len, sets.train.values()))})
+            self.run.write_manifest(
+                {
+                    "data": data_files(self.config),
+                    "records": sum(map(len, sets.train.values())),
+                    "threads": torch.get_num_threads(),
+                }
+            )
         if main:
             screen.say(*survey(sets, self.vocabulary), self._described(trainer, model_with_loss, sets), *lines)
         before = len(trainer.epochs)

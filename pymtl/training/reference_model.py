@@ -16,7 +16,7 @@ from pymtl.reference.pooling import attention
 
 
 class CharacterCNN(embeddings.CharacterCNN):
-    """:class:`pymtl.CharacterCNN` by torch's convolutions, of each different word once."""
+    """:class:`pymtl.CharacterCNN` by torch's convolutions."""
 
     @staticmethod
     def like(other: embeddings.CharacterCNN) -> CharacterCNN:
@@ -25,17 +25,8 @@ class CharacterCNN(embeddings.CharacterCNN):
         plain.__class__ = CharacterCNN
         return plain
 
-    def forward(self, characters: Tensor) -> Tensor:
-        words, places = embeddings.distinct(characters)
-        embedded = F.dropout(self.embedding(words), self.dropout, self.training).transpose(1, 2)
-        # Padding is no place for a filter to find anything.
-        columns = torch.arange(words.shape[1], device=words.device)
-        outside = columns >= (words != 0).sum(1, keepdim=True).clamp(min=1)
-        values = [
-            convolution(embedded).masked_fill(outside.unsqueeze(1), -torch.inf).amax(2)
-            for convolution in self.convolutions
-        ]
-        return torch.cat(values, dim=1).index_select(0, places)
+    def _takes_kernels(self, embedded: Tensor) -> bool:
+        return False
 
 
 class MultiTaskModel(nn.Module):
@@ -46,7 +37,7 @@ class MultiTaskModel(nn.Module):
 
     Args:
         embedding, heads, dropout: as for pymtl.MultiTaskModel; of several fields, the embedding gets their rows,
-            padding among them.
+            padding among them. A CharacterCNN in it is replaced by torch's convolutions.
         encoder: an nn.LSTM, nn.GRU or nn.RNN with ``batch_first=True``.
         packed: run the encoder on a PackedSequence; otherwise on the padded batch as it is, whose padding then
             changes the results of a backward direction: only the time it takes is of interest.

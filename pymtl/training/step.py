@@ -114,21 +114,15 @@ class MovingAverage(AveragedModel):
     def __init__(self, model: nn.Module, decay: float) -> None:
         super().__init__(model)
         self.decay = decay
-        self._pairs: tuple[nn.Module, list[Tensor], list[Tensor], bool] | None = None
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
         count = int(self.n_averaged)
-        if self._pairs is None or self._pairs[0] is not model:
-            # Looked up once: to walk through the modules takes half as long as the average.
-            parameters = list(self.module.parameters()), list(model.parameters())
-            self._pairs = model, *parameters, any(True for _ in model.buffers())
-        _, averaged, current, has_buffers = self._pairs
+        averaged, current = list(self.module.parameters()), list(model.parameters())
         if count == 0:
             torch._foreach_copy_(averaged, current)
         else:
             torch._foreach_lerp_(averaged, current, 1 - min(self.decay, (1 + count) / (10 + count)))
-        if has_buffers:
-            for ours, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
-                ours.copy_(theirs)
+        for ours, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
+            ours.copy_(theirs)
         self.n_averaged += 1

@@ -115,8 +115,8 @@ class Trainer:
 
         After each epoch the run folder holds the best weights so far and a state to resume from; within an epoch
         too, where ``checkpoint_steps`` says so. Epochs are seeded one by one, and a state holds the random numbers'
-        state, so a resumed run continues bit for bit as the uninterrupted one would have; on a GPU as far as torch's
-        own operations repeat their results.
+        state, so a resumed run continues bit for bit as the uninterrupted one would have, if it has as many threads; on
+        a GPU as far as torch's own operations repeat their results.
         """
         settings = self.config.training
         while len(self.epochs) < settings.epochs and self._epochs_without_improvement() < settings.patience:

@@ -23,10 +23,25 @@ def proc(folder, stat="", cgroup=""):
     return folder
 
 
-def test_a_sample_counts_all_that_is_not_idle(tmp_path):
-    sample = Sample.take(proc(tmp_path, "cpu  100 20 30 9999 888 7 3 40 11 12\ncpu0 1 2 3 4 5 6 7 8 9 10\n"))
-    assert sample.busy == pytest.approx(200 / TICKS)
-    assert sample.own == pytest.approx(sum(os.times()[:2]), abs=1.0)
+@pytest.fixture
+def four_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(cores, "quota", lambda: math.inf)
+
+
+STAT = """cpu  9999 0 0 0 0 0 0 0 0 0
+cpu0 100 20 30 9999 888 7 3 40 11 12
+cpu1 1000 0 0 0 0 0 0 0 0 0
+cpu2 50 0 0 9999 0 0 0 0 0 0
+intr 1 2 3
+"""
+
+
+def test_a_sample_counts_what_is_busy_of_the_cores_that_may_be_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 2}, raising=False)
+    sample = Sample.take(proc(tmp_path, STAT))
+    assert sample.busy == pytest.approx((200 + 50) / TICKS)
+    assert sample.own == pytest.approx(sum(os.times()[:4]), abs=1.0)
 
 
 def test_others_are_what_is_busy_without_this_process():
@@ -35,9 +50,17 @@ def test_others_are_what_is_busy_without_this_process():
     assert before.others_until(Sample(100.5, 11.0, 7.0)) == 0.0
 
 
-def test_without_counters_nothing_is_busy(tmp_path):
+@pytest.mark.parametrize(
+    "stat", ["cpu0 1 2 3\n", "cpu0 a b c d e f g h\n", "cpux 1 2 3 4 5 6 7 8\ncpuy 1 2 3 4 5 6 7 8\n"]
+)
+def test_what_is_no_count_is_none(stat, tmp_path):
+    assert Sample.take(proc(tmp_path, "cpu 1 2 3 4 5 6 7 8\n" + stat)) is None
+
+
+def test_without_counters_nothing_is_busy(tmp_path, monkeypatch, four_cores):
     assert Sample.take(tmp_path / "nowhere") is None
-    assert cores.free(None) == (cores.allowed(), 0.0)
+    monkeypatch.setattr(cores, "_began", None)
+    assert cores.free() == (4, 0.0)
 
 
 GROUPS = {
@@ -71,27 +94,18 @@ def test_a_quota_is_the_smallest_of_the_groups(cgroup, files, expected, tmp_path
 
 
 @pytest.mark.parametrize(("quota", "expected"), [(0.5, 1), (1.5, 1), (2.0, 2), (64.0, 4), (math.inf, 4)])
-def test_a_part_of_a_core_is_none(quota, expected, monkeypatch):
+def test_a_part_of_a_core_is_none(quota, expected, monkeypatch, four_cores):
     monkeypatch.setattr(cores, "quota", lambda: quota)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
     assert cores.allowed() == expected
 
 
 @pytest.mark.parametrize(
     ("others", "expected"), [(0.0, 4), (0.4, 4), (0.6, 3), (1.0, 3), (1.4, 3), (2.1, 2), (3.9, 1), (9.0, 1)]
 )
-def test_cores_that_others_use_little_count(others, expected, monkeypatch):
-    monkeypatch.setattr(cores, "allowed", lambda: 4)
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+def test_cores_that_others_use_little_count(others, expected, monkeypatch, four_cores):
+    monkeypatch.setattr(cores, "_began", Sample(0.0, 0.0, time.monotonic() - 1))
     monkeypatch.setattr(Sample, "others_until", lambda self, later: others)
-    assert cores.free(Sample(0.0, 0.0, time.monotonic() - 1)) == (expected, others)
-
-
-def test_others_may_keep_cores_busy_that_are_not_ours(monkeypatch):
-    monkeypatch.setattr(cores, "allowed", lambda: 2)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(Sample, "others_until", lambda self, later: 5.0)
-    assert cores.free(Sample(0.0, 0.0, time.monotonic() - 1))[0] == 2
+    assert cores.free() == (expected, others)
 
 
 @pytest.fixture

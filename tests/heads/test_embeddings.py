@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from parity import assert_same_bits
 from torch import nn
 from torch.func import functional_call
+from torch.nn.utils import prune
 
 from pymtl import (
     LSTM,
@@ -17,6 +18,7 @@ from pymtl import (
     MultiTaskModel,
     TokenClassificationHead,
     TokenFeatures,
+    ops,
     pack,
 )
 
@@ -295,6 +297,109 @@ def test_a_word_that_comes_again_is_computed_once_and_gets_all_its_gradient(make
 def test_words_whose_keys_are_equal_are_told_apart(monkeypatch):
     monkeypatch.setattr("pymtl.embeddings._multipliers", lambda width: torch.ones(width, dtype=torch.int64))
     words = torch.tensor([[1, 2], [2, 1], [1, 2], [3, 0]])  # all of key 3
-    module = CharacterCNN(9, 4, filters=3)
+    module = CharacterLSTM(9, 4, 3)
     expected = torch.cat([module(word.unsqueeze(0)) for word in words])
     torch.testing.assert_close(module(words), expected)
+
+
+# The character CNN by kernels and by the convolutions themselves.
+
+
+def calls_of(monkeypatch):
+    """Counts the calls of the kernels."""
+    calls, char_cnn = [], ops.char_cnn
+    monkeypatch.setattr(ops, "char_cnn", lambda *given: calls.append(given) or char_cnn(*given))
+    return calls
+
+
+@pytest.mark.parametrize("alphabet", [10, 0], ids=["all characters", "those that occur"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_word_has_the_same_bits_alone_and_among_others(alphabet, dtype, monkeypatch):
+    calls = calls_of(monkeypatch)
+    monkeypatch.setattr(CharacterCNN, "_ALPHABET", alphabet)
+    module = CharacterCNN(CHARACTERS, 30, 50).to(dtype)
+    rows = [*WORDS, []]
+    together = module(words(rows))
+    for row, expected in zip(rows, together):
+        assert torch.equal(module(words([row], max(len(row), 1)))[0], expected)
+    assert len(calls) == 1 + len(rows)
+
+
+def pruned(module):
+    prune.l1_unstructured(module.convolutions[0], "weight", 0.5)
+
+
+def hooked(module):
+    module.convolutions[1].register_forward_hook(lambda convolution, inputs, output: 2 * output)
+
+
+def parametrized(module):
+    nn.utils.parametrizations.weight_norm(module.convolutions[0])
+
+
+def replaced(module):
+    module.convolutions[0] = nn.Conv1d(3, 4, 3, padding=2, dilation=2)
+
+
+def without_bias(module):
+    module.convolutions[0] = nn.Conv1d(3, 4, 3, padding=1, bias=False)
+
+
+def in_bfloat16(module):
+    module.bfloat16()
+
+
+@pytest.mark.parametrize("change", [pruned, hooked, parametrized, replaced, without_bias, in_bfloat16])
+def test_convolutions_that_do_more_are_called(change, monkeypatch):
+    calls = calls_of(monkeypatch)
+    module = CharacterCNN(CHARACTERS, 3, 4)
+    change(module)
+    given = words(WORDS)
+    for _ in range(2):  # a weight that a hook computes is another one at each step
+        output = module(given)
+        output.float().sum().backward()
+    for row, actual in zip(WORDS, output):
+        rows = F.embedding(torch.tensor([row]), module.embedding.weight).transpose(1, 2)
+        expected = torch.cat([convolution(rows).amax(2) for convolution in module.convolutions], dim=1)[0]
+        torch.testing.assert_close(actual, expected)
+    assert calls == []
+
+
+def test_under_autocast_the_convolutions_are_autocast(monkeypatch):
+    calls = calls_of(monkeypatch)
+    module = CharacterCNN(CHARACTERS, 3, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = module(words(WORDS))
+    assert actual.dtype == torch.bfloat16
+    torch.testing.assert_close(actual.float(), module(words(WORDS)), rtol=0.02, atol=0.02)
+    assert len(calls) == 1
+
+
+def test_torch_func_differentiates_and_maps_a_character_cnn():
+    module = CharacterCNN(CHARACTERS, 3, 4).double()
+    given = words(WORDS)
+    parameters = {name: p.detach() for name, p in module.named_parameters()}
+
+    def loss(values):
+        return functional_call(module, values, given).square().sum()
+
+    module(given).square().sum().backward()
+    torch.testing.assert_close(torch.func.grad(loss)(parameters), {n: p.grad for n, p in module.named_parameters()})
+    several = {name: torch.stack([p, 2 * p]) for name, p in parameters.items()}
+    torch.testing.assert_close(torch.func.vmap(loss)(several)[0], loss(parameters))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.int8], ids=str)
+@pytest.mark.parametrize("count", [2, 500])
+def test_what_are_no_ids_are_refused(dtype, count):
+    module = CharacterCNN(CHARACTERS, 3, 4)
+    with pytest.raises(RuntimeError, match="characters: expected int64 or int32 ids, got torch"):
+        module(torch.ones(count, 3).to(dtype))
+    assert module(torch.ones(count, 3, dtype=torch.int32)).shape == (count, 8)
+
+
+@pytest.mark.parametrize("wrong", [-1, CHARACTERS])
+def test_a_character_out_of_range_is_refused(wrong):
+    for module in (CharacterCNN(CHARACTERS, 3, 4), CharacterCNN(CHARACTERS, 3, 4).bfloat16()):
+        with pytest.raises(IndexError):
+            module(torch.tensor([[1, wrong]]))

@@ -20,7 +20,10 @@ struct Words {
         ids[n * length + j] = j < filled && characters > 1 ? 1 + random.below(characters - 1) : 0;
       }
     }
-    shape = {count, length, characters, filters, widths.data(), widths.size(), ids.data()};
+    int64_t all = 0;
+    for (const int64_t width : all_widths) all += width;
+    shape = {count,         length,    characters, filters, widths.data(), widths.size(), widths.size() * filters,
+             all * filters, ids.data()};
   }
 
   int64_t places(int64_t n) const {
@@ -49,7 +52,7 @@ struct Result {
 
 template <typename T>
 Result<T> run(const Words& words, const Buffer<T>& table, bool places, const Executor& executor) {
-  const int64_t count = words.shape.words * words.shape.features();
+  const int64_t count = words.shape.words * words.shape.features;
   Result<T> result{Buffer<T>(count), places ? Buffer<int64_t>(count) : Buffer<int64_t>()};
   char_cnn_forward(CharCnn<T>{words.shape, table.data(), result.output.data(), result.places.data()}, executor);
   return result;
@@ -58,7 +61,7 @@ Result<T> run(const Words& words, const Buffer<T>& table, bool places, const Exe
 template <typename T>
 Buffer<T> run_backward(const Words& words, const Buffer<T>& grad, const Buffer<int64_t>& places,
                        const Executor& executor) {
-  Buffer<T> grad_table(words.shape.characters * words.shape.row());
+  Buffer<T> grad_table(words.shape.characters * words.shape.row);
   const CharCnnBackward<T> args{words.shape, grad.data(), places.data(), grad_table.data()};
   Workspace workspace = workspace_of(char_cnn_backward_workspace(args));
   char_cnn_backward(args, workspace.data(), executor);
@@ -81,7 +84,7 @@ void check(const Words& words, const Buffer<T>& table, Random& random) {
         const auto value_at = [&](int64_t place) {
           Bounded<T> sum(T(0));
           words.for_window(n, d, f, place,
-                           [&](int64_t c, int64_t column) { sum = sum + Bounded<T>(table[c * shape.row() + column]); });
+                           [&](int64_t c, int64_t column) { sum = sum + Bounded<T>(table[c * shape.row + column]); });
           return sum;
         };
         Bounded<T> most = value_at(0);
@@ -92,8 +95,8 @@ void check(const Words& words, const Buffer<T>& table, Random& random) {
         const Bounded<T> there = value_at(place);
         CHECK(std::abs(static_cast<double>(there.value - most.value)) <= there.error + most.error, n, d, f, place);
         words.for_window(n, d, f, place, [&](int64_t c, int64_t column) {
-          sums[static_cast<size_t>(c * shape.row() + column)] += grad[feature];
-          sizes[static_cast<size_t>(c * shape.row() + column)] += std::abs(static_cast<double>(grad[feature]));
+          sums[static_cast<size_t>(c * shape.row + column)] += grad[feature];
+          sizes[static_cast<size_t>(c * shape.row + column)] += std::abs(static_cast<double>(grad[feature]));
         });
       }
     }
@@ -129,7 +132,7 @@ void all_cases() {
             const Context context(kTypeName<T>, " N=", count, " W=", length, " C=", characters, " F=", filters,
                                   " D=", widths.size());
             const Words words(count, length, characters, filters, widths, random);
-            Buffer<T> table = uniform<T>(characters * words.shape.row(), random);
+            Buffer<T> table = uniform<T>(characters * words.shape.row, random);
             // Few different values, so that a maximum is often met twice.
             if (random.flip())
               std::transform(table.begin(), table.end(), table.begin(), [](T x) { return std::round(x); });

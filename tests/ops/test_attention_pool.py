@@ -88,6 +88,19 @@ def test_gradcheck_and_gradgradcheck(size):
     assert gradgradcheck(lambda *t: ops.attention_pool(*t, sizes), inputs)
 
 
+def test_third_derivatives_are_those_of_the_loop():
+    x, scores, sizes, seed = sample(SIZES[2], torch.float64)
+
+    def third(function):
+        leaves = [t.detach().clone().requires_grad_() for t in (x, scores)]
+        value = (function(*leaves, sizes) * seed).square().sum()
+        for _ in range(2):
+            value = sum(g.square().sum() for g in torch.autograd.grad(value, leaves, create_graph=True))
+        return torch.autograd.grad(value, leaves)
+
+    torch.testing.assert_close(third(ops.attention_pool), third(looped))
+
+
 @pytest.mark.parametrize("size", SIZES[:4], ids=str)
 def test_opcheck(size):
     x, scores, sizes, seed = sample(size)

@@ -12,7 +12,7 @@ template <typename T>
 void char_cnn_forward(const CharCnn<T>& args, const Executor& given) {
   constexpr int64_t kBlock = 8;
   const CharCnnShape& shape = args.shape;
-  const Executor executor = executor_for(shape.words * shape.length * shape.row(), given);
+  const Executor executor = executor_for(shape.words * shape.length * shape.row, given);
   for_each(executor, (shape.words + kBlock - 1) / kBlock, [&](int64_t block) {
     active_kernels().of<T>().char_cnn_words(args, block * kBlock, std::min((block + 1) * kBlock, shape.words));
   });
@@ -21,7 +21,7 @@ void char_cnn_forward(const CharCnn<T>& args, const Executor& given) {
 template <typename T>
 size_t char_cnn_backward_workspace(const CharCnnBackward<T>& args) {
   Workspace workspace(nullptr);
-  workspace.take<double>(args.shape.characters * args.shape.row());
+  workspace.take<double>(args.shape.characters * args.shape.row);
   return workspace.used();
 }
 
@@ -32,7 +32,7 @@ void char_cnn_backward(const CharCnnBackward<T>& args, void* memory, const Execu
   constexpr int64_t kFilters = 16;
   const CharCnnShape& shape = args.shape;
   const int64_t F = shape.filters;
-  const int64_t row = shape.row();
+  const int64_t row = shape.row;
   Workspace workspace(memory);
   double* const sums = workspace.take<double>(shape.characters * row);
   const int64_t blocks = (F + kFilters - 1) / kFilters;
@@ -53,7 +53,7 @@ void char_cnn_backward(const CharCnnBackward<T>& args, void* memory, const Execu
     for (int64_t n = 0; n < shape.words; ++n) {
       const int64_t* const ids = shape.ids + n * shape.length;
       for (int64_t f = first; f < last; ++f) {
-        const int64_t feature = n * shape.features() + d * F + f;
+        const int64_t feature = n * shape.features + d * F + f;
         const int64_t start = args.places[feature] - width / 2;
         for (int64_t k = std::max<int64_t>(0, -start); k < std::min(width, shape.length - start); ++k) {
           sums[ids[start + k] * row + begin + k * F + f] += static_cast<double>(args.grad_output[feature]);

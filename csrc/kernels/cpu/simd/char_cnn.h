@@ -46,7 +46,7 @@ template <typename T>
 void char_cnn_words(const CharCnn<T>& args, int64_t first, int64_t last) {
   constexpr int kVectors = 4;
   const CharCnnShape& shape = args.shape;
-  const int64_t row = shape.row();
+  const int64_t row = shape.row;
   for (int64_t n = first; n < last; ++n) {
     const int64_t* const ids = shape.ids + n * shape.length;
     int64_t characters = 0;
@@ -54,7 +54,7 @@ void char_cnn_words(const CharCnn<T>& args, int64_t first, int64_t last) {
     if (characters == 0) characters = 1;
     const T* table = args.table;
     for (int64_t d = 0; d < shape.count; ++d) {
-      const int64_t feature = n * shape.features() + d * shape.filters;
+      const int64_t feature = n * shape.features + d * shape.filters;
       const auto filter = [&]<int V>(int64_t f) {
         filter_word<T, V>(shape, ids, characters, shape.widths[d], table + f, row, shape.filters - f,
                           args.output + feature + f, args.places == nullptr ? nullptr : args.places + feature + f);

@@ -63,8 +63,9 @@ __attribute__((noinline)) void add_chains(const T* const* rows, int64_t depth, c
 template <typename T, typename Cell>
 struct RnnScratch {
   using Layout = RnnPanels<T, Cell>;
-  // Gates of this many tokens are projected at a time: few enough to stay in the second-level cache until the time loop
-  // reads them, but enough rows for each panel of W_ih. Large weights come from further away than the gates go.
+  // Gates of this many tokens are projected at a time: as many as stay in the second-level cache until the time loop
+  // reads them, but at least kLeastBlock. Each block reads all of W_ih; where that is large, to read it for fewer
+  // tokens would cost more than gates that leave the cache.
   static constexpr int64_t kBlockBytes = 192 * 1024;
   static constexpr int64_t kLeastBlock = 96;
   // h of this many tokens waits in first-level cache for the heads' projection.
@@ -372,11 +373,12 @@ class RnnTimeLoopRun {
     for_panels(0, groups, t, [&](int64_t group) {
       const int64_t begin = first_panel_ + group * together;
       const int64_t end = begin + together < last_panel_ ? begin + together : last_panel_;
+      const T* w_hh = hidden_panel(begin);  // once for all sequences: it may have to be packed
       for (int64_t first = 0; first < active; first += kUpdateRows) {
         const int64_t count = active - first < kUpdateRows ? active - first : kUpdateRows;
         alignas(64) R sums[kUpdateRows][kVectors][kLanes<T>];
         for (int64_t panel = begin; panel < end; ++panel) {
-          const T* const w_hh = hidden_panel(panel);
+          if (panel > begin) w_hh = hidden_panel(panel);
           const R* const from = gates + gate_column(panel);
           const R* const rest = reinterpret_cast<const R*>(loop_.panels + layout_.bias(panel)) + kVectors * kLanes<T>;
           for_row_groups(count, [&]<int Rows>(int64_t row) {
@@ -490,6 +492,7 @@ class RnnTimeLoopRun {
 
   // Rows of sums that are there together before they are used up.
   static constexpr int64_t kUpdateRows = 4 * kTileRows;
+  static_assert(kUpdateRows >= kLockstep * (kLockstep - 1));  // of several panels, few sequences each
 
   // Some vectors of units, from the first of a panel on, of `count` sequences from `first` on, at step t.
   struct Cells {
