@@ -58,7 +58,7 @@ class AttentionPooling(nn.Module):
         """[B, F] in the packed order."""
         tokens = states.tokens
         scores = torch.tanh(tokens @ self.weight.t()) @ self.query.t()
-        if ops.has_kernels(tokens) and len(states.batch_sizes) > 0:
+        if ops.has_kernels(tokens) and states.batch_sizes.shape[0] > 0:
             return ops.attention_pool(tokens, scores.to(tokens.dtype), states.batch_sizes)
         return reference.attention_pool(tokens, scores, states.batch_sizes, states.batch)
 

@@ -12,6 +12,7 @@ import pymtl
 from pymtl import (
     CRF,
     BinaryCrossEntropy,
+    CharacterCNN,
     ClassificationHead,
     JointLoss,
     MultiLabelHead,
@@ -64,11 +65,13 @@ def models():
         "tags": MultiLabelHead(3, "max", BinaryCrossEntropy(weight=(1.0, 2.0, 0.5))),
         "score": RegressionHead(1, "mean"),
     }
+    heads["topic"] = ClassificationHead(2, "attention")
     model = MultiTaskModel(nn.Embedding(9, I), pymtl.LSTM(I, H, batch_first=True), heads, dropout=0.3)
     joint = JointLoss(dict.fromkeys(heads, 1.0), model.losses)
     tokens = torch.randint(9, (B, T))
     targets = {
         "intent": torch.randint(4, (B,)),
+        "topic": torch.randint(2, (B,)),
         "slots": torch.randint(3, (B, T)),
         "tags": torch.rand(B, 3),
         "score": torch.randn(B, 1),
@@ -76,6 +79,12 @@ def models():
     joint(model(tokens, LENGTHS), targets).total.backward()
     with torch.no_grad():
         model.eval()(tokens, LENGTHS)
+        model(tokens, LENGTHS, ["intent", "slots", "tags", "score"])  # heads within the encoder's time loop
+
+
+def words():
+    module = CharacterCNN(9, 3, 4)
+    module(torch.randint(9, (B, T))).sum().backward()
 
 
 def chains():
@@ -89,7 +98,7 @@ def calls():
     """The first call of each op with each set of tensors that are given at all."""
     torch.manual_seed(0)
     with Recorder() as recorder:
-        for run in (encoders, models, chains):
+        for run in (encoders, models, words, chains):
             run()
     found = {}
     for function, arguments, options in recorder.calls:
