@@ -69,6 +69,26 @@ int cores() {
   return sched_getaffinity(0, sizeof(allowed), &allowed) == 0 ? CPU_COUNT(&allowed) : 1;
 }
 
+// A wait that is shorter than the caller's own share of a long call is none that the pool would spare.
+void unequal_shares_are_not_late() {
+  using std::chrono::milliseconds;
+  static std::atomic<int64_t> calls;
+  calls = 0;
+  const auto unequal = [](int64_t, Executor::Task task, void* state) {
+    ++calls;
+    std::thread other([&] {
+      std::this_thread::sleep_for(milliseconds(10));
+      task(state, 1);
+    });
+    task(state, 0);
+    other.join();
+  };
+  for (int turn = 0; turn < 5; ++turn) {
+    for_each(steady_executor(2, unequal), 2, [](int64_t) { std::this_thread::sleep_for(milliseconds(40)); });
+  }
+  CHECK(calls == 5, calls.load());
+}
+
 // An executor that keeps its caller waiting is left for the pool, and tried again later.
 void a_late_executor_is_left_for_the_pool() {
   static std::atomic<int64_t> calls;
@@ -174,6 +194,7 @@ int main() {
       {"several callers at once", several_callers_at_once},
       {"a task may call", a_task_may_call},
       {"a helper comes late", a_helper_comes_late},
+      {"unequal shares are not late", unequal_shares_are_not_late},
       {"a late executor is left for the pool", a_late_executor_is_left_for_the_pool},
       {"a thread with one core goes elsewhere", a_thread_with_one_core_goes_elsewhere},
       {"a forked process has a pool of its own", a_forked_process_has_a_pool_of_its_own},

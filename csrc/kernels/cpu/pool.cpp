@@ -29,10 +29,11 @@ void wake(const std::atomic<uint32_t>& word) {
   syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
 }
 
-// Whether a call that its caller could not end alone has waited for a thread without a core. The shares of a long call
-// may be unequal.
-bool is_late(Clock::time_point start, Clock::time_point alone, Clock::time_point end) {
-  return end - alone > milliseconds(1) && end - alone > (end - start) / 4;
+// Whether the caller, who had done its own tasks at `alone`, has then waited for a thread without a core: for longer
+// than to do the shares of `others` by itself would have taken. The shares of a long call may be unequal, and one
+// thread less costs a long call more than a wait.
+bool is_late(Clock::time_point start, Clock::time_point alone, Clock::time_point end, int64_t others) {
+  return end - alone > milliseconds(1) && end - alone > (alone - start) * others;
 }
 
 // For how long to spin.
@@ -138,7 +139,7 @@ class Pool {
     for (; claim(work, -1); ++own) work.task(work.state, work.index);
     const Clock::time_point alone = Clock::now();
     wait_for(static_cast<uint32_t>(count) - own);
-    note_wait(start, alone, Clock::now());
+    note_wait(start, alone, Clock::now(), helpers);
   }
 
   void wait_for(uint32_t tasks) {
@@ -159,9 +160,9 @@ class Pool {
 
   bool rests() const { return Clock::now().time_since_epoch().count() < rest_until_.load(std::memory_order_relaxed); }
 
-  void note_wait(Clock::time_point start, Clock::time_point alone, Clock::time_point end) {
+  void note_wait(Clock::time_point start, Clock::time_point alone, Clock::time_point end, int64_t helpers) {
     const Clock::duration waited = end - alone;
-    if (!is_late(start, alone, end)) return;
+    if (!is_late(start, alone, end, helpers)) return;
     const Clock::duration since = end.time_since_epoch() - Clock::duration(rest_until_.load(std::memory_order_relaxed));
     const bool again = since < waited * rest_factor_;
     rest_factor_ = again ? std::min(kLongestRest, 2 * rest_factor_) : kLeastRest;
@@ -306,7 +307,7 @@ void run_timed(Executor::ForEach for_each, int64_t count, Executor::Task task, v
       },
       &timed);
   const Clock::time_point end = Clock::now();
-  if (is_late(start, timed.alone, end)) Busy::begin(end);
+  if (is_late(start, timed.alone, end, 1)) Busy::begin(end);
 }
 
 }  // namespace
