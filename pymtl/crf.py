@@ -16,7 +16,7 @@ from pymtl.losses import SequenceLoss
 from pymtl.ops.dtypes import has_cuda
 from pymtl.ops.late_errors import refuse_where
 from pymtl.packing import as_lengths, same_packing
-from pymtl.states import rows
+from pymtl.reference.pooling import sequences_of
 
 
 class CRF(nn.Module):
@@ -300,7 +300,7 @@ class CRFLoss(SequenceLoss):
         missing = flat == self.ignore_index
         if bool(missing.any()):
             # Sentences without any tag go, whatever they hold; the order of the others stays.
-            of_token = rows(batch_sizes, len(flat)).to(flat.device, non_blocking=True)
+            of_token = sequences_of(batch_sizes, len(flat)).to(flat.device, non_blocking=True)
             batch = int(batch_sizes[0])
             counts = torch.zeros(batch, dtype=torch.int64, device=flat.device).index_add(0, of_token, (~missing).long())
             kept = (counts > 0)[of_token]

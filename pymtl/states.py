@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pymtl import ops, reference
+from pymtl.reference.pooling import sequences_of
 
 
 class States:
@@ -94,7 +95,7 @@ class States:
 
     def rows(self) -> Tensor:
         """The sequence of each token, int64 [N]."""
-        return rows(self.batch_sizes, self.tokens.shape[0]).to(self.tokens.device, non_blocking=True)
+        return sequences_of(self.batch_sizes, self.tokens.shape[0]).to(self.tokens.device, non_blocking=True)
 
     def _last(self) -> Tensor:
         finals = self.tokens.index_select(
@@ -113,12 +114,6 @@ def beside(states: Sequence[Tensor], directions: int) -> Tensor:
         return torch.cat(list(states), dim=1)
     halves = [s.chunk(2, dim=1) for s in states]
     return torch.cat([forward for forward, _ in halves] + [backward for _, backward in halves], dim=1)
-
-
-def rows(batch_sizes: Tensor, tokens: int) -> Tensor:
-    """The sequence of each of N packed tokens, int64 [N]."""
-    starts = batch_sizes.cumsum(0) - batch_sizes
-    return torch.arange(tokens) - starts.repeat_interleave(batch_sizes, output_size=tokens)
 
 
 def last_tokens(batch_sizes: Tensor, batch: int) -> Tensor:

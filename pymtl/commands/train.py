@@ -74,7 +74,10 @@ def run(arguments: argparse.Namespace) -> int:
     from pymtl.training.vocabulary import Vocabulary
 
     run = Run(arguments.folder or Path("runs", arguments.config.stem))
-    use_machine(arguments, run.read_manifest().get("threads") if arguments.resume else None)
+    before = run.read_manifest().get("threads") if arguments.resume else None
+    if before is not None and (type(before) is not int or before < 1):
+        raise RunError(f"{run.path('run.json')}: damaged: expected a number of threads, got {before!r}")
+    use_machine(arguments, before)
     console = Console()
     config = configuration.load(arguments.config, arguments.set, arguments.data)
     sets = read_all(config)

@@ -23,9 +23,7 @@ def pool(input: Tensor, batch_sizes: Tensor | None, kind: str, *, reverse: Seque
 def attention_pool(input: Tensor, scores: Tensor, batch_sizes: Tensor, batch: int | None = None) -> Tensor:
     """What :func:`pymtl.ops.attention_pool` computes; on any device. ``batch``: B, which a tracer cannot read from
     ``batch_sizes``."""
-    starts = batch_sizes.cumsum(0) - batch_sizes
-    rows = torch.arange(input.shape[0]) - starts.repeat_interleave(batch_sizes, output_size=input.shape[0])
-    rows = rows.to(input.device, non_blocking=True)
+    rows = sequences_of(batch_sizes, input.shape[0]).to(input.device, non_blocking=True)
     index = rows.unsqueeze(1).expand_as(scores)
     heads = scores.shape[1]
     if batch is None:
@@ -36,6 +34,12 @@ def attention_pool(input: Tensor, scores: Tensor, batch_sizes: Tensor, batch: in
     weights = weights / torch.zeros_like(largest).scatter_add(0, index, weights)[rows]
     parts = input.unflatten(1, (heads, -1)) * weights.unsqueeze(-1)
     return input.new_zeros(batch, input.shape[1]).index_add(0, rows, parts.flatten(1))
+
+
+def sequences_of(batch_sizes: Tensor, tokens: int) -> Tensor:
+    """The sequence of each of N packed tokens, int64 [N]."""
+    starts = batch_sizes.cumsum(0) - batch_sizes
+    return torch.arange(tokens) - starts.repeat_interleave(batch_sizes, output_size=tokens)
 
 
 def attention(states: Tensor, valid: Tensor, weight: Tensor, query: Tensor) -> Tensor:

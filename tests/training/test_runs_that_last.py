@@ -596,3 +596,17 @@ def test_another_way_of_sharing_is_named_where_a_run_is_resumed_or_begun_from(tr
     start = ("--set", f"warm_start={{run='{tmp_path / 'run'}'}}", "--set", "sharing=shared_private")
     error = fails("train", path, "--run", tmp_path / "new", *start, *SMALL)
     assert "it has sharing = 'hard', this configuration 'shared_private'" in error
+
+
+def test_a_resumed_run_keeps_its_number_of_threads(tmp_path, threads, fails):
+    path = toy.write_files(tmp_path / "data", toy.TOML)
+    run = tmp_path / "run"
+    quiet("train", path, "--run", run, *SMALL, "--threads", "1")
+    threads(2)
+    quiet("train", path, "--run", run, *SMALL, "--resume")
+    assert torch.get_num_threads() == 1
+    quiet("train", path, "--run", run, *SMALL, "--resume", "--threads", "2")
+    assert torch.get_num_threads() == 2
+    Run(run).write_json("run.json", {**Run(run).read_manifest(), "threads": "many"})
+    said = fails("train", path, "--run", run, *SMALL, "--resume")
+    assert "run.json: damaged: expected a number of threads, got 'many'" in said
