@@ -38,7 +38,7 @@ from pymtl.losses import BinaryCrossEntropy, CrossEntropy, MeanSquaredError, Ord
 from pymtl.models import Logits, MultiTaskModel
 from pymtl.packing import pack
 from pymtl.pooling import AttentionPooling
-from pymtl.recurrent import GRU, LSTM, RNN, convert, describe, freeze, revert, set_variants, unfreeze
+from pymtl.recurrent import GRU, LSTM, RNN, convert, describe, freeze, frozen_bytes, revert, set_variants, unfreeze
 
 if TYPE_CHECKING:
     from pymtl.training.predictor import Predictor, load
@@ -91,6 +91,7 @@ __all__ = [
     "ctc_greedy",
     "describe",
     "freeze",
+    "frozen_bytes",
     "language_model_targets",
     "load",
     "pack",

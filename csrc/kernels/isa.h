@@ -7,8 +7,8 @@
 
 namespace pymtl {
 
-// avx512_bf16: avx512 with its own products of bfloat16 numbers.
-enum class Isa { baseline, avx2, avx512, avx512_bf16, neon };
+// avx2_vnni, avx512_vnni, neon_dotprod: with products of 8-bit integers; avx512_bf16: besides, of bfloat16 numbers.
+enum class Isa { baseline, avx2, avx2_vnni, avx512, avx512_vnni, avx512_bf16, neon, neon_dotprod };
 
 const char* isa_name(Isa isa);
 

@@ -8,13 +8,31 @@
 
 namespace pymtl {
 
+// How a matrix of weights is kept, where that is not in numbers of the dtype that is computed with.
+enum class WeightFormat { own, bfloat16, int8 };
+
+// How the numbers of a panel lie in memory. Those of 8 bits are in the order that the instruction set multiplies in.
+enum class PanelScheme : uint32_t {
+  own,               // of the dtype itself
+  bfloat16,          // pairs of consecutive depth
+  int8_pairs,        // pairs of consecutive depth
+  int8_fours,        // fours of consecutive depth
+  int8_fours_offset  // the same, for rows that are shifted by 128
+};
+
+inline WeightFormat format_of(PanelScheme scheme) {
+  return scheme == PanelScheme::own        ? WeightFormat::own
+         : scheme == PanelScheme::bfloat16 ? WeightFormat::bfloat16
+                                           : WeightFormat::int8;
+}
+
 struct PrepackedHeader {
-  static constexpr uint32_t kVersion = 2;  // of the header and the layout of panels: a new one whenever they change
+  static constexpr uint32_t kVersion = 3;  // of the header and the layout of panels: a new one whenever they change
   static constexpr size_t kBytes = 64;     // that the panels begin behind: a cache line
 
   uint32_t version;
   uint32_t dtype;   // see prepacked_dtype
-  uint32_t scheme;  // 0: numbers of the dtype itself
+  uint32_t scheme;  // a PanelScheme
   uint32_t lanes;   // numbers in a vector of the instruction set
   uint32_t cell;
   uint32_t recurrences;

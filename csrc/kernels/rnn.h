@@ -42,6 +42,14 @@
 // T is float, double or BFloat16. In bfloat16 sums, c and everything between two products are float (Accum<T>); h is
 // rounded at every step, since it is the next step's operand.
 //
+// Weights may be kept in fewer bits, for inference in float (NarrowWeights): as bfloat16 numbers w, which are widened
+// and computed with as if they were the weights; or as 8-bit integers q with a scale for each row, w = s q. A row v of
+// x or h then is made integers too, with a scale of its own:
+//
+//   m = max |v|       p = round(127 v / m), ties to even       W v = s m/127 (q p), the products' sum an exact integer
+//
+// p is 0 where m < 1e-30, and W v is not a number where m is infinite or none.
+//
 // Arrays are row-major and contiguous unless a stride is named; strides count elements. Nothing may alias.
 #pragma once
 
@@ -85,6 +93,19 @@ struct RnnWeights {
   RnnNorm<T> norm = {};
 };
 
+// Weights in fewer bits than what is computed with, float.
+struct NarrowWeights {
+  const void* w_ih;       // [gates * H, I] BFloat16 or int8_t in [-127, 127]; of a normalised cell null
+  const void* w_hh;       // [gates * H, H] the same
+  const float* scale_ih;  // [gates * H] of int8_t, otherwise null
+  const float* scale_hh;  // [gates * H] the same
+  const float* b_ih;      // [gates * H] or null: zeros
+  const float* b_hh;      // [gates * H] or null: zeros
+};
+
+// The longest rows whose products with 8-bit weights are sure to fit 32 bits.
+inline constexpr int64_t kMostInt8Depth = int64_t{1} << 16;
+
 // Recurrent dropout and zoneout. Zoneout has a factor for each token and unit, or (stride 0) one for each unit, which
 // all tokens share.
 template <typename T>
@@ -112,6 +133,7 @@ struct RnnForward {
   RnnShape shape;
   const RnnWeights<T>* weights;  // [G]
   const T* prepacked;            // from rnn_prepack for these weights, under the same instruction set, or null
+  WeightFormat format;           // of prepacked
   const T* input;                // [N, P*I]
   const T* h0;                   // [G, B, H] or null: zeros
   const T* c0;                   // [G, B, H] or null: zeros; of an LSTM, as all that is called c
@@ -154,18 +176,23 @@ struct RnnBackward {
   RnnMasks<T> masks;                          // as in the forward pass
 };
 
-// Elements of T that rnn_prepack writes under the instruction set in use.
+// Elements of T that rnn_prepack writes under the instruction set in use. Only for float is there another format than
+// `own`.
 template <typename T>
-size_t rnn_prepacked_size(Cell cell, int64_t recurrences, int64_t input_size, int64_t hidden_size);
+size_t rnn_prepacked_size(Cell cell, int64_t recurrences, int64_t input_size, int64_t hidden_size,
+                          WeightFormat format = WeightFormat::own);
 
 // What weights prepacked now, under the instruction set in use, have to say of themselves.
 template <typename T>
-PrepackedHeader rnn_prepacked_header(Cell cell, int64_t recurrences, int64_t hidden_size);
+PrepackedHeader rnn_prepacked_header(Cell cell, int64_t recurrences, int64_t hidden_size,
+                                     WeightFormat format = WeightFormat::own);
 
 // Packs weights [G] into panels, for RnnForward::prepacked. prepacked: 64-byte aligned.
 template <typename T>
 void rnn_prepack(Cell cell, const RnnWeights<T>* weights, int64_t recurrences, int64_t input_size, int64_t hidden_size,
                  T* prepacked, const Executor& executor);
+void rnn_prepack(Cell cell, WeightFormat format, const NarrowWeights* weights, int64_t recurrences, int64_t input_size,
+                 int64_t hidden_size, float* prepacked, const Executor& executor);
 
 // Bytes of 64-byte-aligned scratch memory that the call with these arguments needs.
 template <typename T>

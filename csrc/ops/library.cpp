@@ -44,6 +44,11 @@ STABLE_TORCH_LIBRARY(pymtl, m) {
   m.def(
       "rnn_prepack(Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, "
       "str mode, Tensor[]? norm) -> Tensor");
+  // Of weights in bfloat16, or in int8 with a scale for each row, for an input of float32. Without weight_ih the cells
+  // are layer-normalised.
+  m.def(
+      "rnn_prepack_narrow(Tensor[]? weight_ih, Tensor[] weight_hh, Tensor[]? scale_ih, Tensor[]? scale_hh, "
+      "Tensor[]? bias_ih, Tensor[]? bias_hh, str mode) -> Tensor");
   // Of a GPU: the largest H of which one kernel holds all weights, of the dtype and on the device of `like`.
   m.def("rnn_hidden_size_limit(Tensor like) -> int");
   // For benchmarks, on the device of `like`: the ways there are to share out an LSTM among blocks, a line each, the one

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <cstring>
 #include <string>
 
 #include "batch.h"
 #include "rnn_call.h"
+#include "rnn_prepacked.h"
 #include "scratch.h"
 #include "tensors.h"
 
@@ -30,64 +30,14 @@ RnnShape shape_of(const Call<T>& call) {
           layer.cell};
 }
 
-// Prepacked weights as a tensor: a header, and the panels behind it.
-template <typename T>
-constexpr int64_t kHeader = PrepackedHeader::kBytes / sizeof(T);
-
-// Checks what stands in front of a layer's panels.
-template <typename T>
-void check_header(const T* prepacked, const Name& name, Cell cell, int64_t recurrences, int64_t hidden_size,
-                  ScalarType type) {
-  PrepackedHeader header;
-  std::memcpy(&header, prepacked, sizeof header);
-  const PrepackedHeader own = rnn_prepacked_header<T>(cell, recurrences, hidden_size);
-  const bool readable = header.version == own.version && header.dtype == own.dtype && header.scheme == own.scheme;
-  check(readable, name, ": expected weights from this version's rnn_prepack of dtype ",
-        torch::headeronly::toString(type), ", got something else");
-  check(header.lanes == own.lanes, name, ": expected weights prepacked for vectors of ", own.lanes,
-        " numbers, which the instruction set in use has, got them for ", header.lanes);
-  check(header.cell == own.cell, name, ": expected weights prepacked for this mode, got those of another");
-  check(header.recurrences == own.recurrences && header.hidden_size == own.hidden_size, name,
-        ": expected weights prepacked for ", recurrences, " recurrences of hidden size ", hidden_size,
-        ", got those of ", header.recurrences, " of ", header.hidden_size);
-}
-
-void check_prepacked(const Tensor& prepacked, int64_t least, ScalarType type) {
-  const Name name = "prepacked";
-  check_cpu(prepacked, name);
-  check_type(prepacked, name, type);
-  check(prepacked.dim() == 1 && prepacked.numel() > least && prepacked.is_contiguous(), name,
-        ": expected weights from rnn_prepack, got something else");
-  check_memory(prepacked, name);
-}
-
-template <typename T>
-int64_t prepacked_size(Cell cell, int64_t recurrences, int64_t input_size, int64_t hidden_size) {
-  return kHeader<T> + static_cast<int64_t>(rnn_prepacked_size<T>(cell, recurrences, input_size, hidden_size));
-}
-
-template <typename T>
-OptionalTensor checked_prepacked(const OptionalTensor& prepacked, const Layer<T>& layer, ScalarType type) {
-  if (!prepacked.has_value()) return std::nullopt;
-  check_prepacked(*prepacked, kHeader<T>, type);
-  check_header(read<T>(*prepacked), "prepacked", layer.cell, layer.recurrences, layer.hidden_size, type);
-  check_sizes(*prepacked, "prepacked",
-              {prepacked_size<T>(layer.cell, layer.recurrences, layer.input_size, layer.hidden_size)});
-  return prepacked;
-}
-
-template <typename T>
-const T* panels_of(const OptionalTensor& prepacked) {
-  return prepacked.has_value() ? read<T>(*prepacked) + kHeader<T> : nullptr;
-}
-
 // What a forward pass reads; where its results go is for the caller to fill in.
 template <typename T>
-RnnForward<T> forward_of(const Call<T>& call, const OptionalTensor& prepacked) {
+RnnForward<T> forward_of(const Call<T>& call, const Panels<T>& prepacked) {
   RnnForward<T> args{};
   args.shape = shape_of(call);
   args.weights = call.layer.weights.data();
-  args.prepacked = panels_of<T>(prepacked);
+  args.prepacked = prepacked.panels;
+  args.format = prepacked.format;
   args.input = read<T>(call.input);
   args.h0 = read<T>(call.h0);
   args.c0 = read<T>(call.c0);
@@ -108,7 +58,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const RnnArguments& a
                                                            const OptionalTensor& given_prepacked, Keep keep) {
   return with_layer_type(arguments.input, "input", [&]<typename T>() {
     const Call<T> call(arguments);
-    const OptionalTensor prepacked = checked_prepacked(given_prepacked, call.layer, call.type);
+    const Panels<T> prepacked = checked_prepacked(given_prepacked, call.layer, call.type);
     const Tensor output = make(call.input, call.output_sizes());
     const Tensor h_n = make(call.input, call.state());
     const Tensor c_n = make(call.input, call.cell_state());
@@ -207,7 +157,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rnn_heads(
   return with_layer_type(arguments.input, "input", [&]<typename T>() {
     const Call<T> call(arguments);
     const Sizes features = {call.batch.batch, call.layer.recurrences * call.layer.hidden_size};
-    const OptionalTensor prepacked = checked_prepacked(given_prepacked, call.layer, call.type);
+    const Panels<T> prepacked = checked_prepacked(given_prepacked, call.layer, call.type);
     if (given_head_weight.has_value()) {
       check(given_head_weight->dim() == 2, "head_weight: expected a matrix, got ", given_head_weight->dim(), "-D");
     }
@@ -265,12 +215,12 @@ std::tuple<Tensor, Tensor, Tensor> rnn_frozen(Tensor given_input, OptionalTensor
     const int64_t first_size = given_input.size(given_input.dim() - 1);
     check(first_size > 0, "input: expected features, got none");
     check_prepacked(prepacked, kHeader<T>, type);
-    const int64_t numbers = prepacked.numel();
-    check(H <= numbers / H && stack.layers <= numbers / H, "layers: expected sizes no larger than the ", numbers,
-          " prepacked numbers allow, got ", layers);
-    check_header(read<T>(prepacked), Name("prepacked", 0), stack.cell, G, H, type);
-    const int64_t first = prepacked_size<T>(stack.cell, G, first_size, H);
-    const int64_t above = prepacked_size<T>(stack.cell, G, G * H, H);
+    const int64_t bytes = prepacked.numel() * static_cast<int64_t>(sizeof(T));  // a weight takes at least one
+    check(H <= bytes / H && stack.layers <= bytes / H, "layers: expected sizes no larger than the ", bytes,
+          " prepacked bytes allow, got ", layers);
+    const WeightFormat format = check_header(read<T>(prepacked), Name("prepacked", 0), stack.cell, G, H, type);
+    const int64_t first = prepacked_size<T>(stack.cell, G, first_size, H, format);
+    const int64_t above = prepacked_size<T>(stack.cell, G, G * H, H, format);
     check_sizes(prepacked, "prepacked", {first + (stack.layers - 1) * above});
     const Sizes states = {stack.layers * G, batch.batch, H};
     const OptionalTensor h0 = checked(given_h0, "h0", type, states);
@@ -286,7 +236,11 @@ std::tuple<Tensor, Tensor, Tensor> rnn_frozen(Tensor given_input, OptionalTensor
     const T* packed = read<T>(prepacked);
     Tensor output = checked(given_input, "input", type, batch.with(first_size));
     for (int64_t layer = 0; layer < stack.layers; ++layer) {
-      if (layer > 0) check_header(packed, Name("prepacked", static_cast<size_t>(layer)), stack.cell, G, H, type);
+      if (layer > 0) {
+        const Name name("prepacked", static_cast<size_t>(layer));
+        check(check_header(packed, name, stack.cell, G, H, type) == format, name,
+              ": expected weights in the format of the first layer's, got those of another");
+      }
       const Tensor input = output;
       output = make(input, batch.with(G * H));
       const int64_t state = layer * G * batch.batch * H;
@@ -302,6 +256,7 @@ std::tuple<Tensor, Tensor, Tensor> rnn_frozen(Tensor given_input, OptionalTensor
                     stack.cell};
       args.weights = weights.data();
       args.prepacked = packed + kHeader<T>;
+      args.format = format;
       args.input = read<T>(input);
       args.h0 = h0.has_value() ? read<T>(h0) + state : nullptr;
       args.c0 = c0.has_value() ? read<T>(c0) + state : nullptr;
@@ -315,26 +270,6 @@ std::tuple<Tensor, Tensor, Tensor> rnn_frozen(Tensor given_input, OptionalTensor
   });
 }
 
-Tensor rnn_prepack(Tensors weight_ih, Tensors weight_hh, Tensors bias_ih, Tensors bias_hh, std::vector<bool> reverse,
-                   std::string mode, OptionalTensors norm) {
-  check(!weight_hh.empty(), "weight_hh: expected at least one recurrence, got none");
-  const Tensor& first = weight_ih.empty() ? weight_hh[0] : weight_ih[0];
-  return with_layer_type(first, weight_ih.empty() ? "weight_hh" : "weight_ih", [&]<typename T>() {
-    RnnArguments arguments{first, {}, weight_ih, weight_hh, bias_ih, bias_hh, reverse, mode};
-    arguments.norm = norm;
-    const Layer<T> layer(arguments);
-    const size_t size = rnn_prepacked_size<T>(layer.cell, layer.recurrences, layer.input_size, layer.hidden_size);
-    const Tensor prepacked = make(first, {kHeader<T> + static_cast<int64_t>(size)});
-    T* const memory = write<T>(prepacked);
-    std::fill_n(memory, kHeader<T>, T{});
-    const PrepackedHeader header = rnn_prepacked_header<T>(layer.cell, layer.recurrences, layer.hidden_size);
-    std::memcpy(memory, &header, sizeof header);
-    pymtl::rnn_prepack(layer.cell, layer.weights.data(), layer.recurrences, layer.input_size, layer.hidden_size,
-                       memory + kHeader<T>, torch_executor());
-    return prepacked;
-  });
-}
-
 }  // namespace
 }  // namespace pymtl::ops
 
@@ -344,5 +279,4 @@ STABLE_TORCH_LIBRARY_IMPL(pymtl, CPU, m) {
   m.impl("rnn_backward", TORCH_BOX(&pymtl::ops::RnnBackwardOp<pymtl::ops::rnn_backward>::call));
   m.impl("rnn_heads", TORCH_BOX(&pymtl::ops::rnn_heads));
   m.impl("rnn_frozen", TORCH_BOX(&pymtl::ops::rnn_frozen));
-  m.impl("rnn_prepack", TORCH_BOX(&pymtl::ops::rnn_prepack));
 }

@@ -347,14 +347,48 @@ def rnn_heads(
         return RNNHeadsResult(*torch.ops.pymtl.rnn_heads(*layer, prepacked, head_weight, head_bias, mean, max))
 
 
-def rnn_prepack(weights: RNNWeights, norm: RNNNorm | None = None) -> Tensor:
+def rnn_prepack(weights: RNNWeights, norm: RNNNorm | None = None, dtype: torch.dtype | None = None) -> Tensor:
     """Packs weights for the argument ``prepacked`` of :func:`rnn`: a copy, good for the instruction set in use only.
 
     Of layer-normalised cells these are not ``weight_ih`` and the gains, which :func:`rnn` reads as they are.
+
+    Args:
+        dtype: what the matrices are kept in, where the weights are float32: ``torch.bfloat16``, rounded, with sums in
+            float32 as before; or ``torch.int8``, as :func:`pymtl.reference.int8_weight` makes them, times rows that
+            are made 8-bit integers too (:func:`pymtl.reference.int8_linear`). None: their own dtype.
+
+    Raises:
+        RuntimeError: the weights are not float32, and ``dtype`` is another.
+        ValueError: ``dtype`` is neither, or a number is not finite that is to become an integer.
     """
+    own = weights.weight_hh[0].dtype if weights.weight_hh else None
+    if dtype is not None and dtype != own:
+        return _prepack_narrow(weights, norm, dtype)
     if norm is None:
         return torch.ops.pymtl.rnn_prepack(*weights, None)
     return torch.ops.pymtl.rnn_prepack([], *weights[1:], norm.within())
+
+
+def _prepack_narrow(weights: RNNWeights, norm: RNNNorm | None, dtype: torch.dtype) -> Tensor:
+    _check_counts(weights, None)
+    if dtype not in (torch.int8, torch.bfloat16):
+        raise ValueError(f"dtype: expected torch.int8, torch.bfloat16 or the weights' own, got {dtype}")
+    weight_ih = weights.weight_ih if norm is None else []
+    for name, group in (("weight_ih", weight_ih), ("weight_hh", weights.weight_hh)):
+        for g, weight in enumerate(group):
+            if weight.dtype != torch.float32 or weight.dim() != 2:
+                raise RuntimeError(
+                    f"{name}[{g}]: expected a matrix of torch.float32 to keep in {dtype}, got {weight.dim()}-D "
+                    f"{weight.dtype}"
+                )
+    biases = (weights.bias_ih, weights.bias_hh)
+    if dtype == torch.bfloat16:
+        matrices = ([w.bfloat16() for w in weight_ih], [w.bfloat16() for w in weights.weight_hh], [], [])
+    else:
+        ih = [reference.int8_weight(w, f"weight_ih[{g}]") for g, w in enumerate(weight_ih)]
+        hh = [reference.int8_weight(w, f"weight_hh[{g}]") for g, w in enumerate(weights.weight_hh)]
+        matrices = ([w.numbers for w in ih], [w.numbers for w in hh], [w.scale for w in ih], [w.scale for w in hh])
+    return torch.ops.pymtl.rnn_prepack_narrow(*matrices, *biases, weights.mode)
 
 
 def rnn_frozen(

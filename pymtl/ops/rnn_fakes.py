@@ -113,6 +113,11 @@ def _rnn_heads_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Te
     )
 
 
+@torch.library.register_fake("pymtl::rnn_prepack_narrow")
+def _rnn_prepack_narrow_fake(_: Any, weight_hh: Sequence[Tensor], *__: Any) -> Tensor:
+    return weight_hh[0].new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.float32)
+
+
 @torch.library.register_fake("pymtl::rnn_prepack")
 def _rnn_prepack_fake(weight_ih: Sequence[Tensor], weight_hh: Sequence[Tensor], *_: Any) -> Tensor:
     # The size depends on the width of the vector registers in use.

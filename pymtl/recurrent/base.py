@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Cells = tuple[Tensor | None, Tensor | None]  # h_0 and c_0
+NARROW = (torch.int8, torch.bfloat16)  # that weights of float32 may be kept in
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -537,28 +538,55 @@ class Recurrent(nn.RNNBase):
         logits = logits.view(*output.shape[:-1], logits.shape[-1])
         return ops.RNNHeadsResult(logits, *features, h_n[-directions:], c_n[-directions:])
 
-    def freeze(self) -> None:
+    def freeze(self, weights: torch.dtype | None = None) -> None:
         """Packs the weights once, for calls without gradients; :func:`pymtl.freeze` does so for a whole model.
 
         Raises:
             RuntimeError: the module is in training mode, or its weights are inference tensors, whose changes
-                nobody could notice.
+                nobody could notice, or no kernel keeps the weights of such a module in that dtype.
+            ValueError: ``weights`` is no dtype that weights are kept in, or 8-bit integers are to be made of numbers
+                that are not finite.
         """
+        self._pymtl_snapshot_with(self._pymtl_snapshot_of(weights))
+
+    def _pymtl_snapshot_with(self, snapshot: Snapshot | None) -> None:
+        self._snapshot = snapshot
+
+    def _pymtl_snapshot_of(self, dtype: torch.dtype | None) -> Snapshot | None:
+        """The weights packed in that dtype (None: their own); None where the kernels read them as they are."""
         if self.training:
             raise RuntimeError("freeze: expected a module in eval mode, got one in training mode: call eval() first")
         weights = self._weights()
-        if not weights[0].is_cpu or self._pymtl_route(weights[0], weights).runner != "kernels":
-            return  # a GPU's kernels read the weights as they are
+        own = weights[0].dtype
+        narrow = dtype is not None and dtype != own
+        if narrow and dtype not in NARROW:
+            raise ValueError(f"weights: expected {' or '.join(map(str, NARROW))} or the module's {own}, got {dtype}")
+        way = self._pymtl_route(weights[0], weights)
+        if narrow and (own != torch.float32 or not weights[0].is_cpu or way.runner != "kernels"):
+            why = f" ({way.reason})" if way.runner != "kernels" else ""
+            raise RuntimeError(
+                f"weights: {dtype} is for layers of torch.float32 on the CPU that this library's kernels run, got "
+                f"{self._name()}({self.extra_repr()}) of {own} on {weights[0].device}{why}: freeze the others alone"
+            )
+        if not weights[0].is_cpu or way.runner != "kernels":
+            return None  # a GPU's kernels read the weights as they are
         if any(w.is_inference() for w in weights):
             raise RuntimeError("freeze: expected ordinary weights, got inference tensors, whose changes go unnoticed")
         notice_fused_optimizers()
+        if narrow and dtype == torch.int8:
+            self._check_finite(weights)
         with torch.no_grad():
             prepacked = [
-                ops.rnn_prepack(self.layer_weights(layer, weights), self._layer_norm_of(layer))
+                ops.rnn_prepack(self.layer_weights(layer, weights), self._layer_norm_of(layer), dtype)
                 for layer in range(self.num_layers)
             ]
         whole = ops.RNNFrozen.of(prepacked, self.hidden_size, self._pymtl_reverse(), self.mode)
-        self._snapshot = Snapshot.of(weights, prepacked, whole)
+        return Snapshot.of(weights, prepacked, whole)
+
+    def _check_finite(self, weights: Sequence[Tensor]) -> None:
+        for name, weight in zip(self._flat_weights_names, weights):
+            if weight.dim() == 2 and not torch.isfinite(weight).all():
+                raise ValueError(f"{name}: expected finite numbers to make 8-bit integers of, got inf or nan")
 
     def unfreeze(self) -> None:
         """Drops what :meth:`freeze` made."""

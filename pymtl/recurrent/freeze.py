@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TypeVar
 
+import torch
 from torch import nn
 
 from pymtl.recurrent.base import Recurrent
@@ -12,19 +13,29 @@ from pymtl.recurrent.base import Recurrent
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def freeze(module: Module) -> Module:
+def freeze(module: Module, weights: torch.dtype | None = None) -> Module:
     """Packs the weights of every :class:`pymtl.LSTM`, ``GRU`` and ``RNN`` inside once, which each call does otherwise.
 
     For inference with weights that stay as they are: calls that want gradients do not use the snapshot, nor do
-    calls whose parameters are not the very objects, versions and memory that it was made from. ``train()``,
-    ``to()`` and its kin, ``load_state_dict`` and :func:`unfreeze` drop it; pickling and deepcopy leave it out.
-    What no one can see, such as ``weight.data.mul_()``, it does not see either.
+    calls whose parameters are not the very objects, versions and memory that it was made from, nor calls under
+    autocast. ``train()``, ``to()`` and its kin, ``load_state_dict`` and :func:`unfreeze` drop it; pickling and deepcopy
+    leave it out. What no one can see, such as ``weight.data.mul_()``, it does not see either.
+
+    Args:
+        weights: what the snapshot's matrices are kept in; the parameters stay as they are. None: their own dtype.
+            ``torch.int8``: 8-bit integers with a scale for each row (:func:`pymtl.reference.int8_weight`), a quarter of
+            the bytes, times inputs and states made 8-bit integers at each step; biases, gates and c stay float32, and
+            the results are those of :mod:`pymtl.reference` with such weights. ``torch.bfloat16``: half the bytes, with
+            the same sums in float32. Both for layers of float32 on the CPU.
 
     Returns:
         ``module``. A module without any such layer gives a warning.
 
     Raises:
-        RuntimeError: one of them is in training mode.
+        RuntimeError: one of them is in training mode, or, with ``weights`` of another dtype than its own, is not one
+            of float32 that the CPU's kernels run.
+        ValueError: ``weights`` is no such dtype, or 8-bit integers are to be made of a weight that is not finite; then
+            nothing is frozen.
     """
     layers = [child for child in module.modules() if isinstance(child, Recurrent)]
     if not layers:
@@ -33,8 +44,9 @@ def freeze(module: Module) -> Module:
             "(pymtl.convert makes them of torch's)",
             stacklevel=2,
         )
-    for layer in layers:
-        Recurrent.freeze(layer)  # a converted subclass may have a method of its own by that name
+    # A converted subclass may have methods of its own by the plain names. All are made before any is kept.
+    for layer, snapshot in [(layer, Recurrent._pymtl_snapshot_of(layer, weights)) for layer in layers]:
+        Recurrent._pymtl_snapshot_with(layer, snapshot)
     return module
 
 
@@ -44,3 +56,9 @@ def unfreeze(module: Module) -> Module:
         if isinstance(child, Recurrent):
             Recurrent.unfreeze(child)
     return module
+
+
+def frozen_bytes(module: nn.Module) -> int:
+    """The memory that :func:`freeze`'s snapshots inside ``module`` take, in bytes, besides the parameters."""
+    snapshots = (child._snapshot for child in module.modules() if isinstance(child, Recurrent))
+    return sum(snapshot.bytes() for snapshot in snapshots if snapshot is not None)

@@ -41,6 +41,10 @@ class Snapshot(NamedTuple):
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copy of a module is not frozen: None takes this one's place there."""
 
+    def bytes(self) -> int:
+        """Of the prepacked weights."""
+        return self.stacks[-1].prepacked.nbytes
+
     def is_of(self, parameters: Sequence[Tensor]) -> bool:
         return (
             all(map(is_, parameters, self.parameters))

@@ -10,9 +10,11 @@ from pymtl.reference.heads import heads
 from pymtl.reference.joint_loss import joint_loss
 from pymtl.reference.packing import pack, segment_order, unpack
 from pymtl.reference.pooling import attention_pool, pool
+from pymtl.reference.quantised import Int8Weight, int8_linear, int8_weight
 from pymtl.reference.rnn import normalised_projection, rnn
 
 __all__ = [
+    "Int8Weight",
     "attention_pool",
     "char_cnn",
     "char_cnn_at",
@@ -20,6 +22,8 @@ __all__ = [
     "crf_decode",
     "dropout",
     "heads",
+    "int8_linear",
+    "int8_weight",
     "joint_loss",
     "normalised_projection",
     "pack",

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pymtl.reference.quantised import Int8Weight, int8_linear
+
 # From the projections of the input and of h (with their biases), h, c, and what stands for tanh of c: the next h and c.
 Step = Callable[[Tensor, Tensor, Tensor, Tensor, Callable[[Tensor], Tensor]], tuple[Tensor, Tensor]]
 
@@ -16,8 +18,8 @@ Step = Callable[[Tensor, Tensor, Tensor, Tensor, Callable[[Tensor], Tensor]], tu
 def rnn(
     input: Tensor,
     batch_sizes: Tensor | None,
-    weight_ih: Sequence[Tensor],
-    weight_hh: Sequence[Tensor],
+    weight_ih: Sequence[Tensor | Int8Weight],
+    weight_hh: Sequence[Tensor | Int8Weight],
     bias_ih: Sequence[Tensor],
     bias_hh: Sequence[Tensor],
     reverse: Sequence[bool],
@@ -34,7 +36,7 @@ def rnn(
 
     ``norm`` holds the gains of layer-normalised cells' products with ``weight_hh``; of an LSTM then the gains of c, and
     its biases or none. Without ``gain_ih`` and ``weight_ih`` their input is what :func:`normalised_projection` gives.
-    Rows of the input behind the last token, and sequences without one, are left alone.
+    Rows of the input behind the last token, and sequences without one, are left alone. Weights may be 8-bit integers.
     """
     if len(gain_ih) > 0:
         inputs = input.shape[-1] // weight_ih[0].shape[1]
@@ -49,7 +51,7 @@ def rnn(
     told = next((state.shape[1] for state in (h0, c0) if state is not None), None)
     batch = told if told is not None else rows // len(sizes) if beyond > 0 else alive
     count = len(reverse)
-    inputs = input.shape[-1] // weight_ih[0].shape[1] if len(weight_ih) > 0 else count
+    inputs = input.shape[-1] // _columns(weight_ih[0]) if len(weight_ih) > 0 else count
     tokens = input.reshape(-1, input.shape[-1]).chunk(inputs, dim=-1)
     valid = tokens[0].shape[0]
     readers = count // inputs
@@ -61,7 +63,7 @@ def rnn(
             (bias_ih[g], bias_hh[g]) if len(bias_ih) > 0 else None,
             tuple(norm[g::count]) if norm is not None else (),
         )
-        hidden_size = weight_hh[g].shape[1]
+        hidden_size = _columns(weight_hh[g])
         own = slice(g * hidden_size, (g + 1) * hidden_size)
         zoneouts = (None if z is None else z[..., own].reshape(-1, hidden_size)[:valid] for z in (zoneout_h, zoneout_c))
         masks = _Masks(None if dropout is None else dropout[g], *zoneouts)
@@ -105,8 +107,8 @@ def normalised_projection(
 class _Weights(NamedTuple):
     """Of one recurrence."""
 
-    weight_ih: Tensor | None
-    weight_hh: Tensor
+    weight_ih: Tensor | Int8Weight | None
+    weight_hh: Tensor | Int8Weight
     biases: tuple[Tensor, Tensor] | None
     norm: tuple[Tensor, ...]
 
@@ -153,15 +155,15 @@ def _recurrence(
     c0: Tensor | None,
     masks: _Masks,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    hidden_size = weights.weight_hh.shape[1]
+    hidden_size = _columns(weights.weight_hh)
     batch = sizes[0]
     dtype = tokens.dtype
     accum = accum_dtype(dtype)
     h = tokens.new_zeros(batch, hidden_size) if h0 is None else h0
     c = tokens.new_zeros(batch, hidden_size, dtype=accum) if c0 is None else c0.to(accum)
     # Cast once: the gradient of a cast at every step would be summed in bfloat16.
-    weight_ih = None if weights.weight_ih is None else weights.weight_ih.to(accum)
-    weight_hh = weights.weight_hh.to(accum)
+    weight_ih = None if weights.weight_ih is None else _cast(weights.weight_ih, accum)
+    weight_hh = _cast(weights.weight_hh, accum)
     bias_ih, bias_hh = (0, 0) if weights.biases is None else (b.to(accum) for b in weights.biases)
     gain_hh, *norm_c = (n.to(accum) for n in weights.norm) if weights.norm else (None,)
     steps = list(tokens.to(accum).split(sizes))
@@ -176,8 +178,8 @@ def _recurrence(
         operand = before
         if masks.dropout is not None:
             operand = (before * masks.dropout[:active].to(accum)).to(dtype).to(accum)
-        x = steps[t] if weight_ih is None else steps[t] @ weight_ih.t()
-        q = operand @ weight_hh.t()
+        x = steps[t] if weight_ih is None else _product(steps[t], weight_ih)
+        q = _product(operand, weight_hh)
         if gain_hh is not None:
             q = _normalised(q) * gain_hh
         squash = (lambda c: _affine(_normalised(c), *norm_c).tanh()) if norm_c else torch.tanh
@@ -192,6 +194,18 @@ def _recurrence(
         h = torch.cat([outputs[t], h[active:]])
         c = torch.cat([c_next, c[active:]])
     return torch.cat(outputs), h, c.to(dtype)
+
+
+def _columns(weight: Tensor | Int8Weight) -> int:
+    return (weight.numbers if isinstance(weight, Int8Weight) else weight).shape[1]
+
+
+def _cast(weight: Tensor | Int8Weight, dtype: torch.dtype) -> Tensor | Int8Weight:
+    return weight if isinstance(weight, Int8Weight) else weight.to(dtype)
+
+
+def _product(x: Tensor, weight: Tensor | Int8Weight) -> Tensor:
+    return int8_linear(x, weight) if isinstance(weight, Int8Weight) else x @ weight.t()
 
 
 def accum_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -4,6 +4,13 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 #include "kernels.h"
 
 namespace pymtl {
@@ -16,9 +23,16 @@ extern const LayersFor<BFloat16> bfloat16_baseline;
 extern const LayersFor<BFloat16> bfloat16_avx2;
 extern const LayersFor<BFloat16> bfloat16_avx512;
 extern const LayersFor<BFloat16> bfloat16_avx512_bf16;
+extern const NarrowRnn int8_baseline;
+extern const NarrowRnn int8_avx2;
+extern const NarrowRnn int8_avx2_vnni;
+extern const NarrowRnn int8_avx512;
+extern const NarrowRnn int8_avx512_vnni;
 #elif defined(__aarch64__)
 extern const Kernels kernels_neon;
 extern const LayersFor<BFloat16> bfloat16_neon;
+extern const NarrowRnn int8_neon;
+extern const NarrowRnn int8_neon_dotprod;
 #endif
 
 namespace {
@@ -28,20 +42,36 @@ struct Entry {
   const char* name;
   const Kernels* kernels;  // null: not compiled for this architecture
   const LayersFor<BFloat16>* bfloat16;
+  const NarrowRnn* int8;
 };
 
 #if defined(__x86_64__)
-constexpr Entry kEntries[] = {{Isa::baseline, "baseline", &kernels_baseline, &bfloat16_baseline},
-                              {Isa::avx2, "avx2", &kernels_avx2, &bfloat16_avx2},
-                              {Isa::avx512, "avx512", &kernels_avx512, &bfloat16_avx512},
-                              {Isa::avx512_bf16, "avx512_bf16", &kernels_avx512, &bfloat16_avx512_bf16},
-                              {Isa::neon, "neon", nullptr, nullptr}};
+constexpr Entry kEntries[] = {
+    {Isa::baseline, "baseline", &kernels_baseline, &bfloat16_baseline, &int8_baseline},
+    {Isa::avx2, "avx2", &kernels_avx2, &bfloat16_avx2, &int8_avx2},
+    {Isa::avx2_vnni, "avx2_vnni", &kernels_avx2, &bfloat16_avx2, &int8_avx2_vnni},
+    {Isa::avx512, "avx512", &kernels_avx512, &bfloat16_avx512, &int8_avx512},
+    {Isa::avx512_vnni, "avx512_vnni", &kernels_avx512, &bfloat16_avx512, &int8_avx512_vnni},
+    {Isa::avx512_bf16, "avx512_bf16", &kernels_avx512, &bfloat16_avx512_bf16, &int8_avx512_vnni},
+    {Isa::neon, "neon", nullptr, nullptr, nullptr},
+    {Isa::neon_dotprod, "neon_dotprod", nullptr, nullptr, nullptr}};
 #elif defined(__aarch64__)
-constexpr Entry kEntries[] = {{Isa::baseline, "baseline", nullptr, nullptr},
-                              {Isa::avx2, "avx2", nullptr, nullptr},
-                              {Isa::avx512, "avx512", nullptr, nullptr},
-                              {Isa::avx512_bf16, "avx512_bf16", nullptr, nullptr},
-                              {Isa::neon, "neon", &kernels_neon, &bfloat16_neon}};
+constexpr Entry kEntries[] = {{Isa::baseline, "baseline", nullptr, nullptr, nullptr},
+                              {Isa::avx2, "avx2", nullptr, nullptr, nullptr},
+                              {Isa::avx2_vnni, "avx2_vnni", nullptr, nullptr, nullptr},
+                              {Isa::avx512, "avx512", nullptr, nullptr, nullptr},
+                              {Isa::avx512_vnni, "avx512_vnni", nullptr, nullptr, nullptr},
+                              {Isa::avx512_bf16, "avx512_bf16", nullptr, nullptr, nullptr},
+                              {Isa::neon, "neon", &kernels_neon, &bfloat16_neon, &int8_neon},
+                              {Isa::neon_dotprod, "neon_dotprod", &kernels_neon, &bfloat16_neon, &int8_neon_dotprod}};
+#endif
+
+#if defined(__x86_64__)
+// __builtin_cpu_supports of GCC 12 does not know its name. The registers are those of AVX2.
+bool has_avx_vnni() {
+  unsigned int a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & (1u << 4)) != 0;
+}
 #endif
 
 bool cpu_has(Isa isa) {
@@ -55,14 +85,19 @@ bool cpu_has(Isa isa) {
     case Isa::avx512:
       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    case Isa::avx2_vnni:
+      return cpu_has(Isa::avx2) && has_avx_vnni();
+    case Isa::avx512_vnni:
+      return cpu_has(Isa::avx512) && __builtin_cpu_supports("avx512vnni");
     case Isa::avx512_bf16:
-      return cpu_has(Isa::avx512) && __builtin_cpu_supports("avx512bf16");
+      return cpu_has(Isa::avx512_vnni) && __builtin_cpu_supports("avx512bf16");
     case Isa::neon:
+    case Isa::neon_dotprod:
       return false;
   }
   return false;
 #else
-  return isa == Isa::neon;
+  return isa == Isa::neon || (isa == Isa::neon_dotprod && (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0);
 #endif
 }
 
@@ -154,6 +189,10 @@ const LayersFor<double>& active_layers() {
 template <>
 const LayersFor<BFloat16>& active_layers() {
   return *active_entry().bfloat16;
+}
+
+const NarrowRnn& active_narrow_rnn(WeightFormat format) {
+  return format == WeightFormat::bfloat16 ? active_kernels().bfloat16_weights : *active_entry().int8;
 }
 
 }  // namespace pymtl

@@ -147,16 +147,29 @@ struct CrfTransitions {
   double* result;
 };
 
+// Forward time loops over panels of one scheme.
+template <typename T>
+struct RnnForwardFor {
+  PanelScheme scheme;
+  int64_t lanes;                                                               // numbers in a vector
+  int64_t (*panels_size)(Cell cell, int64_t input_size, int64_t hidden_size);  // elements, one recurrence
+  size_t (*scratch)(const RnnTimeLoop<T>& loop);
+  void (*time_loop)(const RnnTimeLoop<T>& loop);
+};
+
+// Those over weights in fewer bits.
+struct NarrowRnn {
+  RnnForwardFor<float> forward;
+  void (*pack)(Cell cell, const NarrowWeights& weights, int64_t input_size, int64_t hidden_size, float* panels);
+};
+
 // What is there for bfloat16 too.
 template <typename T>
 struct LayersFor {
-  int64_t lanes;                                                                   // numbers in a vector
-  int64_t (*rnn_panels_size)(Cell cell, int64_t input_size, int64_t hidden_size);  // elements, one recurrence
+  RnnForwardFor<T> rnn_forward;
   // The panels of one of `parts` equal parts of the hidden units.
   void (*pack_rnn)(Cell cell, const RnnWeights<T>& weights, int64_t input_size, int64_t hidden_size, int64_t part,
                    int64_t parts, T* panels);
-  size_t (*rnn_scratch)(const RnnTimeLoop<T>& loop);
-  void (*rnn_time_loop)(const RnnTimeLoop<T>& loop);
 
   int64_t (*rnn_backward_panels_size)(Cell cell, int64_t hidden_size);
   void (*pack_rnn_backward)(Cell cell, const T* w_hh, int64_t hidden_size, int64_t part, int64_t parts, T* panels);
@@ -218,6 +231,7 @@ struct Kernels {
   KernelsFor<double> f64;
   LayersFor<float> layers_f32;
   LayersFor<double> layers_f64;
+  NarrowRnn bfloat16_weights;
 
   template <typename T>
   const KernelsFor<T>& of() const;
@@ -236,5 +250,6 @@ inline const KernelsFor<double>& Kernels::of<double>() const {
 const Kernels& active_kernels();
 template <typename T>
 const LayersFor<T>& active_layers();
+const NarrowRnn& active_narrow_rnn(WeightFormat format);
 
 }  // namespace pymtl

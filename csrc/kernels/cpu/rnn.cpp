@@ -20,8 +20,26 @@ RnnMasks<T> masks_of(const RnnMasks<T>& masks, const RnnShape& shape, int64_t g)
   return result;
 }
 
+// The time loops over weights of that format.
+template <typename T>
+const RnnForwardFor<T>& forward_kernels(WeightFormat format) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (format != WeightFormat::own) return active_narrow_rnn(format).forward;
+  }
+  return active_layers<T>().rnn_forward;
+}
+
+// Bytes that a weight takes.
+template <typename T>
+size_t weight_bytes(WeightFormat format) {
+  return format == WeightFormat::int8       ? sizeof(int8_t)
+         : format == WeightFormat::bfloat16 ? sizeof(BFloat16)
+                                            : sizeof(T);
+}
+
 template <typename T>
 struct ForwardPlan {
+  const RnnForwardFor<T>& kernels;
   RnnWorkers workers;
   int64_t panels_size;
   int64_t head_size;
@@ -31,13 +49,13 @@ struct ForwardPlan {
   size_t bytes;
 
   ForwardPlan(const RnnForward<T>& args, void* memory, const Executor& given)
-      : workers(args.shape, sizeof(T), Team::kMost, given) {
+      : kernels(forward_kernels<T>(args.format)),
+        workers(args.shape, weight_bytes<T>(args.format), Team::kMost, given) {
     const RnnShape& shape = args.shape;
-    const LayersFor<T>& kernels = active_layers<T>();
-    panels_size = kernels.rnn_panels_size(shape.cell, shape.input_size, shape.hidden_size);
-    head_size = args.heads.width > 0 ? kernels.heads_panels_size(shape.hidden_size, args.heads.width) : 0;
+    panels_size = kernels.panels_size(shape.cell, shape.input_size, shape.hidden_size);
+    head_size = args.heads.width > 0 ? active_layers<T>().heads_panels_size(shape.hidden_size, args.heads.width) : 0;
     Workspace workspace(memory);
-    workers.take(workspace, shape, largest_scratch(args, kernels));
+    workers.take(workspace, shape, largest_scratch(args));
     panels = workspace.take<T>(args.prepacked == nullptr ? shape.recurrences * panels_size : 0);
     head_panels = workspace.take<T>(shape.recurrences * head_size);
     partial = workspace.take<Accum<T>>(args.heads.width > 0 ? shape.recurrences * shape.tokens * args.heads.width : 0);
@@ -45,7 +63,7 @@ struct ForwardPlan {
   }
 
   // Scratch memory of a time loop over all sequences: no slice needs more.
-  static size_t largest_scratch(const RnnForward<T>& args, const LayersFor<T>& kernels) {
+  size_t largest_scratch(const RnnForward<T>& args) const {
     const int64_t starts[2] = {0, args.shape.tokens};
     RnnTimeLoop<T> loop{};
     loop.cell = args.shape.cell;
@@ -60,7 +78,7 @@ struct ForwardPlan {
     loop.mean = args.heads.mean;
     loop.max = args.heads.max;
     loop.masks = args.masks;
-    return kernels.rnn_scratch(loop);
+    return kernels.scratch(loop);
   }
 };
 
@@ -107,17 +125,18 @@ Loop loop_of(const Args& args, const RnnWorkers& workers, const RnnShare& share)
 }  // namespace
 
 template <typename T>
-size_t rnn_prepacked_size(Cell cell, int64_t recurrences, int64_t input_size, int64_t hidden_size) {
-  return static_cast<size_t>(recurrences * active_layers<T>().rnn_panels_size(cell, input_size, hidden_size));
+size_t rnn_prepacked_size(Cell cell, int64_t recurrences, int64_t input_size, int64_t hidden_size,
+                          WeightFormat format) {
+  return static_cast<size_t>(recurrences * forward_kernels<T>(format).panels_size(cell, input_size, hidden_size));
 }
 
 template <typename T>
-PrepackedHeader rnn_prepacked_header(Cell cell, int64_t recurrences, int64_t hidden_size) {
-  const auto lanes = static_cast<uint32_t>(active_layers<T>().lanes);
+PrepackedHeader rnn_prepacked_header(Cell cell, int64_t recurrences, int64_t hidden_size, WeightFormat format) {
+  const RnnForwardFor<T>& kernels = forward_kernels<T>(format);
   return {PrepackedHeader::kVersion,
           prepacked_dtype<T>,
-          0,
-          lanes,
+          static_cast<uint32_t>(kernels.scheme),
+          static_cast<uint32_t>(kernels.lanes),
           static_cast<uint32_t>(cell),
           static_cast<uint32_t>(recurrences),
           static_cast<uint64_t>(hidden_size)};
@@ -127,9 +146,17 @@ template <typename T>
 void rnn_prepack(Cell cell, const RnnWeights<T>* weights, int64_t recurrences, int64_t input_size, int64_t hidden_size,
                  T* prepacked, const Executor& executor) {
   const LayersFor<T>& kernels = active_layers<T>();
-  const int64_t size = kernels.rnn_panels_size(cell, input_size, hidden_size);
+  const int64_t size = kernels.rnn_forward.panels_size(cell, input_size, hidden_size);
   for_each(executor, recurrences,
            [&](int64_t g) { kernels.pack_rnn(cell, weights[g], input_size, hidden_size, 0, 1, prepacked + g * size); });
+}
+
+void rnn_prepack(Cell cell, WeightFormat format, const NarrowWeights* weights, int64_t recurrences, int64_t input_size,
+                 int64_t hidden_size, float* prepacked, const Executor& executor) {
+  const NarrowRnn& kernels = active_narrow_rnn(format);
+  const int64_t size = kernels.forward.panels_size(cell, input_size, hidden_size);
+  for_each(executor, recurrences,
+           [&](int64_t g) { kernels.pack(cell, weights[g], input_size, hidden_size, prepacked + g * size); });
 }
 
 template <typename T>
@@ -185,7 +212,7 @@ void rnn_forward(const RnnForward<T>& args, void* workspace, const Executor& giv
     loop.mean = at(heads.mean, g * hidden);
     loop.max = at(heads.max, g * hidden);
     loop.pooled_stride = all_hidden;
-    if (loop.last_row > loop.first_row) kernels.rnn_time_loop(loop);
+    if (loop.last_row > loop.first_row) plan.kernels.time_loop(loop);
   });
 
   if (heads.width > 0) {
@@ -358,8 +385,8 @@ void rnn_backward(const RnnBackward<T>& args, void* workspace, const Executor& g
 }
 
 #define PYMTL_INSTANTIATE(T)                                                                             \
-  template size_t rnn_prepacked_size<T>(Cell, int64_t, int64_t, int64_t);                                \
-  template PrepackedHeader rnn_prepacked_header<T>(Cell, int64_t, int64_t);                              \
+  template size_t rnn_prepacked_size<T>(Cell, int64_t, int64_t, int64_t, WeightFormat);                  \
+  template PrepackedHeader rnn_prepacked_header<T>(Cell, int64_t, int64_t, WeightFormat);                \
   template void rnn_prepack(Cell, const RnnWeights<T>*, int64_t, int64_t, int64_t, T*, const Executor&); \
   template size_t rnn_forward_workspace(const RnnForward<T>&, const Executor&);                          \
   template void rnn_forward(const RnnForward<T>&, void*, const Executor&);                               \

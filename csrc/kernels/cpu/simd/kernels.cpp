@@ -62,6 +62,6 @@ constexpr KernelsFor<T> kernels_for() {
 
 extern const Kernels PYMTL_JOIN(kernels_, PYMTL_ISA);
 const Kernels PYMTL_JOIN(kernels_, PYMTL_ISA) = {kernels_for<float>(), kernels_for<double>(), layers_for<float>(),
-                                                 layers_for<double>()};
+                                                 layers_for<double>(), narrow_rnn<BFloat16>(PanelScheme::bfloat16)};
 
 }  // namespace pymtl

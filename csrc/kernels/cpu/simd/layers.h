@@ -14,14 +14,21 @@
 namespace pymtl {
 namespace {
 
+template <typename T, typename W>
+constexpr RnnForwardFor<T> rnn_forward_for(PanelScheme scheme) {
+  return {scheme, kLanes<T>, rnn_panels_size<T, W>, rnn_scratch<T, W>, rnn_time_loop<T, W>};
+}
+
+template <typename W>
+constexpr NarrowRnn narrow_rnn(PanelScheme scheme) {
+  return {rnn_forward_for<float, W>(scheme), pack_narrow_rnn<W>};
+}
+
 template <typename T>
 constexpr LayersFor<T> layers_for() {
   return {
-      .lanes = kLanes<T>,
-      .rnn_panels_size = rnn_panels_size<T>,
+      .rnn_forward = rnn_forward_for<T, T>(PanelScheme::own),
       .pack_rnn = pack_rnn<T>,
-      .rnn_scratch = rnn_scratch<T>,
-      .rnn_time_loop = rnn_time_loop<T>,
       .rnn_backward_panels_size = rnn_backward_panels_size<T>,
       .pack_rnn_backward = pack_rnn_backward<T>,
       .rnn_backward_scratch = rnn_backward_scratch<T>,

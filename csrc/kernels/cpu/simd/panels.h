@@ -13,10 +13,10 @@ namespace {
 
 constexpr int kPanelVectors = 4;
 
-// Calls tile.operator()<R>(first, ...) for groups of rows of nearly equal size, none above kTileRows.
-template <typename Tile>
+// Calls tile.operator()<R>(first, ...) for groups of rows of nearly equal size, none above kMost <= 6.
+template <int kMost = kTileRows, typename Tile>
 PYMTL_INLINE void for_row_groups(int64_t rows, Tile&& tile) {
-  const int64_t groups = (rows + kTileRows - 1) / kTileRows;
+  const int64_t groups = (rows + kMost - 1) / kMost;
   int64_t first = 0;
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t size = (rows - first + (groups - g) - 1) / (groups - g);
@@ -27,13 +27,11 @@ PYMTL_INLINE void for_row_groups(int64_t rows, Tile&& tile) {
       case 2:
         tile.template operator()<2>(first);
         break;
-      case 3:
-        tile.template operator()<3>(first);
-        break;
-#define PYMTL_LARGE_TILE(R)                                           \
-  case R:                                                             \
-    if constexpr (kTileRows >= R) tile.template operator()<R>(first); \
+#define PYMTL_LARGE_TILE(R)                                       \
+  case R:                                                         \
+    if constexpr (kMost >= R) tile.template operator()<R>(first); \
     break;
+        PYMTL_LARGE_TILE(3)
         PYMTL_LARGE_TILE(4)
         PYMTL_LARGE_TILE(5)
         PYMTL_LARGE_TILE(6)
@@ -43,52 +41,62 @@ PYMTL_INLINE void for_row_groups(int64_t rows, Tile&& tile) {
   }
 }
 
+// Rows of T meet panels whose numbers are W: T, or bfloat16 numbers for rows of float, which are widened first.
+template <int Step, typename T, typename W>
+PYMTL_INLINE Vec<T> operand_for(const T* row) {
+  if constexpr (std::is_same_v<T, W>) {
+    return row_operand<Step>(row);
+  } else {
+    return broadcast(row[Step]);
+  }
+}
+
 // acc[r][v] += row[r][k] * panel[k][v] for the next depth group.
-template <typename T, int R, int V>
-PYMTL_INLINE void multiply_group(const T* const (&row)[R], int64_t k, const T* panel, Vec<T> (&acc)[R][V]) {
+template <typename T, int R, int V, typename W>
+PYMTL_INLINE void multiply_group(const T* const (&row)[R], int64_t k, const W* panel, Vec<T> (&acc)[R][V]) {
   const auto multiply = [&]<int Step>() PYMTL_INLINE_LAMBDA {
     // Whichever operand has fewer vectors stays in registers while the other is streamed.
     if constexpr (R <= V) {
       Vec<T> x[R];
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) x[r] = row_operand<Step>(row[r] + k);
+      for (int r = 0; r < R; ++r) x[r] = operand_for<Step, T, W>(row[r] + k);
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) {
-        const Vec<T> w = panel_operand<Step>(panel + v * kLanes<T> * kDepthGroup<T>);
+        const Vec<T> w = panel_operand<Step>(panel + v * kLanes<T> * kDepthGroup<W>);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) acc[r][v] = multiply_add<T>(x[r], w, acc[r][v]);
       }
     } else {
       Vec<T> w[V];
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) w[v] = panel_operand<Step>(panel + v * kLanes<T> * kDepthGroup<T>);
+      for (int v = 0; v < V; ++v) w[v] = panel_operand<Step>(panel + v * kLanes<T> * kDepthGroup<W>);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        const Vec<T> x = row_operand<Step>(row[r] + k);
+        const Vec<T> x = operand_for<Step, T, W>(row[r] + k);
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) acc[r][v] = multiply_add<T>(x, w[v], acc[r][v]);
       }
     }
   };
   multiply.template operator()<0>();
-  if constexpr (kSteps<T> == 2) multiply.template operator()<1>();
+  if constexpr (kSteps<W> == 2) multiply.template operator()<1>();
 }
 
 // acc[r][v] += sum_k rows[r][k] * panel[k][v]
-template <typename T, int R, int V>
-PYMTL_INLINE void multiply_tile(const T* const* rows, int64_t depth, const T* panel, Vec<T> (&acc)[R][V]) {
+template <typename T, int R, int V, typename W>
+PYMTL_INLINE void multiply_tile(const T* const* rows, int64_t depth, const W* panel, Vec<T> (&acc)[R][V]) {
   const T* row[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) row[r] = rows[r];
   int64_t k = 0;
 #pragma GCC unroll 2
-  for (; k + kDepthGroup<T> <= depth; k += kDepthGroup<T>) {
+  for (; k + kDepthGroup<W> <= depth; k += kDepthGroup<W>) {
     multiply_group<T, R, V>(row, k, panel, acc);
-    panel += V * kLanes<T> * kDepthGroup<T>;
+    panel += V * kLanes<T> * kDepthGroup<W>;
   }
-  if constexpr (kDepthGroup<T> > 1) {
+  if constexpr (kDepthGroup<W> > 1) {
     if (k == depth) return;
-    T last[R][kDepthGroup<T>] = {};  // a row ends within the group, a panel is zero there
+    T last[R][kDepthGroup<W>] = {};  // a row ends within the group, a panel is zero there
     for (int r = 0; r < R; ++r) {
       last[r][0] = row[r][k];
       row[r] = last[r];
@@ -102,8 +110,8 @@ PYMTL_INLINE void multiply_tile(const T* const* rows, int64_t depth, const T* pa
 constexpr int64_t kChain = 64;
 
 // acc[r][v] += sum_k rows[r][k] * panel[k][v]; above kChain in chains of their own, added in order.
-template <typename T, int R, int V>
-PYMTL_INLINE void multiply_deep(const T* const* rows, int64_t depth, const T* panel, Vec<T> (&acc)[R][V]) {
+template <typename T, int R, int V, typename W>
+PYMTL_INLINE void multiply_deep(const T* const* rows, int64_t depth, const W* panel, Vec<T> (&acc)[R][V]) {
   alignas(64) Accum<T> sums[R][V][kLanes<T>];
   for (int64_t k = 0;; k += kChain) {
     const bool last = depth - k <= kChain;

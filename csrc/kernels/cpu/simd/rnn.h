@@ -3,120 +3,10 @@
 // and no gate leaves its registers in inference.
 #pragma once
 
-#include <limits>
-
-#include "rnn_panels.h"
+#include "rnn_scratch.h"
 
 namespace pymtl {
 namespace {
-
-// to[r] = rows[r] * panel of V vectors, the first S of them plus from[r] and the others plus `rest`. A function of its
-// own, so that the accumulators have the registers to themselves.
-template <typename T, int R, int V, int S>
-__attribute__((noinline)) void add_product(const T* const* rows, int64_t depth, const T* panel, const Accum<T>* from,
-                                           int64_t from_stride, const Accum<T>* rest, Accum<T>* to, int64_t to_stride) {
-  Vec<T> acc[R][V];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-      acc[r][v] = v < S ? load(from + r * from_stride + v * kLanes<T>) : load(rest + (v - S) * kLanes<T>);
-    }
-  }
-  multiply_deep<T, R, V>(rows, depth, panel, acc);
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store(to + r * to_stride + v * kLanes<T>, acc[r][v]);
-  }
-}
-
-// How much of a panel all tokens of a block are multiplied with before they go on to the next part. Tiles of few rows
-// read a panel often: the part stays in the first-level cache.
-#if defined(__AVX2__) && !defined(__AVX512F__)
-constexpr int64_t kDepthBlock = 2 * kChain;
-#else
-constexpr int64_t kDepthBlock = std::numeric_limits<int64_t>::max();
-#endif
-
-// The same where `to` has the sums of smaller depths already: goes on with whole chains.
-template <typename T, int R, int V>
-__attribute__((noinline)) void add_chains(const T* const* rows, int64_t depth, const T* panel, Accum<T>* to,
-                                          int64_t to_stride) {
-  for (int64_t k = 0; k < depth; k += kChain) {
-    const T* parts[R];
-    for (int r = 0; r < R; ++r) parts[r] = rows[r] + k;
-    Vec<T> acc[R][V] = {};
-    multiply_tile<T, R, V>(parts, depth - k < kChain ? depth - k : kChain, panel + k * V * kLanes<T>, acc);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) {
-        Accum<T>* const sum = to + r * to_stride + v * kLanes<T>;
-        store(sum, load(sum) + acc[r][v]);
-      }
-    }
-  }
-}
-
-// How a time loop's scratch memory is laid out. Every array starts on a cache line.
-template <typename T, typename Cell>
-struct RnnScratch {
-  using Layout = RnnPanels<T, Cell>;
-  // Gates of this many tokens are projected at a time: as many as stay in the second-level cache until the time loop
-  // reads them, but at least kLeastBlock. Each block reads all of W_ih; where that is large, to read it for fewer
-  // tokens would cost more than gates that leave the cache.
-  static constexpr int64_t kBlockBytes = 192 * 1024;
-  static constexpr int64_t kLeastBlock = 96;
-  // h of this many tokens waits in first-level cache for the heads' projection.
-  static constexpr int64_t kHeadTokens = 4 * kTileRows;
-
-  int64_t rows;
-  int64_t units;
-  int64_t block;  // tokens of a block, unless one step alone has more
-  int64_t slots;  // steps of h that are kept
-  size_t pointers, waiting, waiting_rows, panel, gates, hidden, masked, cell, cell_before, sums, sum, max, size;
-
-  explicit RnnScratch(const RnnTimeLoop<T>& loop) {
-    rows = loop.last_row - loop.first_row;
-    units = Layout{loop.input_size, loop.hidden_size}.units();
-    const int64_t fitting = kBlockBytes / (Cell::kGates * units * static_cast<int64_t>(sizeof(Accum<T>)));
-    block = fitting < kLeastBlock ? kLeastBlock : fitting;
-    const int64_t all = loop.starts[loop.steps] - loop.starts[0];
-    if (block > all) block = all;
-    if (block < rows) block = rows;
-    // Every size below grows with `rows`, so that a plan made for the whole batch fits each slice of it.
-    const bool heads = loop.head_panels != nullptr;
-    slots = heads && rows > 0 ? (kHeadTokens + rows - 1) / rows + 1 : 2;
-    const int64_t reserve = (heads ? kHeadTokens : 0) + 2 * rows;
-    size_t at = 0;
-    const auto take = [&at](int64_t count, size_t bytes) {
-      const size_t here = at;
-      at += (static_cast<size_t>(count) * bytes + 63) / 64 * 64;
-      return here;
-    };
-    pointers = take(block, sizeof(const T*));
-    waiting = take(heads ? reserve : 0, sizeof(const T*));
-    waiting_rows = take(heads ? reserve : 0, sizeof(Accum<T>*));
-    const bool deep_input = !Cell::kNormalised && loop.input_size > loop.hidden_size;
-    const int64_t depth = deep_input ? loop.input_size : loop.hidden_size;
-    panel = take(loop.weights != nullptr ? Layout::panel_size(depth) : 0, sizeof(T));
-    gates = take(block * Cell::kGates * units, sizeof(Accum<T>));
-    hidden = take(reserve * units, sizeof(T));
-    masked = take(loop.masks.dropout != nullptr ? reserve * units : 0, sizeof(T));
-    cell = take(Cell::kHasCell ? rows * units : 0, sizeof(Accum<T>));
-    cell_before = take(loop.masks.zoneout_c != nullptr ? rows * units : 0, sizeof(Accum<T>));
-    sums = take(Cell::kNormalised ? rows * Cell::kGates * units : 0, sizeof(Accum<T>));
-    sum = take(loop.mean != nullptr ? 2 * rows * units : 0, sizeof(Accum<T>));
-    max = take(loop.max != nullptr ? rows * units : 0, sizeof(Accum<T>));
-    size = at;
-  }
-};
-
-template <typename T>
-size_t rnn_scratch(const RnnTimeLoop<T>& loop) {
-  return with_cell(loop.cell, [&]<typename C>() { return RnnScratch<T, C>(loop).size; });
-}
 
 // Takes rows of logits; a type of its own, so that all cells share one product.
 template <typename T>
@@ -128,10 +18,12 @@ struct PartialLogits {
   }
 };
 
-template <typename T, typename Cell>
+// W: the numbers of the weights' panels.
+template <typename T, typename Cell, typename W = T>
 class RnnTimeLoopRun {
   using R = Accum<T>;
-  using Layout = RnnPanels<T, Cell>;
+  using Layout = RnnPanels<T, Cell, W>;
+  static constexpr bool kOwnNumbers = std::is_same_v<T, W>;
   static constexpr int kVectors = Layout::kVectors;
   alignas(64) static constexpr R kZeros[kVectors * kLanes<T>] = {};
 
@@ -146,6 +38,7 @@ class RnnTimeLoopRun {
         waiting_(at<const T*>(scratch_.waiting)),
         waiting_rows_(at<R*>(scratch_.waiting_rows)),
         panel_(at<T>(scratch_.panel)),
+        products_(at<char>(scratch_.products)),
         gates_(at<R>(scratch_.gates)),
         hidden_(shared(scratch_.hidden)),
         masked_(loop.masks.dropout != nullptr ? shared(scratch_.masked) : nullptr),
@@ -238,32 +131,43 @@ class RnnTimeLoopRun {
   bool reads_input_once() const { return loop_.starts[loop_.steps] - loop_.starts[0] <= scratch_.block; }
   bool reads_hidden_once() const { return loop_.steps == 1; }
 
+  // Narrower weights come packed.
   void pack() const {
-    if (loop_.weights == nullptr) return;
-    for (int64_t panel = first_panel_; panel < last_panel_; ++panel) {
-      T* const panels = loop_.panels_here;
-      if (!Cell::kNormalised && !reads_input_once()) {
-        pack_gates<T, Cell>(loop_.weights->w_ih, loop_.input_size, loop_.hidden_size, panel,
-                            panels + layout_.input_panel(panel));
+    if constexpr (kOwnNumbers) {
+      if (loop_.weights == nullptr) return;
+      for (int64_t panel = first_panel_; panel < last_panel_; ++panel) {
+        T* const panels = loop_.panels_here;
+        if (!Cell::kNormalised && !reads_input_once()) {
+          pack_gates<T, Cell>(loop_.weights->w_ih, loop_.input_size, loop_.hidden_size, panel,
+                              panels + layout_.input_panel(panel));
+        }
+        if (!reads_hidden_once()) {
+          pack_gates<T, Cell>(loop_.weights->w_hh, loop_.hidden_size, loop_.hidden_size, panel,
+                              panels + layout_.hidden_panel(panel));
+        }
+        pack_biases<T, Cell>(*loop_.weights, loop_.hidden_size, panel, panels + layout_.bias(panel));
       }
-      if (!reads_hidden_once()) {
-        pack_gates<T, Cell>(loop_.weights->w_hh, loop_.hidden_size, loop_.hidden_size, panel,
-                            panels + layout_.hidden_panel(panel));
-      }
-      pack_biases<T, Cell>(*loop_.weights, loop_.hidden_size, panel, panels + layout_.bias(panel));
     }
   }
 
-  const T* input_panel(int64_t panel) const {
-    if (loop_.weights == nullptr || !reads_input_once()) return loop_.panels + layout_.input_panel(panel);
-    pack_gates<T, Cell>(loop_.weights->w_ih, loop_.input_size, loop_.hidden_size, panel, panel_);
-    return panel_;
+  const W* input_panel(int64_t panel) const {
+    if constexpr (kOwnNumbers) {
+      if (loop_.weights != nullptr && reads_input_once()) {
+        pack_gates<T, Cell>(loop_.weights->w_ih, loop_.input_size, loop_.hidden_size, panel, panel_);
+        return panel_;
+      }
+    }
+    return reinterpret_cast<const W*>(loop_.panels + layout_.input_panel(panel));
   }
 
-  const T* hidden_panel(int64_t panel) const {
-    if (loop_.weights == nullptr || !reads_hidden_once()) return loop_.panels + layout_.hidden_panel(panel);
-    pack_gates<T, Cell>(loop_.weights->w_hh, loop_.hidden_size, loop_.hidden_size, panel, panel_);
-    return panel_;
+  const W* hidden_panel(int64_t panel) const {
+    if constexpr (kOwnNumbers) {
+      if (loop_.weights != nullptr && reads_hidden_once()) {
+        pack_gates<T, Cell>(loop_.weights->w_hh, loop_.hidden_size, loop_.hidden_size, panel, panel_);
+        return panel_;
+      }
+    }
+    return reinterpret_cast<const W*>(loop_.panels + layout_.hidden_panel(panel));
   }
 
   // gates_ = W_ih x + b for the tokens of the next steps, in the time loop's order; a normalised cell's input is W_ih x
@@ -277,27 +181,14 @@ class RnnTimeLoopRun {
       if (count + active > scratch_.block) break;
       for (int64_t row = 0; row < active; ++row) pointers_[count++] = loop_.input + token(t, row) * loop_.input_stride;
     }
+    if constexpr (!Cell::kNormalised) products_.take(pointers_, count, loop_.input_size);
     for (int64_t panel = first_panel_; panel < last_panel_; ++panel) {
       const R* const bias = reinterpret_cast<const R*>(loop_.panels + layout_.bias(panel));
       R* const gates = gates_ + gate_column(panel);
       if constexpr (Cell::kNormalised) {
         for (int64_t row = 0; row < count; ++row) take_gates(pointers_[row], panel, bias, gates + row * gate_row());
-        continue;
-      }
-      const T* const w_ih = input_panel(panel);
-      for (int64_t k = 0, depth; k == 0 || k < loop_.input_size; k += depth) {
-        depth = loop_.input_size - k < kDepthBlock ? loop_.input_size - k : kDepthBlock;
-        const T* const block = w_ih + k * kVectors * kLanes<T>;
-        for_row_groups(count, [&]<int Rows>(int64_t row) {
-          const T* rows[Rows];
-          for (int r = 0; r < Rows; ++r) rows[r] = pointers_[row + r] + k;
-          R* const to = gates + row * gate_row();
-          if (k == 0) {
-            add_product<T, Rows, kVectors, kVectors>(rows, depth, block, bias, 0, nullptr, to, gate_row());
-          } else {
-            add_chains<T, Rows, kVectors>(rows, depth, block, to, gate_row());
-          }
-        });
+      } else {
+        products_.template project<kVectors>(input_panel(panel), bias, gates, gate_row());
       }
     }
     return end;
@@ -358,6 +249,7 @@ class RnnTimeLoopRun {
 
   void step(int64_t t, int64_t active, const R* gates) {
     for (int64_t row = 0; row < active; ++row) pointers_[row] = operand(previous_slot(), row);
+    products_.take(pointers_, active, loop_.hidden_size);
     if constexpr (Cell::kNormalised) {
       normalised_step(t, active, gates);
     } else {
@@ -373,7 +265,7 @@ class RnnTimeLoopRun {
     for_panels(0, groups, t, [&](int64_t group) {
       const int64_t begin = first_panel_ + group * together;
       const int64_t end = begin + together < last_panel_ ? begin + together : last_panel_;
-      const T* w_hh = hidden_panel(begin);  // once for all sequences: it may have to be packed
+      const W* w_hh = hidden_panel(begin);  // once for all sequences: it may have to be packed
       for (int64_t first = 0; first < active; first += kUpdateRows) {
         const int64_t count = active - first < kUpdateRows ? active - first : kUpdateRows;
         alignas(64) R sums[kUpdateRows][kVectors][kLanes<T>];
@@ -381,11 +273,9 @@ class RnnTimeLoopRun {
           if (panel > begin) w_hh = hidden_panel(panel);
           const R* const from = gates + gate_column(panel);
           const R* const rest = reinterpret_cast<const R*>(loop_.panels + layout_.bias(panel)) + kVectors * kLanes<T>;
-          for_row_groups(count, [&]<int Rows>(int64_t row) {
-            add_product<T, Rows, kVectors, Cell::kStarted * Cell::kUnitVectors>(
-                pointers_ + first + row, loop_.hidden_size, w_hh, from + (first + row) * gate_row(), gate_row(), rest,
-                &sums[(panel - begin) * count + row][0][0], kVectors * kLanes<T>);
-          });
+          products_.template add<kVectors, Cell::kStarted * Cell::kUnitVectors>(
+              first, count, w_hh, from + first * gate_row(), gate_row(), rest, &sums[(panel - begin) * count][0][0],
+              kVectors * kLanes<T>);
         }
         Cells cells{};
         cells.t = t;
@@ -412,12 +302,8 @@ class RnnTimeLoopRun {
   // All gates of a row meet before any cell is updated, and all c before h is computed.
   void normalised_step(int64_t t, int64_t active, const R* gates) {
     for_panels(first_panel_, last_panel_, t, [&](int64_t panel) {
-      const T* const w_hh = hidden_panel(panel);
-      R* const sums = sums_ + gate_column(panel);
-      for_row_groups(active, [&]<int Rows>(int64_t row) {
-        add_product<T, Rows, kVectors, kVectors>(pointers_ + row, loop_.hidden_size, w_hh, kZeros, 0, nullptr,
-                                                 sums + row * gate_row(), gate_row());
-      });
+      products_.template add<kVectors, kVectors>(0, active, hidden_panel(panel), kZeros, 0, nullptr,
+                                                 sums_ + gate_column(panel), gate_row());
     });
     for (int64_t row = 0; row < active; ++row) normalise_gates(token(t, row), gates + row * gate_row(), row);
     const auto for_cells = [&](auto&& body) PYMTL_INLINE_LAMBDA {
@@ -694,13 +580,14 @@ class RnnTimeLoopRun {
 
   const RnnTimeLoop<T>& loop_;
   const Layout layout_;
-  const RnnScratch<T, Cell> scratch_;
+  const RnnScratch<T, Cell, W> scratch_;
   const int64_t rows_;
   const int64_t units_;
   const T** const pointers_;
   const T** const waiting_;
   R** const waiting_rows_;
   T* const panel_;
+  RnnProducts<T, W> products_;
   R* const gates_;
   T* const hidden_;
   T* const masked_;  // D h, or null
@@ -718,9 +605,9 @@ class RnnTimeLoopRun {
   int64_t waiting_steps_ = 0;
 };
 
-template <typename T>
+template <typename T, typename W = T>
 void rnn_time_loop(const RnnTimeLoop<T>& loop) {
-  with_cell(loop.cell, [&]<typename C>() { RnnTimeLoopRun<T, C>(loop).run(); });
+  with_cell(loop.cell, [&]<typename C>() { RnnTimeLoopRun<T, C, W>(loop).run(); });
 }
 
 }  // namespace

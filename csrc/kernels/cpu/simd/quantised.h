@@ -1,0 +1,291 @@
+// Products of 8-bit integers: rows of x or h, made integers here, times panels of weights that are integers already.
+// rnn.h in kernels/ has the formulas. The sums are exact, so that tiles, blocks and instruction sets give the same.
+//
+// How four (or two) consecutive depths of a row and of a panel's lanes are multiplied and summed:
+//
+//   VNNI, AVX-VNNI     vpdpbusd takes one operand without sign: rows are stored plus 128, and a panel's sums start from
+//                      -128 times the sum of its weights.
+//   AVX2, AVX-512BW    vpmaddubsw likewise: rows are stored as |p| and a mask of the negative ones, which flips the
+//                      weights' bits: p w = |p| (~w) + |p| where p < 0. A row's sums start from the sum of those |p|.
+//                      The 16-bit sums of two products stay below 2 * 127 * 128 < 2^15.
+//   NEON               products of signed numbers, with the dot-product instructions or without.
+//   SSE2               rows and weights are widened to 16 bits (vpmaddwd), two depths at a time.
+#pragma once
+
+#include "rnn_products.h"
+
+namespace pymtl {
+namespace {
+
+using Ints = IntVec<float>;
+typedef int8_t ByteVec __attribute__((vector_size(kLanes<float>)));
+
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+constexpr PanelScheme kInt8Scheme = PanelScheme::int8_fours_offset;
+#elif defined(__AVX2__) || defined(__ARM_NEON)
+constexpr PanelScheme kInt8Scheme = PanelScheme::int8_fours;
+#else
+constexpr PanelScheme kInt8Scheme = PanelScheme::int8_pairs;
+#endif
+
+constexpr int kInt8Group = kInt8Scheme == PanelScheme::int8_pairs ? 2 : 4;  // depths multiplied at a time
+constexpr bool kOffsetRows = kInt8Scheme == PanelScheme::int8_fours_offset;
+#if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
+constexpr bool kMaskedRows = true;
+#else
+constexpr bool kMaskedRows = false;
+#endif
+// Bytes of a row's group.
+constexpr int kRowGroup = kMaskedRows ? 8 : 4;
+// Bytes of a vector of a panel's group.
+constexpr int64_t kPanelGroup = kLanes<float> * kInt8Group;
+
+#if defined(__AVX512VNNI__)
+constexpr int kInt8TileRows = 6;
+#elif defined(__AVX512F__)
+constexpr int kInt8TileRows = 4;
+#elif defined(__AVXVNNI__)
+constexpr int kInt8TileRows = 3;
+#elif defined(__ARM_NEON)
+constexpr int kInt8TileRows = 4;
+#else
+constexpr int kInt8TileRows = 2;
+#endif
+
+// The row's numbers of a group, for all lanes.
+struct RowGroup {
+  Ints numbers;
+  Ints mask;  // of kMaskedRows
+
+  PYMTL_INLINE static RowGroup of(const uint8_t* row) {
+    int32_t numbers, mask = 0;
+    std::memcpy(&numbers, row, sizeof numbers);
+    if constexpr (kMaskedRows) std::memcpy(&mask, row + 4, sizeof mask);
+    return {numbers - Ints{}, mask - Ints{}};
+  }
+};
+
+// sums += the group's products, in every lane.
+PYMTL_INLINE Ints multiply_add(const RowGroup& row, const uint8_t* panel, Ints sums) {
+#if defined(__AVX512VNNI__)
+  return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)row.numbers, _mm512_loadu_si512(panel));
+#elif defined(__AVXVNNI__)
+  const __m256i weights = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel));
+  return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)row.numbers, weights);
+#elif defined(__AVX512BW__)
+  const __m512i weights = _mm512_xor_si512(_mm512_loadu_si512(panel), (__m512i)row.mask);
+  const __m512i pairs = _mm512_maddubs_epi16((__m512i)row.numbers, weights);
+  return sums + (Ints)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
+#elif defined(__AVX2__)
+  const __m256i weights =
+      _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel)), (__m256i)row.mask);
+  const __m256i pairs = _mm256_maddubs_epi16((__m256i)row.numbers, weights);
+  return sums + (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#elif defined(__ARM_FEATURE_DOTPROD)
+  const int8x16_t weights = vld1q_s8(reinterpret_cast<const int8_t*>(panel));
+  return (Ints)vdotq_s32((int32x4_t)sums, weights, (int8x16_t)row.numbers);
+#elif defined(__ARM_NEON)
+  const int8x16_t weights = vld1q_s8(reinterpret_cast<const int8_t*>(panel));
+  const int8x16_t numbers = (int8x16_t)row.numbers;
+  const int16x8_t low = vmull_s8(vget_low_s8(weights), vget_low_s8(numbers));
+  const int16x8_t high = vmull_high_s8(weights, numbers);
+  return (Ints)vpadalq_s16((int32x4_t)sums, vpaddq_s16(low, high));
+#else
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(panel));
+  const __m128i weights = _mm_srai_epi16(_mm_unpacklo_epi8(bytes, bytes), 8);
+  return sums + (Ints)_mm_madd_epi16(weights, (__m128i)row.numbers);
+#endif
+}
+
+// Panels of 8-bit weights: [depth / kInt8Group][V][lanes][kInt8Group] bytes, the scales [V][lanes] in float and what
+// the sums start from [V][lanes] in int32_t.
+template <>
+struct WeightPanel<float, int8_t> {
+  static int64_t groups(int64_t depth) { return (depth + 3) / 4 * (4 / kInt8Group); }
+  static int64_t weights(int64_t vectors, int64_t depth) { return groups(depth) * vectors * kPanelGroup; }
+  static int64_t size(int64_t vectors, int64_t depth) {
+    return weights(vectors, depth) / static_cast<int64_t>(sizeof(float)) + 2 * vectors * kLanes<float>;
+  }
+};
+
+template <>
+struct NarrowGates<int8_t> {
+  template <typename Cell>
+  static void pack(const int8_t* weight, const float* scales, int64_t depth, int64_t hidden_size, int64_t panel,
+                   int8_t* to) {
+    constexpr int kVectors = RnnPanels<float, Cell>::kVectors;
+    const int64_t groups = WeightPanel<float, int8_t>::groups(depth);
+    float* const scale = reinterpret_cast<float*>(to + WeightPanel<float, int8_t>::weights(kVectors, depth));
+    int32_t* const start = reinterpret_cast<int32_t*>(scale + kVectors * kLanes<float>);
+    for_panel_vectors<float, Cell>(hidden_size, panel, [&](int vector, int64_t row, int64_t count) {
+      for (int lane = 0; lane < kLanes<float>; ++lane) {
+        const int8_t* const from = weight + (row + lane) * depth;
+        int32_t sum = 0;
+        for (int64_t k = 0; k < groups * kInt8Group; ++k) {
+          const int8_t number = lane < count && k < depth ? from[k] : int8_t{0};
+          to[(k / kInt8Group * kVectors + vector) * kPanelGroup + lane * kInt8Group + k % kInt8Group] = number;
+          sum += number;
+        }
+        scale[vector * kLanes<float> + lane] = lane < count ? scales[row + lane] : 0.0f;
+        start[vector * kLanes<float> + lane] = kOffsetRows ? -128 * sum : 0;
+      }
+    });
+  }
+};
+
+// Rows of integers, `stride` bytes apart, and for each the scale and what its sums start from.
+struct IntRows {
+  uint8_t* numbers;
+  int64_t stride;
+  float* scales;
+  int32_t* starts;
+
+  static int64_t stride_of(int64_t depth) { return (depth + 63) / 64 * 64 * kRowGroup / kInt8Group; }
+};
+
+template <int... Lane>
+PYMTL_INLINE void store_masked(uint8_t* to, ByteVec numbers, ByteVec masks, std::integer_sequence<int, Lane...>) {
+  typedef int8_t Both __attribute__((vector_size(2 * kLanes<float>)));
+  const Both both =
+      __builtin_shufflevector(numbers, masks, (Lane / 8 * 4 + Lane % 4 + Lane % 8 / 4 * kLanes<float>)...);
+  std::memcpy(to, &both, sizeof both);
+}
+
+// Row `at` <- the integers nearest to 127 x / max |x|. They are the last bits of x 127 / max |x| plus 1.5 * 2^23.
+PYMTL_INLINE void quantise(const float* x, int64_t depth, const IntRows& rows, int64_t at) {
+  Ints most = {};
+  for (int64_t k = 0; k < depth; k += kLanes<float>) {
+    const Ints bits = (Ints)load_part(x + k, depth - k) & 0x7fffffff;  // in the order of |x|, NaN above all
+    most = bits > most ? bits : most;
+  }
+  const float largest = max_lanes<float>((Vec<float>)most);
+  const bool finite = largest < std::numeric_limits<float>::infinity();
+  const bool counts = finite && largest >= 1e-30f;
+  rows.scales[at] = counts ? largest / 127.0f : finite ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+  const Vec<float> inverse = broadcast(counts ? 127.0f / largest : 0.0f);
+  const Vec<float> shift = broadcast(12582912.0f);
+  Ints below = {};  // of the negative numbers, the sum of their absolute values
+  uint8_t* const to = rows.numbers + at * rows.stride;
+  for (int64_t k = 0; k < depth; k += kLanes<float>) {
+    const Ints numbers = (Ints)(load_part(x + k, depth - k) * inverse + shift) - (Ints)shift;
+    if constexpr (kMaskedRows) {
+      const Ints negative = numbers < 0;
+      const Ints size = (numbers ^ negative) - negative;
+      below += size & negative;
+      store_masked(to + 2 * k, __builtin_convertvector(size, ByteVec), __builtin_convertvector(negative, ByteVec),
+                   std::make_integer_sequence<int, 2 * kLanes<float>>{});
+    } else if constexpr (kInt8Group == 2) {
+      typedef int16_t Halves __attribute__((vector_size(2 * kLanes<float>)));
+      const Halves halves = __builtin_convertvector(numbers, Halves);
+      std::memcpy(to + 2 * k, &halves, sizeof halves);
+    } else {
+      const ByteVec bytes = __builtin_convertvector(kOffsetRows ? numbers + 128 : numbers, ByteVec);
+      std::memcpy(to + k, &bytes, sizeof bytes);
+    }
+  }
+  int32_t start = 0;
+  for (int lane = 0; kMaskedRows && lane < kLanes<float>; ++lane) start += below[lane];
+  rows.starts[at] = start;
+}
+
+// As add_product.
+template <int R, int V, int S>
+__attribute__((noinline)) void add_int8_product(const IntRows& rows, int64_t first, int64_t depth, const int8_t* panel,
+                                                const float* from, int64_t from_stride, const float* rest, float* to,
+                                                int64_t to_stride) {
+  // Sums of different groups, where one alone would be waited for.
+  constexpr int kSums = kMaskedRows || R * V >= 8 ? 1 : R * V >= 4 ? 2 : 4;
+  const int64_t groups = WeightPanel<float, int8_t>::groups(depth);
+  const uint8_t* weights = reinterpret_cast<const uint8_t*>(panel);
+  const float* const scales = reinterpret_cast<const float*>(weights + groups * V * kPanelGroup);
+  const int32_t* const starts = reinterpret_cast<const int32_t*>(scales + V * kLanes<float>);
+  const uint8_t* row[R];
+  Ints sums[kSums][R][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    row[r] = rows.numbers + (first + r) * rows.stride;
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      Ints start;
+      std::memcpy(&start, starts + v * kLanes<float>, sizeof start);
+      sums[0][r][v] = start + rows.starts[first + r];
+#pragma GCC unroll 4
+      for (int s = 1; s < kSums; ++s) sums[s][r][v] = Ints{};
+    }
+  }
+  const auto group = [&](int64_t at, Ints(&to_sums)[R][V]) PYMTL_INLINE_LAMBDA {
+    RowGroup numbers[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) numbers[r] = RowGroup::of(row[r] + at * kRowGroup);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        to_sums[r][v] = multiply_add(numbers[r], weights + (at * V + v) * kPanelGroup, to_sums[r][v]);
+      }
+    }
+  };
+  int64_t at = 0;
+  for (; at + kSums <= groups; at += kSums) {
+#pragma GCC unroll 4
+    for (int s = 0; s < kSums; ++s) group(at + s, sums[s]);
+  }
+  for (; at < groups; ++at) group(at, sums[0]);
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    const Vec<float> scale = broadcast(rows.scales[first + r]);
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) {
+      Ints sum = sums[0][r][v];
+#pragma GCC unroll 4
+      for (int s = 1; s < kSums; ++s) sum += sums[s][r][v];
+      const Vec<float> start =
+          v < S ? load(from + r * from_stride + v * kLanes<float>) : load(rest + (v - S) * kLanes<float>);
+      const Vec<float> product = __builtin_convertvector(sum, Vec<float>);
+      store(to + r * to_stride + v * kLanes<float>, fma(product, load(scales + v * kLanes<float>) * scale, start));
+    }
+  }
+}
+
+template <>
+class RnnProducts<float, int8_t> {
+ public:
+  static size_t scratch(int64_t rows, int64_t depth) {
+    return static_cast<size_t>(rows * (IntRows::stride_of(depth) + 8));
+  }
+
+  // scratch: of the most rows that are taken, of the largest depth.
+  explicit RnnProducts(void* scratch) : scratch_(static_cast<uint8_t*>(scratch)) {}
+
+  void take(const float* const* rows, int64_t count, int64_t depth) {
+    count_ = count;
+    depth_ = depth;
+    const int64_t stride = IntRows::stride_of(depth);
+    float* const scales = reinterpret_cast<float*>(scratch_ + count * stride);
+    rows_ = {scratch_, stride, scales, reinterpret_cast<int32_t*>(scales + count)};
+    for (int64_t row = 0; row < count; ++row) quantise(rows[row], depth, rows_, row);
+  }
+
+  template <int V>
+  void project(const int8_t* panel, const float* bias, float* to, int64_t stride) const {
+    add<V, V>(0, count_, panel, bias, 0, nullptr, to, stride);
+  }
+
+  template <int V, int S>
+  void add(int64_t first, int64_t count, const int8_t* panel, const float* from, int64_t from_stride, const float* rest,
+           float* to, int64_t to_stride) const {
+    for_row_groups<kInt8TileRows>(count, [&]<int Rows>(int64_t row) {
+      add_int8_product<Rows, V, S>(rows_, first + row, depth_, panel, from + row * from_stride, from_stride, rest,
+                                   to + row * to_stride, to_stride);
+    });
+  }
+
+ private:
+  uint8_t* const scratch_;
+  IntRows rows_{};
+  int64_t count_ = 0;
+  int64_t depth_ = 0;
+};
+
+}  // namespace
+}  // namespace pymtl

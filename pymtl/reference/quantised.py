@@ -1,0 +1,56 @@
+"""Matrices of 8-bit integers, and products with them.
+
+A weight's row w is s q, where s = max |w| / 127 and q = round(w / s) is in [-127, 127] (symmetric quantisation, a scale
+for each row); the rows that it is multiplied with are quantised likewise, each as the call meets it (dynamic
+quantisation). The products' sum is an exact integer.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+LEAST = 1e-30  # rows whose numbers are all smaller count as zeros
+
+
+class Int8Weight(NamedTuple):
+    """A matrix [C, K] of 8-bit integers: ``numbers`` int8 [C, K] in [-127, 127], ``scale`` float32 [C] of each row."""
+
+    numbers: Tensor
+    scale: Tensor
+
+    def dequantised(self) -> Tensor:
+        """float32 [C, K]."""
+        return self.numbers * self.scale[:, None]
+
+
+def int8_weight(weight: Tensor, name: str = "weight") -> Int8Weight:
+    """A matrix [C, K] in 8-bit integers.
+
+    Raises:
+        ValueError: a number is infinite or not a number.
+    """
+    if not torch.isfinite(weight).all():
+        raise ValueError(f"{name}: expected finite numbers to make 8-bit integers of, got inf or nan")
+    exact = weight.detach().double()
+    scale = exact.abs().amax(1, keepdim=True) / 127
+    numbers = torch.where(scale > 0, exact / scale, 0.0).round().clamp(-127, 127)
+    return Int8Weight(numbers.to(torch.int8), scale[:, 0].float())
+
+
+def int8_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [N, K] as integers [N, K] (in float64) and each row's scale [N, 1]; NaN of a row that is not finite."""
+    largest = x.abs().amax(1, keepdim=True)
+    counts = torch.isfinite(largest) & (largest >= LEAST)
+    numbers = torch.where(counts, x * (127 / largest), 0.0).round().double()
+    scale = torch.where(counts, largest / 127, torch.where(torch.isfinite(largest), 0.0, float("nan")))
+    return numbers, scale
+
+
+def int8_linear(x: Tensor, weight: Int8Weight) -> Tensor:
+    """``x`` [N, K] times the transposed ``weight`` [C, K]: [N, C], float32."""
+    numbers, scale = int8_rows(x)
+    exact = numbers @ weight.numbers.double().t()
+    return exact.float() * (weight.scale * scale)
