@@ -12,17 +12,8 @@ from pymtl.ops.joint_loss import joint_loss
 from pymtl.ops.late_errors import raise_late_errors
 from pymtl.ops.packing import PackingOrder, pack, packing_order, unpack
 from pymtl.ops.pooling import attention_pool, pool
-from pymtl.ops.rnn import (
-    RNNFrozen,
-    RNNHeadsResult,
-    RNNMasks,
-    RNNNorm,
-    RNNWeights,
-    rnn,
-    rnn_frozen,
-    rnn_heads,
-    rnn_prepack,
-)
+from pymtl.ops.rnn import RNNHeadsResult, RNNMasks, RNNNorm, RNNWeights, rnn, rnn_heads
+from pymtl.ops.rnn_frozen import RNNFrozen, rnn_frozen, rnn_frozen_of, rnn_prepack
 from pymtl.ops.segments import Segments, segment_order
 
 __all__ = [
@@ -47,6 +38,7 @@ __all__ = [
     "raise_late_errors",
     "rnn",
     "rnn_frozen",
+    "rnn_frozen_of",
     "rnn_heads",
     "rnn_prepack",
     "segment_order",

@@ -208,5 +208,5 @@ def _pairs_of_gradients(
 
 torch.library.register_autograd("pymtl::rnn_training", _training_backward_of_op, setup_context=_setup_training)
 torch.library.register_autograd("pymtl::rnn_backward", _double_backward, setup_context=_setup_backward)
-for _op in ("rnn_inference", "rnn_heads", "rnn_frozen", "rnn_prepack"):
+for _op in ("rnn_inference", "rnn_heads", "rnn_frozen", "rnn_frozen_of", "rnn_prepack", "rnn_prepack_narrow"):
     torch.library.register_autograd(f"pymtl::{_op}", no_derivative(_op, "pymtl.ops.rnn with gradients enabled"))

@@ -31,6 +31,12 @@ def _rnn_frozen_fake(
     return output, states, _fake_cell(states, mode)
 
 
+@torch.library.register_fake("pymtl::rnn_frozen_of")
+def _rnn_frozen_of_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *given, _, _, _ = arguments
+    return _rnn_frozen_fake(*given)
+
+
 def _fake_cell(states: Tensor, mode: str) -> Tensor:
     return torch.empty_like(states) if cell_of(mode).has_cell else states.new_empty(0, *states.shape[1:])
 

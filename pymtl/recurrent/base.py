@@ -379,14 +379,29 @@ class Recurrent(nn.RNNBase):
 
     def _valid_snapshot(self, weights: Sequence[Tensor]) -> Snapshot | None:
         snapshot = self._snapshot
-        if (
-            snapshot is None
-            or torch.compiler.is_compiling()
-            or autocast_dtype(weights[0])
-            or not snapshot.is_of(weights)
-        ):
+        if snapshot is None or autocast_dtype(weights[0]):
             return None
+        if torch.compiler.is_compiling():
+            return self._compiled_snapshot(snapshot)
+        return snapshot if snapshot.is_of(weights) else None
+
+    def _compiled_snapshot(self, snapshot: Snapshot) -> Snapshot | None:
+        """What compiled code is given: weights in fewer bits, which change the results; others it does without."""
+        if not snapshot.is_narrow:
+            return None
+        if torch.compiler.is_exporting():
+            raise RuntimeError(
+                f"torch.export cannot keep weights frozen in {snapshot.dtype}, which are packed for this machine: call "
+                "pymtl.unfreeze first, or take pymtl export --weights"
+            )
         return snapshot
+
+    def _pymtl_runs_frozen(self, input: Tensor) -> bool:
+        """Whether a call with this input uses a snapshot."""
+        if self._snapshot is None:
+            return False
+        weights = self._weights()
+        return self._valid_snapshot(weights) is not None and not wants_gradient(input, *weights)
 
     def _layers(
         self,
@@ -415,7 +430,11 @@ class Recurrent(nn.RNNBase):
             and not needs_reference(input, h0, c0, *weights)
             and not wants_gradient(input, h0, c0, *weights)
         ):
-            return ops.rnn_frozen(input, batch_sizes, snapshot.stacks[-1 if layers is None else layers - 1], h0, c0)
+            stack = snapshot.stacks[-1 if layers is None else layers - 1]
+            if torch.compiler.is_compiling():
+                origin = (weights, snapshot.versions, snapshot.addresses)
+                return ops.rnn_frozen_of(input, batch_sizes, stack, h0, c0, *origin)
+            return ops.rnn_frozen(input, batch_sizes, stack, h0, c0)
         h_last, c_last = [], []
         for layer in range(self.num_layers if layers is None else layers):
             if layer > 0:
@@ -427,6 +446,11 @@ class Recurrent(nn.RNNBase):
                 None if c0 is None else c0[states],
             )
             if varied:
+                if snapshot is not None and torch.compiler.is_compiling():
+                    raise RuntimeError(
+                        f"compiled code cannot take weights frozen in {snapshot.dtype} for layers with "
+                        f"{self._pymtl_variants.describe(self.mode)}: call pymtl.unfreeze, or leave them uncompiled"
+                    )
                 prepacked = None if snapshot is None else snapshot.prepacked[layer]
                 input, h_n, c_n = self._varied_layer(way, layer, input, batch_sizes, *own, batch, prepacked)
             else:
@@ -498,6 +522,8 @@ class Recurrent(nn.RNNBase):
             return self._unfused_heads(way, input, batch_sizes, weights, head_weight, head_bias, mean, max)
         last = self.num_layers - 1
         snapshot = self._valid_snapshot(weights)
+        if snapshot is not None and torch.compiler.is_compiling():
+            return self._unfused_heads(way, input, batch_sizes, weights, head_weight, head_bias, mean, max)
         if last > 0:
             input, _, _ = self._layers(way, input, batch_sizes, weights, None, None, layers=last)
             input = self._between_layers(input)
@@ -581,7 +607,7 @@ class Recurrent(nn.RNNBase):
                 for layer in range(self.num_layers)
             ]
         whole = ops.RNNFrozen.of(prepacked, self.hidden_size, self._pymtl_reverse(), self.mode)
-        return Snapshot.of(weights, prepacked, whole)
+        return Snapshot.of(weights, dtype or own, prepacked, whole)
 
     def _check_finite(self, weights: Sequence[Tensor]) -> None:
         for name, weight in zip(self._flat_weights_names, weights):

@@ -56,4 +56,6 @@ def _runner(layer: nn.Module) -> tuple[str, str]:
     weights = list(layer.parameters())  # as they are: a parametrization may change when it is asked
     way = layer._pymtl_route(weights[0].new_empty(0, layer.input_size), weights)
     own = "" if type(layer).forward is Recurrent.forward else ", in what its own forward leaves to super().forward"
-    return way.runner, way.reason + own
+    snapshot = layer._snapshot
+    frozen = f", frozen in {snapshot.dtype}: {snapshot.bytes():,} bytes" if snapshot is not None else ""
+    return way.runner, way.reason + own + frozen

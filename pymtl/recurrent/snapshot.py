@@ -24,11 +24,12 @@ class Snapshot(NamedTuple):
     memory: list[Tensor]  # kept, so that no other tensor comes to the same address
     addresses: list[int]
     isa: str
+    dtype: torch.dtype  # of the prepacked matrices
     prepacked: list[Tensor]  # of each layer
     stacks: list[ops.RNNFrozen]  # of the first layer, of the first two, and so on; over the same memory
 
     @staticmethod
-    def of(parameters: list[Tensor], prepacked: list[Tensor], whole: ops.RNNFrozen) -> Snapshot:
+    def of(parameters: list[Tensor], dtype: torch.dtype, prepacked: list[Tensor], whole: ops.RNNFrozen) -> Snapshot:
         """``prepacked`` of each layer, and all of it in one."""
         memory = [p.detach() for p in parameters]
         addresses = [p.data_ptr() for p in memory]
@@ -36,7 +37,12 @@ class Snapshot(NamedTuple):
         stacks = [whole.first(n, sum(sizes[:n])) for n in range(1, len(sizes) + 1)]
         versions = [p._version for p in parameters]
         parts = list(whole.prepacked.split(sizes))
-        return Snapshot(parameters, versions, memory, addresses, _native.active_isa(), parts, stacks)
+        return Snapshot(parameters, versions, memory, addresses, _native.active_isa(), dtype, parts, stacks)
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the matrices are kept in fewer bits than the parameters: then its results are others than theirs."""
+        return self.dtype != self.parameters[0].dtype
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copy of a module is not frozen: None takes this one's place there."""

@@ -209,6 +209,8 @@ struct Asked {
   bool mean = true;
   bool max = true;
   bool prepacked = false;
+  WeightFormat format = WeightFormat::own;  // of float; any other has `narrow` [G] in the weights' place
+  const NarrowWeights* narrow = nullptr;
 };
 
 template <typename T>
@@ -242,11 +244,21 @@ RnnResult<T> run_forward(const RnnModel<T>& model, const RnnBatch<T>& batch, con
     rnn_prepack(model.cell, weights.data(), model.recurrences, model.input_size, model.hidden_size, prepacked.data(),
                 executor);
   }
+  if constexpr (std::is_same_v<T, float>) {
+    if (asked.format != WeightFormat::own) {
+      const size_t size =
+          rnn_prepacked_size<T>(model.cell, model.recurrences, model.input_size, model.hidden_size, asked.format);
+      prepacked = Buffer<T>(static_cast<int64_t>(size), 64);
+      rnn_prepack(model.cell, asked.format, asked.narrow, model.recurrences, model.input_size, model.hidden_size,
+                  prepacked.data(), executor);
+    }
+  }
 
   RnnForward<T> args{};
   args.shape = batch.shape(model);
   args.weights = weights.data();
   args.prepacked = prepacked.data();
+  args.format = asked.format;
   args.input = batch.input.data();
   args.h0 = batch.h0.data();
   args.c0 = batch.c0.data();

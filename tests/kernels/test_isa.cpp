@@ -27,6 +27,9 @@ std::string thrown(Call&& call) {
 bool begins(const std::string& text, const std::string& with) { return text.rfind(with, 0) == 0; }
 bool holds(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
+constexpr Isa kAll[] = {Isa::baseline,    Isa::avx2,        Isa::avx2_vnni, Isa::avx512,
+                        Isa::avx512_vnni, Isa::avx512_bf16, Isa::neon,      Isa::neon_dotprod};
+
 // What happens where the first choice is impossible. Runs before run_tests, which makes that choice for good.
 void impossible_choices() {
   const char* const given = std::getenv("PYMTL_ISA");
@@ -35,7 +38,7 @@ void impossible_choices() {
   const std::string unknown = thrown([] { active_isa(); });
   CHECK(begins(unknown, "runtime_error: "), unknown);
   CHECK(holds(unknown, "PYMTL_ISA") && holds(unknown, "sse9"), unknown);
-  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_bf16, Isa::neon}) {
+  for (const Isa isa : kAll) {
     const std::vector<Isa> available = available_isas();
     if (std::count(available.begin(), available.end(), isa) > 0) continue;
     setenv("PYMTL_ISA", isa_name(isa), 1);
@@ -53,9 +56,12 @@ void impossible_choices() {
 void names() {
   CHECK(std::string(isa_name(Isa::baseline)) == "baseline");
   CHECK(std::string(isa_name(Isa::avx2)) == "avx2");
+  CHECK(std::string(isa_name(Isa::avx2_vnni)) == "avx2_vnni");
   CHECK(std::string(isa_name(Isa::avx512)) == "avx512");
+  CHECK(std::string(isa_name(Isa::avx512_vnni)) == "avx512_vnni");
   CHECK(std::string(isa_name(Isa::avx512_bf16)) == "avx512_bf16");
   CHECK(std::string(isa_name(Isa::neon)) == "neon");
+  CHECK(std::string(isa_name(Isa::neon_dotprod)) == "neon_dotprod");
   const std::vector<Isa> compiled = compiled_isas();
   const std::vector<Isa> available = available_isas();
   CHECK(!available.empty());
@@ -63,10 +69,11 @@ void names() {
   CHECK(std::is_sorted(available.begin(), available.end()));
   CHECK(std::includes(compiled.begin(), compiled.end(), available.begin(), available.end()));
 #if defined(__x86_64__)
-  CHECK(compiled == (std::vector<Isa>{Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_bf16}));
+  CHECK(compiled ==
+        (std::vector<Isa>{Isa::baseline, Isa::avx2, Isa::avx2_vnni, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16}));
   CHECK(available.front() == Isa::baseline);
 #elif defined(__aarch64__)
-  CHECK(available == std::vector<Isa>{Isa::neon});
+  CHECK(available.front() == Isa::neon);
 #endif
 }
 
@@ -89,7 +96,7 @@ void forcing() {
     CHECK(active_isa() == before);
   }
   const std::vector<Isa> available = available_isas();
-  for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_bf16, Isa::neon}) {
+  for (const Isa isa : kAll) {
     const std::string error = thrown([isa] { force_isa(isa_name(isa)); });
     if (std::count(available.begin(), available.end(), isa) == 0) {
       CHECK(begins(error, "runtime_error: "), isa_name(isa), error);
@@ -103,7 +110,7 @@ void forcing() {
   // The kernels follow: vectors of another width make panels of another size, and the same numbers.
   std::vector<size_t> sizes;
   for (const Isa isa : available) {
-    if (isa == Isa::avx512_bf16) continue;  // as wide as avx512
+    if (isa == Isa::avx2_vnni || isa > Isa::avx512) continue;  // as wide as the one before
     force_isa(isa_name(isa));
     sizes.push_back(rnn_prepacked_size<float>(Cell::lstm, 1, 1, 1));
     float x[] = {-1.5f, 0.0f, 2.5f};

@@ -157,7 +157,7 @@ def test_weights_packed_for_other_registers_are_refused(hidden_size):
                     lambda p=prepacked: ops.rnn_frozen(x, None, ops.RNNFrozen.of([p], hidden_size, BOTH))[0],
                     lambda p=prepacked: ops.rnn(x, None, weights, prepacked=p)[0],
                 )
-                if other == isa or {other, isa} == {"avx512", "avx512_bf16"}:
+                if other.split("_")[0] == isa.split("_")[0]:  # the same kernels for float32
                     assert all(torch.equal(call(), expected) for call in calls)
                     continue
                 for call in calls:
