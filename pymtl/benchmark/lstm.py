@@ -62,8 +62,13 @@ class Shape:
         return lengths
 
 
-def run(shapes: Sequence[Shape], seconds: float = 1.0, dtype: torch.dtype = torch.float32) -> Iterator[dict[str, Any]]:
-    """Measures every shape; yields a row after each mode of each shape.
+def run(
+    shapes: Sequence[Shape],
+    seconds: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+    weights: torch.dtype | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Measures every shape; yields a row after each mode of each shape. ``weights``: of a frozen contender more.
 
     Modes: ``inference`` (ours, ours frozen, nn.LSTM), ``training`` (forward and backward; ours, nn.LSTM), both
     on dense batches; for B > 1 ``inference, lengths`` and ``training, lengths`` on batches of variable length,
@@ -71,7 +76,7 @@ def run(shapes: Sequence[Shape], seconds: float = 1.0, dtype: torch.dtype = torc
     """
     threads = torch.get_num_threads()
     for shape in shapes:
-        for mode, contenders, tokens, parity in _contenders(shape, dtype):
+        for mode, contenders, tokens, parity in _contenders(shape, dtype, weights):
             peak = peak_gflops(threads, _name(dtype))  # each time: a machine's speed drifts
             training = mode.startswith("training")
             with torch.inference_mode(not training):
@@ -136,13 +141,17 @@ def recurrence(seconds: float = 0.5, dtype: torch.dtype = torch.float32) -> Iter
         torch.set_num_threads(threads)
 
 
-def _contenders(shape: Shape, dtype: torch.dtype) -> Iterator[tuple[str, dict[str, Callable[[], Any]], int, float]]:
+def _contenders(
+    shape: Shape, dtype: torch.dtype, weights: torch.dtype | None
+) -> Iterator[tuple[str, dict[str, Callable[[], Any]], int, float]]:
     generator = torch.Generator().manual_seed(0)
     theirs = nn.LSTM(shape.input_size, shape.hidden_size, bidirectional=True, dtype=dtype).eval()
     ours = pymtl.convert(theirs)
     frozen = pymtl.freeze(pymtl.convert(theirs))
     x = torch.randn(shape.steps, shape.batch, shape.input_size, generator=generator).to(dtype)
     dense = {"pymtl": _call(ours, x), "pymtl frozen": _call(frozen, x), "nn.LSTM": _call(theirs, x)}
+    if weights is not None:
+        dense[f"pymtl frozen {_name(weights)}"] = _call(pymtl.freeze(pymtl.convert(theirs), weights), x)
     tokens = shape.batch * shape.steps
     yield "inference", dense, tokens, _parity(ours, theirs, x)
     training = {"pymtl": _train(ours, x), "nn.LSTM": _train(theirs, x)}

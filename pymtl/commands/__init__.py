@@ -6,7 +6,10 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 
 def positive(text: str) -> int:
@@ -25,6 +28,24 @@ def add_machine(parser: argparse.ArgumentParser, verb: str = "run") -> None:
         metavar="N",
         help="CPU threads (default: of the cores that are free)",
     )
+
+
+def add_weights(parser: argparse.ArgumentParser, description: str | None = None) -> None:
+    """The option that says what recurrent layers keep their matrices in; :func:`weights_of` reads it."""
+    parser.add_argument(
+        "--weights",
+        choices=("float32", "bfloat16", "int8"),
+        help=description
+        or "what recurrent layers keep their matrices in: int8 is faster and a quarter as large, bfloat16 half as "
+        "large; both are a little less exact (default: float32)",
+    )
+
+
+def weights_of(arguments: argparse.Namespace) -> torch.dtype | None:
+    """As :func:`pymtl.freeze` takes it."""
+    import torch
+
+    return None if arguments.weights is None else getattr(torch, arguments.weights)
 
 
 def use_machine(arguments: argparse.Namespace, before: int | None = None) -> None:

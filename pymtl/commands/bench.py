@@ -7,13 +7,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from pymtl.commands import picture, positive, seconds, use_machine, wide_console
+from pymtl.commands import add_weights, picture, positive, seconds, use_machine, weights_of, wide_console
 
 EXAMPLES = """examples:
   pymtl bench                                         the default shapes
   pymtl bench --shape 1,40,64,128 --shape 8,40,64,128
   pymtl bench --threads 1 --json result.json --plot result.png
   pymtl bench --dtype bfloat16
+  pymtl bench --weights int8                          and frozen in 8-bit integers
   pymtl bench --device cuda --dtype float16 --shape 16,256,512,512
 
 columns: p50 and p90 are milliseconds; 'x' is how many times as fast pymtl is (median of interleaved ratios);
@@ -43,6 +44,7 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
         default="float32",
         help="of all numbers (default: float32); float16 only on a GPU",
     )
+    add_weights(parser, "of one more frozen contender, int8 or bfloat16 (default: none)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (default: cpu)")
     parser.add_argument(
         "--threads", type=positive, metavar="N", help="CPU threads (default: of the cores that are free)"
@@ -67,7 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
         shapes = [Shape.parse(text) for text in arguments.shape or ()] or [Shape(*s) for s in DEFAULT_SHAPES]
     except ValueError as error:
         raise ConfigError(f"--shape: {error}") from None
-    dtype = getattr(torch, arguments.dtype)
+    dtype, weights = getattr(torch, arguments.dtype), weights_of(arguments)
+    if weights is not None and (arguments.device == "cuda" or dtype != torch.float32):
+        raise ConfigError("--weights: expected none but with --dtype float32 on the CPU")
     if arguments.device == "cuda":
         return _on_gpu(arguments, shapes if arguments.shape else [], dtype, wide_console(150))
     if dtype == torch.float16:
@@ -77,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         modes = sum(2 if shape.batch == 1 else 4 for shape in shapes)
         task = progress.add_task("layers", total=modes)
-        for row in measure(shapes, arguments.seconds, dtype):
+        for row in measure(shapes, arguments.seconds, dtype, weights):
             result["rows"].append(row)
             progress.advance(task)
         if not arguments.shape:

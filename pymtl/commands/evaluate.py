@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pymtl.commands import add_machine, positive, use_machine, wide_console
+from pymtl.commands import add_machine, add_weights, positive, use_machine, weights_of, wide_console
 
 if TYPE_CHECKING:
     from pymtl.training.data import Record
@@ -41,6 +41,7 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the test set, if the run was moved")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write (default: evaluation/ in RUN)")
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="texts at a time (default: 64)")
+    add_weights(parser)
     add_machine(parser)
     return parser
 
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     use_machine(arguments)
     console = wide_console()
-    predictor = Predictor(arguments.run_folder, arguments.device, arguments.data)
+    predictor = Predictor(arguments.run_folder, arguments.device, arguments.data, weights_of(arguments))
     notes: list[str] = []
     sets = _records(arguments, predictor, notes)
     every = [record for own in sets.values() for record in own]

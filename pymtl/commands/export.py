@@ -6,9 +6,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from pymtl.commands import add_weights, weights_of
+
 EXAMPLES = """examples:
   pymtl export runs/snips exported/snips
   pymtl predict exported/snips "play some jazz by miles davis"
+  pymtl export runs/snips exported/small --weights int8
 """
 
 
@@ -23,6 +26,7 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder of pymtl train")
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder to write")
+    add_weights(parser)
     return parser
 
 
@@ -34,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     target = Run(arguments.folder)
     if target.exists() or target.foreign_file() is not None:
         raise RunError(f"{arguments.folder}: holds something else: name another folder")
-    export(Run(arguments.run_folder), arguments.folder)
+    export(Run(arguments.run_folder), arguments.folder, weights_of(arguments))
     size = target.path(PROGRAM).stat().st_size
     print(f"{arguments.folder}: {PROGRAM} ({size / 1e6:.1f} MB), config.json, vocabulary.json")
     return 0

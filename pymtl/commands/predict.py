@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pymtl.commands import add_machine, positive, use_machine
+from pymtl.commands import add_machine, add_weights, positive, use_machine, weights_of
 
 if TYPE_CHECKING:
     from pymtl.training.kinds import Kind
@@ -51,6 +51,7 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--records", action="store_true", help="texts are JSON objects with the fields that training read"
     )
+    add_weights(parser)
     add_machine(parser)
     return parser
 
@@ -67,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     for number, text in enumerate(arguments.texts, 1):
         if not arguments.records and _is_file(text):
             raise ConfigError(f"text {number}: {text} is a file: --input {text} --output FILE labels what it holds")
-    predictor = Predictor(arguments.run_folder, arguments.device)
+    predictor = Predictor(arguments.run_folder, arguments.device, weights=weights_of(arguments))
     if arguments.input is not None:
         _label_file(predictor, arguments)
         return 0

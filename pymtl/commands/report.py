@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pymtl.commands import add_machine, positive, use_machine, wide_console
+from pymtl.commands import add_machine, add_weights, positive, use_machine, weights_of, wide_console
 
 NAMES = {
     "pymtl": "pymtl",
@@ -27,6 +27,7 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder of pymtl train")
     parser.add_argument("--batches", type=positive, default=200, metavar="N", help="batches to time (default: 200)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data, if the run was moved")
+    add_weights(parser)
     add_machine(parser, "time")
     return parser
 
@@ -47,11 +48,13 @@ def run(arguments: argparse.Namespace) -> int:
     trained, config, vocabulary = run.load_model(data=arguments.data)
     sets = read_all(config)
     if sets.test:
-        predictor = Predictor(arguments.run_folder, arguments.device, arguments.data)
+        predictor = Predictor(arguments.run_folder, arguments.device, arguments.data, weights_of(arguments))
         show(console, evaluate(predictor, sets.test)[0], predictor, "Test set")
     with console.status("timing ..."):
         test = sets.test or sets.valid
-        result = compare(trained, config, vocabulary, sets.train, test, arguments.batches, arguments.device)
+        result = compare(
+            trained, config, vocabulary, sets.train, test, arguments.batches, arguments.device, weights_of(arguments)
+        )
     counts = result["bucketed"]["batches"]
     table = Table(
         title=f"Time of a batch of {config.training.batch_size} sentences: medians of {counts['training']} training "
@@ -63,11 +66,14 @@ def run(arguments: argparse.Namespace) -> int:
         table.add_column("pymtl is faster by", justify="right")
     for kind, title in (("bucketed", "of similar length, as trained"), ("shuffled", "of any length")):
         table.add_row(f"[bold]{title}[/]")
-        for name in result[kind]["training"]:
-            label = NAMES[name]
+        for name in result[kind]["inference"]:
+            label = NAMES.get(name, name)
             cells = []
             for part in ("training", "inference"):
-                row = result[kind][part][name]
+                row = result[kind][part].get(name)  # there is no training with frozen weights
+                if row is None:
+                    cells += ["", ""]
+                    continue
                 cells += [f"{row['p50']:.2f}", "" if name == "pymtl" else f"{row['ratio']:.2f} x"]
             table.add_row(label, *cells)
         table.add_section()

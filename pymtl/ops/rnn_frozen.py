@@ -57,32 +57,44 @@ def rnn_prepack(weights: RNNWeights, norm: RNNNorm | None = None, dtype: torch.d
     """
     own = weights.weight_hh[0].dtype if weights.weight_hh else None
     if dtype is not None and dtype != own:
-        return _prepack_narrow(weights, norm, dtype)
+        return NarrowWeights.of(weights, dtype, norm).prepack(weights)
     if norm is None:
         return torch.ops.pymtl.rnn_prepack(*weights, None)
     return torch.ops.pymtl.rnn_prepack([], *weights[1:], norm.within())
 
 
-def _prepack_narrow(weights: RNNWeights, norm: RNNNorm | None, dtype: torch.dtype) -> Tensor:
-    check_counts(weights, None)
-    if dtype not in (torch.int8, torch.bfloat16):
-        raise ValueError(f"dtype: expected torch.int8, torch.bfloat16 or the weights' own, got {dtype}")
-    weight_ih = weights.weight_ih if norm is None else []
-    for name, group in (("weight_ih", weight_ih), ("weight_hh", weights.weight_hh)):
-        for g, weight in enumerate(group):
-            if weight.dtype != torch.float32 or weight.dim() != 2:
-                raise RuntimeError(
-                    f"{name}[{g}]: expected a matrix of torch.float32 to keep in {dtype}, got {weight.dim()}-D "
-                    f"{weight.dtype}"
-                )
-    biases = (weights.bias_ih, weights.bias_hh)
-    if dtype == torch.bfloat16:
-        matrices = ([w.bfloat16() for w in weight_ih], [w.bfloat16() for w in weights.weight_hh], [], [])
-    else:
-        ih = [reference.int8_weight(w, f"weight_ih[{g}]") for g, w in enumerate(weight_ih)]
-        hh = [reference.int8_weight(w, f"weight_hh[{g}]") for g, w in enumerate(weights.weight_hh)]
-        matrices = ([w.numbers for w in ih], [w.numbers for w in hh], [w.scale for w in ih], [w.scale for w in hh])
-    return torch.ops.pymtl.rnn_prepack_narrow(*matrices, *biases, weights.mode)
+class NarrowWeights(NamedTuple):
+    """The matrices of G recurrences in bfloat16, or in int8 with a scale for each row, float32 [gates*H]."""
+
+    weight_ih: list[Tensor]
+    weight_hh: list[Tensor]
+    scale_ih: list[Tensor]
+    scale_hh: list[Tensor]
+
+    @staticmethod
+    def of(weights: RNNWeights, dtype: torch.dtype, norm: RNNNorm | None = None) -> NarrowWeights:
+        """As :func:`rnn_prepack` makes them of float32."""
+        check_counts(weights, None)
+        if dtype not in (torch.int8, torch.bfloat16):
+            raise ValueError(f"dtype: expected torch.int8, torch.bfloat16 or the weights' own, got {dtype}")
+        named = {"weight_ih": weights.weight_ih if norm is None else [], "weight_hh": weights.weight_hh}
+        for name, group in named.items():
+            for g, weight in enumerate(group):
+                if weight.dtype != torch.float32 or weight.dim() != 2:
+                    raise RuntimeError(
+                        f"{name}[{g}]: expected a matrix of torch.float32 to keep in {dtype}, got {weight.dim()}-D "
+                        f"{weight.dtype}"
+                    )
+        if dtype == torch.bfloat16:
+            return NarrowWeights(*([w.bfloat16() for w in group] for group in named.values()), [], [])
+        ih, hh = (
+            [reference.int8_weight(w, f"{name}[{g}]") for g, w in enumerate(group)] for name, group in named.items()
+        )
+        return NarrowWeights(*([w.numbers for w in ws] for ws in (ih, hh)), *([w.scale for w in ws] for ws in (ih, hh)))
+
+    def prepack(self, weights: RNNWeights) -> Tensor:
+        """For :func:`rnn_frozen`, with the biases of ``weights``."""
+        return torch.ops.pymtl.rnn_prepack_narrow(*self, weights.bias_ih, weights.bias_hh, weights.mode)
 
 
 def rnn_frozen(

@@ -16,6 +16,7 @@ from pymtl.ops.autograd import is_plain, needs_reference, wants_gradient
 from pymtl.ops.dtypes import autocast_dtype
 from pymtl.packing import as_lengths, turned_around
 from pymtl.recurrent.options import Options
+from pymtl.recurrent.portable import PortableWeights
 from pymtl.recurrent.resets import begun, check_resets, cut_nothing
 from pymtl.recurrent.route import Route, refuse_recording, route
 from pymtl.recurrent.snapshot import Snapshot, notice_fused_optimizers
@@ -36,6 +37,7 @@ class Recurrent(nn.RNNBase):
 
     _original: type[nn.RNNBase]
     _snapshot: Snapshot | None = None
+    _pymtl_portable: PortableWeights | None = None  # in the parameters' place, of a module that is to be exported
     # The name differs from the options': a converted subclass may have attributes of its own by those names.
     _pymtl_variants: Options = Options()
 
@@ -398,6 +400,8 @@ class Recurrent(nn.RNNBase):
 
     def _pymtl_runs_frozen(self, input: Tensor) -> bool:
         """Whether a call with this input uses a snapshot."""
+        if self._pymtl_portable is not None:
+            return True
         if self._snapshot is None:
             return False
         weights = self._weights()
@@ -445,7 +449,11 @@ class Recurrent(nn.RNNBase):
                 None if h0 is None else h0[states],
                 None if c0 is None else c0[states],
             )
-            if varied:
+            if self._pymtl_portable is not None:
+                packed = self._pymtl_portable.prepacked(layer, own[0])
+                frozen = ops.RNNFrozen.of([packed], self.hidden_size, self._pymtl_reverse(), self.mode)
+                input, h_n, c_n = ops.rnn_frozen(input, batch_sizes, frozen, *own[1:])
+            elif varied:
                 if snapshot is not None and torch.compiler.is_compiling():
                     raise RuntimeError(
                         f"compiled code cannot take weights frozen in {snapshot.dtype} for layers with "
@@ -522,7 +530,7 @@ class Recurrent(nn.RNNBase):
             return self._unfused_heads(way, input, batch_sizes, weights, head_weight, head_bias, mean, max)
         last = self.num_layers - 1
         snapshot = self._valid_snapshot(weights)
-        if snapshot is not None and torch.compiler.is_compiling():
+        if self._pymtl_portable is not None or (snapshot is not None and torch.compiler.is_compiling()):
             return self._unfused_heads(way, input, batch_sizes, weights, head_weight, head_bias, mean, max)
         if last > 0:
             input, _, _ = self._layers(way, input, batch_sizes, weights, None, None, layers=last)
@@ -613,6 +621,16 @@ class Recurrent(nn.RNNBase):
         for name, weight in zip(self._flat_weights_names, weights):
             if weight.dim() == 2 and not torch.isfinite(weight).all():
                 raise ValueError(f"{name}: expected finite numbers to make 8-bit integers of, got inf or nan")
+
+    def _pymtl_make_portable(self, dtype: torch.dtype) -> None:
+        """For torch.export: from now on, and for good, calls read matrices of that dtype in the parameters' place."""
+        self._pymtl_snapshot_of(dtype)  # which refuses what it cannot make
+        if self._pymtl_variants.act(training=False):
+            described = self._pymtl_variants.describe(self.mode)
+            raise RuntimeError(f"weights: a program keeps float32 for layers with {described}, got {dtype}")
+        with torch.no_grad():
+            layers = [self.layer_weights(layer) for layer in range(self.num_layers)]
+            self._pymtl_portable = PortableWeights(layers, dtype)
 
     def unfreeze(self) -> None:
         """Drops what :meth:`freeze` made."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pymtl.crf import CRF
 from pymtl.models import MultiTaskModel
+from pymtl.recurrent import Recurrent
 from pymtl.training.batches import Batch, Batcher
 from pymtl.training.config import Config
 from pymtl.training.data import Record
@@ -41,16 +42,27 @@ class _Program(nn.Module):
         return dict(self.model(inputs, lengths, self.tasks))
 
 
-def export(run: Run, folder: Path) -> None:
+def export(run: Run, folder: Path, weights: torch.dtype | None = None) -> None:
     """Writes a run's best model to a folder of its own.
 
+    Args:
+        weights: torch.int8 or torch.bfloat16: what the program keeps the matrices of recurrent layers in, as
+            :func:`pymtl.freeze` does. None: float32.
+
     Raises:
-        ConfigError: the run was trained with a backend that is no model of this library.
+        ConfigError: the run was trained with a backend that is no model of this library, or one of its layers cannot
+            be kept in ``weights``.
         RunError: the run is missing or damaged, or a file cannot be written.
     """
     trained, config, vocabulary = run.load_model()
     if trained.name != "pymtl":
         raise ConfigError(f"{run.folder}: expected a model of this library, got the backend {trained.name!r}")
+    if weights not in (None, torch.float32):
+        for layer in [module for module in trained.model.modules() if isinstance(module, Recurrent)]:
+            try:
+                layer._pymtl_make_portable(weights)
+            except (RuntimeError, ValueError) as error:
+                raise ConfigError(f"{run.folder}: {error}") from None
     folder.mkdir(parents=True, exist_ok=True)
     batch = Batcher(vocabulary, config).batch([_example(config, 7), _example(config, 4)], [0, 1])
     batch_dim, steps = torch.export.Dim("batch"), torch.export.Dim("steps")
@@ -67,7 +79,8 @@ def export(run: Run, folder: Path) -> None:
     _drop_unused(program)
     target = Run(folder)
     target.write_file(PROGRAM, lambda path: torch.export.save(program, path))
-    target.write_manifest({key: value for key, value in run.read_manifest().items() if key in EXPORTED_FACTS})
+    facts = {key: value for key, value in run.read_manifest().items() if key in EXPORTED_FACTS}
+    target.write_manifest(facts | ({} if weights is None else {"weights": str(weights).removeprefix("torch.")}))
     target.write_config(config, trained.name)
     target.write_json("vocabulary.json", vocabulary.as_dict())
     crfs = {

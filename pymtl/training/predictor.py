@@ -13,7 +13,7 @@ from pymtl.recurrent import freeze
 from pymtl.training.batches import Batcher
 from pymtl.training.config import Config, TaskConfig
 from pymtl.training.data import Record, given_tokens, record_of, text_field, text_record
-from pymtl.training.errors import DataError
+from pymtl.training.errors import ConfigError, DataError
 from pymtl.training.exporting import Exported, is_exported
 from pymtl.training.kinds.base import Scored
 from pymtl.training.metrics import decode, details_of
@@ -27,14 +27,18 @@ Input = str | Sequence[str] | Mapping[str, Any]
 Answer = dict[str, Any]
 
 
-def load(folder: str | Path, device: str | torch.device = "cpu") -> Predictor:
+def load(folder: str | Path, device: str | torch.device = "cpu", weights: torch.dtype | None = None) -> Predictor:
     """A trained model, to predict with.
 
     Args:
         folder: a run folder of ``pymtl train``, or what ``pymtl export`` wrote.
         device: where the model runs.
+        weights: what recurrent layers keep their matrices in, as for :func:`pymtl.freeze`: ``torch.int8`` or
+            ``torch.bfloat16``; None: float32. Of a run folder, on the CPU.
 
     Raises:
+        pymtl.training.errors.ConfigError: ``weights`` is given for an exported program or a GPU, or a layer cannot be
+            kept so.
         pymtl.training.errors.RunError: a file is missing or damaged, or written by a newer version.
 
     ::
@@ -43,7 +47,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Predictor:
         answer = model.predict("bring me a large coffee now")
         answer["mood"], answer["mood/probability"]  # "rude", 0.98
     """
-    return Predictor(Path(folder), device)
+    return Predictor(Path(folder), device, weights=weights)
 
 
 class Predictor:
@@ -60,7 +64,13 @@ class Predictor:
     config: Config
     vocabulary: Vocabulary
 
-    def __init__(self, folder: Path, device: str | torch.device = "cpu", data: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        device: str | torch.device = "cpu",
+        data: Path | None = None,
+        weights: torch.dtype | None = None,
+    ) -> None:
         self.device = torch.device(device)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise RuntimeError(f"device: expected cpu, since there is no GPU or torch has no CUDA, got {device}")
@@ -68,16 +78,28 @@ class Predictor:
         if is_exported(folder):
             if self.device.type != "cpu":
                 raise ValueError(f"device: expected cpu for an exported program, got {self.device}")
+            if weights is not None:
+                raise ConfigError(f"weights: expected none for an exported program, which has its own, got {weights}")
             self._trained = Exported(folder, data)
             self.config, self.vocabulary = self._trained.config, self._trained.vocabulary
         else:
             self._trained, self.config, self.vocabulary = Run(folder).load_model(data=data)
             self._trained.to(self.device)
             if self.device.type == "cpu":
-                freeze(self._trained.model)
+                self._freeze(weights)
+            elif weights is not None:
+                raise ConfigError(f"weights: expected none on a GPU, got {weights}")
         self._batcher = Batcher(self.vocabulary, self.config, remember=False)
         self._uncertainty = Run(folder).read_manifest().get("uncertainty", {})
         self._known = frozenset(self.vocabulary.tokens)
+
+    def _freeze(self, weights: torch.dtype | None) -> None:
+        try:
+            freeze(self._trained.model, weights)
+        except (RuntimeError, ValueError) as error:
+            if weights is None:
+                raise
+            raise ConfigError(str(error)) from None
 
     @property
     def tasks(self) -> dict[str, TaskConfig]:

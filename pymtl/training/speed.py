@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pymtl.benchmark.timing import interleaved
+from pymtl.recurrent import freeze
 from pymtl.training.batches import Batch, Batcher, buckets
 from pymtl.training.config import Config
 from pymtl.training.data import Record
@@ -33,9 +34,11 @@ def compare(
     test: Mapping[str, list[Record]],
     batches: int = 200,
     device: str = "cpu",
+    weights: torch.dtype | None = None,
 ) -> dict[str, Any]:
     """Times a training step and an inference batch of every backend on the same batches, interleaved; of ours alone
-    where plain PyTorch has no counterpart of the model.
+    where plain PyTorch has no counterpart of the model. With ``weights`` inference is timed of one more, ours frozen in
+    that dtype.
 
     Returns:
         For ``bucketed`` batches (of similar lengths, as in training) and ``shuffled`` ones (as they come): how many
@@ -71,7 +74,12 @@ def compare(
     # Small steps: the weights stay about what they are.
     settings = replace(config.training, learning_rate=1e-5, ema_decay=0.0)
     steps = {name: _ended(_each(Step(model, settings)), device) for name, model in models.items()}
-    asked = {name: _ended(_ask(model), device) for name, model in models.items()}
+    frozen = {}
+    if weights is not None:
+        name = f"pymtl, frozen in {str(weights).removeprefix('torch.')}"
+        frozen[name] = _same(model_with_loss, "pymtl", config, vocabulary)
+        freeze(frozen[name].model.eval(), weights)
+    asked = {name: _ended(_ask(model), device) for name, model in (models | frozen).items()}
     for kind, (training, inference) in work.items():
         for model in models.values():
             model.train()

@@ -31,7 +31,7 @@ def dequantised(module):
     """A module of the weights that the integers stand for."""
     twin = copy.deepcopy(module)
     with torch.no_grad():
-        for name, weight in twin.named_parameters():
+        for weight in twin.parameters():
             if weight.dim() == 2:
                 weight.copy_(reference.int8_weight(weight).dequantised())
     return twin
@@ -237,13 +237,17 @@ def test_compiled_code_refuses_options_that_its_integers_do_not_know():
 )
 def test_layers_that_cannot_are_named_and_nothing_is_frozen(options, match):
     model = nn.ModuleList([pymtl.LSTM(5, 7), pymtl.LSTM(5, 7, **options)]).eval()
-    with pytest.raises(RuntimeError, match=rf"weights: torch.int8 is for layers of torch.float32 .*LSTM\(5, 7.*{match}"):
+    with pytest.raises(
+        RuntimeError, match=rf"weights: torch.int8 is for layers of torch.float32 .*LSTM\(5, 7.*{match}"
+    ):
         pymtl.freeze(model, torch.int8)
     assert pymtl.frozen_bytes(model) == 0
 
 
 def test_other_dtypes_and_training_mode_are_refused():
-    with pytest.raises(ValueError, match=r"weights: expected torch.int8 or torch.bfloat16 or the module's torch.float32"):
+    with pytest.raises(
+        ValueError, match=r"weights: expected torch.int8 or torch.bfloat16 or the module's torch.float32"
+    ):
         pymtl.freeze(pymtl.LSTM(5, 7).eval(), torch.float16)
     with pytest.raises(RuntimeError, match="in training mode"):
         pymtl.freeze(pymtl.LSTM(5, 7), torch.int8)

@@ -52,6 +52,21 @@ constexpr int kInt8TileRows = 4;
 constexpr int kInt8TileRows = 2;
 #endif
 
+#if defined(__AVX512F__)
+#define PYMTL_IN_REGISTER(vector) asm("" : "+v"(vector))
+#elif defined(__SSE2__)
+#define PYMTL_IN_REGISTER(vector) asm("" : "+x"(vector))
+#else
+#define PYMTL_IN_REGISTER(vector) asm("" : "+w"(vector))
+#endif
+
+// Vectors of sums that the registers hold beside the operands.
+#if defined(__AVX512F__) || defined(__ARM_NEON)
+constexpr int kInt8Sums = 24;
+#else
+constexpr int kInt8Sums = 12;
+#endif
+
 // The row's numbers of a group, for all lanes.
 struct RowGroup {
   Ints numbers;
@@ -65,35 +80,38 @@ struct RowGroup {
   }
 };
 
+// A vector of a panel's group.
+PYMTL_INLINE Ints load_group(const uint8_t* panel) {
+#if defined(__SSE2__) && !defined(__AVX2__)
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(panel));
+  return (Ints)_mm_srai_epi16(_mm_unpacklo_epi8(bytes, bytes), 8);
+#else
+  Ints weights;
+  std::memcpy(&weights, panel, sizeof weights);
+  return weights;
+#endif
+}
+
 // sums += the group's products, in every lane.
-PYMTL_INLINE Ints multiply_add(const RowGroup& row, const uint8_t* panel, Ints sums) {
+PYMTL_INLINE Ints multiply_add(const RowGroup& row, Ints weights, Ints sums) {
 #if defined(__AVX512VNNI__)
-  return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)row.numbers, _mm512_loadu_si512(panel));
+  return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)row.numbers, (__m512i)weights);
 #elif defined(__AVXVNNI__)
-  const __m256i weights = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel));
-  return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)row.numbers, weights);
+  return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)row.numbers, (__m256i)weights);
 #elif defined(__AVX512BW__)
-  const __m512i weights = _mm512_xor_si512(_mm512_loadu_si512(panel), (__m512i)row.mask);
-  const __m512i pairs = _mm512_maddubs_epi16((__m512i)row.numbers, weights);
+  const __m512i pairs = _mm512_maddubs_epi16((__m512i)row.numbers, (__m512i)(weights ^ row.mask));
   return sums + (Ints)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
 #elif defined(__AVX2__)
-  const __m256i weights =
-      _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel)), (__m256i)row.mask);
-  const __m256i pairs = _mm256_maddubs_epi16((__m256i)row.numbers, weights);
+  const __m256i pairs = _mm256_maddubs_epi16((__m256i)row.numbers, (__m256i)(weights ^ row.mask));
   return sums + (Ints)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 #elif defined(__ARM_FEATURE_DOTPROD)
-  const int8x16_t weights = vld1q_s8(reinterpret_cast<const int8_t*>(panel));
-  return (Ints)vdotq_s32((int32x4_t)sums, weights, (int8x16_t)row.numbers);
+  return (Ints)vdotq_s32((int32x4_t)sums, (int8x16_t)weights, (int8x16_t)row.numbers);
 #elif defined(__ARM_NEON)
-  const int8x16_t weights = vld1q_s8(reinterpret_cast<const int8_t*>(panel));
-  const int8x16_t numbers = (int8x16_t)row.numbers;
-  const int16x8_t low = vmull_s8(vget_low_s8(weights), vget_low_s8(numbers));
-  const int16x8_t high = vmull_high_s8(weights, numbers);
-  return (Ints)vpadalq_s16((int32x4_t)sums, vpaddq_s16(low, high));
+  const int8x16_t w = (int8x16_t)weights, p = (int8x16_t)row.numbers;
+  const int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(p));
+  return (Ints)vpadalq_s16((int32x4_t)sums, vpaddq_s16(low, vmull_high_s8(w, p)));
 #else
-  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(panel));
-  const __m128i weights = _mm_srai_epi16(_mm_unpacklo_epi8(bytes, bytes), 8);
-  return sums + (Ints)_mm_madd_epi16(weights, (__m128i)row.numbers);
+  return sums + (Ints)_mm_madd_epi16((__m128i)weights, (__m128i)row.numbers);
 #endif
 }
 
@@ -143,11 +161,26 @@ struct IntRows {
   static int64_t stride_of(int64_t depth) { return (depth + 63) / 64 * 64 * kRowGroup / kInt8Group; }
 };
 
-template <int... Lane>
-PYMTL_INLINE void store_masked(uint8_t* to, ByteVec numbers, ByteVec masks, std::integer_sequence<int, Lane...>) {
-  typedef int8_t Both __attribute__((vector_size(2 * kLanes<float>)));
-  const Both both =
-      __builtin_shufflevector(numbers, masks, (Lane / 8 * 4 + Lane % 4 + Lane % 8 / 4 * kLanes<float>)...);
+// Numbers that fit 8 bits.
+PYMTL_INLINE ByteVec narrow(Ints numbers) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  const __m256i all = (__m256i)numbers;
+  const __m128i halves = _mm_packs_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+  const __m128i bytes = _mm_packs_epi16(halves, halves);
+  ByteVec result;
+  std::memcpy(&result, &bytes, sizeof result);
+  return result;
+#else
+  return __builtin_convertvector(numbers, ByteVec);
+#endif
+}
+
+// Fours of `a` and of `b` in turns.
+template <int... Word>
+PYMTL_INLINE void store_in_turns(uint8_t* to, ByteVec a, ByteVec b, std::integer_sequence<int, Word...>) {
+  typedef int32_t Words __attribute__((vector_size(kLanes<float>)));
+  typedef int32_t Both __attribute__((vector_size(2 * kLanes<float>)));
+  const Both both = __builtin_shufflevector((Words)a, (Words)b, (Word / 2 + Word % 2 * kLanes<float> / 4)...);
   std::memcpy(to, &both, sizeof both);
 }
 
@@ -169,17 +202,17 @@ PYMTL_INLINE void quantise(const float* x, int64_t depth, const IntRows& rows, i
   for (int64_t k = 0; k < depth; k += kLanes<float>) {
     const Ints numbers = (Ints)(load_part(x + k, depth - k) * inverse + shift) - (Ints)shift;
     if constexpr (kMaskedRows) {
-      const Ints negative = numbers < 0;
-      const Ints size = (numbers ^ negative) - negative;
-      below += size & negative;
-      store_masked(to + 2 * k, __builtin_convertvector(size, ByteVec), __builtin_convertvector(negative, ByteVec),
-                   std::make_integer_sequence<int, 2 * kLanes<float>>{});
+      below -= numbers & (numbers >> 31);
+      const ByteVec bytes = narrow(numbers);
+      const ByteVec negative = bytes < 0;
+      store_in_turns(to + 2 * k, (bytes ^ negative) - negative, negative,
+                     std::make_integer_sequence<int, kLanes<float> / 2>{});
     } else if constexpr (kInt8Group == 2) {
       typedef int16_t Halves __attribute__((vector_size(2 * kLanes<float>)));
       const Halves halves = __builtin_convertvector(numbers, Halves);
       std::memcpy(to + 2 * k, &halves, sizeof halves);
     } else {
-      const ByteVec bytes = __builtin_convertvector(kOffsetRows ? numbers + 128 : numbers, ByteVec);
+      const ByteVec bytes = kOffsetRows ? narrow(numbers) ^ static_cast<int8_t>(-128) : narrow(numbers);
       std::memcpy(to + k, &bytes, sizeof bytes);
     }
   }
@@ -194,7 +227,7 @@ __attribute__((noinline)) void add_int8_product(const IntRows& rows, int64_t fir
                                                 const float* from, int64_t from_stride, const float* rest, float* to,
                                                 int64_t to_stride) {
   // Sums of different groups, where one alone would be waited for.
-  constexpr int kSums = kMaskedRows || R * V >= 8 ? 1 : R * V >= 4 ? 2 : 4;
+  constexpr int kSums = kMaskedRows || R * V > kInt8Sums / 2 ? 1 : R * V > kInt8Sums / 3 ? 2 : 3;
   const int64_t groups = WeightPanel<float, int8_t>::groups(depth);
   const uint8_t* weights = reinterpret_cast<const uint8_t*>(panel);
   const float* const scales = reinterpret_cast<const float*>(weights + groups * V * kPanelGroup);
@@ -219,10 +252,10 @@ __attribute__((noinline)) void add_int8_product(const IntRows& rows, int64_t fir
     for (int r = 0; r < R; ++r) numbers[r] = RowGroup::of(row[r] + at * kRowGroup);
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
+      Ints group_weights = load_group(weights + (at * V + v) * kPanelGroup);
+      if constexpr (R > 1) PYMTL_IN_REGISTER(group_weights);  // or the compiler reads them again for every row
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        to_sums[r][v] = multiply_add(numbers[r], weights + (at * V + v) * kPanelGroup, to_sums[r][v]);
-      }
+      for (int r = 0; r < R; ++r) to_sums[r][v] = multiply_add(numbers[r], group_weights, to_sums[r][v]);
     }
   };
   int64_t at = 0;
