@@ -7,8 +7,9 @@
 
 namespace pymtl {
 
-// avx2_vnni, avx512_vnni, neon_dotprod: with products of 8-bit integers; avx512_bf16: besides, of bfloat16 numbers.
-enum class Isa { baseline, avx2, avx2_vnni, avx512, avx512_vnni, avx512_bf16, neon, neon_dotprod };
+// avx2_vnni, avx512_vnni, neon_dotprod: with products of 8-bit integers; avx512_bf16: besides, of bfloat16 numbers;
+// amx: besides, of tiles of 8-bit integers.
+enum class Isa { baseline, avx2, avx2_vnni, avx512, avx512_vnni, avx512_bf16, amx, neon, neon_dotprod };
 
 const char* isa_name(Isa isa);
 

@@ -27,8 +27,8 @@ std::string thrown(Call&& call) {
 bool begins(const std::string& text, const std::string& with) { return text.rfind(with, 0) == 0; }
 bool holds(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
-constexpr Isa kAll[] = {Isa::baseline,    Isa::avx2,        Isa::avx2_vnni, Isa::avx512,
-                        Isa::avx512_vnni, Isa::avx512_bf16, Isa::neon,      Isa::neon_dotprod};
+constexpr Isa kAll[] = {Isa::baseline,    Isa::avx2, Isa::avx2_vnni, Isa::avx512,      Isa::avx512_vnni,
+                        Isa::avx512_bf16, Isa::amx,  Isa::neon,      Isa::neon_dotprod};
 
 // What happens where the first choice is impossible. Runs before run_tests, which makes that choice for good.
 void impossible_choices() {
@@ -60,6 +60,7 @@ void names() {
   CHECK(std::string(isa_name(Isa::avx512)) == "avx512");
   CHECK(std::string(isa_name(Isa::avx512_vnni)) == "avx512_vnni");
   CHECK(std::string(isa_name(Isa::avx512_bf16)) == "avx512_bf16");
+  CHECK(std::string(isa_name(Isa::amx)) == "amx");
   CHECK(std::string(isa_name(Isa::neon)) == "neon");
   CHECK(std::string(isa_name(Isa::neon_dotprod)) == "neon_dotprod");
   const std::vector<Isa> compiled = compiled_isas();

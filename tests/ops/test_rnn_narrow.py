@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from parity import assert_same_bits
-from samples import INVARIANT, LONG, SMALL, RNNCase, rnn_sample, rnn_weights
+from samples import INVARIANT, LONG, SMALL, RNNCase, floats_of, rnn_sample, rnn_weights
 from torch.library import opcheck
 
 from pymtl import _native, ops, reference
@@ -125,7 +125,7 @@ def test_the_integers_are_the_same_under_every_instruction_set():
         _native.force_isa(before)
     for isa, results in found.items():
         for other in found:
-            if isa.split("_")[0] == other.split("_")[0]:
+            if floats_of(isa) == floats_of(other):
                 assert_same_bits(results, found[other])
 
 
@@ -361,6 +361,7 @@ INTEGERS = {
     "avx512": (512, "fours"),
     "avx512_vnni": (512, "offset"),
     "avx512_bf16": (512, "offset"),
+    "amx": (512, "offset"),
     "neon": (128, "fours"),
     "neon_dotprod": (128, "fours"),
 }

@@ -222,6 +222,30 @@ def test_compiled_code_refuses_options_that_its_integers_do_not_know():
         compiled(input_of(module))
 
 
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_programs_hold_weights_in_the_order_of_no_machine(kind, dtype):
+    module = frozen(kind, dtype)
+    x, hx = input_of(module), states_if(True, module)
+    expected = run(module, x, hx)
+    portable = copy.deepcopy(module)
+    portable._pymtl_make_portable(dtype)
+    assert_same_bits(run(portable, x, hx), expected)
+    dims = {0: torch.export.Dim("steps"), 1: torch.export.Dim("batch")}
+    with torch.no_grad():
+        program = torch.export.export(portable, (x,), dynamic_shapes=(dims,), strict=False)
+    assert not [n for n in program.graph.nodes if n.op == "placeholder" and n.users and "p_weight" in n.name]
+    for batch in (1, 4):
+        x = input_of(module, batch, steps=9)
+        assert_same_bits(named(*program.module()(x)), run(module, x))
+
+
+def test_programs_refuse_layers_whose_weights_they_would_keep_in_float32():
+    for options in ({"zoneout": 0.1}, {"layer_norm": True}):
+        with pytest.raises(RuntimeError, match="weights: a program keeps float32 for layers with"):
+            ours_of("LSTM", 5, 7, **options).eval()._pymtl_make_portable(torch.int8)
+
+
 # What is refused, and sizes.
 
 

@@ -16,6 +16,11 @@ RESULTS = ("output", "h_n", "c_n")  # of an LSTM
 NO_MASKS = ops.RNNMasks()
 
 
+def floats_of(isa):
+    """The instruction set whose kernels for float32 and float64 this one has."""
+    return "avx512" if isa == "amx" else isa.split("_")[0]
+
+
 def spread(tensor):
     """The same values, non-contiguous: every second element of a larger tensor, in all dimensions."""
     filler = torch.nan if tensor.is_floating_point() else -1

@@ -6,6 +6,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -28,6 +32,7 @@ extern const NarrowRnn int8_avx2;
 extern const NarrowRnn int8_avx2_vnni;
 extern const NarrowRnn int8_avx512;
 extern const NarrowRnn int8_avx512_vnni;
+extern const NarrowRnn int8_amx;
 #elif defined(__aarch64__)
 extern const Kernels kernels_neon;
 extern const LayersFor<BFloat16> bfloat16_neon;
@@ -53,6 +58,7 @@ constexpr Entry kEntries[] = {
     {Isa::avx512, "avx512", &kernels_avx512, &bfloat16_avx512, &int8_avx512},
     {Isa::avx512_vnni, "avx512_vnni", &kernels_avx512, &bfloat16_avx512, &int8_avx512_vnni},
     {Isa::avx512_bf16, "avx512_bf16", &kernels_avx512, &bfloat16_avx512_bf16, &int8_avx512_vnni},
+    {Isa::amx, "amx", &kernels_avx512, &bfloat16_avx512_bf16, &int8_amx},
     {Isa::neon, "neon", nullptr, nullptr, nullptr},
     {Isa::neon_dotprod, "neon_dotprod", nullptr, nullptr, nullptr}};
 #elif defined(__aarch64__)
@@ -62,6 +68,7 @@ constexpr Entry kEntries[] = {{Isa::baseline, "baseline", nullptr, nullptr, null
                               {Isa::avx512, "avx512", nullptr, nullptr, nullptr},
                               {Isa::avx512_vnni, "avx512_vnni", nullptr, nullptr, nullptr},
                               {Isa::avx512_bf16, "avx512_bf16", nullptr, nullptr, nullptr},
+                              {Isa::amx, "amx", nullptr, nullptr, nullptr},
                               {Isa::neon, "neon", &kernels_neon, &bfloat16_neon, &int8_neon},
                               {Isa::neon_dotprod, "neon_dotprod", &kernels_neon, &bfloat16_neon, &int8_neon_dotprod}};
 #endif
@@ -71,6 +78,20 @@ constexpr Entry kEntries[] = {{Isa::baseline, "baseline", nullptr, nullptr, null
 bool has_avx_vnni() {
   unsigned int a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & (1u << 4)) != 0;
+}
+
+// Whether there are tiles and their products of 8-bit integers, and Linux lets this process use them: it has to ask,
+// since they make the state of its threads larger.
+bool has_amx() {
+#if defined(__linux__)
+  constexpr unsigned int kTile = 1u << 24, kInt8 = 1u << 25;
+  constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned int a = 0, b = 0, c = 0, d = 0;
+  const bool there = __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kTile) != 0 && (d & kInt8) != 0;
+  return there && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 #endif
 
@@ -91,6 +112,8 @@ bool cpu_has(Isa isa) {
       return cpu_has(Isa::avx512) && __builtin_cpu_supports("avx512vnni");
     case Isa::avx512_bf16:
       return cpu_has(Isa::avx512_vnni) && __builtin_cpu_supports("avx512bf16");
+    case Isa::amx:
+      return cpu_has(Isa::avx512_bf16) && has_amx();
     case Isa::neon:
     case Isa::neon_dotprod:
       return false;

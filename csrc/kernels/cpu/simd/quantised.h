@@ -5,6 +5,7 @@
 //
 //   VNNI, AVX-VNNI     vpdpbusd takes one operand without sign: rows are stored plus 128, and a panel's sums start from
 //                      -128 times the sum of its weights.
+//   AMX                likewise, for 16 rows and 64 depths at a time.
 //   AVX2, AVX-512BW    vpmaddubsw likewise: rows are stored as |p| and a mask of the negative ones, which flips the
 //                      weights' bits: p w = |p| (~w) + |p| where p < 0. A row's sums start from the sum of those |p|.
 //                      The 16-bit sums of two products stay below 2 * 127 * 128 < 2^15.
@@ -13,6 +14,7 @@
 #pragma once
 
 #include "rnn_products.h"
+#include "tiles.h"
 
 namespace pymtl {
 namespace {
@@ -221,11 +223,17 @@ PYMTL_INLINE void quantise(const float* x, int64_t depth, const IntRows& rows, i
   rows.starts[at] = start;
 }
 
+// The sums of a product's first `groups`, [R][V][lanes]; none where there are no tiles.
+struct BegunSums {
+  const int32_t* sums = nullptr;
+  int64_t groups = 0;
+};
+
 // As add_product.
 template <int R, int V, int S>
 __attribute__((noinline)) void add_int8_product(const IntRows& rows, int64_t first, int64_t depth, const int8_t* panel,
                                                 const float* from, int64_t from_stride, const float* rest, float* to,
-                                                int64_t to_stride) {
+                                                int64_t to_stride, const BegunSums& begun) {
   // Sums of different groups, where one alone would be waited for.
   constexpr int kSums = kMaskedRows || R * V > kInt8Sums / 2 ? 1 : R * V > kInt8Sums / 3 ? 2 : 3;
   const int64_t groups = WeightPanel<float, int8_t>::groups(depth);
@@ -242,6 +250,10 @@ __attribute__((noinline)) void add_int8_product(const IntRows& rows, int64_t fir
       Ints start;
       std::memcpy(&start, starts + v * kLanes<float>, sizeof start);
       sums[0][r][v] = start + rows.starts[first + r];
+      if (begun.groups > 0) {
+        std::memcpy(&start, begun.sums + (r * V + v) * kLanes<float>, sizeof start);
+        sums[0][r][v] += start;
+      }
 #pragma GCC unroll 4
       for (int s = 1; s < kSums; ++s) sums[s][r][v] = Ints{};
     }
@@ -258,7 +270,7 @@ __attribute__((noinline)) void add_int8_product(const IntRows& rows, int64_t fir
       for (int r = 0; r < R; ++r) to_sums[r][v] = multiply_add(numbers[r], group_weights, to_sums[r][v]);
     }
   };
-  int64_t at = 0;
+  int64_t at = begun.groups;
   for (; at + kSums <= groups; at += kSums) {
 #pragma GCC unroll 4
     for (int s = 0; s < kSums; ++s) group(at + s, sums[s]);
@@ -284,7 +296,7 @@ template <>
 class RnnProducts<float, int8_t> {
  public:
   static size_t scratch(int64_t rows, int64_t depth) {
-    return static_cast<size_t>(rows * (IntRows::stride_of(depth) + 8));
+    return static_cast<size_t>(rows * (IntRows::stride_of(depth) + 8) + kMoreRows * IntRows::stride_of(depth));
   }
 
   // scratch: of the most rows that are taken, of the largest depth.
@@ -297,6 +309,9 @@ class RnnProducts<float, int8_t> {
     float* const scales = reinterpret_cast<float*>(scratch_ + count * stride);
     rows_ = {scratch_, stride, scales, reinterpret_cast<int32_t*>(scales + count)};
     for (int64_t row = 0; row < count; ++row) quantise(rows[row], depth, rows_, row);
+#if defined(__AMX_INT8__)
+    if (in_tiles(count)) tiles_.configure(count < kRowsOfTile ? count : kRowsOfTile);
+#endif
   }
 
   template <int V>
@@ -307,13 +322,46 @@ class RnnProducts<float, int8_t> {
   template <int V, int S>
   void add(int64_t first, int64_t count, const int8_t* panel, const float* from, int64_t from_stride, const float* rest,
            float* to, int64_t to_stride) const {
-    for_row_groups<kInt8TileRows>(count, [&]<int Rows>(int64_t row) {
-      add_int8_product<Rows, V, S>(rows_, first + row, depth_, panel, from + row * from_stride, from_stride, rest,
-                                   to + row * to_stride, to_stride);
-    });
+#if defined(__AMX_INT8__)
+    if (in_tiles(count)) {
+      alignas(64) int32_t sums[kRowsOfTile * V * kLanes<float>];
+      const int64_t tiles = depth_ / kDepthOfTile;
+      for (int64_t row = 0; row < count; row += tiles_.rows()) {
+        // The last tile may read rows behind the last one, whose sums nobody asks for.
+        multiply_tiles<V>(rows_.numbers + (first + row) * rows_.stride, rows_.stride,
+                          reinterpret_cast<const uint8_t*>(panel), tiles, sums);
+        const int64_t valid = count - row < tiles_.rows() ? count - row : tiles_.rows();
+        add_rows<V, S>(first + row, valid, panel, from + row * from_stride, from_stride, rest, to + row * to_stride,
+                       to_stride, {sums, tiles * kDepthOfTile / kInt8Group});
+      }
+      return;
+    }
+#endif
+    add_rows<V, S>(first, count, panel, from, from_stride, rest, to, to_stride, {});
   }
 
  private:
+#if defined(__AMX_INT8__)
+  static constexpr int64_t kMoreRows = kRowsOfTile;
+
+  // Of fewer rows a tile of weights takes longer to load than they take to multiply.
+  bool in_tiles(int64_t count) const { return count >= 8 && depth_ >= kDepthOfTile; }
+
+  Tiles tiles_;
+#else
+  static constexpr int64_t kMoreRows = 0;
+#endif
+
+  template <int V, int S>
+  void add_rows(int64_t first, int64_t count, const int8_t* panel, const float* from, int64_t from_stride,
+                const float* rest, float* to, int64_t to_stride, BegunSums begun) const {
+    for_row_groups<kInt8TileRows>(count, [&]<int Rows>(int64_t row) {
+      add_int8_product<Rows, V, S>(rows_, first + row, depth_, panel, from + row * from_stride, from_stride, rest,
+                                   to + row * to_stride, to_stride,
+                                   {begun.sums + row * V * kLanes<float>, begun.groups});
+    });
+  }
+
   uint8_t* const scratch_;
   IntRows rows_{};
   int64_t count_ = 0;
