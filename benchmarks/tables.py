@@ -172,6 +172,31 @@ def beside_ours(result: dict[str, Any]) -> Iterator[Cells]:
             yield row["shape"], part, f"{timed[names[0]]['p50']:.2f}", *ratios, f"{rate:.0f}"
 
 
+def narrow(result: dict[str, Any]) -> Iterator[Cells]:
+    yield "", "against", "cases", "threads", "geometric mean", "aim", "worst", "aim", "worst at", "count"
+    for line in result["summary"]:
+        yield (
+            line["ours"],
+            line["against"],
+            line["cases"],
+            line["threads"],
+            f"{line['geometric mean']:.2f}",
+            f"{line['aim']:g}",
+            f"{line['worst']:.2f}",
+            f"{line['aim of the worst']:g}",
+            line["worst shape"],
+            line["count"],
+        )
+
+
+def narrow_errors(result: dict[str, Any]) -> Iterator[Cells]:
+    yield "error from float64", "layers", "geometric mean of the ratios", "largest", "layers above 1"
+    names = {"rms": "root mean square", "max": "largest difference"}
+    for kind, found in result["errors over ONNX Runtime int8's"].items():
+        ratios = (f"{found['geometric mean']:.2f}", f"{found['largest']:.2f}")
+        yield names[kind], found["layers"], *ratios, found["above 1"]
+
+
 def busy(result: dict[str, Any]) -> Iterator[Cells]:
     names = list(result["rows"][0]["contenders"])
     yield "shape", "neighbours", *(f"{name}: p50 / p90 / p99, ms" for name in names), "p99 over own idle p50"
@@ -231,6 +256,8 @@ def main() -> None:
         "memory": memory(results["memory"]),
         "resets": beside_ours(results["resets"]),
         "alternating": beside_ours(results["alternating"]),
+        "narrow": narrow(results["narrow"]),
+        "narrow errors": narrow_errors(results["narrow"]),
         "busy": busy(results["busy"]),
         "busy_training": busy_training(results["busy"]),
     }
@@ -242,6 +269,7 @@ def main() -> None:
     text = re.sub(r"Latest: .*", f"Latest: {origin(results['latest'])}.", text)
     text = re.sub(r"Resets: .*", f"Resets: {origin(results['resets'])}.", text)
     text = re.sub(r"Alternating: .*", f"Alternating: {origin(results['alternating'])}.", text)
+    text = re.sub(r"Weights in fewer bits: .*", f"Weights in fewer bits: {origin(results['narrow'])}.", text)
     text = re.sub(r"Busy: .*", f"Busy: {origin(results['busy'])}.", text)
     text = re.sub(r"AVX2 kernels, measured [^(]*\(", f"AVX2 kernels, measured {origin(results['grids_avx2'])} (", text)
     readme.write_text(text.rstrip("\n") + "\n", encoding="utf-8")

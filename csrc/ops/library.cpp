@@ -41,11 +41,11 @@ STABLE_TORCH_LIBRARY(pymtl, m) {
   m.def(
       "rnn_frozen(Tensor input, Tensor? batch_sizes, Tensor prepacked, str layers, Tensor? h0, Tensor? c0) "
       "-> (Tensor output, Tensor h_n, Tensor c_n)");
-  // The same from weights that were packed from `parameters`: refused where these have other versions or addresses.
-  // Implemented in Python, which alone knows versions.
+  // The same from weights that were packed from `parameters`: refused where these do not have the versions and the
+  // addresses in `origin`, int64. Implemented in Python, which alone knows versions.
   m.def(
       "rnn_frozen_of(Tensor input, Tensor? batch_sizes, Tensor prepacked, str layers, Tensor? h0, Tensor? c0, "
-      "Tensor[] parameters, int[] versions, int[] addresses) -> (Tensor output, Tensor h_n, Tensor c_n)");
+      "Tensor[] parameters, Tensor origin) -> (Tensor output, Tensor h_n, Tensor c_n)");
   m.def(
       "rnn_prepack(Tensor[] weight_ih, Tensor[] weight_hh, Tensor[] bias_ih, Tensor[] bias_hh, bool[] reverse, "
       "str mode, Tensor[]? norm) -> Tensor");

@@ -30,15 +30,15 @@ def add_machine(parser: argparse.ArgumentParser, verb: str = "run") -> None:
     )
 
 
-def add_weights(parser: argparse.ArgumentParser, description: str | None = None) -> None:
+def add_weights(parser: argparse.ArgumentParser, description: str) -> None:
     """The option that says what recurrent layers keep their matrices in; :func:`weights_of` reads it."""
-    parser.add_argument(
-        "--weights",
-        choices=("float32", "bfloat16", "int8"),
-        help=description
-        or "what recurrent layers keep their matrices in: int8 is faster and a quarter as large, bfloat16 half as "
-        "large; both are a little less exact (default: float32)",
-    )
+    parser.add_argument("--weights", choices=("bfloat16", "int8"), help=description)
+
+
+FROZEN_WEIGHTS = (
+    "keep the matrices of recurrent layers in 8-bit integers, which is faster and a little less exact, or in bfloat16 "
+    "(default: float32)"
+)
 
 
 def weights_of(arguments: argparse.Namespace) -> torch.dtype | None:

@@ -44,7 +44,7 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
         default="float32",
         help="of all numbers (default: float32); float16 only on a GPU",
     )
-    add_weights(parser, "of one more frozen contender, int8 or bfloat16 (default: none)")
+    add_weights(parser, "of one more frozen contender (default: none)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (default: cpu)")
     parser.add_argument(
         "--threads", type=positive, metavar="N", help="CPU threads (default: of the cores that are free)"

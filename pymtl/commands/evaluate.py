@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pymtl.commands import add_machine, add_weights, positive, use_machine, weights_of, wide_console
+from pymtl.commands import FROZEN_WEIGHTS, add_machine, add_weights, positive, use_machine, weights_of, wide_console
 
 if TYPE_CHECKING:
     from pymtl.training.data import Record
@@ -41,7 +41,7 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the test set, if the run was moved")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write (default: evaluation/ in RUN)")
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="texts at a time (default: 64)")
-    add_weights(parser)
+    add_weights(parser, FROZEN_WEIGHTS)
     add_machine(parser)
     return parser
 
@@ -64,15 +64,24 @@ def run(arguments: argparse.Namespace) -> int:
     with console.status("evaluating ..."):
         evaluation, wrong = evaluate(predictor, sets, arguments.batch_size)
     name = "test" if arguments.file is None else arguments.file.name
-    show(console, evaluation, predictor, name)
+    narrow = predictor.weights != "float32"
+    kept = f", weights in {predictor.weights}" if narrow else ""
+    show(console, evaluation, predictor, name + kept)
     source = "test" if arguments.file is None else f"{arguments.file.resolve()} {arguments.dataset or ''}".strip()
-    folder = arguments.out or _own_folder(arguments.run_folder / EVALUATIONS, name, source)
+    own = f"{name}-{predictor.weights}" if narrow else name
+    folder = arguments.out or _own_folder(arguments.run_folder / EVALUATIONS, own, source)
     folder.mkdir(parents=True, exist_ok=True)
     target = Run(folder)
-    title = f"{arguments.run_folder.resolve().name} on {name}"
+    title = f"{arguments.run_folder.resolve().name} on {name}{kept}"
     target.write_json(
         "evaluation.json",
-        {"run": arguments.run_folder.resolve().name, "file": name, "source": _digest(source), **evaluation},
+        {
+            "run": arguments.run_folder.resolve().name,
+            "file": name,
+            "source": _digest(source),
+            "weights": predictor.weights,
+            **evaluation,
+        },
     )
     target.write_text("evaluation.md", page(evaluation, wrong, title, exact_of(predictor, evaluation)))
     target.write_text("errors.jsonl", lines_of(wrong))

@@ -26,7 +26,10 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder of pymtl train")
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder to write")
-    add_weights(parser)
+    add_weights(
+        parser,
+        "keep the matrices of recurrent layers in 8-bit integers, or in bfloat16: a smaller program (default: float32)",
+    )
     return parser
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pymtl.commands import add_machine, add_weights, positive, use_machine, weights_of
+from pymtl.commands import FROZEN_WEIGHTS, add_machine, add_weights, positive, use_machine, weights_of
 
 if TYPE_CHECKING:
     from pymtl.training.kinds import Kind
@@ -51,7 +51,7 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--records", action="store_true", help="texts are JSON objects with the fields that training read"
     )
-    add_weights(parser)
+    add_weights(parser, FROZEN_WEIGHTS)
     add_machine(parser)
     return parser
 

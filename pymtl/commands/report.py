@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pymtl.commands import add_machine, add_weights, positive, use_machine, weights_of, wide_console
+from pymtl.commands import FROZEN_WEIGHTS, add_machine, add_weights, positive, use_machine, weights_of, wide_console
 
 NAMES = {
     "pymtl": "pymtl",
@@ -27,7 +27,7 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder of pymtl train")
     parser.add_argument("--batches", type=positive, default=200, metavar="N", help="batches to time (default: 200)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the data, if the run was moved")
-    add_weights(parser)
+    add_weights(parser, FROZEN_WEIGHTS)
     add_machine(parser, "time")
     return parser
 
@@ -49,7 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     sets = read_all(config)
     if sets.test:
         predictor = Predictor(arguments.run_folder, arguments.device, arguments.data, weights_of(arguments))
-        show(console, evaluate(predictor, sets.test)[0], predictor, "Test set")
+        kept = f", weights in {arguments.weights}" if arguments.weights else ""
+        show(console, evaluate(predictor, sets.test)[0], predictor, f"Test set{kept}")
     with console.status("timing ..."):
         test = sets.test or sets.valid
         result = compare(
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
                 if row is None:
                     cells += ["", ""]
                     continue
-                cells += [f"{row['p50']:.2f}", "" if name == "pymtl" else f"{row['ratio']:.2f} x"]
+                cells += [f"{row['p50']:.2f}", "" if name.startswith("pymtl") else f"{row['ratio']:.2f} x"]
             table.add_row(label, *cells)
         table.add_section()
     console.print(table)

@@ -120,6 +120,7 @@ def rnn(
         h0, c0: [G, B, H] initial states; zeros if None. Only an LSTM has c.
         inputs: P, how many inputs stand side by side: the first G/P recurrences read the first, and so on.
         prepacked: these weights from :func:`rnn_prepack`, to save the packing; not used where a gradient is wanted.
+            Kept in fewer bits, they give the results of those numbers.
         masks: of recurrent dropout and zoneout; they are constants to autograd.
         norm: makes the cells layer-normalised.
 

@@ -33,7 +33,7 @@ def _rnn_frozen_fake(
 
 @torch.library.register_fake("pymtl::rnn_frozen_of")
 def _rnn_frozen_of_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *given, _, _, _ = arguments
+    *given, _, _ = arguments
     return _rnn_frozen_fake(*given)
 
 

@@ -80,10 +80,10 @@ class NarrowWeights(NamedTuple):
         named = {"weight_ih": weights.weight_ih if norm is None else [], "weight_hh": weights.weight_hh}
         for name, group in named.items():
             for g, weight in enumerate(group):
-                if weight.dtype != torch.float32 or weight.dim() != 2:
+                if weight.dtype != torch.float32 or weight.dim() != 2 or weight.shape[1] == 0:
                     raise RuntimeError(
-                        f"{name}[{g}]: expected a matrix of torch.float32 to keep in {dtype}, got {weight.dim()}-D "
-                        f"{weight.dtype}"
+                        f"{name}[{g}]: expected a matrix of torch.float32 with columns to keep in {dtype}, got one of "
+                        f"{weight.dtype} and size {list(weight.shape)}"
                     )
         if dtype == torch.bfloat16:
             return NarrowWeights(*([w.bfloat16() for w in group] for group in named.values()), [], [])
@@ -133,18 +133,19 @@ def rnn_frozen_of(
     h0: Tensor | None,
     c0: Tensor | None,
     parameters: Sequence[Tensor],
-    versions: Sequence[int],
-    addresses: Sequence[int],
+    origin: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`rnn_frozen` within compiled code, which cannot ask by itself whether ``parameters``, what the weights were
-    packed from, still have these versions and addresses.
+    """:func:`rnn_frozen` within compiled code, which cannot ask by itself whether the weights are still those of
+    ``parameters``.
+
+    Args:
+        parameters: what the weights were packed from.
+        origin: int64, the versions of all of them when that was, and then their addresses.
 
     Raises:
-        RuntimeError: besides, one has changed.
+        RuntimeError: besides, one of them has another version or address now.
     """
-    return torch.ops.pymtl.rnn_frozen_of(
-        input, batch_sizes, *frozen, h0, c0, list(parameters), list(versions), list(addresses)
-    )
+    return torch.ops.pymtl.rnn_frozen_of(input, batch_sizes, *frozen, h0, c0, list(parameters), origin)
 
 
 @torch.library.impl("pymtl::rnn_frozen_of", "CPU")
@@ -156,12 +157,11 @@ def _rnn_frozen_of(
     h0: Tensor | None,
     c0: Tensor | None,
     parameters: list[Tensor],
-    versions: list[int],
-    addresses: list[int],
+    origin: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if [p._version for p in parameters] != versions or [p.data_ptr() for p in parameters] != addresses:
+    if [*(p._version for p in parameters), *(p.data_ptr() for p in parameters)] != origin.tolist():
         raise RuntimeError(
-            "parameters: expected them as they were when pymtl.freeze packed them, got changed ones: call pymtl.freeze "
-            "again, or pymtl.unfreeze"
+            "parameters: expected them as they were when pymtl.freeze packed them, got changed or other ones: call "
+            "pymtl.freeze again, or pymtl.unfreeze"
         )
     return torch.ops.pymtl.rnn_frozen(input, batch_sizes, prepacked, layers, h0, c0)

@@ -1,9 +1,9 @@
-"""What the drop-in LSTM, GRU and RNN share: checks, layouts, layers and frozen weights."""
+"""What the drop-in LSTM, GRU and RNN share: checks, layouts and layers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,31 +13,24 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from pymtl import ops, reference
 from pymtl.dropout import dropout
 from pymtl.ops.autograd import is_plain, needs_reference, wants_gradient
-from pymtl.ops.dtypes import autocast_dtype
 from pymtl.packing import as_lengths, turned_around
+from pymtl.recurrent.freezable import Freezable
 from pymtl.recurrent.options import Options
-from pymtl.recurrent.portable import PortableWeights
 from pymtl.recurrent.resets import begun, check_resets, cut_nothing
 from pymtl.recurrent.route import Route, refuse_recording, route
-from pymtl.recurrent.snapshot import Snapshot, notice_fused_optimizers
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from pymtl.recurrent.snapshot import Snapshot
 
 Cells = tuple[Tensor | None, Tensor | None]  # h_0 and c_0
-NARROW = (torch.int8, torch.bfloat16)  # that weights of float32 may be kept in
 Module = TypeVar("Module", bound=nn.Module)
 
 
-class Recurrent(nn.RNNBase):
+class Recurrent(Freezable):
     """A stack of layers that runs through the kernels where they take its input, elsewhere through torch's own path.
 
     It derives from nn.RNNBase, not from torch's module: Dynamo does not trace instances of nn.LSTM, nn.GRU and nn.RNN.
     """
 
     _original: type[nn.RNNBase]
-    _snapshot: Snapshot | None = None
-    _pymtl_portable: PortableWeights | None = None  # in the parameters' place, of a module that is to be exported
     # The name differs from the options': a converted subclass may have attributes of its own by those names.
     _pymtl_variants: Options = Options()
 
@@ -308,6 +301,8 @@ class Recurrent(nn.RNNBase):
 
     def _pymtl_route(self, input: Tensor, weights: Sequence[Tensor], lengths: Tensor | None = None) -> Route:
         varied = self._pymtl_variants.act(self.training)
+        if self._snapshot is not None and self._snapshot.is_narrow:
+            refuse_recording(f"weights frozen in {self._snapshot.dtype}", "call pymtl.unfreeze first")
         if varied:
             described = self._pymtl_variants.describe(self.mode)
             refuse_recording(
@@ -379,34 +374,6 @@ class Recurrent(nn.RNNBase):
         """Of the parameters' names, for each layer and direction."""
         return [f"_l{layer}{end}" for layer in range(self.num_layers) for end in ("", "_reverse")[: self._directions()]]
 
-    def _valid_snapshot(self, weights: Sequence[Tensor]) -> Snapshot | None:
-        snapshot = self._snapshot
-        if snapshot is None or autocast_dtype(weights[0]):
-            return None
-        if torch.compiler.is_compiling():
-            return self._compiled_snapshot(snapshot)
-        return snapshot if snapshot.is_of(weights) else None
-
-    def _compiled_snapshot(self, snapshot: Snapshot) -> Snapshot | None:
-        """What compiled code is given: weights in fewer bits, which change the results; others it does without."""
-        if not snapshot.is_narrow:
-            return None
-        if torch.compiler.is_exporting():
-            raise RuntimeError(
-                f"torch.export cannot keep weights frozen in {snapshot.dtype}, which are packed for this machine: call "
-                "pymtl.unfreeze first, or take pymtl export --weights"
-            )
-        return snapshot
-
-    def _pymtl_runs_frozen(self, input: Tensor) -> bool:
-        """Whether a call with this input uses a snapshot."""
-        if self._pymtl_portable is not None:
-            return True
-        if self._snapshot is None:
-            return False
-        weights = self._weights()
-        return self._valid_snapshot(weights) is not None and not wants_gradient(input, *weights)
-
     def _layers(
         self,
         way: Route,
@@ -424,7 +391,7 @@ class Recurrent(nn.RNNBase):
         where only ``batch_sizes`` tells.
         """
         directions = self._directions()
-        snapshot = self._valid_snapshot(weights)
+        snapshot = self._valid_snapshot(weights, input, h0, c0)
         drops = self.training and self.dropout > 0
         varied = self._pymtl_variants.act(self.training)
         if (
@@ -436,9 +403,9 @@ class Recurrent(nn.RNNBase):
         ):
             stack = snapshot.stacks[-1 if layers is None else layers - 1]
             if torch.compiler.is_compiling():
-                origin = (weights, snapshot.versions, snapshot.addresses)
-                return ops.rnn_frozen_of(input, batch_sizes, stack, h0, c0, *origin)
+                return ops.rnn_frozen_of(input, batch_sizes, stack, h0, c0, weights, snapshot.origin)
             return ops.rnn_frozen(input, batch_sizes, stack, h0, c0)
+        portable = self._pymtl_portable()
         h_last, c_last = [], []
         for layer in range(self.num_layers if layers is None else layers):
             if layer > 0:
@@ -449,8 +416,8 @@ class Recurrent(nn.RNNBase):
                 None if h0 is None else h0[states],
                 None if c0 is None else c0[states],
             )
-            if self._pymtl_portable is not None:
-                packed = self._pymtl_portable.prepacked(layer, own[0])
+            if portable is not None:
+                packed = portable.prepacked(layer, own[0])
                 frozen = ops.RNNFrozen.of([packed], self.hidden_size, self._pymtl_reverse(), self.mode)
                 input, h_n, c_n = ops.rnn_frozen(input, batch_sizes, frozen, *own[1:])
             elif varied:
@@ -529,8 +496,8 @@ class Recurrent(nn.RNNBase):
         if self._pymtl_variants.act(self.training) or not input.is_cpu:
             return self._unfused_heads(way, input, batch_sizes, weights, head_weight, head_bias, mean, max)
         last = self.num_layers - 1
-        snapshot = self._valid_snapshot(weights)
-        if self._pymtl_portable is not None or (snapshot is not None and torch.compiler.is_compiling()):
+        snapshot = self._valid_snapshot(weights, input)
+        if self._pymtl_portable() is not None or (snapshot is not None and torch.compiler.is_compiling()):
             return self._unfused_heads(way, input, batch_sizes, weights, head_weight, head_bias, mean, max)
         if last > 0:
             input, _, _ = self._layers(way, input, batch_sizes, weights, None, None, layers=last)
@@ -572,93 +539,12 @@ class Recurrent(nn.RNNBase):
         logits = logits.view(*output.shape[:-1], logits.shape[-1])
         return ops.RNNHeadsResult(logits, *features, h_n[-directions:], c_n[-directions:])
 
-    def freeze(self, weights: torch.dtype | None = None) -> None:
-        """Packs the weights once, for calls without gradients; :func:`pymtl.freeze` does so for a whole model.
-
-        Raises:
-            RuntimeError: the module is in training mode, or its weights are inference tensors, whose changes
-                nobody could notice, or no kernel keeps the weights of such a module in that dtype.
-            ValueError: ``weights`` is no dtype that weights are kept in, or 8-bit integers are to be made of numbers
-                that are not finite.
-        """
-        self._pymtl_snapshot_with(self._pymtl_snapshot_of(weights))
-
-    def _pymtl_snapshot_with(self, snapshot: Snapshot | None) -> None:
-        self._snapshot = snapshot
-
-    def _pymtl_snapshot_of(self, dtype: torch.dtype | None) -> Snapshot | None:
-        """The weights packed in that dtype (None: their own); None where the kernels read them as they are."""
-        if self.training:
-            raise RuntimeError("freeze: expected a module in eval mode, got one in training mode: call eval() first")
-        weights = self._weights()
-        own = weights[0].dtype
-        narrow = dtype is not None and dtype != own
-        if narrow and dtype not in NARROW:
-            raise ValueError(f"weights: expected {' or '.join(map(str, NARROW))} or the module's {own}, got {dtype}")
-        way = self._pymtl_route(weights[0], weights)
-        if narrow and (own != torch.float32 or not weights[0].is_cpu or way.runner != "kernels"):
-            why = f" ({way.reason})" if way.runner != "kernels" else ""
-            raise RuntimeError(
-                f"weights: {dtype} is for layers of torch.float32 on the CPU that this library's kernels run, got "
-                f"{self._name()}({self.extra_repr()}) of {own} on {weights[0].device}{why}: freeze the others alone"
-            )
-        if not weights[0].is_cpu or way.runner != "kernels":
-            return None  # a GPU's kernels read the weights as they are
-        if any(w.is_inference() for w in weights):
-            raise RuntimeError("freeze: expected ordinary weights, got inference tensors, whose changes go unnoticed")
-        notice_fused_optimizers()
-        if narrow and dtype == torch.int8:
-            self._check_finite(weights)
-        with torch.no_grad():
-            prepacked = [
-                ops.rnn_prepack(self.layer_weights(layer, weights), self._layer_norm_of(layer), dtype)
-                for layer in range(self.num_layers)
-            ]
-        whole = ops.RNNFrozen.of(prepacked, self.hidden_size, self._pymtl_reverse(), self.mode)
-        return Snapshot.of(weights, dtype or own, prepacked, whole)
-
-    def _check_finite(self, weights: Sequence[Tensor]) -> None:
-        for name, weight in zip(self._flat_weights_names, weights):
-            if weight.dim() == 2 and not torch.isfinite(weight).all():
-                raise ValueError(f"{name}: expected finite numbers to make 8-bit integers of, got inf or nan")
-
-    def _pymtl_make_portable(self, dtype: torch.dtype) -> None:
-        """For torch.export: from now on, and for good, calls read matrices of that dtype in the parameters' place."""
-        self._pymtl_snapshot_of(dtype)  # which refuses what it cannot make
-        if self._pymtl_variants.act(training=False):
-            described = self._pymtl_variants.describe(self.mode)
-            raise RuntimeError(f"weights: a program keeps float32 for layers with {described}, got {dtype}")
-        with torch.no_grad():
-            layers = [self.layer_weights(layer) for layer in range(self.num_layers)]
-            self._pymtl_portable = PortableWeights(layers, dtype)
-
-    def unfreeze(self) -> None:
-        """Drops what :meth:`freeze` made."""
-        self._snapshot = None
-
-    def train(self, mode: bool = True) -> Self:
-        self._snapshot = None
-        return super().train(mode)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._snapshot = None
-        return super()._apply(fn, recurse)
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
-        self._snapshot = None
-        super()._load_from_state_dict(state_dict, *args, **kwargs)
-
     def __prepare_scriptable__(self) -> nn.Module:
         """Called by torch.jit.script, which would fail on the first thing in ``forward`` that it has no words for."""
         raise RuntimeError(
             f"torch.jit.script cannot compile pymtl's {self._name()}: script pymtl.revert(model), which has the same "
             "parameters, or take torch.jit.trace"
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        state.pop("_snapshot", None)
-        return state
 
 
 def refuse_projection(proj_size: None) -> None:

@@ -45,6 +45,15 @@ def _name(kind: type[nn.Module]) -> str:
     return kind.__name__  # a class of one's own, or what a wrapper such as fully_shard makes
 
 
+def _frozen(layer: Recurrent) -> str:
+    snapshot = layer._snapshot
+    if snapshot is None:
+        return ""
+    used = snapshot.is_of(layer._weights())
+    changed = "" if used else ", not used: the parameters or the instruction set have changed since"
+    return f", frozen in {snapshot.dtype}: {snapshot.bytes():,} bytes{changed}"
+
+
 def _runner(layer: nn.Module) -> tuple[str, str]:
     if isinstance(layer, nn.RNNCellBase):
         return "torch", CELL
@@ -56,6 +65,4 @@ def _runner(layer: nn.Module) -> tuple[str, str]:
     weights = list(layer.parameters())  # as they are: a parametrization may change when it is asked
     way = layer._pymtl_route(weights[0].new_empty(0, layer.input_size), weights)
     own = "" if type(layer).forward is Recurrent.forward else ", in what its own forward leaves to super().forward"
-    snapshot = layer._snapshot
-    frozen = f", frozen in {snapshot.dtype}: {snapshot.bytes():,} bytes" if snapshot is not None else ""
-    return way.runner, way.reason + own + frozen
+    return way.runner, way.reason + own + _frozen(layer)

@@ -18,24 +18,27 @@ def freeze(module: Module, weights: torch.dtype | None = None) -> Module:
 
     For inference with weights that stay as they are: calls that want gradients do not use the snapshot, nor do
     calls whose parameters are not the very objects, versions and memory that it was made from, nor calls under
-    autocast. ``train()``, ``to()`` and its kin, ``load_state_dict`` and :func:`unfreeze` drop it; pickling and deepcopy
-    leave it out. What no one can see, such as ``weight.data.mul_()``, it does not see either.
+    autocast or in a transform of torch.func. ``train()``, ``to()`` and its kin, ``load_state_dict`` and
+    :func:`unfreeze` drop it; pickling and deepcopy leave it out. What no one can see, such as ``weight.data.mul_()``,
+    it does not see either.
 
     Args:
-        weights: what the snapshot's matrices are kept in; the parameters stay as they are. None: their own dtype.
-            ``torch.int8``: 8-bit integers with a scale for each row (:func:`pymtl.reference.int8_weight`), a quarter of
-            the bytes, times inputs and states made 8-bit integers at each step; biases, gates and c stay float32, and
-            the results are those of :mod:`pymtl.reference` with such weights. ``torch.bfloat16``: half the bytes, with
-            the same sums in float32. Both for layers of float32 on the CPU.
+        weights: what the snapshot's matrices are kept in; the parameters stay as they are, beside it. None: their own
+            dtype. ``torch.int8``: 8-bit integers with a scale for each row (:func:`pymtl.reference.int8_weight`), times
+            inputs and states made 8-bit integers at each step; biases, gates and c stay float32, and the results are
+            those of :mod:`pymtl.reference` with such weights. ``torch.bfloat16``: rounded, with the same sums in
+            float32. Both for layers of float32 on the CPU, of at most 65,536 columns in 8-bit integers.
 
     Returns:
         ``module``. A module without any such layer gives a warning.
 
     Raises:
         RuntimeError: one of them is in training mode, or, with ``weights`` of another dtype than its own, is not one
-            of float32 that the CPU's kernels run.
-        ValueError: ``weights`` is no such dtype, or 8-bit integers are to be made of a weight that is not finite; then
-            nothing is frozen.
+            of float32 that the CPU's kernels run, or computes its weights anew at each call.
+        ValueError: ``weights`` is no such dtype, or a weight does not fit it: one that is not finite, or has too many
+            columns, for 8-bit integers; one that bfloat16 would round to infinity.
+
+        Nothing has changed then.
     """
     layers = [child for child in module.modules() if isinstance(child, Recurrent)]
     if not layers:

@@ -23,6 +23,7 @@ class Snapshot(NamedTuple):
     versions: list[int]
     memory: list[Tensor]  # kept, so that no other tensor comes to the same address
     addresses: list[int]
+    origin: Tensor  # int64: the versions and then the addresses, for compiled code
     isa: str
     dtype: torch.dtype  # of the prepacked matrices
     prepacked: list[Tensor]  # of each layer
@@ -37,7 +38,8 @@ class Snapshot(NamedTuple):
         stacks = [whole.first(n, sum(sizes[:n])) for n in range(1, len(sizes) + 1)]
         versions = [p._version for p in parameters]
         parts = list(whole.prepacked.split(sizes))
-        return Snapshot(parameters, versions, memory, addresses, _native.active_isa(), dtype, parts, stacks)
+        origin = torch.tensor([*versions, *addresses])
+        return Snapshot(parameters, versions, memory, addresses, origin, _native.active_isa(), dtype, parts, stacks)
 
     @property
     def is_narrow(self) -> bool:

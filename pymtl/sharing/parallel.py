@@ -104,9 +104,9 @@ class ParallelLSTM(nn.Module):
 
 
 def _runs_alone(encoder: LSTM, data: Tensor) -> bool:
-    """Whether the encoder does not run in one call of the op together with the others; a frozen one is packed."""
+    """Whether the encoder does not run in one call of the op together with the others, which is of float32."""
     varied = encoder._pymtl_variants.act(training=True)
-    return varied or runs_own_code(encoder, LSTM) or not encoder.kernels_take(data) or encoder._pymtl_runs_frozen(data)
+    return varied or runs_own_code(encoder, LSTM) or not encoder.kernels_take(data) or encoder._pymtl_runs_narrow(data)
 
 
 def _architecture(encoder: LSTM) -> dict[str, object]:

@@ -57,7 +57,7 @@ def export(run: Run, folder: Path, weights: torch.dtype | None = None) -> None:
     trained, config, vocabulary = run.load_model()
     if trained.name != "pymtl":
         raise ConfigError(f"{run.folder}: expected a model of this library, got the backend {trained.name!r}")
-    if weights not in (None, torch.float32):
+    if weights is not None:
         for layer in [module for module in trained.model.modules() if isinstance(module, Recurrent)]:
             try:
                 layer._pymtl_make_portable(weights)

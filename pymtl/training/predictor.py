@@ -9,7 +9,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from pymtl.recurrent import freeze
+from pymtl.recurrent import Recurrent, freeze
 from pymtl.training.batches import Batcher
 from pymtl.training.config import Config, TaskConfig
 from pymtl.training.data import Record, given_tokens, record_of, text_field, text_record
@@ -59,10 +59,12 @@ class Predictor:
             deviations in training.
         vocabulary: the tokens that training has seen, and the labels.
         config: the whole configuration.
+        weights: what recurrent layers keep their matrices in: "float32", "bfloat16" or "int8".
     """
 
     config: Config
     vocabulary: Vocabulary
+    weights: str
 
     def __init__(
         self,
@@ -89,11 +91,15 @@ class Predictor:
                 self._freeze(weights)
             elif weights is not None:
                 raise ConfigError(f"weights: expected none on a GPU, got {weights}")
+        given = str(weights).removeprefix("torch.") if weights is not None else "float32"
+        self.weights = Run(folder).read_manifest().get("weights", given)
         self._batcher = Batcher(self.vocabulary, self.config, remember=False)
         self._uncertainty = Run(folder).read_manifest().get("uncertainty", {})
         self._known = frozenset(self.vocabulary.tokens)
 
     def _freeze(self, weights: torch.dtype | None) -> None:
+        if weights is not None and not any(isinstance(m, Recurrent) for m in self._trained.model.modules()):
+            raise ConfigError(f"weights: expected a model with layers of this library to keep in {weights}, got none")
         try:
             freeze(self._trained.model, weights)
         except (RuntimeError, ValueError) as error:

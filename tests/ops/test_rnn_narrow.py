@@ -334,7 +334,7 @@ def test_another_dtype_is_a_value_error_and_weights_of_another_a_runtime_error()
     with pytest.raises(ValueError, match=r"dtype: expected torch.int8, torch.bfloat16 or the weights' own"):
         ops.rnn_prepack(weights, None, torch.float16)
     for dtype in NARROW:
-        message = rf"weight_ih\[0\]: expected a matrix of torch.float32 to keep in {dtype}"
+        message = rf"weight_ih\[0\]: expected a matrix of torch.float32 with columns to keep in {dtype}"
         with pytest.raises(RuntimeError, match=message):
             ops.rnn_prepack(rnn_weights(3, 5, dtype=torch.float64), None, dtype)
     for bad in (float("inf"), float("nan")):

@@ -162,6 +162,26 @@ def test_calls_with_gradients_use_the_parameters():
     assert not torch.equal(run(module, x)["output"], run(copy.deepcopy(module), x)["output"])
 
 
+@pytest.mark.parametrize("options", [{}, {"zoneout": 0.1}], ids=str)
+def test_a_gradient_of_one_layer_makes_all_use_their_parameters(options):
+    module = frozen(**options)
+    module.requires_grad_(False)
+    module.weight_hh_l1.requires_grad_()
+    x, head = input_of(module), torch.randn(3, 40)
+    plain = copy.deepcopy(module)
+    assert torch.equal(module(x)[0], plain(x)[0])
+    fused, expected = (m.forward_heads(x, None, head, None) for m in (module, plain))
+    assert torch.equal(fused.logits, expected.logits)
+
+
+def test_transforms_of_torch_func_use_the_parameters():
+    module = frozen(bidirectional=False)
+    x = input_of(module)
+    with torch.no_grad():
+        mapped = torch.vmap(lambda row: module(row)[0], in_dims=1, out_dims=1)(x)
+        torch.testing.assert_close(mapped, copy.deepcopy(module)(x)[0], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("drop", [lambda m: m.train().eval(), lambda m: m.float(), pymtl.unfreeze])
 def test_what_drops_a_snapshot(drop):
     module = frozen()
@@ -202,6 +222,27 @@ def test_compiled_code_refuses_changed_parameters():
         assert_same_bits(run(compiled, x), run(module, x))
         pymtl.unfreeze(module)
         assert_same_bits(run(compiled, x), run(module, x))
+
+
+def test_many_layers_and_new_snapshots_are_compiled_once():
+    layers = [frozen(bidirectional=False, num_layers=1) for _ in range(10)]
+    x = input_of(layers[0])
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    for module in layers:
+        compiled = torch.compile(module, backend=counter, fullgraph=True)
+        assert_same_bits(run(compiled, x), run(module, x))
+    for _ in range(10):
+        with torch.no_grad():
+            module.weight_hh_l0.mul_(0.9)
+        pymtl.freeze(module, torch.int8)
+        assert_same_bits(run(compiled, x), run(module, x))
+    assert counter.frame_count <= 2
+
+
+def test_a_trace_would_record_the_parameters_and_is_refused():
+    module = frozen()
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"cannot record weights frozen in torch\.int8: call pymtl"):
+        torch.jit.trace(module, (input_of(module),))
 
 
 def test_programs_of_export_refuse_weights_of_one_machine():
@@ -285,6 +326,53 @@ def test_weights_that_are_not_finite_are_named(bad):
     with pytest.raises(ValueError, match="weight_ih_l1: expected finite numbers to make 8-bit integers of"):
         pymtl.freeze(module, torch.int8)
     assert pymtl.frozen_bytes(pymtl.freeze(module, torch.bfloat16)) > 0  # these may be anything
+
+
+def test_weights_that_are_computed_anew_are_named():
+    module = nn.utils.parametrizations.weight_norm(pymtl.LSTM(5, 7).eval(), "weight_hh_l0")
+    with pytest.raises(RuntimeError, match="computes weight_hh_l0 anew at each call: remove its parametrization"):
+        pymtl.freeze(module, torch.int8)
+
+
+def test_what_no_integer_is_made_of_may_be_anything():
+    module = pymtl.LSTM(5, 7, layer_norm=True).eval()
+    with torch.no_grad():
+        module.weight_ih_l0[2, 3] = float("inf")
+    assert pymtl.frozen_bytes(pymtl.freeze(module, torch.int8)) > 0
+
+
+def test_weights_that_bfloat16_would_make_infinite_are_named():
+    module = pymtl.LSTM(5, 7).eval()
+    with torch.no_grad():
+        module.weight_hh_l0[2, 3] = 3.4e38
+    with pytest.raises(ValueError, match="weight_hh_l0: expected numbers that bfloat16 holds"):
+        pymtl.freeze(module, torch.bfloat16)
+
+
+def test_too_many_columns_are_named():
+    with pytest.raises(ValueError, match="weight_ih_l0: expected at most 65,536 columns of 8-bit integers, got 65,537"):
+        pymtl.freeze(pymtl.LSTM(65537, 1).eval(), torch.int8)
+
+
+def test_a_subclass_may_have_methods_by_plain_names():
+    class Own(nn.LSTM):
+        def check_narrow(self):
+            return "mine"
+
+        def make_portable(self):
+            return "mine"
+
+    module = pymtl.freeze(pymtl.convert(Own(5, 7)).eval(), torch.int8)
+    assert module.check_narrow() == module.make_portable() == "mine"
+    assert pymtl.frozen_bytes(module) > 0
+
+
+def test_a_snapshot_that_is_not_used_any_more_is_said_to_be():
+    module = frozen()
+    assert "not used" not in pymtl.describe(module)
+    with torch.no_grad():
+        module.weight_hh_l0.mul_(2)
+    assert "not used: the parameters or the instruction set have changed since" in pymtl.describe(module)
 
 
 def test_a_snapshot_in_int8_is_a_quarter_as_large():

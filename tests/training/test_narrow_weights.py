@@ -70,12 +70,27 @@ def test_an_export_gives_the_same_bits_in_a_smaller_file(run, name, tmp_path):
 def test_commands_take_weights(run, tmp_path, capsys):
     assert main(["predict", str(run), "--weights", "int8", "play jazz"]) == 0
     assert "intent: " in capsys.readouterr().out
-    assert main(["evaluate", str(run), "--weights", "int8", "--out", str(tmp_path / "scores")]) == 0
+    assert main(["evaluate", str(run), "--weights", "int8"]) == 0
+    assert "weights in int8" in capsys.readouterr().out
+    written = run / "evaluation" / "test-int8"
+    assert json.loads((written / "evaluation.json").read_text())["weights"] == "int8"
+    assert "weights in int8" in (written / "evaluation.md").read_text()
     assert main(["report", str(run), "--weights", "int8", "--batches", "3"]) == 0
     assert "pymtl, frozen in int8" in capsys.readouterr().out
     report = json.loads((run / "report.json").read_text())
     assert "pymtl, frozen in int8" in report["bucketed"]["inference"]
     assert "pymtl, frozen in int8" not in report["bucketed"]["training"]
+
+
+def test_a_model_without_layers_of_this_library_is_refused(tmp_path, capsys):
+    path = toy.write_files(tmp_path / "data", toy.TOML)
+    more = ("--set", "training.epochs=1", "--set", 'sharing="hard"', "--set", 'balancing="ew"')
+    assert main(["train", str(path), "--run", str(tmp_path / "run"), "--backend", "reference", *more]) == 0
+    capsys.readouterr()
+    assert main(["predict", str(tmp_path / "run"), "--weights", "int8", "play jazz"]) == 1
+    assert "weights: expected a model with layers of this library to keep in torch.int8, got none" in (
+        capsys.readouterr().err
+    )
 
 
 def test_another_dtype_is_refused_by_the_command_line(run, capsys):

@@ -74,21 +74,35 @@ constexpr Entry kEntries[] = {{Isa::baseline, "baseline", nullptr, nullptr, null
 #endif
 
 #if defined(__x86_64__)
+constexpr int kTileData = 18;  // XFEATURE_XTILEDATA
+
 // __builtin_cpu_supports of GCC 12 does not know its name. The registers are those of AVX2.
 bool has_avx_vnni() {
   unsigned int a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & (1u << 4)) != 0;
 }
 
-// Whether there are tiles and their products of 8-bit integers, and Linux lets this process use them: it has to ask,
-// since they make the state of its threads larger.
+// Whether there are tiles and their products of 8-bit integers, and Linux knows how to save them.
 bool has_amx() {
 #if defined(__linux__)
   constexpr unsigned int kTile = 1u << 24, kInt8 = 1u << 25;
-  constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  constexpr int kSupported = 0x1021;  // ARCH_GET_XCOMP_SUPP
   unsigned int a = 0, b = 0, c = 0, d = 0;
+  uint64_t states = 0;
   const bool there = __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kTile) != 0 && (d & kInt8) != 0;
-  return there && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  return there && syscall(SYS_arch_prctl, kSupported, &states) == 0 && (states & (uint64_t{1} << kTileData)) != 0;
+#else
+  return false;
+#endif
+}
+
+// Asks Linux for tiles: not before they are needed, since signal handlers' stacks of this process have to be larger
+// from then on. It refuses where one is too small already.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr int kRequest = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  static const bool granted = syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+  return granted;
 #else
   return false;
 #endif
@@ -215,7 +229,12 @@ const LayersFor<BFloat16>& active_layers() {
 }
 
 const NarrowRnn& active_narrow_rnn(WeightFormat format) {
-  return format == WeightFormat::bfloat16 ? active_kernels().bfloat16_weights : *active_entry().int8;
+  if (format == WeightFormat::bfloat16) return active_kernels().bfloat16_weights;
+  const NarrowRnn* const int8 = active_entry().int8;
+#if defined(__x86_64__)
+  if (int8 == &int8_amx && !may_use_tiles()) return int8_avx512_vnni;  // the same panels
+#endif
+  return *int8;
 }
 
 }  // namespace pymtl

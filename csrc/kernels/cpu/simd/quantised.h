@@ -138,18 +138,46 @@ struct NarrowGates<int8_t> {
     float* const scale = reinterpret_cast<float*>(to + WeightPanel<float, int8_t>::weights(kVectors, depth));
     int32_t* const start = reinterpret_cast<int32_t*>(scale + kVectors * kLanes<float>);
     for_panel_vectors<float, Cell>(hidden_size, panel, [&](int vector, int64_t row, int64_t count) {
+      uint8_t* const first = reinterpret_cast<uint8_t*>(to) + vector * kPanelGroup;
+      const int64_t packed = count == kLanes<float> ? pack_squares(weight + row * depth, depth, first, kVectors) : 0;
       for (int lane = 0; lane < kLanes<float>; ++lane) {
         const int8_t* const from = weight + (row + lane) * depth;
-        int32_t sum = 0;
-        for (int64_t k = 0; k < groups * kInt8Group; ++k) {
-          const int8_t number = lane < count && k < depth ? from[k] : int8_t{0};
-          to[(k / kInt8Group * kVectors + vector) * kPanelGroup + lane * kInt8Group + k % kInt8Group] = number;
-          sum += number;
+        const bool there = lane < count;
+        for (int64_t group = packed / kInt8Group; group < groups; ++group) {
+          uint8_t* const numbers = first + group * kVectors * kPanelGroup + lane * kInt8Group;
+          const int64_t left = there ? depth - group * kInt8Group : 0;
+          if (left >= kInt8Group) {
+            std::memcpy(numbers, from + group * kInt8Group, kInt8Group);
+          } else {
+            for (int64_t k = 0; k < kInt8Group; ++k) {
+              numbers[k] = k < left ? static_cast<uint8_t>(from[group * kInt8Group + k]) : uint8_t{0};
+            }
+          }
         }
-        scale[vector * kLanes<float> + lane] = lane < count ? scales[row + lane] : 0.0f;
-        start[vector * kLanes<float> + lane] = kOffsetRows ? -128 * sum : 0;
+        int32_t sum = 0;
+        for (int64_t k = 0; kOffsetRows && there && k < depth; ++k) sum += from[k];
+        scale[vector * kLanes<float> + lane] = there ? scales[row + lane] : 0.0f;
+        start[vector * kLanes<float> + lane] = -128 * sum;
       }
     });
+  }
+
+ private:
+  // A vector's groups by squares of lanes x groups, as far as these are whole. Returns how many depths that is.
+  static int64_t pack_squares(const int8_t* rows, int64_t depth, uint8_t* to, int vectors) {
+    constexpr int n = kLanes<float>;
+    int64_t k = 0;
+    for (; kInt8Group == 4 && k + 4 * n <= depth; k += 4 * n) {
+      Vec<float> square[n];
+#pragma GCC unroll 16
+      for (int i = 0; i < n; ++i) std::memcpy(&square[i], rows + i * depth + k, sizeof square[i]);
+      transpose<float>(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < n; ++i) {
+        std::memcpy(to + (k / kInt8Group + i) * vectors * kPanelGroup, &square[i], sizeof square[i]);
+      }
+    }
+    return k;
   }
 };
 
@@ -227,6 +255,8 @@ PYMTL_INLINE void quantise(const float* x, int64_t depth, const IntRows& rows, i
 struct BegunSums {
   const int32_t* sums = nullptr;
   int64_t groups = 0;
+
+  BegunSums from(int64_t place) const { return groups > 0 ? BegunSums{sums + place, groups} : BegunSums{}; }
 };
 
 // As add_product.
@@ -357,8 +387,7 @@ class RnnProducts<float, int8_t> {
                 const float* rest, float* to, int64_t to_stride, BegunSums begun) const {
     for_row_groups<kInt8TileRows>(count, [&]<int Rows>(int64_t row) {
       add_int8_product<Rows, V, S>(rows_, first + row, depth_, panel, from + row * from_stride, from_stride, rest,
-                                   to + row * to_stride, to_stride,
-                                   {begun.sums + row * V * kLanes<float>, begun.groups});
+                                   to + row * to_stride, to_stride, begun.from(row * V * kLanes<float>));
     });
   }
 
