@@ -33,6 +33,7 @@ from pymtl.benchmark.machine import peak_gflops, read_gigabytes
 
 BLOCKS = 5
 ROUND_PAUSE = 0.1  # seconds; the other runtimes' threads spin on for some tens of milliseconds
+OTHER_RUNTIMES = ("OpenVINO", "ONNX Runtime")
 SIZES = ((64, 64), (128, 128), (300, 256), (512, 512))  # I, H
 
 
@@ -210,7 +211,7 @@ def blocks(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, 
         counts[name] = max(1, min(500, int(seconds / (len(calls) * BLOCKS) / once)))
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(BLOCKS):
-        time.sleep(ROUND_PAUSE if "OpenVINO" in calls else 0.0)
+        time.sleep(ROUND_PAUSE if any(name.startswith(OTHER_RUNTIMES) for name in calls) else 0.0)
         for name, call in calls.items():
             time.sleep(0.003)
             call()

@@ -7,8 +7,8 @@ Runtime, and the same after its quantize_dynamic (DynamicQuantizeLSTM). They tak
 calls with a pause before each; a ratio is the median over the blocks of their time over that of pymtl in int8 (of
 the last row, of pymtl in bfloat16).
 
-Errors are of layers with random sizes, weights and inputs: the root mean square of the outputs' differences from float64,
-over the same of ONNX Runtime's int8; and the same of the largest difference, which chance decides more.
+Errors are of layers with random sizes, weights and inputs: the root mean square of the outputs' differences from
+float64, over the same of ONNX Runtime's int8; and the same of the largest difference, which chance decides more.
 """
 
 from __future__ import annotations
