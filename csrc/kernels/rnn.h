@@ -44,11 +44,13 @@
 //
 // Weights may be kept in fewer bits, for inference in float (NarrowWeights): as bfloat16 numbers w, which are widened
 // and computed with as if they were the weights; or as 8-bit integers q with a scale for each row, w = s q. A row v of
-// x or h then is made integers too, with a scale of its own:
+// x or h then is made integers too, with a scale t of its own and a z that stands for 0:
 //
-//   m = max |v|       p = round(127 v / m), ties to even       W v = s m/127 (q p), the products' sum an exact integer
+//   t = (max(v, 0) - min(v, 0)) / 255        z = round(-min(v, 0) / t)        p = round(v / t) + z, from 0 to 255
+//   W v = s t (q (p - z)), the products' sum an exact integer
 //
-// p is 0 where m < 1e-30, and W v is not a number where m is infinite or none.
+// Ties are rounded to even. W v is 0 where the largest and the smallest number are less than 2e-30 apart, and not a
+// number where one is not finite.
 //
 // Arrays are row-major and contiguous unless a stride is named; strides count elements. Nothing may alias.
 #pragma once

@@ -1,8 +1,9 @@
 """Matrices of 8-bit integers, and products with them.
 
 A weight's row w is s q, where s = max |w| / 127 and q = round(w / s) is in [-127, 127] (symmetric quantisation, a scale
-for each row); the rows that it is multiplied with are quantised likewise, each as the call meets it (dynamic
-quantisation). The products' sum is an exact integer.
+for each row). The rows that it is multiplied with become integers from 0 to 255 as the call meets them (dynamic
+quantisation), each with a scale t of its own and a number z that stands for 0: x = t (p - z). The products' sum is an
+exact integer.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-LEAST = 1e-30  # rows whose numbers are all smaller count as zeros
+LEAST = 1e-30  # rows whose numbers lie within less than twice this count as zeros
 
 
 class Int8Weight(NamedTuple):
@@ -41,12 +42,16 @@ def int8_weight(weight: Tensor, name: str = "weight") -> Int8Weight:
 
 
 def int8_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows [N, K] as integers [N, K] (in float64) and each row's scale [N, 1]; NaN of a row that is not finite."""
-    largest = x.abs().amax(1, keepdim=True)
-    counts = torch.isfinite(largest) & (largest >= LEAST)
-    numbers = torch.where(counts, x * (127 / largest), 0.0).round().double()
-    scale = torch.where(counts, largest / 127, torch.where(torch.isfinite(largest), 0.0, float("nan")))
-    return numbers, scale
+    """Rows [N, K] as integers p - z [N, K] (in float64), and each row's scale [N, 1], NaN where one is not finite."""
+    top, bottom = x.amax(1, keepdim=True).clamp(min=0), x.amin(1, keepdim=True).clamp(max=0)
+    half = top / 2 - bottom / 2
+    finite = x.isfinite().all(1, keepdim=True)
+    counts = finite & (half >= LEAST)
+    inverse = torch.where(counts, 127.5 / half, 0.0)
+    zero = torch.where(counts, -bottom * inverse, 0.0).round()
+    numbers = torch.where(finite, x * inverse, 0.0).round() + zero
+    scale = torch.where(counts, half / 127.5, torch.where(finite, 0.0, float("nan")))
+    return (numbers.clamp(0, 255) - zero).double(), scale
 
 
 def int8_linear(x: Tensor, weight: Int8Weight) -> Tensor:

@@ -122,16 +122,19 @@ void bfloat16_weights() {
 
 // W v of one row of W, by the formulas of rnn.h.
 float int8_product(const int8_t* weights, float scale, const float* v, int64_t depth) {
-  float largest = 0;
-  for (int64_t k = 0; k < depth; ++k) largest = std::max(largest, std::abs(v[k]));
-  if (largest < 1e-30f) return 0;
-  const float inverse = 127.0f / largest;
+  float top = 0, bottom = 0;
+  for (int64_t k = 0; k < depth; ++k) top = std::max(top, v[k]), bottom = std::min(bottom, v[k]);
+  const float half = 0.5f * top - 0.5f * bottom;
+  if (half < 1e-30f) return 0;
+  const float inverse = 127.5f / half;
+  const auto zero = static_cast<int64_t>(std::nearbyint(-bottom * inverse));
   int64_t sum = 0;
   for (int64_t k = 0; k < depth; ++k) {
     const float scaled = v[k] * inverse;
-    sum += static_cast<int64_t>(std::nearbyint(scaled)) * weights[k];
+    const auto number = static_cast<int64_t>(std::nearbyint(scaled)) + zero;
+    sum += (std::clamp<int64_t>(number, 0, 255) - zero) * weights[k];
   }
-  return static_cast<float>(sum) * (scale * (largest / 127.0f));
+  return static_cast<float>(sum) * (scale * (half / 127.5f));
 }
 
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }

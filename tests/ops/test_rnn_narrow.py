@@ -88,7 +88,8 @@ def test_each_step_in_int8_is_the_references(case, size, isa):
     if len(set(case.reverse)) > 1:
         case = replace(case, reverse=case.reverse[:1])
     sample = rnn_sample(case, torch.float32)
-    sample = replace(sample, input=size * sample.input)
+    shift = torch.tensor([0.0, 3.0, -3.0])[: sample.input.shape[1], None]  # rows of both signs, and of one
+    sample = replace(sample, input=size * (sample.input + shift) if sample.input.shape[1] <= 3 else size * sample.input)
     if sample.h0 is not None:
         sample = replace(sample, h0=size * sample.h0)  # also far outside of what an LSTM's own states are
     for results, expected in one_at_a_time(sample, torch.int8):
@@ -200,9 +201,12 @@ def test_unusual_rows_of_weights(spoil, isa):
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-40, 1e-31, 3e38], ids=str)
-def test_unusual_rows_of_inputs(size, isa):
+@pytest.mark.parametrize(
+    "signs", [torch.sign, torch.abs, lambda x: -x.abs(), torch.ones_like], ids=["both", "+", "-", "1"]
+)
+def test_unusual_rows_of_inputs(size, signs, isa):
     sample = rnn_sample(RNNCase(9, 17, steps=1, batch=2, reverse=(False,)), torch.float32)
-    sample = replace(sample, input=size * sample.input.sign())
+    sample = replace(sample, input=size * signs(sample.input.clamp(-1, 1)))
     for results, expected in one_at_a_time(sample, torch.int8):
         torch.testing.assert_close(results["output"], expected["output"], rtol=3e-6, atol=2e-6)
 
@@ -219,12 +223,24 @@ def test_int8_weights_are_rounded_to_the_nearest_with_a_scale_for_each_row():
     assert ((reference.int8_weight(drawn).dequantised() - drawn).abs() <= half_steps * 1.0001).all()
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_rows_of_one_sign_are_rounded_half_as_much(sign):
+    both, one = torch.randn(40, 300), sign * torch.randn(40, 300).abs()
+    weight = torch.randn(50, 300)
+    quantised = reference.int8_weight(weight)
+    error = [
+        (reference.int8_linear(x, quantised) - x @ quantised.dequantised().t()).square().mean().sqrt()
+        for x in (both, one)
+    ]
+    assert error[1] < 0.65 * error[0]
+
+
 def test_a_product_in_int8_is_within_its_rounding_of_the_exact_one():
     x, weight = torch.randn(30, 70), torch.randn(40, 70)
     quantised = reference.int8_weight(weight)
     exact = x.double() @ weight.double().t()
     # Half a step of each factor, times the other.
-    steps_x, steps_w = x.abs().amax(1) / 254, weight.abs().amax(1) / 254
+    steps_x, steps_w = (x.amax(1) - x.amin(1)) / 510, weight.abs().amax(1) / 254
     bound = steps_x[:, None] * weight.abs().sum(1) + steps_w * x.abs().sum(1)[:, None] + 70 * steps_x[:, None] * steps_w
     error = (reference.int8_linear(x, quantised) - exact).abs()
     assert (error <= bound * 1.001).all()

@@ -3,14 +3,16 @@
 //
 // How four (or two) consecutive depths of a row and of a panel's lanes are multiplied and summed:
 //
-//   VNNI, AVX-VNNI     vpdpbusd takes one operand without sign: rows are stored plus 128, and a panel's sums start from
-//                      -128 times the sum of its weights.
+//   VNNI, AVX-VNNI     vpdpbusd takes one operand without sign, which p + 128 is.
 //   AMX                likewise, for 16 rows and 64 depths at a time.
 //   AVX2, AVX-512BW    vpmaddubsw likewise: rows are stored as |p| and a mask of the negative ones, which flips the
 //                      weights' bits: p w = |p| (~w) + |p| where p < 0. A row's sums start from the sum of those |p|.
-//                      The 16-bit sums of two products stay below 2 * 127 * 128 < 2^15.
+//                      The 16-bit sums of two products lie between -2^15 and 2 * 128 * 127.
 //   NEON               products of signed numbers, with the dot-product instructions or without.
 //   SSE2               rows and weights are widened to 16 bits (vpmaddwd), two depths at a time.
+//
+// What a row's numbers are shifted by (p stands for p - z, see rnn.h) its sums make up for at their start: with the sum
+// of the column's weights times that.
 #pragma once
 
 #include "rnn_products.h"
@@ -117,8 +119,8 @@ PYMTL_INLINE Ints multiply_add(const RowGroup& row, Ints weights, Ints sums) {
 #endif
 }
 
-// Panels of 8-bit weights: [depth / kInt8Group][V][lanes][kInt8Group] bytes, the scales [V][lanes] in float and what
-// the sums start from [V][lanes] in int32_t.
+// Panels of 8-bit weights: [depth / kInt8Group][V][lanes][kInt8Group] bytes, the scales [V][lanes] in float and the
+// sums of the weights [V][lanes] in int32_t.
 template <>
 struct WeightPanel<float, int8_t> {
   static int64_t groups(int64_t depth) { return (depth + 3) / 4 * (4 / kInt8Group); }
@@ -136,7 +138,7 @@ struct NarrowGates<int8_t> {
     constexpr int kVectors = RnnPanels<float, Cell>::kVectors;
     const int64_t groups = WeightPanel<float, int8_t>::groups(depth);
     float* const scale = reinterpret_cast<float*>(to + WeightPanel<float, int8_t>::weights(kVectors, depth));
-    int32_t* const start = reinterpret_cast<int32_t*>(scale + kVectors * kLanes<float>);
+    int32_t* const sums = reinterpret_cast<int32_t*>(scale + kVectors * kLanes<float>);
     for_panel_vectors<float, Cell>(hidden_size, panel, [&](int vector, int64_t row, int64_t count) {
       uint8_t* const first = reinterpret_cast<uint8_t*>(to) + vector * kPanelGroup;
       const int64_t packed = count == kLanes<float> ? pack_squares(weight + row * depth, depth, first, kVectors) : 0;
@@ -155,9 +157,9 @@ struct NarrowGates<int8_t> {
           }
         }
         int32_t sum = 0;
-        for (int64_t k = 0; kOffsetRows && there && k < depth; ++k) sum += from[k];
+        for (int64_t k = 0; there && k < depth; ++k) sum += from[k];
         scale[vector * kLanes<float> + lane] = there ? scales[row + lane] : 0.0f;
-        start[vector * kLanes<float> + lane] = -128 * sum;
+        sums[vector * kLanes<float> + lane] = sum;
       }
     });
   }
@@ -181,12 +183,16 @@ struct NarrowGates<int8_t> {
   }
 };
 
-// Rows of integers, `stride` bytes apart, and for each the scale and what its sums start from.
+// Rows of integers, `stride` bytes apart, and for each the scale and what its sums start from: `shifts` times the sum
+// of the weights, plus `starts`.
 struct IntRows {
   uint8_t* numbers;
   int64_t stride;
   float* scales;
+  int32_t* shifts;
   int32_t* starts;
+
+  static constexpr int64_t kBytesBeside = sizeof(float) + 2 * sizeof(int32_t);  // for each row, beside its numbers
 
   static int64_t stride_of(int64_t depth) { return (depth + 63) / 64 * 64 * kRowGroup / kInt8Group; }
 };
@@ -214,38 +220,56 @@ PYMTL_INLINE void store_in_turns(uint8_t* to, ByteVec a, ByteVec b, std::integer
   std::memcpy(to, &both, sizeof both);
 }
 
-// Row `at` <- the integers nearest to 127 x / max |x|. They are the last bits of x 127 / max |x| plus 1.5 * 2^23.
+// Row `at` <- x as integers, by the formulas of rnn.h. An integer is the last bits of a number plus 1.5 * 2^23.
 PYMTL_INLINE void quantise(const float* x, int64_t depth, const IntRows& rows, int64_t at) {
-  Ints most = {};
+  Vec<float> most = {}, least = {};
+  Vec<float> nothing = {};  // not a number where an x is not finite
   for (int64_t k = 0; k < depth; k += kLanes<float>) {
-    const Ints bits = (Ints)load_part(x + k, depth - k) & 0x7fffffff;  // in the order of |x|, NaN above all
-    most = bits > most ? bits : most;
+    const Vec<float> value = load_part(x + k, depth - k);
+    most = at_least(value, most);
+    least = at_most(value, least);
+    nothing += value - value;
   }
-  const float largest = max_lanes<float>((Vec<float>)most);
-  const bool finite = largest < std::numeric_limits<float>::infinity();
-  const bool counts = finite && largest >= 1e-30f;
-  rows.scales[at] = counts ? largest / 127.0f : finite ? 0.0f : std::numeric_limits<float>::quiet_NaN();
-  const Vec<float> inverse = broadcast(counts ? 127.0f / largest : 0.0f);
-  const Vec<float> shift = broadcast(12582912.0f);
+  const float top = max_lanes<float>(most + nothing), bottom = -max_lanes<float>(-least);
+  const float half = 0.5f * top - 0.5f * bottom;
+  const bool finite = top == top;
+  const bool counts = finite && half >= 1e-30f;
+  rows.scales[at] = counts ? half / 127.5f : finite ? 0.0f : std::numeric_limits<float>::quiet_NaN();
+  const float inverse = counts ? 127.5f / half : 0.0f;
+  constexpr float kShift = 12582912.0f;
+  const auto nearest = [](float value) { return static_cast<int32_t>(value + kShift - kShift); };
+  const int32_t zero = counts ? nearest(-bottom * inverse) : 0;  // what 0 becomes
+  // Of what is stored in place of p: the integers themselves, p or p + 128.
+  constexpr int32_t kStored = kInt8Group == 2 ? 0 : kOffsetRows ? 0 : 128;
+  const Vec<float> factor = broadcast(inverse), shift = broadcast(kShift);
+  const Ints lowest = -zero - Ints{}, highest = 255 - zero - Ints{};
   Ints below = {};  // of the negative numbers, the sum of their absolute values
   uint8_t* const to = rows.numbers + at * rows.stride;
   for (int64_t k = 0; k < depth; k += kLanes<float>) {
-    const Ints numbers = (Ints)(load_part(x + k, depth - k) * inverse + shift) - (Ints)shift;
-    if constexpr (kMaskedRows) {
-      below -= numbers & (numbers >> 31);
-      const ByteVec bytes = narrow(numbers);
-      const ByteVec negative = bytes < 0;
-      store_in_turns(to + 2 * k, (bytes ^ negative) - negative, negative,
-                     std::make_integer_sequence<int, kLanes<float> / 2>{});
-    } else if constexpr (kInt8Group == 2) {
+    Ints numbers = (Ints)(load_part(x + k, depth - k) * factor + shift) - (Ints)shift;
+    numbers = numbers < lowest ? lowest : numbers;
+    numbers = numbers > highest ? highest : numbers;
+    if constexpr (kInt8Group == 2) {
       typedef int16_t Halves __attribute__((vector_size(2 * kLanes<float>)));
       const Halves halves = __builtin_convertvector(numbers, Halves);
       std::memcpy(to + 2 * k, &halves, sizeof halves);
+      continue;
+    }
+    Ints shifted = numbers + (zero - 128);
+    // `below` counts what the products count: nothing past the row's end.
+    for (int64_t lane = depth - k; kMaskedRows && lane < kLanes<float>; ++lane) shifted[lane] = 0;
+    const ByteVec bytes = narrow(shifted);
+    if constexpr (kMaskedRows) {
+      below -= shifted & (shifted >> 31);
+      const ByteVec negative = bytes < 0;
+      store_in_turns(to + 2 * k, (bytes ^ negative) - negative, negative,
+                     std::make_integer_sequence<int, kLanes<float> / 2>{});
     } else {
-      const ByteVec bytes = kOffsetRows ? narrow(numbers) ^ static_cast<int8_t>(-128) : narrow(numbers);
-      std::memcpy(to + k, &bytes, sizeof bytes);
+      const ByteVec stored = kOffsetRows ? bytes ^ static_cast<int8_t>(-128) : bytes;
+      std::memcpy(to + k, &stored, sizeof stored);
     }
   }
+  rows.shifts[at] = kInt8Group == 2 ? 0 : kStored - zero;
   int32_t start = 0;
   for (int lane = 0; kMaskedRows && lane < kLanes<float>; ++lane) start += below[lane];
   rows.starts[at] = start;
@@ -269,7 +293,7 @@ __attribute__((noinline)) void add_int8_product(const IntRows& rows, int64_t fir
   const int64_t groups = WeightPanel<float, int8_t>::groups(depth);
   const uint8_t* weights = reinterpret_cast<const uint8_t*>(panel);
   const float* const scales = reinterpret_cast<const float*>(weights + groups * V * kPanelGroup);
-  const int32_t* const starts = reinterpret_cast<const int32_t*>(scales + V * kLanes<float>);
+  const int32_t* const weight_sums = reinterpret_cast<const int32_t*>(scales + V * kLanes<float>);
   const uint8_t* row[R];
   Ints sums[kSums][R][V];
 #pragma GCC unroll 8
@@ -278,8 +302,8 @@ __attribute__((noinline)) void add_int8_product(const IntRows& rows, int64_t fir
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
       Ints start;
-      std::memcpy(&start, starts + v * kLanes<float>, sizeof start);
-      sums[0][r][v] = start + rows.starts[first + r];
+      std::memcpy(&start, weight_sums + v * kLanes<float>, sizeof start);
+      sums[0][r][v] = start * rows.shifts[first + r] + rows.starts[first + r];
       if (begun.groups > 0) {
         std::memcpy(&start, begun.sums + (r * V + v) * kLanes<float>, sizeof start);
         sums[0][r][v] += start;
@@ -326,7 +350,7 @@ template <>
 class RnnProducts<float, int8_t> {
  public:
   static size_t scratch(int64_t rows, int64_t depth) {
-    return static_cast<size_t>(rows * (IntRows::stride_of(depth) + 8) + kMoreRows * IntRows::stride_of(depth));
+    return static_cast<size_t>((rows + kMoreRows) * IntRows::stride_of(depth) + rows * IntRows::kBytesBeside);
   }
 
   // scratch: of the most rows that are taken, of the largest depth.
@@ -337,7 +361,8 @@ class RnnProducts<float, int8_t> {
     depth_ = depth;
     const int64_t stride = IntRows::stride_of(depth);
     float* const scales = reinterpret_cast<float*>(scratch_ + count * stride);
-    rows_ = {scratch_, stride, scales, reinterpret_cast<int32_t*>(scales + count)};
+    int32_t* const integers = reinterpret_cast<int32_t*>(scales + count);
+    rows_ = {scratch_, stride, scales, integers, integers + count};
     for (int64_t row = 0; row < count; ++row) quantise(rows[row], depth, rows_, row);
 #if defined(__AMX_INT8__)
     if (in_tiles(count)) tiles_.configure(count < kRowsOfTile ? count : kRowsOfTile);
