@@ -304,7 +304,7 @@ def with_word(prepacked, place, value):
         ),
         (lambda p: with_word(p, 0, 1), r"prepacked: expected weights from this version's rnn_prepack"),
         (lambda p: with_word(p, 1, 2), r"prepacked: expected weights from this version's rnn_prepack"),
-        (lambda p: with_word(p, 2, 1), r"prepacked: expected weights from this version's rnn_prepack"),
+        (lambda p: with_word(p, 2, 9), r"prepacked: expected weights from this version's rnn_prepack"),
         (lambda p: with_word(p, 3, 1), r"prepacked: expected weights prepacked for vectors of \d+ numbers, .* for 1"),
         (lambda p: with_word(p, 4, 1), r"prepacked: expected weights prepacked for this mode"),
         (lambda p: with_word(p, 5, 7), r"prepacked: expected weights prepacked for 2 recurrences .*, got those of 7"),
