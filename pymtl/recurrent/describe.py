@@ -50,8 +50,12 @@ def _frozen(layer: Recurrent) -> str:
     if snapshot is None:
         return ""
     used = snapshot.is_of(layer._weights())
-    changed = "" if used else ", not used: the parameters or the instruction set have changed since"
-    return f", frozen in {snapshot.dtype}: {snapshot.bytes():,} bytes{changed}"
+    when = (
+        " for calls without gradients"
+        if used
+        else ", not used: the parameters or the instruction set have changed since (call pymtl.freeze again)"
+    )
+    return f", frozen in {snapshot.dtype} ({snapshot.bytes():,} bytes){when}"
 
 
 def _runner(layer: nn.Module) -> tuple[str, str]:

@@ -77,14 +77,14 @@ class Freezable(nn.RNNBase):
         """Refuses what cannot be kept in a dtype other than its own."""
         own, device = weights[0].dtype, weights[0].device
         if dtype not in NARROW:
-            raise ValueError(f"weights: expected {' or '.join(map(str, NARROW))} or the module's {own}, got {dtype}")
+            raise ValueError(f"weights: expected {' or '.join(map(str, NARROW))} or the module's {own}, got {dtype!r}")
         layer = f"{self._name()}({self.extra_repr()})"
         way = self._pymtl_route(weights[0], weights)
         if own != torch.float32 or device.type != "cpu" or way.runner != "kernels":
             why = f" ({way.reason})" if way.runner != "kernels" else ""
             raise RuntimeError(
                 f"weights: {dtype} is for layers of torch.float32 on the CPU that this library's kernels run, got "
-                f"{layer} of {own} on {device}{why}: freeze the others alone"
+                f"{layer} of {own} on {device}{why}: make it one (model.float()), or freeze the others alone"
             )
         made = [name for name in self._flat_weights_names if name not in self._parameters]
         if made:
@@ -138,22 +138,17 @@ class Freezable(nn.RNNBase):
         snapshot = self._snapshot
         if snapshot is None or autocast_dtype(weights[0]):
             return None
+        if snapshot.is_narrow and torch.compiler.is_exporting():
+            raise RuntimeError(
+                f"torch.export cannot keep weights frozen in {snapshot.dtype}, which are packed for this machine: call "
+                "pymtl.unfreeze first; of a run of pymtl train, pymtl export --weights makes such a program"
+            )
         if snapshot.is_narrow and wants_gradient(*inputs, *weights):
             return None
         if torch.compiler.is_compiling():
-            return self._pymtl_compiled_snapshot(snapshot)
+            # Weights in fewer bits change the results; without others compiled code does.
+            return snapshot if snapshot.is_narrow else None
         return snapshot if snapshot.is_of(weights) else None
-
-    def _pymtl_compiled_snapshot(self, snapshot: Snapshot) -> Snapshot | None:
-        """What compiled code is given: weights in fewer bits, which change the results; others it does without."""
-        if not snapshot.is_narrow:
-            return None
-        if torch.compiler.is_exporting():
-            raise RuntimeError(
-                f"torch.export cannot keep weights frozen in {snapshot.dtype}, which are packed for this machine: call "
-                "pymtl.unfreeze first, or take pymtl export --weights"
-            )
-        return snapshot
 
     def _pymtl_runs_narrow(self, input: Tensor) -> bool:
         """Whether a call with this input uses weights in fewer bits."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pymtl.recurrent.base import Recurrent
+from pymtl.recurrent.snapshot import Snapshot
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -40,7 +41,7 @@ def freeze(module: Module, weights: torch.dtype | None = None) -> Module:
 
         Nothing has changed then.
     """
-    layers = [child for child in module.modules() if isinstance(child, Recurrent)]
+    layers = {name: child for name, child in module.named_modules() if isinstance(child, Recurrent)}
     if not layers:
         warnings.warn(
             f"freeze found no pymtl.LSTM, GRU or RNN inside {type(module).__name__}: nothing is packed "
@@ -48,9 +49,18 @@ def freeze(module: Module, weights: torch.dtype | None = None) -> Module:
             stacklevel=2,
         )
     # A converted subclass may have methods of its own by the plain names. All are made before any is kept.
-    for layer, snapshot in [(layer, Recurrent._pymtl_snapshot_of(layer, weights)) for layer in layers]:
+    for layer, snapshot in [(layer, _snapshot(name, layer, weights)) for name, layer in layers.items()]:
         Recurrent._pymtl_snapshot_with(layer, snapshot)
     return module
+
+
+def _snapshot(name: str, layer: Recurrent, weights: torch.dtype | None) -> Snapshot | None:
+    try:
+        return Recurrent._pymtl_snapshot_of(layer, weights)
+    except (RuntimeError, ValueError) as error:
+        if name:
+            raise type(error)(f"{name}: {error}") from None
+        raise
 
 
 def unfreeze(module: Module) -> Module:

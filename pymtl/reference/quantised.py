@@ -16,6 +16,9 @@ from torch import Tensor
 LEAST = 1e-30  # rows whose numbers lie within less than twice this count as zeros
 
 
+BLOCK = 1 << 18  # numbers that are in float64 at a time
+
+
 class Int8Weight(NamedTuple):
     """A matrix [C, K] of 8-bit integers: ``numbers`` int8 [C, K] in [-127, 127], ``scale`` float32 [C] of each row."""
 
@@ -35,10 +38,16 @@ def int8_weight(weight: Tensor, name: str = "weight") -> Int8Weight:
     """
     if not torch.isfinite(weight).all():
         raise ValueError(f"{name}: expected finite numbers to make 8-bit integers of, got inf or nan")
-    exact = weight.detach().double()
+    blocks = weight.detach().split(max(1, BLOCK // max(1, weight.shape[1])))
+    numbers, scales = zip(*map(_int8_block, blocks))
+    return Int8Weight(torch.cat(numbers), torch.cat(scales))
+
+
+def _int8_block(rows: Tensor) -> tuple[Tensor, Tensor]:
+    exact = rows.double()
     scale = exact.abs().amax(1, keepdim=True) / 127
     numbers = torch.where(scale > 0, exact / scale, 0.0).round().clamp(-127, 127)
-    return Int8Weight(numbers.to(torch.int8), scale[:, 0].float())
+    return numbers.to(torch.int8), scale[:, 0].float()
 
 
 def int8_rows(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -81,7 +81,10 @@ class Predictor:
             if self.device.type != "cpu":
                 raise ValueError(f"device: expected cpu for an exported program, got {self.device}")
             if weights is not None:
-                raise ConfigError(f"weights: expected none for an exported program, which has its own, got {weights}")
+                raise ConfigError(
+                    f"weights: expected none for an exported program, which has its own, got {weights}: export the run "
+                    "again with --weights"
+                )
             self._trained = Exported(folder, data)
             self.config, self.vocabulary = self._trained.config, self._trained.vocabulary
         else:
