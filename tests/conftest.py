@@ -27,13 +27,27 @@ def dtype(request):
     return request.param
 
 
-@pytest.fixture(params=_native.available_isas())
-def isa(request):
-    """Runs the test under each instruction set of this CPU."""
+# Instruction sets that differ from the ones before them in products of 8-bit integers alone.
+OF_INTEGERS = ("avx2_vnni", "avx512_vnni", "amx", "neon_dotprod")
+
+
+def forced(name):
     before = _native.active_isa()
-    _native.force_isa(request.param)
-    yield request.param
+    _native.force_isa(name)
+    yield name
     _native.force_isa(before)
+
+
+@pytest.fixture(params=[name for name in _native.available_isas() if name not in OF_INTEGERS])
+def isa(request):
+    """Runs the test under each instruction set of this CPU that has kernels of its own for floating-point numbers."""
+    yield from forced(request.param)
+
+
+@pytest.fixture(params=_native.available_isas())
+def every_isa(request):
+    """Runs the test under each instruction set of this CPU."""
+    yield from forced(request.param)
 
 
 @pytest.fixture

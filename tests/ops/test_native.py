@@ -44,8 +44,8 @@ def test_the_available_instruction_sets_are_compiled_and_end_with_the_best():
         assert python(BINDINGS + "print(_native.active_isa())").stdout.split() == [available[-1]]
 
 
-def test_force_isa_is_active_from_the_next_call_on(isa):
-    assert _native.active_isa() == isa
+def test_force_isa_is_active_from_the_next_call_on(every_isa):
+    assert _native.active_isa() == every_isa
 
 
 def test_an_unknown_instruction_set_is_a_value_error_and_changes_nothing():

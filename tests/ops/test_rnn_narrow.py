@@ -66,7 +66,7 @@ def one_at_a_time(sample, dtype):
 
 
 @pytest.mark.parametrize("case", [*SMALL, *OPTIONS[:2]], ids=str)
-def test_bfloat16_gives_the_bits_of_rounded_weights(case, isa):
+def test_bfloat16_gives_the_bits_of_rounded_weights(case, every_isa):
     sample = rnn_sample(case, torch.float32)
     weights = rounded(sample.weights, torch.bfloat16)
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_bfloat16_gives_the_bits_of_rounded_weights(case, isa):
 
 @pytest.mark.parametrize("size", [0.001, 1.0, 50.0])
 @pytest.mark.parametrize("case", [case for case in PLAIN if case.lengths is None], ids=str)
-def test_each_step_in_int8_is_the_references(case, size, isa):
+def test_each_step_in_int8_is_the_references(case, size, every_isa):
     if len(set(case.reverse)) > 1:
         case = replace(case, reverse=case.reverse[:1])
     sample = rnn_sample(case, torch.float32)
@@ -166,7 +166,7 @@ def test_teams_of_threads_give_the_bits_of_one(threads):
 @pytest.mark.parametrize("mode", ["LSTM", "GRU", "RNN_TANH", "RNN_RELU"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("place", ["input", "h0"])
-def test_a_number_that_is_not_finite_makes_its_own_sequence_nan_from_there_on(mode, bad, place, isa):
+def test_a_number_that_is_not_finite_makes_its_own_sequence_nan_from_there_on(mode, bad, place, every_isa):
     sample = rnn_sample(RNNCase(7, 19, steps=6, batch=4, reverse=(False,), h0=True, mode=mode), torch.float32)
     clean = narrow(sample, torch.int8)
     spoilt = getattr(sample, place).clone()
@@ -191,7 +191,7 @@ def test_a_number_that_is_not_finite_makes_its_own_sequence_nan_from_there_on(mo
     ],
     ids=["zeros", "a row of zeros", "a row of one value", "denormals", "large", "one number"],
 )
-def test_unusual_rows_of_weights(spoil, isa):
+def test_unusual_rows_of_weights(spoil, every_isa):
     sample = rnn_sample(RNNCase(9, 17, steps=4, batch=2, reverse=(False,)), torch.float32)
     for weight in (sample.weights.weight_ih[0], sample.weights.weight_hh[0]):
         spoil(weight)
@@ -204,7 +204,7 @@ def test_unusual_rows_of_weights(spoil, isa):
 @pytest.mark.parametrize(
     "signs", [torch.sign, torch.abs, lambda x: -x.abs(), torch.ones_like], ids=["both", "+", "-", "1"]
 )
-def test_unusual_rows_of_inputs(size, signs, isa):
+def test_unusual_rows_of_inputs(size, signs, every_isa):
     sample = rnn_sample(RNNCase(9, 17, steps=1, batch=2, reverse=(False,)), torch.float32)
     sample = replace(sample, input=size * signs(sample.input.clamp(-1, 1)))
     for results, expected in one_at_a_time(sample, torch.int8):

@@ -23,6 +23,7 @@ namespace {
 
 using Ints = IntVec<float>;
 typedef int8_t ByteVec __attribute__((vector_size(kLanes<float>)));
+typedef uint8_t UnsignedByteVec __attribute__((vector_size(kLanes<float>)));
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 constexpr PanelScheme kInt8Scheme = PanelScheme::int8_fours_offset;
@@ -262,8 +263,8 @@ PYMTL_INLINE void quantise(const float* x, int64_t depth, const IntRows& rows, i
     if constexpr (kMaskedRows) {
       below -= shifted & (shifted >> 31);
       const ByteVec negative = bytes < 0;
-      store_in_turns(to + 2 * k, (bytes ^ negative) - negative, negative,
-                     std::make_integer_sequence<int, kLanes<float> / 2>{});
+      const ByteVec size = (ByteVec)((UnsignedByteVec)(bytes ^ negative) - (UnsignedByteVec)negative);  // up to 128
+      store_in_turns(to + 2 * k, size, negative, std::make_integer_sequence<int, kLanes<float> / 2>{});
     } else {
       const ByteVec stored = kOffsetRows ? bytes ^ static_cast<int8_t>(-128) : bytes;
       std::memcpy(to + k, &stored, sizeof stored);
