@@ -27,7 +27,7 @@ def dtype(request):
     return request.param
 
 
-# Instruction sets that differ from the ones before them in products of 8-bit integers alone.
+# Instruction sets that add nothing but products of 8-bit integers.
 OF_INTEGERS = ("avx2_vnni", "avx512_vnni", "amx", "neon_dotprod")
 
 

@@ -68,7 +68,8 @@ def run(
     dtype: torch.dtype = torch.float32,
     weights: torch.dtype | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Measures every shape; yields a row after each mode of each shape. ``weights``: of a frozen contender more.
+    """Measures every shape; yields a row after each mode of each shape. ``weights`` adds a frozen contender that keeps
+    its matrices in that dtype.
 
     Modes: ``inference`` (ours, ours frozen, nn.LSTM), ``training`` (forward and backward; ours, nn.LSTM), both
     on dense batches; for B > 1 ``inference, lengths`` and ``training, lengths`` on batches of variable length,

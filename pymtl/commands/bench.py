@@ -17,7 +17,8 @@ EXAMPLES = """examples:
   pymtl bench --weights int8                          and frozen in 8-bit integers
   pymtl bench --device cuda --dtype float16 --shape 16,256,512,512
 
-columns: p50 and p90 are milliseconds; 'x' is how many times as fast pymtl is (median of interleaved ratios);
+columns: p50 and p90 are milliseconds; 'x' is how many times as fast pymtl is (median of interleaved ratios), below 1
+where the contender is faster, as pymtl frozen is;
 GFLOP/s count the matrix products (a training step thrice the forward pass), '% peak' is their share of this
 machine's measured register-only multiply-adds; error is the largest difference from nn.LSTM over the largest value.
 
@@ -44,7 +45,7 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
         default="float32",
         help="of all numbers (default: float32); float16 only on a GPU",
     )
-    add_weights(parser, "of one more frozen contender (default: none)")
+    add_weights(parser, "time one more contender, frozen with its matrices kept so (default: none)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (default: cpu)")
     parser.add_argument(
         "--threads", type=positive, metavar="N", help="CPU threads (default: of the cores that are free)"

@@ -6,7 +6,7 @@ Dimensions: N tokens, T steps, B sequences, I input size, H hidden size, G recur
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -149,19 +149,11 @@ def rnn_frozen_of(
 
 
 @torch.library.impl("pymtl::rnn_frozen_of", "CPU")
-def _rnn_frozen_of(
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    prepacked: Tensor,
-    layers: str,
-    h0: Tensor | None,
-    c0: Tensor | None,
-    parameters: list[Tensor],
-    origin: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _rnn_frozen_of(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *of_rnn_frozen, parameters, origin = arguments
     if [*(p._version for p in parameters), *(p.data_ptr() for p in parameters)] != origin.tolist():
         raise RuntimeError(
             "parameters: expected them as they were when pymtl.freeze packed them, got changed or other ones: call "
             "pymtl.freeze again, or pymtl.unfreeze"
         )
-    return torch.ops.pymtl.rnn_frozen(input, batch_sizes, prepacked, layers, h0, c0)
+    return torch.ops.pymtl.rnn_frozen(*of_rnn_frozen)

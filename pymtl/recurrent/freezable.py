@@ -134,7 +134,7 @@ class Freezable(nn.RNNBase):
         super()._load_from_state_dict(state_dict, *args, **kwargs)
 
     def _valid_snapshot(self, weights: Sequence[Tensor], *inputs: Tensor | None) -> Snapshot | None:
-        """What a call with these inputs uses, in all layers or in none."""
+        """The snapshot, if a call with these inputs uses it: all layers do then."""
         snapshot = self._snapshot
         if snapshot is None or autocast_dtype(weights[0]):
             return None
@@ -146,7 +146,7 @@ class Freezable(nn.RNNBase):
         if snapshot.is_narrow and wants_gradient(*inputs, *weights):
             return None
         if torch.compiler.is_compiling():
-            # Weights in fewer bits change the results; without others compiled code does.
+            # Float32 weights compiled code packs by itself, with the same results; those of fewer bits give others.
             return snapshot if snapshot.is_narrow else None
         return snapshot if snapshot.is_of(weights) else None
 

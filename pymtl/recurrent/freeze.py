@@ -39,7 +39,7 @@ def freeze(module: Module, weights: torch.dtype | None = None) -> Module:
         ValueError: ``weights`` is no such dtype, or a weight does not fit it: one that is not finite, or has too many
             columns, for 8-bit integers; one that bfloat16 would round to infinity.
 
-        Nothing has changed then.
+        If it raises, nothing has changed.
     """
     layers = {name: child for name, child in module.named_modules() if isinstance(child, Recurrent)}
     if not layers:

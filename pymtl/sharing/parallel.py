@@ -104,7 +104,8 @@ class ParallelLSTM(nn.Module):
 
 
 def _runs_alone(encoder: LSTM, data: Tensor) -> bool:
-    """Whether the encoder does not run in one call of the op together with the others, which is of float32."""
+    """Whether the encoder has to run by itself: the call for all of them takes no options, no code of its own and no
+    weights in fewer bits."""
     varied = encoder._pymtl_variants.act(training=True)
     return varied or runs_own_code(encoder, LSTM) or not encoder.kernels_take(data) or encoder._pymtl_runs_narrow(data)
 

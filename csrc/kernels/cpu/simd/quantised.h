@@ -1,18 +1,20 @@
 // Products of 8-bit integers: rows of x or h, made integers here, times panels of weights that are integers already.
 // rnn.h in kernels/ has the formulas. The sums are exact, so that tiles, blocks and instruction sets give the same.
 //
-// How four (or two) consecutive depths of a row and of a panel's lanes are multiplied and summed:
+// Below, p is a row's number as it is multiplied: that of rnn.h, which is from 0 to 255, less 128. How four (or two)
+// consecutive depths of a row and of a panel's lanes are multiplied and summed:
 //
-//   VNNI, AVX-VNNI     vpdpbusd takes one operand without sign, which p + 128 is.
-//   AMX                likewise, for 16 rows and 64 depths at a time.
-//   AVX2, AVX-512BW    vpmaddubsw likewise: rows are stored as |p| and a mask of the negative ones, which flips the
-//                      weights' bits: p w = |p| (~w) + |p| where p < 0. A row's sums start from the sum of those |p|.
-//                      The 16-bit sums of two products lie between -2^15 and 2 * 128 * 127.
+//   VNNI, AVX-VNNI     vpdpbusd takes one operand without sign: rows are stored as p + 128.
+//   AMX                the same, for 16 rows and 64 depths at a time.
+//   AVX2, AVX-512BW    vpmaddubsw takes one without sign too, but its sums of two products have 16 bits, which p + 128
+//                      could exceed. Rows are stored as |p| and a mask of the negative ones, which flips the weights'
+//                      bits: p w = |p| (~w) + |p| where p < 0. The sums of two lie between -2^15 and 2 * 128 * 127. A
+//                      row's sums start from the sum of the |p| of its negative numbers.
 //   NEON               products of signed numbers, with the dot-product instructions or without.
-//   SSE2               rows and weights are widened to 16 bits (vpmaddwd), two depths at a time.
+//   SSE2               16-bit products (vpmaddwd), two depths at a time: rows are stored as rnn.h's p - z.
 //
-// What a row's numbers are shifted by (p stands for p - z, see rnn.h) its sums make up for at their start: with the sum
-// of the column's weights times that.
+// rnn.h multiplies the weights with p - z. Where another number is stored, it differs from that by the same for the
+// whole row, and the row's sums start from the sum of the column's weights times that difference.
 #pragma once
 
 #include "rnn_products.h"
@@ -240,8 +242,6 @@ PYMTL_INLINE void quantise(const float* x, int64_t depth, const IntRows& rows, i
   constexpr float kShift = 12582912.0f;
   const auto nearest = [](float value) { return static_cast<int32_t>(value + kShift - kShift); };
   const int32_t zero = counts ? nearest(-bottom * inverse) : 0;  // what 0 becomes
-  // Of what is stored in place of p: the integers themselves, p or p + 128.
-  constexpr int32_t kStored = kInt8Group == 2 ? 0 : kOffsetRows ? 0 : 128;
   const Vec<float> factor = broadcast(inverse), shift = broadcast(kShift);
   const Ints lowest = -zero - Ints{}, highest = 255 - zero - Ints{};
   Ints below = {};  // of the negative numbers, the sum of their absolute values
@@ -270,7 +270,7 @@ PYMTL_INLINE void quantise(const float* x, int64_t depth, const IntRows& rows, i
       std::memcpy(to + k, &stored, sizeof stored);
     }
   }
-  rows.shifts[at] = kInt8Group == 2 ? 0 : kStored - zero;
+  rows.shifts[at] = kInt8Group == 2 ? 0 : (kOffsetRows ? 0 : 128) - zero;
   int32_t start = 0;
   for (int lane = 0; kMaskedRows && lane < kLanes<float>; ++lane) start += below[lane];
   rows.starts[at] = start;
