@@ -13,11 +13,10 @@ enum class WeightFormat { own, bfloat16, int8 };
 
 // How the numbers of a panel lie in memory. Those of 8 bits are in the order that the instruction set multiplies in.
 enum class PanelScheme : uint32_t {
-  own,               // of the dtype itself
-  bfloat16,          // pairs of consecutive depth
-  int8_pairs,        // pairs of consecutive depth
-  int8_fours,        // fours of consecutive depth
-  int8_fours_offset  // the same, for rows that are shifted by 128
+  own,         // of the dtype itself
+  bfloat16,    // pairs of consecutive depth
+  int8_pairs,  // pairs of consecutive depth
+  int8_fours   // fours of consecutive depth
 };
 
 inline WeightFormat format_of(PanelScheme scheme) {

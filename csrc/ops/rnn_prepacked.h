@@ -19,8 +19,7 @@ WeightFormat check_header(const T* prepacked, const Name& name, Cell cell, int64
                           ScalarType type) {
   PrepackedHeader header;
   std::memcpy(&header, prepacked, sizeof header);
-  const bool narrow =
-      type == ScalarType::Float && header.scheme <= static_cast<uint32_t>(PanelScheme::int8_fours_offset);
+  const bool narrow = type == ScalarType::Float && header.scheme <= static_cast<uint32_t>(PanelScheme::int8_fours);
   const WeightFormat format = narrow ? format_of(static_cast<PanelScheme>(header.scheme)) : WeightFormat::own;
   const PrepackedHeader own = rnn_prepacked_header<T>(cell, recurrences, hidden_size, format);
   const bool readable = header.version == own.version && header.dtype == own.dtype && (narrow || header.scheme == 0);

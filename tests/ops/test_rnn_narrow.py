@@ -373,11 +373,11 @@ def test_layers_of_two_formats_in_one_stack_are_refused():
 INTEGERS = {
     "baseline": (128, "pairs"),
     "avx2": (256, "fours"),
-    "avx2_vnni": (256, "offset"),
+    "avx2_vnni": (256, "fours"),
     "avx512": (512, "fours"),
-    "avx512_vnni": (512, "offset"),
-    "avx512_bf16": (512, "offset"),
-    "amx": (512, "offset"),
+    "avx512_vnni": (512, "fours"),
+    "avx512_bf16": (512, "fours"),
+    "amx": (512, "fours"),
     "neon": (128, "fours"),
     "neon_dotprod": (128, "fours"),
 }

@@ -27,19 +27,21 @@ using Ints = IntVec<float>;
 typedef int8_t ByteVec __attribute__((vector_size(kLanes<float>)));
 typedef uint8_t UnsignedByteVec __attribute__((vector_size(kLanes<float>)));
 
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-constexpr PanelScheme kInt8Scheme = PanelScheme::int8_fours_offset;
-#elif defined(__AVX2__) || defined(__ARM_NEON)
+#if defined(__AVX2__) || defined(__ARM_NEON)
 constexpr PanelScheme kInt8Scheme = PanelScheme::int8_fours;
 #else
 constexpr PanelScheme kInt8Scheme = PanelScheme::int8_pairs;
 #endif
 
 constexpr int kInt8Group = kInt8Scheme == PanelScheme::int8_pairs ? 2 : 4;  // depths multiplied at a time
-constexpr bool kOffsetRows = kInt8Scheme == PanelScheme::int8_fours_offset;
-#if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
-constexpr bool kMaskedRows = true;
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+constexpr bool kOffsetRows = true;  // stored as p + 128
+constexpr bool kMaskedRows = false;
+#elif defined(__AVX2__)
+constexpr bool kOffsetRows = false;
+constexpr bool kMaskedRows = true;  // as |p| and a mask
 #else
+constexpr bool kOffsetRows = false;
 constexpr bool kMaskedRows = false;
 #endif
 // Bytes of a row's group.
