@@ -70,8 +70,8 @@ void names() {
   CHECK(std::is_sorted(available.begin(), available.end()));
   CHECK(std::includes(compiled.begin(), compiled.end(), available.begin(), available.end()));
 #if defined(__x86_64__)
-  CHECK(compiled ==
-        (std::vector<Isa>{Isa::baseline, Isa::avx2, Isa::avx2_vnni, Isa::avx512, Isa::avx512_vnni, Isa::avx512_bf16}));
+  CHECK(compiled == (std::vector<Isa>{Isa::baseline, Isa::avx2, Isa::avx2_vnni, Isa::avx512, Isa::avx512_vnni,
+                                      Isa::avx512_bf16, Isa::amx}));
   CHECK(available.front() == Isa::baseline);
 #elif defined(__aarch64__)
   CHECK(available.front() == Isa::neon);
