@@ -87,15 +87,18 @@ struct Test {
   void (*body)();
 };
 
+// Every instruction set that there is a name for.
+inline constexpr Isa kIsas[] = {Isa::baseline,    Isa::avx2, Isa::avx2_vnni, Isa::avx512,      Isa::avx512_vnni,
+                                Isa::avx512_bf16, Isa::amx,  Isa::neon,      Isa::neon_dotprod};
+
 // Runs the tests under the instruction set that PYMTL_ISA names; the program's exit status.
 inline int run_tests(std::initializer_list<Test> tests) {
   const char* const wanted = std::getenv("PYMTL_ISA");
   if (wanted != nullptr && *wanted != '\0') {
     const auto named = [wanted](Isa isa) { return std::strcmp(isa_name(isa), wanted) == 0; };
-    const std::vector<Isa> known = {Isa::baseline, Isa::avx2, Isa::avx512, Isa::avx512_bf16, Isa::neon};
     const std::vector<Isa> available = available_isas();
     if (std::none_of(available.begin(), available.end(), named)) {
-      const bool unknown = std::none_of(known.begin(), known.end(), named);
+      const bool unknown = std::none_of(std::begin(kIsas), std::end(kIsas), named);
       std::printf(unknown ? "failed: there is no instruction set %s\n"
                           : "skipped: this CPU or this build lacks the instruction set %s\n",
                   wanted);

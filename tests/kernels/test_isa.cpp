@@ -27,9 +27,6 @@ std::string thrown(Call&& call) {
 bool begins(const std::string& text, const std::string& with) { return text.rfind(with, 0) == 0; }
 bool holds(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
-constexpr Isa kAll[] = {Isa::baseline,    Isa::avx2, Isa::avx2_vnni, Isa::avx512,      Isa::avx512_vnni,
-                        Isa::avx512_bf16, Isa::amx,  Isa::neon,      Isa::neon_dotprod};
-
 // What happens where the first choice is impossible. Runs before run_tests, which makes that choice for good.
 void impossible_choices() {
   const char* const given = std::getenv("PYMTL_ISA");
@@ -38,7 +35,7 @@ void impossible_choices() {
   const std::string unknown = thrown([] { active_isa(); });
   CHECK(begins(unknown, "runtime_error: "), unknown);
   CHECK(holds(unknown, "PYMTL_ISA") && holds(unknown, "sse9"), unknown);
-  for (const Isa isa : kAll) {
+  for (const Isa isa : kIsas) {
     const std::vector<Isa> available = available_isas();
     if (std::count(available.begin(), available.end(), isa) > 0) continue;
     setenv("PYMTL_ISA", isa_name(isa), 1);
@@ -97,7 +94,7 @@ void forcing() {
     CHECK(active_isa() == before);
   }
   const std::vector<Isa> available = available_isas();
-  for (const Isa isa : kAll) {
+  for (const Isa isa : kIsas) {
     const std::string error = thrown([isa] { force_isa(isa_name(isa)); });
     if (std::count(available.begin(), available.end(), isa) == 0) {
       CHECK(begins(error, "runtime_error: "), isa_name(isa), error);
