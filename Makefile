@@ -15,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml $(wildcard packaging/* csrc/*/*.* csrc/*/*/*.* csrc/*/*/*/*.*)
 CXX_FILES := $(wildcard $(foreach folder,csrc/* csrc/*/* csrc/*/*/* tests/kernels tests/kernels/* tests/kernels/*/* \
-  tests/kernels/*/*/*/*,$(folder)/*.h $(folder)/*.cpp $(folder)/*.cu))
+  tests/kernels/*/*/*/* tests/runtime,$(folder)/*.h $(folder)/*.c $(folder)/*.cpp $(folder)/*.cu))
 TOOLS := cmake ninja
 
 .PHONY: demo test check test-kernels test-asan gpu gpu-check test-cuda sanitize-cuda bench bench-avx2 bench-cuda wheel docs lint format clean install
@@ -29,6 +29,7 @@ demo: install
 LONGEST := $(addprefix tests/,cuda training commands benchmark models ops)
 test: install test-kernels
 	PYMTL_CUDA_ON_HOST=$(CURDIR)/build/kernels/tests/kernels/libpymtl_ops_cuda_on_host.so \
+	PYMTL_RUNTIME_LIBRARY=$(CURDIR)/build/kernels/libpymtl_runtime.so \
 	  $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder $(LONGEST) tests
 
 # What a change of a day breaks first: layers, ops, modules, models and configurations.

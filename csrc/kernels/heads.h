@@ -16,15 +16,24 @@ namespace pymtl {
 
 template <typename T>
 struct Heads {
-  int64_t rows;     // N
-  int64_t parts;    // G
-  int64_t depth;    // K of one part
-  int64_t width;    // C
-  const T* input;   // [N, G*K]
-  const T* weight;  // [C, G*K]
-  const T* bias;    // [C] or null: zeros
-  T* output;        // [N, C]
+  int64_t rows;                  // N
+  int64_t parts;                 // G
+  int64_t depth;                 // K of one part
+  int64_t width;                 // C
+  const T* input;                // [N, G*K]
+  const T* weight;               // [C, G*K]
+  const T* bias;                 // [C] or null: zeros
+  T* output;                     // [N, C]
+  const T* prepacked = nullptr;  // from heads_prepack for this weight, under the same instruction set, or null
 };
+
+// Elements of T that heads_prepack writes under the instruction set in use. Of args both read the sizes and the weight.
+template <typename T>
+size_t heads_prepacked_size(const Heads<T>& args);
+
+// Packs the weight into panels, for Heads::prepacked and RnnHeads::prepacked. prepacked: 64-byte aligned.
+template <typename T>
+void heads_prepack(const Heads<T>& args, T* prepacked);
 
 template <typename T>
 size_t heads_workspace(const Heads<T>& args);

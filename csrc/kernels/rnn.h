@@ -122,12 +122,13 @@ struct RnnMasks {
 // The projection of heads fused into the time loop (see heads.h), and sentence features.
 template <typename T>
 struct RnnHeads {
-  int64_t width;    // C: columns of all heads together; 0: none
-  const T* weight;  // [C, G*H]
-  const T* bias;    // [C] or null: zeros
-  T* logits;        // [N, C]
-  T* mean;          // [B, G*H] mean of h over each sequence's tokens, or null
-  T* max;           // [B, G*H] maximum of h over each sequence's tokens, or null
+  int64_t width;                 // C: columns of all heads together; 0: none
+  const T* weight;               // [C, G*H]
+  const T* bias;                 // [C] or null: zeros
+  T* logits;                     // [N, C]
+  T* mean;                       // [B, G*H] mean of h over each sequence's tokens, or null
+  T* max;                        // [B, G*H] maximum of h over each sequence's tokens, or null
+  const T* prepacked = nullptr;  // from heads_prepack for this weight in G parts, or null
 };
 
 template <typename T>

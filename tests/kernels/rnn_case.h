@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "check.h"
+#include "kernels/heads.h"
 #include "kernels/rnn.h"
 
 namespace pymtl::test {
@@ -208,7 +209,7 @@ struct Asked {
   bool heads = true;
   bool mean = true;
   bool max = true;
-  bool prepacked = false;
+  bool prepacked = false;                   // the weights, and the heads'
   WeightFormat format = WeightFormat::own;  // of float; any other has `narrow` [G] in the weights' place
   const NarrowWeights* narrow = nullptr;
 };
@@ -272,6 +273,17 @@ RnnResult<T> run_forward(const RnnModel<T>& model, const RnnBatch<T>& batch, con
     args.heads.weight = model.head_weight.data();
     args.heads.bias = model.head_bias.data();
     args.heads.logits = result.logits.data();
+  }
+  Buffer<T> head_panels;
+  if (heads && asked.prepacked) {
+    Heads<T> only{};
+    only.parts = model.recurrences;
+    only.depth = model.hidden_size;
+    only.width = model.head_width;
+    only.weight = model.head_weight.data();
+    head_panels = Buffer<T>(static_cast<int64_t>(heads_prepacked_size(only)), 64);
+    heads_prepack(only, head_panels.data());
+    args.heads.prepacked = head_panels.data();
   }
   args.masks = batch.masks(model);
   args.heads.mean = result.mean.data();

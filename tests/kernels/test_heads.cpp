@@ -10,9 +10,16 @@ namespace {
 
 template <typename T>
 Buffer<T> run_heads(int64_t rows, int64_t parts, int64_t depth, int64_t width, const T* input, const T* weight,
-                    const T* bias, const Executor& executor) {
+                    const T* bias, const Executor& executor, bool prepacked = false) {
   Buffer<T> output(rows * width);
-  const Heads<T> args{rows, parts, depth, width, input, weight, bias, output.data()};
+  Heads<T> args{rows, parts, depth, width, input, weight, bias, output.data()};
+  Buffer<T> panels;
+  if (prepacked) {
+    panels = Buffer<T>(static_cast<int64_t>(heads_prepacked_size(args)), 64);
+    heads_prepack(args, panels.data());
+    args.prepacked = panels.data();
+    CHECK(heads_workspace(args) == 0);
+  }
   Workspace workspace = workspace_of(heads_workspace(args));
   heads_forward(args, workspace.data(), executor);
   return output;
@@ -24,9 +31,9 @@ void check_case(int64_t rows, int64_t parts, int64_t depth, int64_t width, Rando
   const Buffer<T> input = uniform<T>(rows * parts * depth, random);
   const Buffer<T> weight = uniform<T>(width * parts * depth, random);
   const Buffer<T> bias = random.flip() ? uniform<T>(width, random) : Buffer<T>();
-  const auto run = [&](int64_t first, int64_t count, const Executor& executor) {
+  const auto run = [&](int64_t first, int64_t count, const Executor& executor, bool prepacked = false) {
     return run_heads(count, parts, depth, width, input.data() + first * parts * depth, weight.data(), bias.data(),
-                     executor);
+                     executor, prepacked);
   };
   const Buffer<T> output = run(0, rows, serial());
 
@@ -47,7 +54,7 @@ void check_case(int64_t rows, int64_t parts, int64_t depth, int64_t width, Rando
 
   const NamedExecutor other = any_executor(random);
   const Context how(other.name);
-  const Buffer<T> again = run(0, rows, other.executor);
+  const Buffer<T> again = run(0, rows, other.executor, random.flip());
   CHECK(same_bits(again.data(), output.data(), output.size()));
   // A row's result depends on that row alone.
   for (int64_t n = 0; n < rows; n += 1 + rows / 8) {
@@ -161,6 +168,7 @@ void check_fused(const ModelOptions& options, int64_t batch_size, int64_t steps,
   Asked asked;
   asked.saved = false;
   asked.mean = random.flip();
+  asked.prepacked = random.flip();
   const RnnResult<T> result = run_forward(model, batch, asked, any_executor(random).executor);
   CHECK(not_finite(result.logits) == 0);
   const Buffer<T> logits = run_heads(batch.tokens(), model.recurrences, model.hidden_size, model.head_width,

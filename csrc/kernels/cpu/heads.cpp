@@ -6,9 +6,30 @@
 
 namespace pymtl {
 
+namespace {
+
+template <typename T>
+void pack_part(const Heads<T>& args, int64_t part, T* panels) {
+  const LayersFor<T>& kernels = active_layers<T>();
+  kernels.pack_heads(args.weight + part * args.depth, args.parts * args.depth, args.depth, args.width,
+                     panels + part * kernels.heads_panels_size(args.depth, args.width));
+}
+
+}  // namespace
+
+template <typename T>
+size_t heads_prepacked_size(const Heads<T>& args) {
+  return static_cast<size_t>(args.parts * active_layers<T>().heads_panels_size(args.depth, args.width));
+}
+
+template <typename T>
+void heads_prepack(const Heads<T>& args, T* prepacked) {
+  for (int64_t part = 0; part < args.parts; ++part) pack_part(args, part, prepacked);
+}
+
 template <typename T>
 size_t heads_workspace(const Heads<T>& args) {
-  return static_cast<size_t>(args.parts * active_layers<T>().heads_panels_size(args.depth, args.width)) * sizeof(T);
+  return args.prepacked == nullptr ? heads_prepacked_size(args) * sizeof(T) : 0;
 }
 
 template <typename T>
@@ -16,12 +37,12 @@ void heads_forward(const Heads<T>& args, void* workspace, const Executor& given)
   constexpr int64_t kBlock = 24;
   const LayersFor<T>& kernels = active_layers<T>();
   const Executor executor = executor_for(args.rows * args.parts * args.depth * args.width, given);
-  const int64_t size = kernels.heads_panels_size(args.depth, args.width);
-  T* const panels = static_cast<T*>(workspace);
-  for_each(executor, args.parts, [&](int64_t part) {
-    kernels.pack_heads(args.weight + part * args.depth, args.parts * args.depth, args.depth, args.width,
-                       panels + part * size);
-  });
+  const T* panels = args.prepacked;
+  if (panels == nullptr) {
+    T* const here = static_cast<T*>(workspace);
+    for_each(executor, args.parts, [&](int64_t part) { pack_part(args, part, here); });
+    panels = here;
+  }
   for_each(executor, (args.rows + kBlock - 1) / kBlock, [&](int64_t block) {
     kernels.heads_rows(args, panels, block * kBlock, std::min((block + 1) * kBlock, args.rows));
   });
@@ -81,6 +102,8 @@ void heads_backward(const HeadsBackward<T>& args, void* workspace, const Executo
 }
 
 #define PYMTL_INSTANTIATE(T)                                                          \
+  template size_t heads_prepacked_size(const Heads<T>&);                              \
+  template void heads_prepack(const Heads<T>&, T*);                                   \
   template size_t heads_workspace(const Heads<T>&);                                   \
   template void heads_forward(const Heads<T>&, void*, const Executor&);               \
   template size_t heads_backward_workspace(const HeadsBackward<T>&, const Executor&); \

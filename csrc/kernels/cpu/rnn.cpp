@@ -57,7 +57,7 @@ struct ForwardPlan {
     Workspace workspace(memory);
     workers.take(workspace, shape, largest_scratch(args));
     panels = workspace.take<T>(args.prepacked == nullptr ? shape.recurrences * panels_size : 0);
-    head_panels = workspace.take<T>(shape.recurrences * head_size);
+    head_panels = workspace.take<T>(args.heads.prepacked == nullptr ? shape.recurrences * head_size : 0);
     partial = workspace.take<Accum<T>>(args.heads.width > 0 ? shape.recurrences * shape.tokens * args.heads.width : 0);
     bytes = workspace.used();
   }
@@ -178,7 +178,7 @@ void rnn_forward(const RnnForward<T>& args, void* workspace, const Executor& giv
   fill_bounds(shape, workers.starts, workers.slices, workers.bounds);
 
   const auto pack_heads = [&](int64_t g) {
-    if (heads.width > 0) {
+    if (heads.width > 0 && heads.prepacked == nullptr) {
       kernels.pack_heads(heads.weight + g * hidden, all_hidden, hidden, heads.width,
                          plan.head_panels + g * plan.head_size);
     }
@@ -206,7 +206,8 @@ void rnn_forward(const RnnForward<T>& args, void* workspace, const Executor& giv
     loop.c_n = at(args.c_n, g * shape.batch * hidden);
     loop.gates = at(args.gates, g * shape.tokens * reserve * hidden);
     loop.cells = at(args.cells, g * shape.tokens * hidden);
-    loop.head_panels = heads.width > 0 ? plan.head_panels + g * plan.head_size : nullptr;
+    const T* const head_panels = heads.prepacked == nullptr ? plan.head_panels : heads.prepacked;
+    loop.head_panels = heads.width > 0 ? head_panels + g * plan.head_size : nullptr;
     loop.head_width = heads.width;
     loop.partial = at(plan.partial, g * shape.tokens * heads.width);
     loop.mean = at(heads.mean, g * hidden);

@@ -1,0 +1,297 @@
+#include "session.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "error.h"
+#include "kernels/packing.h"
+
+namespace pymtl::runtime {
+namespace {
+
+constexpr int64_t kMostTokens = int64_t{1} << 31;
+
+}  // namespace
+
+Session::Session(const Program& program, const Executor& executor, size_t memory_limit, bool keeps_state)
+    : program_(program), memory_limit_(memory_limit) {
+  frame_.executor = executor;
+  frame_.keeps_state = keeps_state;
+  frame_.ids.resize(program.inputs().size());
+  for (const Task& task : program.tasks()) {
+    needs_.push_back(keeps_state && !task.in_one_pass ? std::vector<bool>() : task.needs);
+  }
+  const auto answers = [](const std::vector<bool>& needs) { return !needs.empty(); };
+  check(!keeps_state || std::any_of(needs_.begin(), needs_.end(), answers), Fault::argument,
+        "expected a model with a task whose answers follow from the tokens so far (one direction; no pooling but "
+        "\"last\"), got none");
+  frame_.state.assign(keeps_state ? static_cast<size_t>(program.state_size()) : 0, 0.0f);
+  wanted_.assign(program.tasks().size(), false);
+  answers_.resize(program.tasks().size());
+  logits_.resize(program.tasks().size());
+}
+
+void Session::reset() { std::fill(frame_.state.begin(), frame_.state.end(), 0.0f); }
+
+void Session::run(const int64_t* lengths, int64_t batch, const std::vector<Field>& fields,
+                  const std::vector<size_t>& tasks, bool with_probabilities) {
+  const size_t all = program_.tasks().size();
+  wanted_.assign(all, false);
+  for (const size_t task : tasks) {
+    check(task < all, Fault::argument, "tasks: expected numbers below ", all, ", got ", task);
+    check(!needs_[task].empty() || !frame_.keeps_state, Fault::argument, "tasks: a stream has no answers of ",
+          quoted(program_.tasks()[task].name), ", which depend on tokens to come");
+    wanted_[task] = true;
+  }
+  needed_.assign(program_.instruction_count(), false);
+  for (size_t task = 0; task < all; ++task) {
+    if (tasks.empty()) wanted_[task] = !frame_.keeps_state || !needs_[task].empty();
+    for (size_t i = 0; wanted_[task] && i < needs_[task].size(); ++i) needed_[i] = needed_[i] || needs_[task][i];
+  }
+  std::vector<bool> wanted(all, false);
+  wanted.swap(wanted_);  // should the batch not fit, there are no answers
+  arrange(lengths, batch);
+  read_fields(fields);
+  program_.run(frame_, needed_);
+  for (size_t task = 0; task < all; ++task) {
+    if (wanted[task]) collect(task, with_probabilities);
+  }
+  wanted_.swap(wanted);
+}
+
+void Session::arrange(const int64_t* lengths, int64_t batch) {
+  check(batch >= 1 && batch < kMostTokens, Fault::argument, "batch: expected at least one sequence, got ", batch);
+  check(batch == 1 || !frame_.keeps_state, Fault::argument, "batch: expected one sequence of a stream, got ", batch);
+  starts_.resize(static_cast<size_t>(batch) + 1);
+  starts_[0] = 0;
+  int64_t longest = 0;
+  for (int64_t i = 0; i < batch; ++i) {
+    check(lengths[i] >= 1 && lengths[i] < kMostTokens, Fault::argument, "lengths: expected at least one token, got ",
+          lengths[i], " of sequence ", i);
+    longest = std::max(longest, lengths[i]);
+    starts_[i + 1] = starts_[i] + lengths[i];
+    check(starts_[i + 1] < kMostTokens, Fault::argument, "lengths: expected fewer than ", kMostTokens, " tokens");
+  }
+  PackedRows& rows = frame_.tokens;
+  rows.count = starts_[batch];
+  rows.batch = batch;
+  rows.batch_sizes.resize(static_cast<size_t>(longest));
+  sequence_.resize(static_cast<size_t>(batch));
+  places_.resize(static_cast<size_t>(batch));
+  packing_order(lengths, batch, longest, rows.batch_sizes.data(), sequence_.data(), places_.data());
+  token_.resize(static_cast<size_t>(rows.count));
+  int64_t n = 0;
+  for (int64_t step = 0; step < longest; ++step) {
+    for (int64_t row = 0; row < rows.batch_sizes[step]; ++row) token_[n++] = starts_[sequence_[row]] + step;
+  }
+}
+
+std::string Session::place_of(int64_t token) const {
+  const int64_t sequence = std::upper_bound(starts_.begin(), starts_.end(), token) - starts_.begin() - 1;
+  return "token " + std::to_string(token - starts_[sequence]) + " of sequence " + std::to_string(sequence);
+}
+
+void Session::read_fields(const std::vector<Field>& fields) {
+  given_.assign(program_.inputs().size(), false);
+  std::vector<const Field*> by_input(program_.inputs().size(), nullptr);
+  for (const Field& field : fields) by_input[field.input] = &field;
+  const auto read = [&](const Field& field) {
+    const Input& input = program_.inputs()[field.input];
+    given_[field.input] = true;
+    if (input.kind == Input::Kind::ids) {
+      read_ids(field);
+    } else if (input.kind == Input::Kind::characters) {
+      read_characters(field);
+    }
+  };
+  for (size_t i = 0; i < by_input.size(); ++i) {
+    const Input& input = program_.inputs()[i];
+    if (by_input[i] != nullptr) {
+      read(*by_input[i]);
+      continue;
+    }
+    const int64_t of = program_.names(i).of;
+    const bool is_there = of >= 0 && by_input[of] != nullptr && by_input[of]->strings != nullptr;
+    check(is_there, Fault::argument, "field ", quoted(input.name), ": expected one of the batch, got none");
+    read({i, by_input[of]->strings});
+  }
+  program_.place_buffers(frame_, memory_limit_);
+  for (const Field* const field : by_input) {
+    if (field != nullptr && program_.inputs()[field->input].kind == Input::Kind::numbers) read_numbers(*field);
+  }
+}
+
+void Session::check_strings(const Field& field) const {
+  for (int64_t token = 0; field.strings != nullptr && token < frame_.tokens.count; ++token) {
+    check(field.strings[token] != nullptr, Fault::argument, "field ", quoted(program_.inputs()[field.input].name),
+          ": expected a string, got NULL at ", place_of(token));
+  }
+}
+
+void Session::read_ids(const Field& field) {
+  const Input& input = program_.inputs()[field.input];
+  const Vocabulary& vocabulary = program_.names(field.input).vocabulary;
+  std::vector<int64_t>& ids = frame_.ids[field.input];
+  ids.resize(token_.size());
+  check(field.ids != nullptr || field.strings != nullptr, Fault::argument, "field ", quoted(input.name),
+        ": expected ids or strings, got neither");
+  check(field.ids != nullptr || !vocabulary.empty(), Fault::argument, "field ", quoted(input.name),
+        ": expected ids, since the model has no names of them, got strings");
+  check_strings(field);
+  for (size_t n = 0; n < token_.size(); ++n) {
+    const int64_t token = token_[n];
+    const int64_t id = field.ids != nullptr ? field.ids[token] : vocabulary.id(field.strings[token]);
+    check(id >= 0 && id < input.count, Fault::argument, "field ", quoted(input.name), ": expected ",
+          field.ids != nullptr ? "ids" : "names of ids", " from 0 to ", input.count - 1, ", got ",
+          field.ids != nullptr ? std::to_string(id) : quoted(field.strings[token]), " at ", place_of(token));
+    ids[n] = id;
+  }
+}
+
+void Session::read_characters(const Field& field) {
+  const Input& input = program_.inputs()[field.input];
+  const Names& names = program_.names(field.input);
+  Characters& characters = frame_.characters;
+  const int64_t count = frame_.tokens.count;
+  check(field.ids != nullptr || field.strings != nullptr, Fault::argument, "field ", quoted(input.name),
+        ": expected ids or strings, got neither");
+  if (field.ids != nullptr) {
+    check(field.width >= 0 && field.width <= kMostTokens / count, Fault::argument, "field ", quoted(input.name),
+          ": expected fewer characters a token, got ", field.width);
+    characters.length = std::max<int64_t>(field.width, 1);
+    spelled_.assign(static_cast<size_t>(count * characters.length), 0);
+    for (int64_t i = 0; i < count * field.width; ++i) {
+      check(field.ids[i] >= 0 && field.ids[i] < input.count, Fault::argument, "field ", quoted(input.name),
+            ": expected ids from 0 to ", input.count - 1, ", got ", field.ids[i], " at ", place_of(i / field.width));
+      spelled_[i] = field.ids[i];
+    }
+  } else {
+    check(!names.vocabulary.empty(), Fault::argument, "field ", quoted(input.name),
+          ": expected ids, since the model has no names of them, got strings");
+    check_strings(field);
+    // Code points of the longest word, cut off at what is read of it.
+    characters.length = 1;
+    const auto each = [&](int64_t token, auto&& function) {
+      std::string_view rest = field.strings[token];
+      for (int64_t i = 0; i < names.max_length && !rest.empty(); ++i) {
+        const size_t length = utf8_length(rest);
+        check(length > 0, Fault::argument, "field ", quoted(input.name), ": expected UTF-8, got other bytes at ",
+              place_of(token));
+        function(i, rest.substr(0, length));
+        rest.remove_prefix(length);
+      }
+    };
+    for (int64_t token = 0; token < count; ++token) {
+      each(token, [&](int64_t i, std::string_view) { characters.length = std::max(characters.length, i + 1); });
+    }
+    check(characters.length <= kMostTokens / count, Fault::argument, "field ", quoted(input.name),
+          ": expected shorter words");
+    spelled_.assign(static_cast<size_t>(count * characters.length), 0);
+    for (int64_t token = 0; token < count; ++token) {
+      each(token, [&](int64_t i, std::string_view character) {
+        const int64_t id = names.vocabulary.id(character);
+        check(id >= 0, Fault::argument, "field ", quoted(input.name),
+              ": expected characters that the model knows, got ", quoted(character), " at ", place_of(token));
+        spelled_[static_cast<size_t>(token * characters.length + i)] = id;
+      });
+    }
+  }
+  if (program_.reads_spelling() || program_.reads_characters()) {
+    characters.ids.resize(spelled_.size());
+    for (int64_t n = 0; n < count; ++n) {
+      std::copy_n(spelled_.data() + token_[n] * characters.length, characters.length,
+                  characters.ids.data() + n * characters.length);
+    }
+  }
+  if (program_.reads_characters()) find_words();
+}
+
+void Session::find_words() {
+  Characters& characters = frame_.characters;
+  const int64_t count = frame_.tokens.count;
+  const int64_t width = characters.length;
+  const auto spelling = [&](int64_t n) { return characters.ids.data() + n * width; };
+  // As many characters as are not 0, and at least one.
+  const auto length = [&](int64_t n) {
+    return std::max<int64_t>(std::count_if(spelling(n), spelling(n) + width, [](int64_t id) { return id != 0; }), 1);
+  };
+  order_.resize(static_cast<size_t>(count));
+  std::iota(order_.begin(), order_.end(), int64_t{0});
+  const auto compare = [&](int64_t a, int64_t b) {
+    return std::memcmp(spelling(a), spelling(b), static_cast<size_t>(width) * sizeof(int64_t));
+  };
+  std::sort(order_.begin(), order_.end(), [&](int64_t a, int64_t b) {
+    const int64_t own = length(a), others = length(b);
+    return own != others ? own > others : compare(a, b) < 0;
+  });
+  characters.word.resize(static_cast<size_t>(count));
+  PackedRows& words = characters.words;
+  words.batch = 0;
+  words.batch_sizes.clear();
+  int64_t distinct = 0;  // how many of the order are a word's first token
+  for (int64_t i = 0; i < count; ++i) {
+    if (i == 0 || compare(order_[i], order_[i - 1]) != 0) {
+      const int64_t own = length(order_[i]);
+      if (words.batch_sizes.empty()) words.batch_sizes.assign(static_cast<size_t>(own), 0);
+      for (int64_t step = 0; step < own; ++step) ++words.batch_sizes[step];
+      ++distinct;
+    }
+    characters.word[order_[i]] = distinct - 1;
+  }
+  words.batch = distinct;
+  words.count = std::accumulate(words.batch_sizes.begin(), words.batch_sizes.end(), int64_t{0});
+  first_.assign(static_cast<size_t>(distinct), 0);
+  for (int64_t i = count - 1; i >= 0; --i) first_[characters.word[order_[i]]] = order_[i];
+  characters.packed.resize(static_cast<size_t>(words.count));
+  int64_t place = 0;
+  for (int64_t step = 0; step < words.steps(); ++step) {
+    for (int64_t word = 0; word < words.batch_sizes[step]; ++word) {
+      characters.packed[place++] = spelling(first_[word])[step];
+    }
+  }
+}
+
+void Session::read_numbers(const Field& field) {
+  const Input& input = program_.inputs()[field.input];
+  check(field.numbers != nullptr, Fault::argument, "field ", quoted(input.name), ": expected numbers, got none");
+  check(field.width == input.count, Fault::argument, "field ", quoted(input.name), ": expected ", input.count,
+        " numbers a token, got ", field.width);
+  float* out = frame_.buffers[input.buffer];
+  for (const int64_t token : token_) out = std::copy_n(field.numbers + token * input.count, input.count, out);
+}
+
+void Session::collect(size_t index, bool with_probabilities) {
+  const Task& task = program_.tasks()[index];
+  const float* const packed = frame_.buffers[task.buffer];
+  std::vector<float>& logits = logits_[index];
+  logits.resize(static_cast<size_t>(frame_.rows(task.space) * task.width));
+  const std::vector<int64_t>& order = task.space == Space::tokens ? token_ : sequence_;
+  for (size_t row = 0; row < order.size(); ++row) {
+    std::copy_n(packed + static_cast<int64_t>(row) * task.width, task.width, logits.data() + order[row] * task.width);
+  }
+  // Of a stream there is no last token yet, from which paths are found backwards.
+  const Decoder::Kind kind = task.decoder.kind();
+  if (frame_.keeps_state && (kind == Decoder::Kind::crf || kind == Decoder::Kind::ctc)) {
+    answers_[index] = Answer();
+    answers_[index].starts.assign(2, 0);
+    answers_[index].probability.assign(1, std::nan(""));
+    return;
+  }
+  task.decoder.decode({packed, frame_.tokens, sequence_.data(), starts_.data(), with_probabilities}, frame_,
+                      answers_[index]);
+}
+
+const Answer& Session::answer(size_t task) const {
+  check(task < wanted_.size() && wanted_[task], Fault::argument,
+        "task: expected one that the last batch was asked for");
+  return answers_[task];
+}
+
+const std::vector<float>& Session::logits(size_t task) const {
+  answer(task);
+  return logits_[task];
+}
+
+}  // namespace pymtl::runtime

@@ -1,0 +1,11 @@
+"""Programs of models: what runtimes without torch run, and what ONNX is written from.
+
+:func:`lower` makes a :class:`Program` of a module, with the instructions that each of its parts stands for;
+:func:`write` makes a file of it.
+"""
+
+from pymtl.lowering.file import export, write
+from pymtl.lowering.models import lower
+from pymtl.lowering.program import Program
+
+__all__ = ["Program", "export", "lower", "write"]

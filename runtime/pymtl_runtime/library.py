@@ -1,0 +1,360 @@
+"""The C interface, ``pymtl.h``, by ctypes: models, sessions and streams over numpy arrays."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Mapping, Sequence
+from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+ABI = 1  # the major number of the interface that this file knows
+
+# What a batch has of a field: strings, or ids, or numbers.
+Values = Sequence[str] | np.ndarray
+AnswerKind = Literal["logits", "classes", "path", "ctc", "ordinal", "labels", "values"]
+_ANSWER_KINDS: tuple[AnswerKind, ...] = ("logits", "classes", "path", "ctc", "ordinal", "labels", "values")
+InputKind = Literal["ids", "characters", "numbers"]
+_INPUT_KINDS: tuple[InputKind, ...] = ("ids", "characters", "numbers")
+
+
+class ModelError(ValueError):
+    """A model's file is missing, damaged, or written by a newer version."""
+
+
+class _Options(ctypes.Structure):
+    _fields_ = (("size", c_size_t), ("threads", c_int64), ("memory_limit", c_size_t))
+
+
+class _Input(ctypes.Structure):
+    _fields_ = (("name", c_char_p), ("kind", c_int32), ("size", c_int64), ("takes_strings", c_int32))
+
+
+class _Task(ctypes.Structure):
+    _fields_ = (
+        ("name", c_char_p),
+        ("kind", c_int32),
+        ("of_tokens", c_int32),
+        ("columns", c_int64),
+        ("labels", c_int64),
+        ("streams", c_int32),
+    )
+
+
+class _Field(ctypes.Structure):
+    _fields_ = (
+        ("name", c_char_p),
+        ("strings", c_void_p),
+        ("ids", c_void_p),
+        ("numbers", c_void_p),
+        ("width", c_int64),
+    )
+
+
+class _Request(ctypes.Structure):
+    _fields_ = (("size", c_size_t), ("tasks", c_void_p), ("task_count", c_int64), ("probabilities", c_int32))
+
+
+class _Answer(ctypes.Structure):
+    _fields_ = (
+        ("ids", POINTER(c_int64)),
+        ("starts", POINTER(c_int64)),
+        ("numbers", POINTER(c_double)),
+        ("probability", POINTER(c_double)),
+        ("probabilities", POINTER(c_float)),
+    )
+
+
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "pymtl_abi_major": (c_int32, []),
+    "pymtl_error": (c_char_p, []),
+    "pymtl_isa": (c_char_p, []),
+    "pymtl_model_load": (c_int32, [c_char_p, POINTER(_Options), POINTER(c_void_p)]),
+    "pymtl_model_free": (None, [c_void_p]),
+    "pymtl_model_description": (c_char_p, [c_void_p]),
+    "pymtl_input_count": (c_int64, [c_void_p]),
+    "pymtl_get_input": (c_int32, [c_void_p, c_int64, POINTER(_Input)]),
+    "pymtl_task_count": (c_int64, [c_void_p]),
+    "pymtl_get_task": (c_int32, [c_void_p, c_int64, POINTER(_Task)]),
+    "pymtl_label": (c_char_p, [c_void_p, c_int64, c_int64]),
+    "pymtl_session_new": (c_int32, [c_void_p, POINTER(c_void_p)]),
+    "pymtl_stream_new": (c_int32, [c_void_p, POINTER(c_void_p)]),
+    "pymtl_session_free": (None, [c_void_p]),
+    "pymtl_stream_reset": (c_int32, [c_void_p]),
+    "pymtl_stream_state": (c_int32, [c_void_p, POINTER(POINTER(c_float)), POINTER(c_int64)]),
+    "pymtl_run": (c_int32, [c_void_p, c_int64, c_void_p, c_int64, POINTER(_Field), POINTER(_Request)]),
+    "pymtl_get_answer": (c_int32, [c_void_p, c_int64, POINTER(_Answer)]),
+    "pymtl_get_logits": (
+        c_int32,
+        [c_void_p, c_int64, POINTER(POINTER(c_float)), POINTER(c_int64), POINTER(c_int64)],
+    ),
+}
+
+
+def _library() -> ctypes.CDLL:
+    """The library beside this file, or the one that the environment variable PYMTL_RUNTIME_LIBRARY names."""
+    path = os.environ.get("PYMTL_RUNTIME_LIBRARY") or str(Path(__file__).with_name("libpymtl_runtime.so"))
+    try:
+        library = ctypes.CDLL(path)
+    except OSError as error:
+        raise ImportError(f"{path}: the compiled library of pymtl_runtime cannot be loaded: {error}") from None
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    if library.pymtl_abi_major() != ABI:
+        raise ImportError(f"{path}: expected interface {ABI}, got {library.pymtl_abi_major()}")
+    return library
+
+
+_LIBRARY = _library()
+_ERRORS = {1: ModelError, 2: ValueError, 3: MemoryError}
+
+
+def _check(status: int) -> None:
+    if status != 0:
+        raise _ERRORS.get(status, RuntimeError)(_LIBRARY.pymtl_error().decode())
+
+
+def isa() -> str:
+    """The instruction set whose kernels run; the environment variable PYMTL_ISA names another one.
+
+    Raises:
+        RuntimeError: PYMTL_ISA names none that this machine has.
+    """
+    name = _LIBRARY.pymtl_isa()
+    if name is None:
+        raise RuntimeError(_LIBRARY.pymtl_error().decode())
+    return name.decode()
+
+
+@dataclass(frozen=True)
+class InputInfo:
+    """What a model reads of a token: ``kind`` ``"ids"`` and ``"characters"`` are below ``size``; of ``"numbers"`` a
+    token has so many."""
+
+    name: str
+    kind: InputKind
+    size: int
+    takes_strings: bool
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """A task: ``columns`` of its logits, which there are for each token or for each sequence; ``labels``, the names of
+    its ids; ``streams``: whether a stream has answers of it."""
+
+    name: str
+    kind: AnswerKind
+    of_tokens: bool
+    columns: int
+    labels: list[str]
+    streams: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a task says of each sequence of a batch.
+
+    ``ids``: of each sequence its class, tags or labels, int64; ``numbers`` float64 [B, C] of a task of numbers, else
+    None; ``probability`` float64 [B] of each whole answer, NaN if it was not asked for or is not known;
+    ``probabilities``: of each sequence those of its tokens' tags, float32, None if they were not asked for.
+    """
+
+    ids: list[np.ndarray]
+    numbers: np.ndarray | None
+    probability: np.ndarray
+    probabilities: list[np.ndarray] | None
+
+
+class Model:
+    """A model's file, for any number of threads.
+
+    Args:
+        path: what ``pymtl export`` or ``pymtl.export`` wrote. Nobody may shorten the file while the model is in use;
+            to replace it, move another one into its place.
+        threads: that a call may run on; 0: as many as there are cores for this process.
+        memory_limit: bytes that the buffers of a batch may take; 0: 4 GiB.
+
+    Raises:
+        ModelError: the file is missing, damaged, or written by a newer version.
+        ValueError: a number is out of range.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], threads: int = 0, memory_limit: int = 0) -> None:
+        options = _Options(ctypes.sizeof(_Options), threads, memory_limit)
+        pointer = c_void_p()
+        _check(_LIBRARY.pymtl_model_load(os.fsencode(path), byref(options), byref(pointer)))
+        self._pointer = pointer
+        self.description: str = _LIBRARY.pymtl_model_description(pointer).decode()
+        self.inputs = [self._input(i) for i in range(_LIBRARY.pymtl_input_count(pointer))]
+        self.tasks = [self._task(i) for i in range(_LIBRARY.pymtl_task_count(pointer))]
+        self._places = {task.name: i for i, task in enumerate(self.tasks)}
+
+    def __del__(self) -> None:
+        if hasattr(self, "_pointer"):
+            _LIBRARY.pymtl_model_free(self._pointer)
+
+    def _input(self, index: int) -> InputInfo:
+        info = _Input()
+        _check(_LIBRARY.pymtl_get_input(self._pointer, index, byref(info)))
+        return InputInfo(info.name.decode(), _INPUT_KINDS[info.kind], info.size, bool(info.takes_strings))
+
+    def _task(self, index: int) -> TaskInfo:
+        info = _Task()
+        _check(_LIBRARY.pymtl_get_task(self._pointer, index, byref(info)))
+        labels = [_LIBRARY.pymtl_label(self._pointer, index, i).decode() for i in range(info.labels)]
+        kind = _ANSWER_KINDS[info.kind]
+        return TaskInfo(info.name.decode(), kind, bool(info.of_tokens), info.columns, labels, bool(info.streams))
+
+    def place(self, task: str) -> int:
+        """The number of a task.
+
+        Raises:
+            KeyError: there is no such task.
+        """
+        if task not in self._places:
+            raise KeyError(f"task: expected one of {list(self._places)}, got {task!r}")
+        return self._places[task]
+
+    def session(self) -> Session:
+        """For batches of whole sequences; one thread at a time may use it."""
+        return Session(self, stream=False)
+
+    def stream(self) -> Session:
+        """For one sequence, whose tokens come in several calls: each goes on from where the one before ended. It has
+        answers of the tasks whose ``streams`` is true; of a task of sequences the answer for all tokens so far.
+
+        Raises:
+            ValueError: there is no such task.
+        """
+        return Session(self, stream=True)
+
+
+class Session:
+    """A thread's use of a model; made by :meth:`Model.session` and :meth:`Model.stream`."""
+
+    def __init__(self, model: Model, stream: bool) -> None:
+        make = _LIBRARY.pymtl_stream_new if stream else _LIBRARY.pymtl_session_new
+        pointer = c_void_p()
+        _check(make(model._pointer, byref(pointer)))
+        self._pointer = pointer
+        self.model = model  # and so the model outlives it
+        self._lengths = np.zeros(0, np.int64)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_pointer"):
+            _LIBRARY.pymtl_session_free(self._pointer)
+
+    def run(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        fields: Mapping[str, Values],
+        tasks: Sequence[str] | None = None,
+        probabilities: bool = False,
+    ) -> None:
+        """Runs a batch; :meth:`logits` and :meth:`answer` then have what was found, until the next batch.
+
+        Args:
+            lengths: of the sequences, each at least 1.
+            fields: of each input what the tokens of all sequences have, one sequence after the other: strings; ids,
+                int64 [N], of characters [N, W] with 0 behind a word's end; or numbers, float32 [N, F]. Characters may
+                be missing where words are strings.
+            tasks: those wanted; all by default.
+            probabilities: whether answers of tokens say how probable they are.
+
+        Raises:
+            KeyError: a task is unknown.
+            ValueError: something does not fit the model.
+            MemoryError: the batch takes more memory than the limit.
+        """
+        self._lengths = np.ascontiguousarray(lengths, np.int64)
+        if self._lengths.ndim != 1:
+            raise ValueError(f"lengths: expected one dimension, got {self._lengths.ndim}")
+        count = int(self._lengths.sum())
+        kept: list[Any] = []
+        array = (_Field * max(len(fields), 1))()
+        for field, (name, values) in zip(array, fields.items()):
+            field.name = name.encode()
+            kept.append(_fill(field, name, values, count))
+        request = _Request(ctypes.sizeof(_Request), None, 0, probabilities)
+        if tasks is not None:
+            places = np.array([self.model.place(task) for task in tasks], np.int64)
+            kept.append(places)
+            request.tasks, request.task_count = places.ctypes.data, len(places)
+        _check(
+            _LIBRARY.pymtl_run(
+                self._pointer, len(self._lengths), self._lengths.ctypes.data, len(fields), array, byref(request)
+            )
+        )
+
+    def logits(self, task: str) -> np.ndarray:
+        """float32 [N, C] of a task of tokens, one sequence after the other, or [B, C].
+
+        Raises:
+            KeyError: the task is unknown.
+            ValueError: the last batch was not asked for it.
+        """
+        data, rows, columns = POINTER(c_float)(), c_int64(), c_int64()
+        place = self.model.place(task)
+        _check(_LIBRARY.pymtl_get_logits(self._pointer, place, byref(data), byref(rows), byref(columns)))
+        return np.ctypeslib.as_array(data, (rows.value, columns.value)).copy()
+
+    def answer(self, task: str) -> Answer:
+        """What the task says. Errors as :meth:`logits`."""
+        found = _Answer()
+        place = self.model.place(task)
+        _check(_LIBRARY.pymtl_get_answer(self._pointer, place, byref(found)))
+        batch = len(self._lengths)
+        starts = np.ctypeslib.as_array(found.starts, (batch + 1,)).tolist()
+
+        def split(pointer: Any) -> list[np.ndarray]:
+            whole = np.ctypeslib.as_array(pointer, (starts[-1],)).copy() if starts[-1] > 0 else np.zeros(0, np.int64)
+            return [whole[first:last] for first, last in pairwise(starts)]
+
+        numbers = None
+        if found.numbers:
+            numbers = np.ctypeslib.as_array(found.numbers, (batch, self.model.tasks[place].columns)).copy()
+        probability = np.ctypeslib.as_array(found.probability, (batch,)).copy()
+        return Answer(
+            split(found.ids), numbers, probability, split(found.probabilities) if found.probabilities else None
+        )
+
+    def reset(self) -> None:
+        """Begins a new sequence of a stream. Raises ValueError if it is none."""
+        _check(_LIBRARY.pymtl_stream_reset(self._pointer))
+
+    @property
+    def state(self) -> np.ndarray:
+        """A stream's states, float32, to keep and to put back: a view. Raises ValueError if it is none."""
+        data, count = POINTER(c_float)(), c_int64()
+        _check(_LIBRARY.pymtl_stream_state(self._pointer, byref(data), byref(count)))
+        return np.ctypeslib.as_array(data, (count.value,)) if count.value > 0 else np.zeros(0, np.float32)
+
+
+def _fill(field: _Field, name: str, values: Values, count: int) -> Any:
+    """Points a field at its values, and returns what has to stay alive for that."""
+    if not isinstance(values, np.ndarray):
+        encoded = [value.encode() for value in values]
+        if len(encoded) != count:
+            raise ValueError(f"fields[{name!r}]: expected {count} strings, one a token, got {len(encoded)}")
+        for value in encoded:
+            if b"\0" in value:
+                raise ValueError(f"fields[{name!r}]: expected strings without a zero character, got {value.decode()!r}")
+        strings = (c_char_p * max(count, 1))(*encoded)
+        field.strings = ctypes.cast(strings, c_void_p)
+        return strings
+    if values.ndim not in (1, 2) or values.shape[0] != count:
+        raise ValueError(f"fields[{name!r}]: expected {count} rows, one a token, got shape {list(values.shape)}")
+    numbers = np.issubdtype(values.dtype, np.floating)
+    kept = np.ascontiguousarray(values, np.float32 if numbers else np.int64)
+    if numbers:
+        field.numbers = kept.ctypes.data
+    else:
+        field.ids = kept.ctypes.data
+    field.width = kept.shape[1] if kept.ndim == 2 else 1
+    return kept
