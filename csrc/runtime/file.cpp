@@ -31,7 +31,8 @@ const DTypeName& of(DType dtype) { return kDTypes[static_cast<int>(dtype)]; }
 std::string shown(const std::vector<int64_t>& shape) {
   std::string text = "[";
   for (size_t i = 0; i < shape.size(); ++i) {
-    text += (i > 0 ? ", " : "") + (shape[i] < 0 ? std::string("any") : std::to_string(shape[i]));
+    if (i > 0) text += ", ";
+    text += shape[i] < 0 ? "any" : std::to_string(shape[i]);
   }
   return text + "]";
 }

@@ -84,7 +84,6 @@ class JsonReader {
 
  private:
   Json read(int depth) {
-    check(depth <= kDeepest, Fault::file, "JSON: nested deeper than ", kDeepest, " levels at byte ", at_);
     skip_spaces();
     Json value;
     switch (peek()) {
@@ -114,7 +113,12 @@ class JsonReader {
     return value;
   }
 
+  void check_depth(int depth) const {
+    check(depth < kDeepest, Fault::file, "JSON: nested deeper than ", kDeepest, " levels at byte ", at_);
+  }
+
   Json::Object read_object(int depth) {
+    check_depth(depth);
     Json::Object members;
     std::set<std::string> keys;
     ++at_;
@@ -134,6 +138,7 @@ class JsonReader {
   }
 
   Json::Array read_array(int depth) {
+    check_depth(depth);
     Json::Array items;
     ++at_;
     skip_spaces();

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <numeric>
+#include <sstream>
 
 #include "error.h"
 #include "kernels/packing.h"
@@ -90,7 +91,9 @@ void Session::arrange(const int64_t* lengths, int64_t batch) {
 
 std::string Session::place_of(int64_t token) const {
   const int64_t sequence = std::upper_bound(starts_.begin(), starts_.end(), token) - starts_.begin() - 1;
-  return "token " + std::to_string(token - starts_[sequence]) + " of sequence " + std::to_string(sequence);
+  std::ostringstream text;
+  text << "token " << token - starts_[sequence] << " of sequence " << sequence;
+  return text.str();
 }
 
 void Session::read_fields(const std::vector<Field>& fields) {

@@ -76,6 +76,11 @@ def _character_lstm(program: Program, module: CharacterLSTM, field: str, at: str
 
 def _character_cnn(program: Program, module: CharacterCNN, field: str, at: str, size: int) -> Buffer:
     _characters(program, field, module.embedding.num_embeddings)
+    if bool(module.embedding.weight[0].any()):
+        raise ValueError(
+            f"{at}.embedding: expected zeros in the row of what is no character, as padding_idx=0 leaves them, got other "
+            "numbers: a word's features would depend on how far it is padded"
+        )
     convolutions = list(module.convolutions)
     # As the kernel takes them: for each width, for each place in its window, a row for each filter.
     weight = torch.cat([convolution.weight.permute(2, 0, 1).flatten(0, 1) for convolution in convolutions])

@@ -1,0 +1,402 @@
+// The runtime behind the C interface: JSON, what a sample's answers are, streams, and what is refused.
+#include <cmath>
+#include <limits>
+
+#include "runtime/error.h"
+#include "sample.h"
+
+namespace pymtl::test {
+namespace {
+
+using runtime::Json;
+
+std::string refused(const std::string& text) {
+  try {
+    Json::parse(text);
+  } catch (const runtime::Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+void json() {
+  const Json value = Json::parse(R"( {"a": [1, -2.5e1, true, null, "\u00e9\ud83d\ude00\n\/"], "b": {"c": 0}} )");
+  CHECK(value.array("a").size() == 5);
+  CHECK(value.array("a")[1].number_itself("x") == -25.0);
+  CHECK(value.array("a")[4].string_itself("x") == "\xc3\xa9\xf0\x9f\x98\x80\n/");
+  CHECK(value.at("b").whole("c", 0, 0) == 0);
+  CHECK(value.find("z") == nullptr);
+  for (const char* const text :
+       {"", "{", "[1,]", "{\"a\":1,}", "{\"a\":1,\"a\":2}", "01", "-", "1.", ".5", "1e", "1e999", "nul", "\"\\x\"",
+        "\"\n\"", "\"\\ud800\"", "\"\\udc00\"", "\"\\ud800\\u0041\"", "\"\xff\"", "\"\xc0\x80\"", "\"\xed\xa0\x80\"",
+        "\"\xf4\x90\x80\x80\"", "\"\xe2\x82\"", "1 2", "[1 2]", "{1:2}", "\"", "tru", "+1", "0x1", "NaN", "Infinity"}) {
+    CHECK(refused(text).rfind("JSON: ", 0) == 0, text, refused(text));
+  }
+  CHECK(refused(std::string(33, '[') + std::string(33, ']')).find("deeper") != std::string::npos);
+  CHECK(refused(std::string(32, '[') + std::string(32, ']')).empty());
+  CHECK(refused(std::string(1000000, '[')).find("deeper") != std::string::npos);
+  CHECK(runtime::quoted("a\"\\\x01") == "\"a\\\"\\\\\\u0001\"");
+}
+
+// A model of the sample, with a session.
+struct Sample {
+  TemporaryFile file;
+  pymtl_model* model = nullptr;
+  pymtl_session* session = nullptr;
+
+  Sample(SampleWeights weights, bool convolutions, bool bidirectional, Random& random, int64_t threads = 1)
+      : file(sample_bytes(weights, convolutions, bidirectional, random)) {
+    const pymtl_options options{sizeof options, threads, 0};
+    CHECK(pymtl_model_load(file.path(), &options, &model) == PYMTL_OK, pymtl_error());
+    CHECK(pymtl_session_new(model, &session) == PYMTL_OK, pymtl_error());
+  }
+  ~Sample() {
+    pymtl_session_free(session);
+    pymtl_model_free(model);
+  }
+
+  std::vector<float> logits(int64_t task, const pymtl_session* of = nullptr) const {
+    const float* numbers;
+    int64_t rows, columns;
+    CHECK(pymtl_get_logits(of == nullptr ? session : of, task, &numbers, &rows, &columns) == PYMTL_OK, pymtl_error());
+    return {numbers, numbers + rows * columns};
+  }
+};
+
+constexpr SampleWeights kWeights[] = {SampleWeights::floats, SampleWeights::halves, SampleWeights::integers};
+
+// The fields of one sequence of a batch.
+std::vector<pymtl_field> fields_of(const SampleBatch& batch, int64_t first) {
+  std::vector<pymtl_field> fields = batch.fields;
+  for (pymtl_field& field : fields) {
+    if (field.strings != nullptr) field.strings += first;
+    if (field.ids != nullptr) field.ids += first * field.width;
+    if (field.numbers != nullptr) field.numbers += first * field.width;
+  }
+  return fields;
+}
+
+void batches() {
+  Random random(1);
+  for (const SampleWeights weights : kWeights) {
+    for (const bool convolutions : {false, true}) {
+      for (const bool bidirectional : {false, true}) {
+        for (const int64_t threads : {1, 3}) {
+          const Context context("weights ", static_cast<int>(weights), " convolutions ", convolutions, " bidirectional ",
+                                bidirectional, " threads ", threads);
+          const Sample sample(weights, convolutions, bidirectional, random, threads);
+          const SampleBatch batch(sample.model, 1 + random.below(9), 12, random);
+          const pymtl_request request{sizeof request, nullptr, 0, 1};
+          CHECK(batch.run(sample.session, &request) == PYMTL_OK, pymtl_error());
+          CHECK(std::isfinite(read_everything(sample.model, sample.session, 0)));
+          std::vector<std::vector<float>> together;
+          for (int64_t task = 0; task < pymtl_task_count(sample.model); ++task) {
+            together.push_back(sample.logits(task));
+          }
+          // Each sequence alone.
+          int64_t first = 0;
+          for (size_t i = 0; i < batch.lengths.size(); ++i) {
+            const std::vector<pymtl_field> fields = fields_of(batch, first);
+            const int64_t length = batch.lengths[i];
+            CHECK(pymtl_run(sample.session, 1, &length, static_cast<int64_t>(fields.size()), fields.data(), nullptr) ==
+                      PYMTL_OK,
+                  pymtl_error());
+            for (int64_t task = 0; task < pymtl_task_count(sample.model); ++task) {
+              pymtl_task info;
+              CHECK(pymtl_get_task(sample.model, task, &info) == PYMTL_OK);
+              const std::vector<float> own = sample.logits(task);
+              const int64_t row = info.of_tokens != 0 ? first : static_cast<int64_t>(i);
+              CHECK(same_bits(own.data(), together[task].data() + row * info.columns, static_cast<int64_t>(own.size())),
+                    info.name, i);
+            }
+            first += length;
+          }
+        }
+      }
+    }
+  }
+}
+
+void answers() {
+  Random random(2);
+  const Sample sample(SampleWeights::floats, true, true, random);
+  const SampleBatch batch(sample.model, 7, 9, random);
+  const pymtl_request request{sizeof request, nullptr, 0, 1};
+  CHECK(batch.run(sample.session, &request) == PYMTL_OK, pymtl_error());
+  const auto answer = [&](const char* name) {
+    pymtl_answer found;
+    CHECK(pymtl_get_answer(sample.session, pymtl_find_task(sample.model, name), &found) == PYMTL_OK);
+    return found;
+  };
+  const auto logits = [&](const char* name) { return sample.logits(pymtl_find_task(sample.model, name)); };
+  const size_t sequences = batch.lengths.size();
+  const auto best = [](const float* z) { return std::max_element(z, z + 4) - z; };
+  const auto share = [](const float* z, int64_t id) {
+    double sum = 0.0;
+    for (int64_t c = 0; c < 4; ++c) sum += std::exp(static_cast<double>(z[c]) - z[id]);
+    return 1.0 / sum;
+  };
+
+  const pymtl_answer tokens = answer("tokens");
+  const std::vector<float> token_logits = logits("tokens");
+  for (size_t i = 0, n = 0; i < sequences; ++i) {
+    double whole = 1.0;
+    for (int64_t t = 0; t < batch.lengths[i]; ++t, ++n) {
+      CHECK(tokens.ids[n] == best(&token_logits[4 * n]));
+      CHECK(std::fabs(tokens.probabilities[n] - share(&token_logits[4 * n], tokens.ids[n])) < 1e-6);
+      whole *= tokens.probabilities[n];
+    }
+    CHECK(std::fabs(tokens.probability[i] - whole) < 1e-6);
+    CHECK(tokens.starts[i + 1] - tokens.starts[i] == batch.lengths[i]);
+  }
+  CHECK(std::string(pymtl_label(sample.model, 0, 2)) == "C");
+  CHECK(pymtl_label(sample.model, 0, 4) == nullptr && pymtl_label(sample.model, 0, -1) == nullptr);
+
+  const pymtl_answer classes = answer("class");
+  const std::vector<float> class_logits = logits("class");
+  const pymtl_answer many = answer("many");
+  const std::vector<float> many_logits = logits("many");
+  const pymtl_answer values = answer("values");
+  const std::vector<float> value_logits = logits("values");
+  const pymtl_answer ordered = answer("ordered");
+  const std::vector<float> ordered_logits = logits("ordered");
+  for (size_t i = 0; i < sequences; ++i) {
+    const float* const z = &class_logits[4 * i];
+    CHECK(classes.starts[i] == static_cast<int64_t>(i) && classes.ids[i] == best(z));
+    CHECK(std::fabs(classes.probability[i] - share(z, classes.ids[i])) < 1e-9);
+    int64_t place = many.starts[i];
+    for (int64_t c = 0; c < 4; ++c) {
+      if (many_logits[4 * i + static_cast<size_t>(c)] > 0) CHECK(many.ids[place++] == c);
+    }
+    CHECK(place == many.starts[i + 1]);
+    for (size_t c = 0; c < 4; ++c) {
+      const double expected = std::exp(static_cast<double>(c) + (c == 1 ? 2.0 : 1.0) * value_logits[4 * i + c]);
+      CHECK(std::fabs(values.numbers[4 * i + c] - expected) <= 1e-12 * expected);
+    }
+    const float* const above = &ordered_logits[4 * i];
+    CHECK(ordered.ids[i] == std::count_if(above, above + 4, [](float number) { return number > 0; }));
+    CHECK(ordered.probability[i] >= 0.0 && ordered.probability[i] <= 1.0);
+  }
+
+  // Of short sequences all paths can be gone through.
+  const int64_t one = 1, three = 3;
+  const auto check_paths = [&](const std::vector<pymtl_field>& fields, int64_t length) {
+    CHECK(pymtl_run(sample.session, 1, &length, 3, fields.data(), &request) == PYMTL_OK, pymtl_error());
+    const std::vector<float> z = logits("ctc");
+    const pymtl_answer found = answer("ctc");
+    std::vector<int64_t> path(static_cast<size_t>(length), 0);
+    double all = 0.0, own = 0.0;
+    for (int64_t number = 0; number < std::pow(4, length); ++number) {
+      double probability = 1.0;
+      std::vector<int64_t> labels;
+      int64_t rest = number, before = 0;
+      for (int64_t t = 0; t < length; ++t, rest /= 4) {
+        const int64_t id = rest % 4;
+        probability *= share(&z[static_cast<size_t>(4 * t)], id);
+        if (id != 0 && id != before) labels.push_back(id);
+        before = id;
+      }
+      all += probability;
+      if (labels == std::vector<int64_t>(found.ids, found.ids + found.starts[1])) own += probability;
+    }
+    CHECK(std::fabs(all - 1.0) < 1e-9);
+    CHECK(std::fabs(found.probability[0] - own) < 1e-6, found.probability[0], own);
+  };
+  check_paths(fields_of(batch, 0), one);
+  if (batch.lengths[0] + batch.lengths[1] >= 3) check_paths(fields_of(batch, 0), three);
+}
+
+void streams() {
+  Random random(3);
+  for (const SampleWeights weights : kWeights) {
+    const Sample sample(weights, false, false, random);
+    pymtl_session* stream;
+    CHECK(pymtl_stream_new(sample.model, &stream) == PYMTL_OK, pymtl_error());
+    const SampleBatch batch(sample.model, 1, 40, random);
+    const int64_t length = batch.lengths[0];
+    CHECK(batch.run(sample.session) == PYMTL_OK, pymtl_error());
+    const std::vector<float> tokens = sample.logits(0), last = sample.logits(3), path = sample.logits(6);
+    for (int again = 0; again < 2; ++again) {
+      std::vector<float> kept;
+      for (int64_t first = 0; first < length;) {
+        const int64_t count = std::min<int64_t>(length - first, 1 + random.below(4));
+        const std::vector<pymtl_field> fields = fields_of(batch, first);
+        // Once, back to a state from before.
+        if (first > 0 && random.flip()) {
+          float* state;
+          int64_t size;
+          CHECK(pymtl_stream_state(stream, &state, &size) == PYMTL_OK && size == 32);
+          const std::vector<float> before(state, state + size);
+          CHECK(pymtl_run(stream, 1, &count, 3, fields.data(), nullptr) == PYMTL_OK, pymtl_error());
+          std::copy(before.begin(), before.end(), state);
+        }
+        CHECK(pymtl_run(stream, 1, &count, 3, fields.data(), nullptr) == PYMTL_OK, pymtl_error());
+        const std::vector<float> own = sample.logits(0, stream), own_path = sample.logits(6, stream);
+        CHECK(same_bits(own.data(), tokens.data() + 4 * first, 4 * count), first, count);
+        CHECK(same_bits(own_path.data(), path.data() + 4 * first, 4 * count), first, count);
+        first += count;
+      }
+      const std::vector<float> own = sample.logits(3, stream);
+      CHECK(same_bits(own.data(), last.data(), 4));
+      pymtl_answer answer;
+      CHECK(pymtl_get_answer(stream, 1, &answer) == PYMTL_BAD_ARGUMENT);  // a mean over all tokens
+      CHECK(pymtl_get_answer(stream, 6, &answer) == PYMTL_OK && answer.starts[1] == 0);
+      CHECK(pymtl_stream_reset(stream) == PYMTL_OK);
+    }
+    const int64_t wanted = 1;
+    const pymtl_request request{sizeof request, &wanted, 1, 0};
+    CHECK(batch.run(stream, &request) == PYMTL_BAD_ARGUMENT);
+    CHECK(std::string(pymtl_error()).find("depend on tokens to come") != std::string::npos, pymtl_error());
+    const int64_t two[] = {1, 1};
+    CHECK(length < 2 || pymtl_run(stream, 2, two, 3, batch.fields.data(), nullptr) == PYMTL_BAD_ARGUMENT);
+    CHECK(pymtl_stream_reset(sample.session) == PYMTL_BAD_ARGUMENT);
+    pymtl_session_free(stream);
+  }
+  const Sample both(SampleWeights::floats, false, true, random);
+  pymtl_session* stream = nullptr;
+  // One of its tasks, "free", follows from a recurrence that reads both ways, and so do all others.
+  CHECK(pymtl_stream_new(both.model, &stream) == PYMTL_BAD_ARGUMENT && stream == nullptr);
+}
+
+void refusals() {
+  Random random(4);
+  const Sample sample(SampleWeights::floats, true, true, random);
+  const SampleBatch batch(sample.model, 2, 5, random);
+  const auto text = [](pymtl_status status, pymtl_status expected) {
+    CHECK(status == expected, status, pymtl_error());
+    return std::string(pymtl_error());
+  };
+  const auto with = [&](size_t field, auto&& change) {
+    std::vector<pymtl_field> fields = batch.fields;
+    change(fields[field]);
+    return pymtl_run(sample.session, 2, batch.lengths.data(), static_cast<int64_t>(fields.size()), fields.data(),
+                     nullptr);
+  };
+  const auto has = [](const std::string& error, const char* part) {
+    CHECK(error.find(part) != std::string::npos, error, part);
+  };
+  std::vector<int64_t> ids(20, 6);
+  has(text(with(0, [&](pymtl_field& f) { f.ids = ids.data(); }), PYMTL_BAD_ARGUMENT), "got 6 at token 0 of sequence 0");
+  has(text(with(0, [&](pymtl_field& f) { f.name = "letters"; }), PYMTL_BAD_ARGUMENT), "no input 'letters'");
+  has(text(with(0, [&](pymtl_field& f) { f.strings = nullptr, f.ids = nullptr; }), PYMTL_BAD_ARGUMENT), "got neither");
+  const std::vector<const char*> none(20, nullptr);
+  const std::vector<const char*> bad(20, "\xff");
+  has(text(with(0, [&](pymtl_field& f) { f.strings = none.data(), f.ids = nullptr; }), PYMTL_BAD_ARGUMENT), "got NULL");
+  const auto broken = [&](pymtl_field& f) { f.strings = bad.data(), f.ids = nullptr; };
+  has(text(with(1, broken), PYMTL_BAD_ARGUMENT), "expected UTF-8");
+  has(text(with(2, [&](pymtl_field& f) { f.width = 2; }), PYMTL_BAD_ARGUMENT), "expected 1 numbers a token, got 2");
+  has(text(with(2, [&](pymtl_field& f) { f.numbers = nullptr; }), PYMTL_BAD_ARGUMENT), "got none");
+  has(text(pymtl_run(sample.session, 2, batch.lengths.data(), 1, batch.fields.data(), nullptr), PYMTL_BAD_ARGUMENT),
+      "expected one of the batch, got none");
+  has(text(pymtl_run(sample.session, 0, batch.lengths.data(), 3, batch.fields.data(), nullptr), PYMTL_BAD_ARGUMENT),
+      "at least one sequence");
+  const int64_t empty[] = {1, 0}, huge[] = {int64_t{1} << 40, 1};
+  has(text(pymtl_run(sample.session, 2, empty, 3, batch.fields.data(), nullptr), PYMTL_BAD_ARGUMENT),
+      "got 0 of sequence 1");
+  has(text(pymtl_run(sample.session, 2, huge, 3, batch.fields.data(), nullptr), PYMTL_BAD_ARGUMENT), "sequence 0");
+  pymtl_answer answer;
+  text(pymtl_get_answer(sample.session, 0, &answer), PYMTL_BAD_ARGUMENT);  // after a batch that failed
+  CHECK(batch.run(sample.session) == PYMTL_OK);
+  CHECK(pymtl_get_answer(sample.session, 0, &answer) == PYMTL_OK);
+  for (const int64_t task : {int64_t{-1}, int64_t{8}, std::numeric_limits<int64_t>::min()}) {
+    text(pymtl_get_answer(sample.session, task, &answer), PYMTL_BAD_ARGUMENT);
+    const pymtl_request request{sizeof request, &task, 1, 0};
+    text(batch.run(sample.session, &request), PYMTL_BAD_ARGUMENT);
+  }
+  text(pymtl_run(nullptr, 2, batch.lengths.data(), 3, batch.fields.data(), nullptr), PYMTL_BAD_ARGUMENT);
+  text(pymtl_run(sample.session, 2, nullptr, 3, batch.fields.data(), nullptr), PYMTL_BAD_ARGUMENT);
+  text(pymtl_run(sample.session, 2, batch.lengths.data(), 3, nullptr, nullptr), PYMTL_BAD_ARGUMENT);
+  pymtl_model* model = nullptr;
+  has(text(pymtl_model_load("/nowhere/at.all", nullptr, &model), PYMTL_BAD_FILE), "/nowhere/at.all: No such file");
+  has(text(pymtl_model_load("/tmp", nullptr, &model), PYMTL_BAD_FILE), "/tmp: ");
+  text(pymtl_model_load(nullptr, nullptr, &model), PYMTL_BAD_ARGUMENT);
+  const pymtl_options options{sizeof options, -1, 0};
+  text(pymtl_model_load(sample.file.path(), &options, &model), PYMTL_BAD_ARGUMENT);
+  const pymtl_options small{sizeof small, 1, 64};
+  CHECK(pymtl_model_load(sample.file.path(), &small, &model) == PYMTL_OK);
+  pymtl_session* session;
+  CHECK(pymtl_session_new(model, &session) == PYMTL_OK);
+  has(text(batch.run(session), PYMTL_NO_MEMORY), "the limit of memory");
+  pymtl_session_free(session);
+  pymtl_model_free(model);
+  pymtl_session_free(nullptr);
+  pymtl_model_free(nullptr);
+  CHECK(model != nullptr && pymtl_find_task(nullptr, "x") == -1 && pymtl_find_task(sample.model, "x") == -1);
+  CHECK(std::string(pymtl_model_description(sample.model)) == "a sample");
+}
+
+// Each program is refused, with a message that names the place.
+void bad_programs() {
+  Random random(5);
+  const std::string good = sample_bytes(SampleWeights::floats, true, true, random);
+  const struct {
+    const char* from;
+    const char* to;
+    const char* says;
+  } cases[] = {
+      {R"(\"version\":1)", R"(\"version\":2)", "newer pymtl, in version 2"},
+      {R"(\"op\":\"softmax\")", R"(\"op\":\"sofmax\")", "got \"sofmax\""},
+      {R"(\"table\":\"words\")", R"(\"table\":\"wards\")", "instructions[0]: there is no tensor \"wards\""},
+      {R"(\"table\":\"words\")", R"(\"table\":\"l1\")", "instructions[0]: table: expected 6 rows or more, got 4"},
+      {R"(\"output\":\"x\")", R"(\"output\":\"w\")", "there is a buffer \"w\" already"},
+      {R"(\"inputs\":[\"h\"],\"output\":\"tokens\")", R"(\"inputs\":[\"q\"],\"output\":\"tokens\")",
+       "no buffer \"q\" before"},
+      {R"(\"inputs\":[\"h\"],\"output\":\"tokens\")", R"(\"inputs\":[\"x\"],\"output\":\"tokens\")",
+       "expected F32 [any, 10], got F32 [4, 8]"},
+      {R"(\"hidden_size\":4)", R"(\"hidden_size\":5)", "recurrences[0]: tensor"},
+      {R"(\"mode\":\"LSTM\")", R"(\"mode\":\"LSTN\")", "mode: expected LSTM, GRU"},
+      {R"(\"parts\":2)", R"(\"parts\":3)", "parts: expected a divisor of 8"},
+      {R"(\"parts\":2)", R"(\"parts\":2.5)", "parts: expected a whole number"},
+      {R"(\"groups\":2)", R"(\"groups\":0)", "groups: expected a whole number from 1"},
+      {R"(\"kind\":\"tanh\")", R"(\"kind\":\"relu\")", "expected tanh or sigmoid"},
+      {R"(\"inputs\":[\"ce\"],\"output\":\"cet\")", R"(\"inputs\":[\"x\"],\"output\":\"cet\")",
+       "expected rows of sequences"},
+      {R"(\"count\":12})", R"(\"count\":13})", "count: expected a whole number from 1 to 12"},
+      {R"(\"decoder\":\"crf\",\"start\":\"bias4\")", R"(\"decoder\":\"crf\",\"start\":\"bias8\")", "task \"crf\": tensor"},
+      {R"(\"logits\":\"values\",\"decoder\":\"numbers\")", R"(\"logits\":\"values\",\"decoder\":\"ctc\")",
+       "task \"values\": decoder"},
+      {R"(\"std\":[1,2,1,1])", R"(\"std\":[1,2,1])", "mean and std: expected 4"},
+      {R"(\"name\":\"many\")", R"(\"name\":\"class\")", "different names"},
+      {R"(\"names\":[\"<pad>\",\"<unk>\",\"a\",\"b\")", R"(\"names\":[\"<pad>\",\"<unk>\",\"a\",\"a\")", "got \"a\" twice"},
+      {R"(\"kind\":\"numbers\",\"size\":1)", R"(\"kind\":\"numbers\",\"size\":0)", "inputs[2]: size"},
+      {R"(\"widths\":[1,3])", R"(\"widths\":[1,2])", "odd numbers"},
+      {R"(\"zoneout_h\":0.1)", R"(\"zoneout_h\":1.1)", "zoneout_h: expected a number from 0 to 1"},
+      {R"("dtype":"F32")", R"("dtype":"F64")", "got \"F64\""},
+      {R"("shape":[6,5])", R"("shape":[6,6])", "data_offsets: expected 144 bytes, got 120"},
+      {R"("shape":[6,5])", R"("shape":[999999999,9999999])", "shape: too large"},
+      {R"("pymtl":)", R"("pymtk":)", "expected a file that pymtl.export has written"},
+  };
+  for (const auto& each : cases) {
+    const Context context(each.from, " -> ", each.to);
+    std::string bytes = good;
+    const size_t place = bytes.find(each.from);
+    CHECK(place != std::string::npos);
+    if (place == std::string::npos) continue;
+    bytes.replace(place, std::strlen(each.from), each.to);
+    // The header's length, and as many bytes of padding before the numbers as there were.
+    uint64_t length;
+    std::memcpy(&length, bytes.data(), sizeof length);
+    const size_t end = sizeof length + length + std::strlen(each.to) - std::strlen(each.from);
+    bytes.insert(end, (8 - end % 8) % 8, ' ');
+    length = end + (8 - end % 8) % 8 - sizeof length;
+    std::memcpy(bytes.data(), &length, sizeof length);
+    const TemporaryFile file(bytes);
+    pymtl_model* model = nullptr;
+    CHECK(pymtl_model_load(file.path(), nullptr, &model) == PYMTL_BAD_FILE);
+    CHECK(std::string(pymtl_error()).find(each.says) != std::string::npos, pymtl_error(), each.says);
+    pymtl_model_free(model);
+  }
+}
+
+}  // namespace
+}  // namespace pymtl::test
+
+int main() {
+  using namespace pymtl::test;
+  return run_tests({{"JSON", json},
+                    {"batches", batches},
+                    {"answers", answers},
+                    {"streams", streams},
+                    {"refusals", refusals},
+                    {"bad programs", bad_programs}});
+}
