@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from pymtl import ops, reference
-from pymtl import tags as schemes
 from pymtl.losses import SequenceLoss
 from pymtl.ops.dtypes import has_cuda
 from pymtl.ops.late_errors import refuse_where
 from pymtl.packing import as_lengths, same_packing
 from pymtl.reference.pooling import sequences_of
+from pymtl.serving import tags as schemes
 
 
 class CRF(nn.Module):
@@ -31,7 +31,8 @@ class CRF(nn.Module):
         labels: the C tags' names. If given, paths keep to the scheme of these tags: by ``"bio"``, ``I-x`` follows
             ``B-x`` or ``I-x`` alone.
         batch_first: padded input and output are [B, T, ...] rather than [T, B, ...].
-        scheme: ``"bio"``, ``"iobes"``, ``"bilou"`` or ``"iob1"``, see :mod:`pymtl.tags`. Read only with ``labels``.
+        scheme: ``"bio"``, ``"iobes"``, ``"bilou"`` or ``"iob1"``, see :mod:`pymtl.serving.tags`. Read only with
+            ``labels``.
 
     Parameters: ``start_transitions`` [C], ``end_transitions`` [C] and ``transitions`` [C, C], from and to; drawn
     uniformly from -0.1 to 0.1.

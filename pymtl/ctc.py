@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,8 +12,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from pymtl.losses import SequenceLoss
-
-BLANK = 0
+from pymtl.serving import ctc
+from pymtl.serving.ctc import BLANK
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,7 @@ def ctc_greedy(logits: Tensor | PackedSequence, lengths: Tensor | Sequence[int] 
     paths = padded.argmax(-1)
     decoded = []
     for row, length in enumerate(lengths.tolist()):
-        merged = torch.unique_consecutive(paths[:length, row])
-        decoded.append(merged[merged != BLANK].tolist())
+        decoded.append(ctc.greedy(paths[:length, row].tolist()))
     return decoded
 
 
@@ -110,40 +108,7 @@ def ctc_beam(
     Raises:
         ValueError: ``beam_size`` is below 1.
     """
-    if beam_size < 1:
-        raise ValueError(f"beam_size: expected a number above 0, got {beam_size}")
     padded, known = padded_logits(logits)
     lengths = known if lengths is None else torch.as_tensor(lengths)
     scores = padded.detach().double().log_softmax(-1)
-    return [_beam(scores[:length, row], beam_size) for row, length in enumerate(lengths.tolist())]
-
-
-def _beam(scores: Tensor, beam_size: int) -> tuple[list[int], float]:
-    # Of each prefix the log-probabilities of the paths that end in a blank and of those that end in its last label.
-    infinity = float("inf")
-    beam: dict[tuple[int, ...], tuple[float, float]] = {(): (0.0, -infinity)}
-    for step in scores.tolist():
-        grown: dict[tuple[int, ...], tuple[float, float]] = {}
-
-        def add(prefix: tuple[int, ...], blank: float, label: float, grown: dict = grown) -> None:
-            before = grown.get(prefix, (-infinity, -infinity))
-            grown[prefix] = (_log_add(before[0], blank), _log_add(before[1], label))
-
-        for prefix, (blank, label) in beam.items():
-            whole = _log_add(blank, label)
-            add(prefix, whole + step[BLANK], -infinity)
-            for c in range(1, len(step)):
-                if prefix and c == prefix[-1]:
-                    add(prefix, -infinity, label + step[c])
-                    add((*prefix, c), -infinity, blank + step[c])
-                else:
-                    add((*prefix, c), -infinity, whole + step[c])
-        best = sorted(grown, key=lambda prefix: -_log_add(*grown[prefix]))[:beam_size]
-        beam = {prefix: grown[prefix] for prefix in best}
-    prefix, parts = next(iter(beam.items()))
-    return list(prefix), _log_add(*parts)
-
-
-def _log_add(a: float, b: float) -> float:
-    larger, smaller = (a, b) if a >= b else (b, a)
-    return larger if smaller == -math.inf else larger + math.log1p(math.exp(smaller - larger))
+    return [ctc.beam(scores[:length, row].tolist(), beam_size) for row, length in enumerate(lengths.tolist())]

@@ -17,8 +17,8 @@ from pymtl.ctc import CTCLoss
 from pymtl.custom import runs_own_code
 from pymtl.losses import BinaryCrossEntropy, CrossEntropy, Loss, MeanSquaredError, OrdinalLoss
 from pymtl.pooling import AttentionPooling
+from pymtl.serving.tags import Scheme
 from pymtl.states import States
-from pymtl.tags import Scheme
 
 Pooling = Literal["last", "mean", "max", "attention"] | AttentionPooling
 POOLINGS = ("last", "mean", "max", "attention")

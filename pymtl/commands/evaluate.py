@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pymtl.commands import FROZEN_WEIGHTS, add_machine, add_weights, positive, use_machine, weights_of, wide_console
 
 if TYPE_CHECKING:
-    from pymtl.training.data import Record
+    from pymtl.serving.records import Record
     from pymtl.training.evaluation import Evaluation
     from pymtl.training.predictor import Predictor
 

@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def described(answer: Answer, predictor: Predictor) -> list[str]:
     """An answer for a person to read: a line for each task, and one for words that training has not seen."""
-    from pymtl.training.metrics import details_of
+    from pymtl.serving.answers import details_of
 
     lines = []
     for name, task in predictor.tasks.items():

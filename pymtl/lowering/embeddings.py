@@ -78,8 +78,8 @@ def _character_cnn(program: Program, module: CharacterCNN, field: str, at: str, 
     _characters(program, field, module.embedding.num_embeddings)
     if bool(module.embedding.weight[0].any()):
         raise ValueError(
-            f"{at}.embedding: expected zeros in the row of what is no character, as padding_idx=0 leaves them, got other "
-            "numbers: a word's features would depend on how far it is padded"
+            f"{at}.embedding: expected zeros in the row of what is no character, as padding_idx=0 leaves them, got "
+            "other numbers: a word's features would depend on how far it is padded"
         )
     convolutions = list(module.convolutions)
     # As the kernel takes them: for each width, for each place in its window, a row for each filter.

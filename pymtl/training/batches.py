@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_sequence
 
 from pymtl import ops
+from pymtl.serving.encoding import Encoder
+from pymtl.serving.records import Record
 from pymtl.training.config import Config, TaskConfig, TrainingConfig
-from pymtl.training.data import Record
-from pymtl.training.kinds.base import UNKNOWN, missing_like
+from pymtl.training.kinds.base import missing_like
 from pymtl.training.vocabulary import Vocabulary
 
 
@@ -80,15 +81,12 @@ class Batcher:
         self.remember = remember
         self.config = config
         self.vocabulary = vocabulary
-        self._token_ids = _ids(vocabulary.tokens)
-        self._character_ids = _ids(vocabulary.characters)
-        self._category_ids = {name: _ids(values) for name, values in vocabulary.categories.items()}
+        self._encoder = Encoder(vocabulary, config, remember)
         self._encodings = {
             name: task.rules.encoding(vocabulary.labels.get(name, []), vocabulary.tokens)
             for name, task in config.tasks.items()
         }
         self._encoded: dict[int, _Encoded] = {}
-        self._words: dict[str, Tensor] = {}
 
     def batch(self, records: Sequence[Record], indices: Sequence[int]) -> Batch:
         """The batch of ``records[i]`` for i in ``indices``. A label the vocabulary lacks counts as missing."""
@@ -129,40 +127,14 @@ class Batcher:
         return found
 
     def _encode_anew(self, record: Record) -> _Encoded:
-        unknown = self._token_ids[UNKNOWN]
-        tokens = torch.tensor([self._token_ids.get(token, unknown) for token in record.tokens])
-        fields = {}
-        if self.config.characters is not None:
-            fields["characters"] = torch.stack([self._word(token) for token in record.tokens])
-        for name, info in self.config.fields.items():
-            values = record.fields[name]
-            if info.kind == "category":
-                ids = self._category_ids[name]
-                fields[name] = torch.tensor([ids.get(str(value), ids[UNKNOWN]) for value in values])
-            else:
-                fields[name] = torch.tensor(values, dtype=torch.float32).reshape(len(values), info.size)
+        tokens = torch.tensor(self._encoder.tokens(record))
+        fields = {name: torch.from_numpy(values) for name, values in self._encoder.fields(record).items()}
         targets = {
             name: task.rules.target(record.labels[name], self._encodings[name], tokens, task, self.config)
             for name, task in self.config.tasks.items()
             if record.labels.get(name) is not None
         }
         return _Encoded(record, tokens, fields, targets)
-
-    def _word(self, token: str) -> Tensor:
-        """The ids of a word's characters, filled up with 0."""
-        found = self._words.get(token)
-        if found is None:
-            width = self.config.characters.max_length
-            unknown = self._character_ids[UNKNOWN]
-            ids = [self._character_ids.get(character, unknown) for character in token[:width]]
-            found = torch.tensor(ids + [0] * (width - len(ids)))
-            if self.remember:
-                self._words[token] = found
-        return found
-
-
-def _ids(names: Sequence[Any]) -> dict[Any, int]:
-    return {name: i for i, name in enumerate(names)}
 
 
 def buckets(records: Sequence[Record], batch_size: int, generator: torch.Generator | None) -> Iterator[list[int]]:

@@ -16,11 +16,11 @@ from typing import Any, Literal
 from pymtl._native import version
 from pymtl.balancing import METHODS
 from pymtl.custom import is_module_name
+from pymtl.serving.tokenizing import Tokenizer
 from pymtl.sharing import SCHEMES
 from pymtl.training.errors import ConfigError
 from pymtl.training.kinds import KINDS, Kind
 from pymtl.training.parsing import build
-from pymtl.training.tokenizing import Tokenizer
 
 if sys.version_info >= (3, 11):
     import tomllib

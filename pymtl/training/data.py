@@ -12,33 +12,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pymtl.serving.records import Record, read_record, text_field
+from pymtl.serving.tokenizing import Tokenizer, places, tokens_of
+from pymtl.serving.values import as_name, is_label, is_missing, number_of
 from pymtl.training.config import Config, DataConfig, FieldConfig
 from pymtl.training.errors import DataError
 from pymtl.training.files import TABLES, Row, count_columns, format_of, read_lines, read_rows, with_points
 from pymtl.training.holdout import stratified
 from pymtl.training.kinds.base import Source
-from pymtl.training.tokenizing import Tokenizer, places, tokens_of
-from pymtl.training.values import as_name, check_text, has_numbers, is_label, is_missing, number_of, shown
 
 _HANGING = re.compile(r"\w[,;:!?]|\w\.$")  # a sign on a word
 LISTS_TO_TRY = 2000  # lists of tokens, to see which tokenizer would have made them
-
-
-@dataclass(frozen=True)
-class Record:
-    """One text: its tokens, and for each task of its data set its label, or None where it has none.
-
-    ``fields`` are the further fields of its tokens; ``held_out`` tells whether the configuration's ``holdout_field``
-    puts it among the validation records; ``source`` is the text, or the list of tokens, as the file has it. A record of
-    features alone has as many empty tokens.
-    """
-
-    tokens: list[str]
-    labels: dict[str, Any]
-    fields: dict[str, list[Any]] = field(default_factory=dict)
-    held_out: bool = False
-    source: str | list[str] | None = field(default=None, compare=False)
-    place: str = field(default="", compare=False)  # the file and the line it is from
 
 
 @dataclass(frozen=True)
@@ -250,30 +234,6 @@ def labelled(records: list[Record], where: str, tasks: Iterable[str]) -> list[Re
     return kept
 
 
-def record_of(values: Mapping[str, Any], config: Config, labelled: bool = True, dataset: str = "") -> Record:
-    """The record of a JSON object.
-
-    Raises:
-        DataError: a field does not fit.
-    """
-    row = Row(1, dict(values))
-    return _record(row, config, labelled, dataset, config.sets[dataset].splits_by, Source(0))
-
-
-def text_record(text: str, config: Config, dataset: str = "") -> Record:
-    """The record of a text alone."""
-    data = config.sets[dataset]
-    tokens = tokens_of(text, data.splits_by)
-    return Record([t.lower() for t in tokens] if data.lowercase else tokens, {}, source=text)
-
-
-def given_tokens(record: Record, data: DataConfig) -> list[str]:
-    """A record's tokens before ``lowercase``."""
-    if isinstance(record.source, str):
-        return tokens_of(record.source, data.splits_by)
-    return record.tokens if record.source is None else record.source
-
-
 def _read(
     path: Path, config: Config, labelled: bool, dataset: str, notes: list[str] | None, complete: bool
 ) -> tuple[list[Record], Tokenizer | None]:
@@ -410,15 +370,6 @@ def _counts_of_tags(row: Row, config: Config, dataset: str) -> Iterator[int]:
             yield len(value.split()) if isinstance(value, str) else len(value)
 
 
-def text_field(values: Mapping[str, Any], data: DataConfig) -> str:
-    """The field of the text or of the tokens: ``text`` where records have that and no ``tokens``, or tokens of another
-    tool, which are objects."""
-    own = values.get("tokens")
-    foreign = isinstance(own, list) and len(own) > 0 and isinstance(own[0], dict)
-    by_default = data.tokens == "tokens" and ("tokens" not in values or foreign)
-    return "text" if by_default and "text" in values else data.tokens
-
-
 def _record(row: Row, config: Config, labelled: bool, dataset: str, tokenizer: Tokenizer, changes: Source) -> Record:
     """Of a row; one without tokens if its text is empty. ``changes`` counts what had to be changed."""
     data = config.sets[dataset]
@@ -426,20 +377,10 @@ def _record(row: Row, config: Config, labelled: bool, dataset: str, tokenizer: T
     for name, info in config.fields.items():
         if (info.field or name) in row.cells:
             fields[name] = _of_field(fields[name], info)
-    text: Any = None
-    if config.model.words:
-        text = row.values.get(text_field(row.values, data))
-        tokens = _tokens(text, row, data, tokenizer)
-        if not tokens:
-            return Record([], {}, source=text)
-    else:
-        first = next(iter(config.fields))
-        if not isinstance(fields[first], list) or not fields[first]:
-            name = config.fields[first].field or first
-            raise DataError(f"field {name!r}: expected a list of at least one token's, got {shown(fields[first])}")
-        tokens = [""] * len(fields[first])
-    for name, info in config.fields.items():
-        _check_field(info.field or name, fields[name], info, len(tokens))
+    record = read_record(row.values, fields, config, dataset, tokenizer)
+    tokens, text = record.tokens, record.source
+    if not tokens:
+        return record
     source = dataclasses.replace(changes, length=len(tokens))
     if isinstance(text, str):
         source = dataclasses.replace(source, places=places(text, tokenizer), text=text)
@@ -470,7 +411,7 @@ def _record(row: Row, config: Config, labelled: bool, dataset: str, tokenizer: T
         labels[name] = label
     kept_by = row.values.get(data.holdout_field) if data.holdout_field is not None else None
     held_out = is_label(kept_by) and as_name(kept_by) in data.holdout_values
-    return Record(tokens, labels, fields, held_out, text)
+    return dataclasses.replace(record, labels=labels, held_out=held_out)
 
 
 def _of_field(cell: str | None, info: FieldConfig) -> Any:
@@ -478,43 +419,6 @@ def _of_field(cell: str | None, info: FieldConfig) -> Any:
         return None
     parts = cell.split()
     return parts if info.kind == "category" else [number_of(part) for part in parts]
-
-
-def _tokens(text: Any, row: Row, data: DataConfig, tokenizer: Tokenizer) -> list[str]:
-    if text_field(row.values, data) not in row.values:
-        got = ", ".join(row.values) or "none"
-        raise DataError(
-            f"expected a field {data.tokens!r}, a text or a list of tokens (data.tokens names it), got {got}"
-        )
-    if text is None:
-        return []
-    if isinstance(text, str):
-        tokens = tokens_of(text, tokenizer)
-    elif isinstance(text, list) and all(isinstance(token, str) for token in text):
-        tokens = text
-    else:
-        raise DataError(f"field {data.tokens!r}: expected a text or a list of strings, got {text!r}")
-    check_text(data.tokens, tokens)
-    return [t.lower() for t in tokens] if data.lowercase else tokens
-
-
-def _check_field(field: str, values: Any, info: FieldConfig, length: int) -> None:
-    if info.kind == "category":
-        expected = f"a list of {length} strings or whole numbers, one a token"
-        fits = isinstance(values, list) and len(values) == length and all(_is_category(value) for value in values)
-    else:
-        one = "a number" if info.size == 1 else f"a list of {info.size} numbers"
-        expected = f"a list of {length}, one a token, each {one}"
-        fits = isinstance(values, list) and len(values) == length and all(has_numbers(v, info.size) for v in values)
-    if not fits:
-        right = _is_category if info.kind == "category" else lambda value: has_numbers(value, info.size)
-        raise DataError(f"field {field!r}: expected {expected}, got {shown(values, right)}")
-    if info.kind == "category":
-        check_text(field, [value for value in values if isinstance(value, str)])
-
-
-def _is_category(value: Any) -> bool:
-    return isinstance(value, str | int)
 
 
 def _hold_out(records: list[Record], data: DataConfig, config: Config) -> tuple[list[Record], list[Record]]:

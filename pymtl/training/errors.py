@@ -1,12 +1,12 @@
 """Errors that are the user's to mend; the command line prints them without a traceback."""
 
+from pymtl.serving.errors import DataError
+
+__all__ = ["ConfigError", "DataError", "RunError"]
+
 
 class ConfigError(ValueError):
     """The configuration has an unknown key, or a value that does not fit."""
-
-
-class DataError(ValueError):
-    """A data file has a line that does not fit; the message names file, line and reason."""
 
 
 class RunError(ValueError):

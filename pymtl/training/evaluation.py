@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pymtl.training.data import Record
-from pymtl.training.kinds import Scored
+from pymtl.serving.answers import Scored, details_of
+from pymtl.serving.records import Record
 from pymtl.training.markdown import table
-from pymtl.training.metrics import details_of, exact_tasks, score
+from pymtl.training.metrics import exact_tasks, score
 from pymtl.training.predictor import Answer, Predictor
 from pymtl.training.survey import unknown_share
 

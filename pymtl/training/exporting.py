@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from pymtl.crf import CRF
 from pymtl.models import MultiTaskModel
 from pymtl.recurrent import Recurrent
+from pymtl.serving.records import Record
 from pymtl.training.batches import Batch, Batcher
 from pymtl.training.config import Config
-from pymtl.training.data import Record
 from pymtl.training.errors import ConfigError, RunError
 from pymtl.training.run import EXPORTED, Run
 from pymtl.training.vocabulary import Vocabulary

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from pymtl.tags import scheme_of_labels
+from pymtl.serving.tags import scheme_of_labels
 from pymtl.training.errors import DataError
 
 Format = Literal["jsonl", "json", "csv", "tsv", "conll"]

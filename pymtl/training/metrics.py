@@ -6,15 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pymtl.crf import CRF
+from pymtl.serving import answers
+from pymtl.serving.answers import Scored, details_of
+from pymtl.serving.records import Record
 from pymtl.training.batches import Batch
 from pymtl.training.config import Config, TrainingConfig
-from pymtl.training.data import Record
 from pymtl.training.errors import DataError
-from pymtl.training.kinds import KINDS, Decoding, Scored
+from pymtl.training.kinds import KINDS
 from pymtl.training.model_with_loss import ModelWithLoss
 from pymtl.training.vocabulary import Vocabulary
 
@@ -41,26 +44,33 @@ def decode(
         beam_size: of the search for CTC's labels; 1 takes the likeliest at each step.
         distributions: whether to say how probable other labels are too, ``<task>/probabilities``.
     """
-    predictions: list[dict[str, Any]] = [{} for _ in range(batch.lengths.shape[0])]
+    lengths = batch.lengths.tolist()
+
+    def rows(padded: Tensor) -> list[np.ndarray]:
+        return [row[:length] for row, length in zip(padded.cpu().numpy(), lengths)]
+
+    found: dict[str, answers.Logits] = {}
+    targets, paths = {}, {}
     for name, z in logits.items():
-        task = config.tasks[name]
-        given = Decoding(
-            task,
-            vocabulary.labels.get(name, []),
-            batch.lengths,
-            batch.targets.get(name),
-            (crfs or {}).get(name),
-            beam_size,
-        )
-        details = task.rules.details(z, given)
-        if distributions:
-            details |= task.rules.distributions(z, given)
-        columns = {name: task.rules.decode(z, given)}
-        columns |= {f"{name}/{detail}": values for detail, values in details.items()}
-        for key, values in columns.items():
-            for prediction, value in zip(predictions, values, strict=True):
-                prediction[key] = value
-    return predictions
+        rules = config.tasks[name].rules
+        z = z.detach() if z.dtype == torch.float64 else z.detach().float()
+        found[name] = rows(z) if rules.of_tokens else z.cpu().numpy()
+        if rules.labels_itself:
+            targets[name] = rows(batch.targets[name])
+        if crfs and name in crfs:
+            paths[name] = _paths(crfs[name], z, lengths, distributions)
+    decoded = answers.decode(found, config.tasks, vocabulary.labels, targets, paths, beam_size, distributions)
+    return decoded if found else [{} for _ in lengths]
+
+
+def _paths(crf: CRF, emissions: Tensor, lengths: Sequence[int], probabilities: bool) -> answers.Paths:
+    tags, scores = crf.decode(emissions, lengths)
+    of_each = [row[:length] for row, length in zip(tags.tolist(), lengths)]
+    if not probabilities:
+        return answers.Paths(of_each)
+    marginals = crf.marginals(emissions, lengths).gather(-1, tags.unsqueeze(-1)).squeeze(-1).tolist()
+    whole = (scores - crf.log_partition(emissions, lengths)).exp().tolist()
+    return answers.Paths(of_each, [row[:length] for row, length in zip(marginals, lengths)], whole)
 
 
 def score(
@@ -109,12 +119,6 @@ def score(
 def exact_tasks(config: Config) -> list[str]:
     """The tasks that ``exact_match`` counts."""
     return [name for name, task in config.main_tasks.items() if task.rules.is_exact]
-
-
-def details_of(name: str, prediction: Mapping[str, Any]) -> dict[str, Any]:
-    """What a prediction says of a task besides its label."""
-    begin = f"{name}/"
-    return {key.removeprefix(begin): value for key, value in prediction.items() if key.startswith(begin)}
 
 
 def check_scorable(records: Sequence[Record], config: Config, where: str) -> None:

@@ -11,11 +11,12 @@ from pymtl import reference
 from pymtl.crf import CRF
 from pymtl.heads import CRFHead
 from pymtl.joint_loss import JointLoss, JointLossResult
+from pymtl.serving.answers import NO_LABEL
 from pymtl.training import building
 from pymtl.training.batches import Batch
 from pymtl.training.config import Config
 from pymtl.training.errors import ConfigError
-from pymtl.training.kinds import KINDS, NO_LABEL
+from pymtl.training.kinds import KINDS
 from pymtl.training.reference_model import MultiTaskModel as ReferenceModel
 from pymtl.training.vocabulary import Vocabulary
 

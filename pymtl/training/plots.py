@@ -7,8 +7,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from pymtl.serving.values import is_number, number_of
 from pymtl.training.metrics import best_epoch
-from pymtl.training.values import is_number, number_of
 
 
 def training_curves(epochs: list[dict[str, Any]]) -> Figure:

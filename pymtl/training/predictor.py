@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
 
 import torch
 from torch import Tensor
 
 from pymtl.recurrent import Recurrent, freeze
+from pymtl.serving.predicting import Answer, Answering, Input
+from pymtl.serving.records import Record
 from pymtl.training.batches import Batcher
-from pymtl.training.config import Config, TaskConfig
-from pymtl.training.data import Record, given_tokens, record_of, text_field, text_record
-from pymtl.training.errors import ConfigError, DataError
+from pymtl.training.config import Config
+from pymtl.training.errors import ConfigError
 from pymtl.training.exporting import Exported, is_exported
-from pymtl.training.kinds.base import Scored
-from pymtl.training.metrics import decode, details_of
+from pymtl.training.metrics import decode
 from pymtl.training.model_with_loss import ModelWithLoss
 from pymtl.training.run import Run
-from pymtl.training.tokenizing import Place, places
 from pymtl.training.vocabulary import Vocabulary
-
-# A text, its tokens, or a record with the fields that training read.
-Input = str | Sequence[str] | Mapping[str, Any]
-Answer = dict[str, Any]
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu", weights: torch.dtype | None = None) -> Predictor:
@@ -50,7 +44,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu", weights: torch.
     return Predictor(Path(folder), device, weights=weights)
 
 
-class Predictor:
+class Predictor(Answering):
     """A trained model, in eval mode and frozen; made by :func:`pymtl.load`. Several threads may use it at a time.
 
     Attributes:
@@ -110,121 +104,14 @@ class Predictor:
                 raise
             raise ConfigError(str(error)) from None
 
-    @property
-    def tasks(self) -> dict[str, TaskConfig]:
-        return self.config.main_tasks
-
-    @property
-    def labels(self) -> dict[str, list[Any]]:
-        return {name: labels for name, labels in self.vocabulary.labels.items() if name in self.tasks}
-
-    @overload
-    def predict(
-        self,
-        inputs: str | Mapping[str, Any],
-        batch_size: int = 64,
-        beam_size: int = 1,
-        distributions: bool = True,
-        first: int = 1,
-    ) -> Answer: ...
-    @overload
-    def predict(
-        self,
-        inputs: Sequence[Input],
-        batch_size: int = 64,
-        beam_size: int = 1,
-        distributions: bool = True,
-        first: int = 1,
-    ) -> list[Answer]: ...
-    def predict(
-        self,
-        inputs: str | Mapping[str, Any] | Sequence[Input],
-        batch_size: int = 64,
-        beam_size: int = 1,
-        distributions: bool = True,
-        first: int = 1,
-    ) -> Answer | list[Answer]:
-        """What the model says of some texts.
-
-        Args:
-            inputs: a list of texts, of lists of tokens, or of records with the fields that training read; or one text
-                or record by itself.
-            batch_size: how many run at a time, ordered by length. The answers do not depend on it.
-            beam_size: of the search for CTC's labels; 1 takes the likeliest at each step.
-            distributions: whether to say how probable all labels are.
-            first: the number of the first input, for errors.
-
-        Returns:
-            A dictionary for each input, in the order of the inputs (of a single one itself):
-
-            - ``tokens``: as they were given, or as the text was split
-            - ``unknown_tokens``: those that training has not seen
-            - ``<task>``: the answer, in the form of the labels in the data; an ordered class is the middle one of its
-              distribution, which need not be the likeliest
-            - ``<task>/probability``: of the answer; of tags and of CTC's labels only with ``distributions``
-            - ``<task>/probabilities``: of each label by name; of tags, of each token's tag. Only with ``distributions``
-            - ``<task>/split``: the tokens that the answer is of, where the task's data set splits texts in another way
-              than the first
-            - ``<task>/uncertainty``: of numbers, the root mean squared error in validation, in the data's units
-            - ``<task>/spans``: of tags of spans, ``start`` and ``end`` of each in the text (a list's tokens with a
-              space between them), ``label``, ``text`` and ``probability``
-
-            An input without a token gives no tokens and no answers.
-
-        Raises:
-            TypeError: an input is of another type.
-            pymtl.training.errors.DataError: a record lacks a field, or one does not fit; the message names it.
-        """
-        if isinstance(inputs, str | Mapping):
-            return self.predict([inputs], batch_size, beam_size, distributions, first)[0]
-        if not isinstance(inputs, Iterable):
-            raise TypeError(f"inputs: expected a text, a record or a list of them, got {type(inputs).__name__}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size: expected a number above 0, got {batch_size}")
-        answers: list[Answer] = []
-        work: dict[str, list[tuple[int, Record]]] = {dataset: [] for dataset in self.config.sets}
-        for index, given in enumerate(inputs):
-            records = self._records(given, f"input {first + index}")
-            dataset, record = next(iter(records.items()))
-            tokens = given_tokens(record, self.config.sets[dataset])
-            answers.append({"tokens": tokens})
-            if tokens:
-                unknown = [t for t, read in zip(tokens, record.tokens) if read not in self._known]
-                answers[-1]["unknown_tokens"] = unknown if self.config.model.words else []
-                for name, each in records.items():
-                    work[name].append((index, each))
-        for dataset, own in work.items():
-            found = self.predict_records([record for _, record in own], dataset, batch_size, beam_size, distributions)
-            for (index, record), prediction in zip(own, found):
-                tokens = given_tokens(record, self.config.sets[dataset])
-                text, where = self._located(record, tokens, dataset)
-                answer = self._with_places(prediction, text, where)
-                if tokens != answers[index]["tokens"]:  # its data set splits texts in another way
-                    answer |= {f"{name}/split": tokens for name in self.tasks if name in prediction}
-                answers[index] |= answer
-        return answers
-
-    def predict_records(
-        self,
-        records: Sequence[Record],
-        dataset: str = "",
-        batch_size: int = 64,
-        beam_size: int = 1,
-        distributions: bool = True,
+    def answer_batch(
+        self, records: Sequence[Record], dataset: str, beam_size: int, distributions: bool
     ) -> list[Answer]:
-        """What the model says of a data set's records, as training reads them; of each task that it has."""
-        answers: list[Answer] = [{} for _ in records]
-        order = sorted(range(len(records)), key=lambda i: len(records[i].tokens))
-        for start in range(0, len(order), batch_size):
-            part = order[start : start + batch_size]
-            batch = self._batcher.batch(records, part).to(self.device)
-            with torch.inference_mode():
-                logits = self._trained.logits(batch, dataset)
-                crfs = self._trained.crfs
-                found = decode(logits, batch, self.config, self.vocabulary, crfs, beam_size, distributions)
-            for index, prediction in zip(part, found):
-                answers[index] = prediction
-        return answers
+        batch = self._batcher.batch(records, range(len(records))).to(self.device)
+        with torch.inference_mode():
+            logits = self._trained.logits(batch, dataset)
+            crfs = self._trained.crfs
+            return decode(logits, batch, self.config, self.vocabulary, crfs, beam_size, distributions)
 
     def logits(self, inputs: Sequence[Input], dataset: str = "") -> dict[str, Tensor]:
         """Every task's logits of some texts, all in one batch: [B, C], or [B, T, C] of each token, padded to the
@@ -238,66 +125,7 @@ class Predictor:
             TypeError: the inputs are no list.
             pymtl.training.errors.DataError: there is none, or one has no token.
         """
-        if isinstance(inputs, str | Mapping) or not isinstance(inputs, Iterable):
-            raise TypeError(f"inputs: expected a list of texts or records, got {type(inputs).__name__}")
-        records = [self._records(given, f"input {number}")[dataset] for number, given in enumerate(inputs, 1)]
-        if not records:
-            raise DataError("inputs: expected at least one, got none")
-        for number, record in enumerate(records, 1):
-            if not record.tokens:
-                raise DataError(f"input {number}: expected at least one token, got none")
+        records = self.records_to_run(inputs, dataset)
         batch = self._batcher.batch(records, range(len(records))).to(self.device)
         with torch.inference_mode():
             return dict(self._trained.logits(batch, dataset))
-
-    def _records(self, given: Input, where: str) -> dict[str, Record]:
-        """The input as each data set's training read it. Of several data sets those count whose text a record has."""
-        itself = {name: True for name, task in self.config.main_tasks.items() if task.rules.labels_itself}
-        if isinstance(given, bytes):
-            raise TypeError(f"{where}: expected a text, a list of tokens or a record, got bytes: decode them first")
-        if isinstance(given, str | Sequence) and self.config.fields:
-            raise DataError(f"{where}: expected a record with the fields {', '.join(self.config.fields)}, got a text")
-        if isinstance(given, str):
-            records = {name: text_record(given, self.config, name) for name in self.config.sets}
-        elif isinstance(given, Sequence | Mapping):
-            try:
-                records = {
-                    name: record_of(
-                        given if isinstance(given, Mapping) else {data.tokens: list(given)}, self.config, False, name
-                    )
-                    for name, data in self.config.sets.items()
-                    if not isinstance(given, Mapping) or name in self._sets_of(given)
-                }
-            except DataError as error:
-                raise DataError(f"{where}: {error}") from None
-        else:
-            raise TypeError(f"{where}: expected a text, a list of tokens or a record, got {type(given).__name__}")
-        for record in records.values():
-            record.labels.update(itself)
-        return records
-
-    def _sets_of(self, given: Mapping[str, Any]) -> list[str]:
-        """The data sets whose text a record has; all, if it has none."""
-        known = [name for name, data in self.config.sets.items() if text_field(given, data) in given]
-        return known or list(self.config.sets)
-
-    def _located(self, record: Record, tokens: Sequence[str], dataset: str) -> tuple[str, list[Place]]:
-        """The text, and where its tokens stand in it."""
-        if isinstance(record.source, str):
-            return record.source, places(record.source, self.config.sets[dataset].splits_by)
-        found, start = [], 0
-        for token in tokens:
-            found.append((start, start + len(token)))
-            start += len(token) + 1
-        return " ".join(tokens), found
-
-    def _with_places(self, prediction: Answer, text: str, found: list[Place]) -> Answer:
-        """A prediction, with what it says of the text."""
-        for name, task in self.tasks.items():
-            if name in prediction:
-                details, scored = details_of(name, prediction), Scored(task, self.labels.get(name, []))
-                more = task.rules.in_text(prediction[name], details, scored, text, found)
-                if name in self._uncertainty:
-                    more["uncertainty"] = self._uncertainty[name]
-                prediction |= {f"{name}/{key}": value for key, value in more.items()}
-        return prediction

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from pymtl.benchmark.timing import interleaved
 from pymtl.recurrent import freeze
+from pymtl.serving.records import Record
 from pymtl.training.batches import Batch, Batcher, buckets
 from pymtl.training.config import Config
-from pymtl.training.data import Record
 from pymtl.training.model_with_loss import BACKENDS, ModelWithLoss, has_reference
 from pymtl.training.step import Step
 from pymtl.training.vocabulary import Vocabulary

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pymtl._native import version
+from pymtl.serving.tokenizing import tokens_of
+from pymtl.serving.values import is_missing, number_of
 from pymtl.training.config import is_task_name
 from pymtl.training.errors import DataError
 from pymtl.training.files import TABLES, Row, count_columns, format_of, read_rows, with_points
 from pymtl.training.kinds import KINDS
 from pymtl.training.kinds.base import Column
-from pymtl.training.tokenizing import tokens_of
-from pymtl.training.values import is_missing, number_of
 
 MOST_ROWS = 5000  # that are looked at
 USUAL = ("tokens", "text", "sentence", "words", "utterance", "message", "comment", "review", "query", "title", "body")

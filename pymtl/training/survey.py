@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from pymtl.serving.records import Record
 from pymtl.training.config import Config
-from pymtl.training.data import Record, Sets
+from pymtl.training.data import Sets
 from pymtl.training.vocabulary import Vocabulary
 
 MOST = 8  # labels that are named with their counts

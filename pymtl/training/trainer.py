@@ -16,9 +16,9 @@ from accelerate.state import AcceleratorState
 
 from pymtl import ops
 from pymtl.joint_loss import JointLossResult
+from pymtl.serving.records import Record
 from pymtl.training.batches import Batch, Batcher, buckets, schedule
 from pymtl.training.config import OF_SHARED_STATES, Config
-from pymtl.training.data import Record
 from pymtl.training.errors import ConfigError, RunError
 from pymtl.training.metrics import best_epoch, evaluate, selection_score
 from pymtl.training.model_with_loss import ModelWithLoss

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from pymtl.serving.encoding import SPECIAL
+from pymtl.serving.records import Record
 from pymtl.training.config import Config, TaskConfig
-from pymtl.training.data import Record
 from pymtl.training.errors import DataError, RunError
-from pymtl.training.kinds.base import SPECIAL, Learned
+from pymtl.training.kinds.base import Learned
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import toy
 from parity import assert_same_bits
 
 from pymtl.__main__ import COMMANDS, main
-from pymtl.training.kinds.tagging import mark_spans
+from pymtl.serving.answers import mark_spans
 from pymtl.training.run import Run
 
 ROOT = Path(__file__).parents[2]

@@ -12,10 +12,12 @@ from seqeval.metrics.sequence_labeling import get_entities
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from pymtl import CRF, tags
+from pymtl import CRF
+from pymtl.serving import tags
+from pymtl.serving.records import Record
 from pymtl.training import config as configuration
 from pymtl.training.building import model_of
-from pymtl.training.data import Record, read_all
+from pymtl.training.data import read_all
 from pymtl.training.errors import DataError
 from pymtl.training.metrics import score
 from pymtl.training.vocabulary import Vocabulary

@@ -9,9 +9,10 @@ import torch
 import toy
 from torch.nn.utils.rnn import pad_packed_sequence
 
+from pymtl.serving.records import Record
 from pymtl.training import config as configuration
 from pymtl.training.batches import Batcher, buckets
-from pymtl.training.data import Record, read_records
+from pymtl.training.data import read_records
 from pymtl.training.errors import DataError, RunError
 from pymtl.training.vocabulary import Vocabulary
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 import toy
 
-from pymtl import ctc_beam
 from pymtl.__main__ import main
+from pymtl.serving import ctc
+from pymtl.serving.records import Record
 from pymtl.training import config as configuration
 from pymtl.training.batches import schedule
 from pymtl.training.config import TrainingConfig
-from pymtl.training.data import Record
 from pymtl.training.run import Run
 
 EVERY = """
@@ -178,14 +178,12 @@ def test_a_text_without_a_word_to_predict_says_so(every, capsys):
 
 def test_predict_searches_ctc_labels_with_a_beam(every, capsys, monkeypatch):
     widths = []
-    monkeypatch.setattr(
-        "pymtl.training.kinds.ctc.ctc_beam",
-        lambda logits, lengths, beam_size: widths.append(beam_size) or ctc_beam(logits, lengths, beam_size),
-    )
+    beam = ctc.beam
+    monkeypatch.setattr(ctc, "beam", lambda scores, beam_size: widths.append(beam_size) or beam(scores, beam_size))
     asked(every / "run", capsys)
     assert widths == []
     answers = asked(every / "run", capsys, "--json", "--beam", "4").splitlines()
-    assert widths == [4]  # the four in one batch
+    assert widths == [4] * 4
     assert len(answers) == 4
     assert all(isinstance(json.loads(answer)["sounds"], list) for answer in answers)
     with pytest.raises(SystemExit):

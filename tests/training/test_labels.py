@@ -13,17 +13,18 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
 from pymtl import JointLoss, RegressionHead
-from pymtl.tags import spans_of
+from pymtl.serving.answers import Decoding
+from pymtl.serving.records import Record
+from pymtl.serving.tags import spans_of
+from pymtl.serving.tokenizing import places
 from pymtl.training import config as configuration
 from pymtl.training.batches import Batcher
 from pymtl.training.building import model_of
-from pymtl.training.data import Record, read_all
+from pymtl.training.data import read_all
 from pymtl.training.errors import ConfigError, DataError
-from pymtl.training.kinds import Decoding
 from pymtl.training.metrics import best_epoch, decode, score, selection_score
 from pymtl.training.model_with_loss import ModelWithLoss
 from pymtl.training.survey import survey
-from pymtl.training.tokenizing import places
 from pymtl.training.vocabulary import Vocabulary
 
 NAN = math.nan
@@ -761,8 +762,8 @@ def test_numbers_with_a_decimal_comma_are_read_and_classes_stay_as_they_are(tmp_
 
 def test_probabilities_of_ordered_classes_are_shares_even_where_thresholds_cross():
     task = configuration.TaskConfig("ordinal")
-    given = Decoding(task, [1.0, 2.0, 3.0], torch.ones(1), None)
-    (found,) = task.rules.distributions(torch.tensor([[-1.0, 1.0]]), given)["probabilities"]
+    given = Decoding(task, [1.0, 2.0, 3.0])
+    (found,) = task.rules.distributions(np.array([[-1.0, 1.0]]), given)["probabilities"]
     assert sum(found.values()) == pytest.approx(1)
     assert min(found.values()) >= 0
 

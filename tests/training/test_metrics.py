@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
+from pymtl.serving.records import Record
 from pymtl.training import config as configuration
 from pymtl.training.batches import Batcher
-from pymtl.training.data import Record
 from pymtl.training.errors import DataError
 from pymtl.training.metrics import check_scorable, decode, delta, score, selection_score
 from pymtl.training.vocabulary import Vocabulary

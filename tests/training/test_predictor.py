@@ -10,8 +10,8 @@ import toy
 
 import pymtl
 from pymtl.__main__ import main
+from pymtl.serving.tokenizing import tokens_of
 from pymtl.training.errors import ConfigError, DataError, RunError
-from pymtl.training.tokenizing import tokens_of
 
 VERBS = ("music", "table", "film")
 CODES = {"music": 10, "table": 20, "film": 30}

@@ -16,12 +16,13 @@ from toy import quiet
 import pymtl
 from pymtl.__main__ import main
 from pymtl.commands.train import _Screen
+from pymtl.serving.answers import NO_LABEL
+from pymtl.serving.records import Record
 from pymtl.training import config as configuration
 from pymtl.training.batches import Batcher, schedule
 from pymtl.training.config import TrainingConfig
-from pymtl.training.data import Record, read_all
+from pymtl.training.data import read_all
 from pymtl.training.errors import ConfigError, DataError
-from pymtl.training.kinds import NO_LABEL
 from pymtl.training.model_with_loss import ModelWithLoss
 from pymtl.training.run import Run
 from pymtl.training.vocabulary import Vocabulary

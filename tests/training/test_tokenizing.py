@@ -9,9 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from pymtl.serving.records import given_tokens, text_record, unlabelled_record
+from pymtl.serving.tokenizing import places, tokens_of
 from pymtl.training import config as configuration
-from pymtl.training.data import given_tokens, read_all, record_of, text_record
-from pymtl.training.tokenizing import places, tokens_of
+from pymtl.training.data import read_all
 
 # What tokenizers stumble over, with a bar between each and the next
 PIECES = (
@@ -195,7 +196,7 @@ def test_a_tokenizer_that_the_configuration_names_is_taken_for_every_text(read, 
     record = sets.train[""][0]
     assert record.tokens == tokens
     assert text_record("Hi, you", sets.config).tokens == tokens
-    assert record_of({"text": "Hi, you", "mood": "x"}, sets.config).tokens == tokens
+    assert unlabelled_record({"text": "Hi, you", "mood": "x"}, sets.config).tokens == tokens
     assert [token.lower() for token in given_tokens(record, sets.config.sets[""])] == tokens
     assert given_tokens(record, sets.config.sets[""])[0].startswith("Hi")
 

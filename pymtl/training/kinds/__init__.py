@@ -1,6 +1,6 @@
 """The kinds of tasks, each a class in a file of its own."""
 
-from pymtl.training.kinds.base import NO_LABEL, Decoding, Kind, Scored
+from pymtl.training.kinds.base import Kind
 from pymtl.training.kinds.classification import Classification
 from pymtl.training.kinds.ctc import CTC
 from pymtl.training.kinds.language_model import LanguageModel
@@ -24,4 +24,4 @@ KINDS: dict[str, Kind] = {
     )
 }
 
-__all__ = ["KINDS", "NO_LABEL", "Decoding", "Kind", "Scored"]
+__all__ = ["KINDS", "Kind"]

@@ -15,18 +15,15 @@ from pymtl.crf import CRF
 from pymtl.heads import Head, Reads
 from pymtl.losses import CrossEntropy
 from pymtl.pooling import AttentionPooling
+from pymtl.serving.answers import NO_LABEL, Answers, Scored
+from pymtl.serving.tokenizing import Place
+from pymtl.serving.values import as_name, check_text, is_label, is_number, number_of, shown
 from pymtl.training.errors import DataError
-from pymtl.training.tokenizing import Place
-from pymtl.training.values import as_name, check_text, is_label, is_number, number_of, shown
 
 if TYPE_CHECKING:
     from pymtl.training.config import Config, TaskConfig
 
-NO_LABEL = -100  # the target of what has no label
 WEIGHTS = ("none", "balanced")
-UNKNOWN = "<unk>"
-SPECIAL = ["<pad>", UNKNOWN]  # the first tokens of every vocabulary
-FIRST_TOKEN = len(SPECIAL)  # the id of the most frequent other one
 
 # Whether an option's value fits, the option's key, and what was expected
 Requirement = tuple[bool, str, str]
@@ -63,21 +60,18 @@ class MissingOptions:
     missing: Literal["unknown", "none"] = "unknown"
 
 
-class Kind(ABC):
+class Kind(Answers, ABC):
     """A kind of task. An instance has no state: each method is given the task's configuration.
 
     A new kind is a class like this in a file of its own, and a line in :data:`pymtl.training.kinds.KINDS`.
     """
 
-    name: ClassVar[str]
     Options: ClassVar[type] = NoOptions  # a dataclass; its fields are keys of the task's section
     scores: ClassVar[tuple[str, ...]]  # a task is judged by the first it has
     lower_is_better: ClassVar[bool] = False  # of that score; it then has no upper limit either
-    of_tokens: ClassVar[bool] = False  # whether the head reads every token, not a whole sentence
     aligned: ClassVar[bool] = False  # whether there is a target for every token
     is_discrete: ClassVar[bool] = False  # classes or tags, which another task may read
     is_exact: ClassVar[bool] = False  # an answer is right or wrong: "exact_match" counts it
-    labels_itself: ClassVar[bool] = False  # whether every text is its own label
     has_reference: ClassVar[bool] = False  # whether the plain PyTorch backend has the head
     has_squared_error: ClassVar[bool] = False  # for a loss, which some balancing methods weigh otherwise
     least_labels: ClassVar[int] = 1  # that scores need
@@ -153,10 +147,6 @@ class Kind(ABC):
         """The classes or tags that a label is made of, to be counted; those of the vocabulary, if there is one."""
         return () if label is None else (part for part in label if part is not None)
 
-    def label_name(self, part: Any) -> str:
-        """A class or tag as text."""
-        return as_name(part)
-
     def strata(self, label: Any) -> Iterable[str]:
         """What has to be among the records that are held out as often as among all."""
         return map(self.label_name, self.parts(label))
@@ -193,18 +183,15 @@ class Kind(ABC):
         """What :meth:`vocabulary` stands for in runs from before there was one; None if there has always been one."""
         return None
 
-    def encoding(self, labels: Sequence[Any], tokens: Sequence[str] = ()) -> Any:
-        """What :meth:`target` reads labels by: their ids, by name. ``tokens``: of the run's vocabulary, where the
-        texts are their own labels."""
-        return {self.label_name(label): i for i, label in enumerate(labels)}
-
     def unknown(self, label: Any, encoding: Any) -> list[str]:
         """The parts of a label that training has not seen, which no answer can have."""
         return [self.label_name(part) for part in self.parts(label) if self.label_name(part) not in encoding]
 
-    @abstractmethod
     def target(self, label: Any, encoding: Any, tokens: Tensor, task: TaskConfig, config: Config) -> Tensor:
-        """What the loss takes for a label; a label that training has not seen counts as missing."""
+        """What the loss takes for a label; a label that training has not seen counts as missing. Here of texts that are
+        their own labels."""
+        directions = 2 if config.model.bidirectional else 1
+        return torch.from_numpy(self.own_targets(tokens.numpy(), encoding, task, directions))
 
     def count_labels(self, target: Tensor, weight: Sequence[float] | None = None) -> float:
         """What the loss of such targets is a mean over: their number, or the sum of their classes' weights."""
@@ -251,25 +238,7 @@ class Kind(ABC):
     def cross_entropy(task: TaskConfig, learned: Learned) -> CrossEntropy:
         return CrossEntropy(learned.weights(task), NO_LABEL, task.label_smoothing)
 
-    # From logits to scores.
-
-    @abstractmethod
-    def decode(self, logits: Tensor, given: Decoding) -> list[Any]:
-        """Each sentence's label in the form of the records."""
-
-    def details(self, logits: Tensor, given: Decoding) -> dict[str, list[Any]]:
-        """What a prediction says besides the label, for each sentence, by the name behind ``<task>/``."""
-        return {}
-
-    def distributions(self, logits: Tensor, given: Decoding) -> dict[str, list[Any]]:
-        """As :meth:`details`, what only a program reads: the probabilities of all labels."""
-        return {}
-
-    def in_text(
-        self, value: Any, details: Mapping[str, Any], scored: Scored, text: str, places: Sequence[Place]
-    ) -> dict[str, Any]:
-        """What an answer says of the text besides, by the name behind ``<task>/``; ``places`` are its tokens'."""
-        return {}
+    # From answers to scores.
 
     @abstractmethod
     def score(
@@ -298,10 +267,6 @@ class Kind(ABC):
         - ``errors``: numbers of a task of numbers by name
         """
         return {}
-
-    @abstractmethod
-    def describe(self, value: Any, details: Mapping[str, Any], tokens: Sequence[str], task: TaskConfig) -> str:
-        """A prediction for a person to read."""
 
 
 @dataclass(frozen=True)
@@ -352,26 +317,6 @@ class Learned:
             return tuple(total / (len(self.labels) * count) for count in self.counts)
         given = task.class_weights
         return tuple(float(given.get(as_name(label), 1.0)) for label in self.labels)
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """What decoding reads besides the logits [B, ...]."""
-
-    task: TaskConfig
-    labels: Sequence[Any]
-    lengths: Tensor
-    target: Tensor | None
-    crf: CRF | None = None
-    beam_size: int = 1
-
-
-@dataclass(frozen=True)
-class Scored:
-    """What scoring reads besides truth and guess."""
-
-    task: TaskConfig
-    labels: Sequence[Any]
 
 
 def weights_fit(task: TaskConfig) -> Requirement:

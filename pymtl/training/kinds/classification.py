@@ -10,21 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from pymtl.heads import ClassificationHead
+from pymtl.serving.answers import NO_LABEL, ClassificationAnswers, Scored
+from pymtl.serving.values import as_name, is_label
 from pymtl.training.kinds.base import (
-    NO_LABEL,
     Column,
     CrossEntropyOptions,
-    Decoding,
     Kind,
     Learned,
     PoolingOptions,
     Requirement,
-    Scored,
     confusion_of,
     rows_of_classes,
     weights_fit,
 )
-from pymtl.training.values import as_name, is_label
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +30,9 @@ class ClassificationOptions(PoolingOptions, CrossEntropyOptions):
     pass
 
 
-class Classification(Kind):
+class Classification(ClassificationAnswers, Kind):
     """Accuracy and macro F1."""
 
-    name = "classification"
     Options = ClassificationOptions
     scores = ("accuracy", "macro_f1")
     is_discrete = True
@@ -70,16 +67,6 @@ class Classification(Kind):
         loss = self.cross_entropy(task, learned)
         return ClassificationHead(len(learned.labels), self.pooling(task), loss, reads=self.reads(task))
 
-    def decode(self, logits: Tensor, given: Decoding) -> list[Any]:
-        return [given.labels[index] for index in logits.softmax(-1).max(-1).indices.tolist()]
-
-    def details(self, logits: Tensor, given: Decoding) -> dict[str, list[float]]:
-        return {"probability": logits.softmax(-1).max(-1).values.tolist()}
-
-    def distributions(self, logits: Tensor, given: Decoding) -> dict[str, list[dict[str, float]]]:
-        names = list(map(as_name, given.labels))
-        return {"probabilities": [dict(zip(names, row)) for row in logits.softmax(-1).tolist()]}
-
     def score(
         self, truth: Sequence[Any], guess: Sequence[Any], details: Sequence[Mapping[str, Any]], scored: Scored
     ) -> dict[str, float]:
@@ -94,6 +81,3 @@ class Classification(Kind):
     def breakdown(self, truth: Sequence[Any], guess: Sequence[Any], scored: Scored) -> dict[str, Any]:
         names = list(map(as_name, truth)), list(map(as_name, guess))
         return {"classes": rows_of_classes(*names), "confusion": confusion_of(*names)}
-
-    def describe(self, value: Any, details: Mapping[str, Any], tokens: Sequence[str], task: Any) -> str:
-        return f"{as_name(value)} ({100 * details['probability']:.1f} %)"

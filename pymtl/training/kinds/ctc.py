@@ -7,25 +7,21 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
-from pymtl.ctc import ctc_beam, ctc_greedy
 from pymtl.heads import CTCHead
+from pymtl.serving.answers import NO_LABEL, CTCAnswers, Scored
+from pymtl.serving.values import are_strings, is_string
 from pymtl.training.errors import DataError
-from pymtl.training.kinds.base import NO_LABEL, Decoding, Kind, Learned, Scored
-from pymtl.training.values import are_strings, is_string
+from pymtl.training.kinds.base import Kind, Learned
 
 BLANK = "<blank>"
 
 
-class CTC(Kind):
+class CTC(CTCAnswers, Kind):
     """One minus the label error rate."""
 
-    name = "ctc"
     scores = ("label_accuracy",)
-    of_tokens = True
 
     def of_cell(self, cell: str, task: Any) -> list[str]:
         return cell.split()
@@ -63,26 +59,6 @@ class CTC(Kind):
     def head(self, task: Any, learned: Learned, words: nn.Embedding | None) -> CTCHead:
         return CTCHead(len(learned.labels), reads=self.reads(task))
 
-    def decode(self, logits: Tensor, given: Decoding) -> list[list[str]]:
-        if given.beam_size == 1:
-            best = ctc_greedy(logits, given.lengths)
-        else:
-            best = [row for row, _ in ctc_beam(logits, given.lengths, given.beam_size)]
-        return [[given.labels[i] for i in row] for row in best]
-
-    def distributions(self, logits: Tensor, given: Decoding) -> dict[str, list[float]]:
-        """``probability`` of the labels that were decoded, over all their paths."""
-        ids = {label: i for i, label in enumerate(given.labels)}
-        rows = [torch.tensor([ids[label] for label in row], dtype=torch.int64) for row in self.decode(logits, given)]
-        losses = F.ctc_loss(
-            logits.float().log_softmax(-1).transpose(0, 1),
-            pad_sequence(rows, batch_first=True).to(logits.device),
-            given.lengths,
-            torch.tensor([len(row) for row in rows]),
-            reduction="none",
-        )
-        return {"probability": losses.neg().exp().tolist()}
-
     def score(
         self, truth: Sequence[Any], guess: Sequence[Any], details: Sequence[Mapping[str, Any]], scored: Scored
     ) -> dict[str, float]:
@@ -95,6 +71,3 @@ class CTC(Kind):
 
     def is_right(self, truth: list[str], guess: list[str], task: Any) -> bool:
         return truth == guess
-
-    def describe(self, value: list[str], details: Mapping[str, Any], tokens: Sequence[str], task: Any) -> str:
-        return " ".join(value) or "none"

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pymtl.heads import MultiLabelHead
-from pymtl.training.kinds.base import Column, Decoding, Kind, Learned, MissingOptions, PoolingOptions, Scored
-from pymtl.training.values import as_name, is_label
+from pymtl.serving.answers import MultilabelAnswers, Scored
+from pymtl.serving.values import as_name, is_label
+from pymtl.training.kinds.base import Column, Kind, Learned, MissingOptions, PoolingOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,10 +20,9 @@ class MultilabelOptions(PoolingOptions, MissingOptions):
     pass
 
 
-class Multilabel(Kind):
+class Multilabel(MultilabelAnswers, Kind):
     """Micro F1."""
 
-    name = "multilabel"
     Options = MultilabelOptions
     scores = ("f1",)
     is_exact = True
@@ -67,17 +67,6 @@ class Multilabel(Kind):
     def head(self, task: Any, learned: Learned, words: nn.Embedding | None) -> MultiLabelHead:
         return MultiLabelHead(len(learned.labels), self.pooling(task), reads=self.reads(task))
 
-    def decode(self, logits: Tensor, given: Decoding) -> list[list[Any]]:
-        return [[label for label, yes in zip(given.labels, row) if yes] for row in (logits > 0).tolist()]
-
-    def details(self, logits: Tensor, given: Decoding) -> dict[str, list[float]]:
-        """``probability`` of this very set of labels, were they independent."""
-        return {"probability": logits.abs().sigmoid().prod(-1).tolist()}
-
-    def distributions(self, logits: Tensor, given: Decoding) -> dict[str, list[dict[str, float]]]:
-        names = list(map(as_name, given.labels))
-        return {"probabilities": [dict(zip(names, row)) for row in logits.sigmoid().tolist()]}
-
     def score(
         self, truth: Sequence[Any], guess: Sequence[Any], details: Sequence[Mapping[str, Any]], scored: Scored
     ) -> dict[str, float]:
@@ -104,9 +93,6 @@ class Multilabel(Kind):
                 for label, p, r, f, n in zip(labels, *columns)
             ]
         }
-
-    def describe(self, value: list[Any], details: Mapping[str, Any], tokens: Sequence[str], task: Any) -> str:
-        return ", ".join(map(as_name, value)) or "none"
 
 
 def _columns(truth: Sequence[Any], guess: Sequence[Any]) -> tuple[list[str], list[list[set[str]]]]:

@@ -12,20 +12,18 @@ from torch import Tensor, nn
 
 from pymtl.heads import OrdinalHead
 from pymtl.losses import OrdinalLoss
+from pymtl.serving.answers import NO_LABEL, OrdinalAnswers, Scored
+from pymtl.serving.values import are_strings, is_number, number_of
 from pymtl.training.errors import DataError
 from pymtl.training.kinds.base import (
-    NO_LABEL,
     Column,
-    Decoding,
     Kind,
     Learned,
     PoolingOptions,
     Requirement,
-    Scored,
     confusion_of,
     rows_of_classes,
 )
-from pymtl.training.values import are_strings, is_number, number_of
 
 MOST_CLASSES = 12  # of a field that looks like ordered classes
 
@@ -35,10 +33,9 @@ class OrdinalOptions(PoolingOptions):
     order: list[str] = dataclasses.field(default_factory=list)  # labels that are names, from the lowest
 
 
-class Ordinal(Kind):
+class Ordinal(OrdinalAnswers, Kind):
     """Quadratically weighted kappa and accuracy."""
 
-    name = "ordinal"
     Options = OrdinalOptions
     scores = ("kappa", "accuracy")
     is_exact = True
@@ -78,10 +75,6 @@ class Ordinal(Kind):
     def parts(self, label: Any) -> tuple[Any, ...]:
         return () if label is None else (label,)
 
-    def label_name(self, part: Any) -> str:
-        """Numbers may have fractions."""
-        return part if isinstance(part, str) else f"{part:.15g}"
-
     def vocabulary(self, name: str, values: Sequence[Any], task: Any) -> list[Any]:
         if task.order:
             return task.order
@@ -100,20 +93,6 @@ class Ordinal(Kind):
     def head(self, task: Any, learned: Learned, words: nn.Embedding | None) -> OrdinalHead:
         loss = OrdinalLoss(NO_LABEL)
         return OrdinalHead(len(learned.labels), self.pooling(task), loss, reads=self.reads(task))
-
-    def decode(self, logits: Tensor, given: Decoding) -> list[Any]:
-        labels = given.labels
-        if all(isinstance(label, float) and label.is_integer() for label in labels):
-            labels = list(map(int, labels))
-        return [labels[index] for index in OrdinalHead.classes(logits).tolist()]
-
-    def details(self, logits: Tensor, given: Decoding) -> dict[str, list[float]]:
-        classes = OrdinalHead.classes(logits).unsqueeze(-1)
-        return {"probability": _probabilities(logits).gather(-1, classes).squeeze(-1).tolist()}
-
-    def distributions(self, logits: Tensor, given: Decoding) -> dict[str, list[dict[str, float]]]:
-        names = list(map(self.label_name, given.labels))
-        return {"probabilities": [dict(zip(names, row)) for row in _probabilities(logits).tolist()]}
 
     def score(
         self, truth: Sequence[Any], guess: Sequence[Any], details: Sequence[Mapping[str, Any]], scored: Scored
@@ -141,14 +120,3 @@ class Ordinal(Kind):
                 "counts": [[confusion["counts"][i][j] for j in order] for i in order],
             },
         }
-
-    def describe(self, value: Any, details: Mapping[str, Any], tokens: Sequence[str], task: Any) -> str:
-        return f"{self.label_name(value)} ({100 * details['probability']:.1f} %)"
-
-
-def _probabilities(logits: Tensor) -> Tensor:
-    """Of each class [B, C] from logits [B, C-1] of being above each class but the last."""
-    above = logits.sigmoid()
-    one, zero = torch.ones_like(above[:, :1]), torch.zeros_like(above[:, :1])
-    found = (torch.cat([one, above], -1) - torch.cat([above, zero], -1)).clamp(min=0)  # thresholds may cross
-    return found / found.sum(-1, keepdim=True)

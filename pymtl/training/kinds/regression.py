@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from pymtl.heads import RegressionHead
+from pymtl.serving.answers import RegressionAnswers, Scored
+from pymtl.serving.values import has_numbers, is_missing, is_number, number_of
 from pymtl.training.errors import DataError
-from pymtl.training.kinds.base import Column, Decoding, Kind, Learned, PoolingOptions, Requirement, Scored
-from pymtl.training.values import has_numbers, is_missing, is_number, number_of
+from pymtl.training.kinds.base import Column, Kind, Learned, PoolingOptions, Requirement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +25,13 @@ class RegressionOptions(PoolingOptions):
     scale: Literal["linear", "log"] = "linear"
 
 
-class Regression(Kind):
+class Regression(RegressionAnswers, Kind):
     """R², Pearson's and Spearman's correlation; of several numbers their means.
 
     The model's outputs are standardised: its vocabulary holds the mean and the standard deviation of each target, or of
     its logarithm, among the training records.
     """
 
-    name = "regression"
     Options = RegressionOptions
     scores = ("r2", "pearson", "spearman")
     has_reference = True
@@ -118,9 +118,6 @@ class Regression(Kind):
             and all(label["std"] > 0 for label in labels)
         )
 
-    def older_vocabulary(self, task: Any) -> list[dict[str, float]]:
-        return [{"mean": 0.0, "std": 1.0}] * task.num_targets
-
     def encoding(self, labels: Sequence[dict[str, float]], tokens: Sequence[str] = ()) -> RegressionHead:
         return _scaled(labels or [{"mean": 0.0, "std": 1.0}])
 
@@ -134,10 +131,6 @@ class Regression(Kind):
 
     def head(self, task: Any, learned: Learned, words: nn.Embedding | None) -> RegressionHead:
         return _scaled(learned.labels, self.pooling(task), self.reads(task))
-
-    def decode(self, logits: Tensor, given: Decoding) -> list[Any]:
-        values = _scaled(given.labels or self.older_vocabulary(given.task)).values(logits)
-        return values[:, 0].tolist() if given.task.num_targets == 1 else values.tolist()
 
     def score(
         self, truth: Sequence[Any], guess: Sequence[Any], details: Sequence[Mapping[str, Any]], scored: Scored
@@ -184,9 +177,6 @@ class Regression(Kind):
         """The root mean squared error, of several numbers a list."""
         found = [_deviation([b - a for a, b in zip(*column)]) for column in _columns(truth, guess)]
         return found if task.num_targets > 1 else found[0]
-
-    def describe(self, value: Any, details: Mapping[str, Any], tokens: Sequence[str], task: Any) -> str:
-        return " ".join(f"{number:.3f}" for number in (value if isinstance(value, list) else [value]))
 
 
 def _scaled(labels: Sequence[dict[str, float]], pooling: Any = "last", reads: Any = None) -> RegressionHead:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
-import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,27 +13,25 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pymtl import tags as schemes
 from pymtl.crf import CRF
 from pymtl.heads import CRFHead, Head, TokenClassificationHead
+from pymtl.serving import tags as schemes
+from pymtl.serving.answers import NO_LABEL, Scored, TaggingAnswers, are_of_spans, scheme_of
+from pymtl.serving.tokenizing import Place
+from pymtl.serving.values import as_name, shown
 from pymtl.training.errors import DataError
 from pymtl.training.kinds.base import (
-    NO_LABEL,
     Column,
     CrossEntropyOptions,
-    Decoding,
     Kind,
     Learned,
     MissingOptions,
     Requirement,
-    Scored,
     Source,
     confusion_of,
     rows_of_classes,
     weights_fit,
 )
-from pymtl.training.tokenizing import Place
-from pymtl.training.values import as_name, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +43,11 @@ class TaggingOptions(CrossEntropyOptions, MissingOptions):
     bio: bool = False  # the older way to write scheme = "bio" with constrained = true
 
 
-class Tagging(Kind):
+class Tagging(TaggingAnswers, Kind):
     """Span F1 where the tags are of spans, else the accuracy of tokens."""
 
-    name = "tagging"
     Options = TaggingOptions
     scores = ("f1", "accuracy")
-    of_tokens = True
     aligned = True
     is_discrete = True
     is_exact = True
@@ -202,39 +197,6 @@ class Tagging(Kind):
             return None
         return CRF(len(labels), batch_first=True, **_constraints(task, labels))
 
-    def decode(self, logits: Tensor, given: Decoding) -> list[list[str]]:
-        tags = logits.argmax(-1) if given.crf is None else given.crf.decode(logits, given.lengths)[0]
-        rows = zip(tags.tolist(), given.lengths.tolist())
-        return [[given.labels[i] for i in row[:length]] for row, length in rows]
-
-    def distributions(self, logits: Tensor, given: Decoding) -> dict[str, list[list[float]]]:
-        """``probabilities`` of each token's tag that was decoded, and ``probability`` of all of them together."""
-        lengths = given.lengths.tolist()
-        if given.crf is None:
-            best = logits.softmax(-1).amax(-1)
-            whole = [math.prod(row[:n]) for row, n in zip(best.tolist(), lengths)]
-        else:
-            tags, scores = given.crf.decode(logits, given.lengths)
-            best = given.crf.marginals(logits, given.lengths).gather(-1, tags.unsqueeze(-1)).squeeze(-1)
-            whole = (scores - given.crf.log_partition(logits, given.lengths)).exp().tolist()
-        return {"probabilities": [row[:n] for row, n in zip(best.tolist(), lengths)], "probability": whole}
-
-    def in_text(
-        self, value: Any, details: Mapping[str, Any], scored: Scored, text: str, places: Sequence[Place]
-    ) -> dict[str, Any]:
-        """``spans``, of tags of spans: where each begins and ends, its label and text, and how sure the least sure of
-        its tokens is."""
-        if scheme_of(scored.task, scored.labels) is None:
-            return {}
-        found = []
-        for label, first, last in schemes.spans_of(value):
-            start, end = places[first][0], places[last][1]
-            span = {"start": start, "end": end, "label": label, "text": text[start:end]}
-            if "probabilities" in details:
-                span["probability"] = min(details["probabilities"][first : last + 1])
-            found.append(span)
-        return {"spans": found}
-
     def score(
         self, truth: Sequence[Any], guess: Sequence[Any], details: Sequence[Mapping[str, Any]], scored: Scored
     ) -> dict[str, float]:
@@ -254,7 +216,7 @@ class Tagging(Kind):
         scheme = None if task.scheme in ("auto", "none") else schemes.ALIASES.get(task.scheme, task.scheme)
         known = [tag for tag in truth if tag is not None]
         foreign = scheme is not None and any(not schemes.belongs_to(tag, scheme) for tag in known)
-        if not foreign or not _are_of_spans([*known, *guess]):
+        if not foreign or not are_of_spans([*known, *guess]):
             return False
         (expected,), (found,) = _as_bio([truth], [guess])
         return expected == found
@@ -265,7 +227,7 @@ class Tagging(Kind):
         if not found or schemes.scheme_of_labels(encoding) is None:
             return found
         types = {schemes.split(tag)[1] for tag in encoding}
-        return [tag for tag in found if not (_are_of_spans([tag]) and schemes.split(tag)[1] in types)]
+        return [tag for tag in found if not (are_of_spans([tag]) and schemes.split(tag)[1] in types)]
 
     def breakdown(self, truth: Sequence[Any], guess: Sequence[Any], scored: Scored) -> dict[str, Any]:
         if scheme_of(scored.task, scored.labels) is not None:
@@ -293,10 +255,6 @@ class Tagging(Kind):
         names = [a for a, _ in flat], [b for _, b in flat]
         return {"classes": rows_of_classes(*names), "confusion": confusion_of(*names)} if flat else {}
 
-    def describe(self, value: list[str], details: Mapping[str, Any], tokens: Sequence[str], task: Any) -> str:
-        words = tokens if any(tokens) else [str(i) for i in range(len(tokens))]
-        return mark_spans(words, value) if task.scheme != "none" else _beside(words, value)
-
 
 def _spans_in(cell: str) -> list[Any] | None:
     """The spans that a cell holds as JSON, or as Python writes a list; None if it holds something else."""
@@ -311,37 +269,9 @@ def _spans_in(cell: str) -> list[Any] | None:
     return None
 
 
-def scheme_of(task: Any, labels: Sequence[str]) -> schemes.Scheme | None:
-    """The scheme of a task's tags; None if they are not of spans."""
-    if task.scheme == "none":
-        return None
-    if task.scheme != "auto":
-        return schemes.ALIASES.get(task.scheme, task.scheme)
-    return "bio" if task.bio else schemes.scheme_of_labels(labels)
-
-
 def is_constrained(task: Any) -> bool:
     """Whether only sequences of tags that the scheme allows are decoded."""
     return task.bio or task.constrained
-
-
-def mark_spans(tokens: Sequence[str], tags: Sequence[str]) -> str:
-    """The text with its spans in brackets, ``play [some jazz | genre]``; other tags behind a slash each."""
-    if not _are_of_spans(tags):
-        return _beside(tokens, tags)
-    words = list(tokens)
-    for label, first, last in schemes.spans_of(tags):
-        words[first] = f"[{words[first]}"
-        words[last] = f"{words[last]} | {label}]"
-    return " ".join(words)
-
-
-def _beside(tokens: Sequence[str], tags: Sequence[str]) -> str:
-    return " ".join(f"{token}/{tag}" for token, tag in zip(tokens, tags))
-
-
-def _are_of_spans(tags: Sequence[str]) -> bool:
-    return all(any(schemes.belongs_to(tag, scheme) for scheme in schemes.SCHEMES) for tag in tags)
 
 
 def _constraints(task: Any, labels: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pymtl.training.errors import DataError
+from .errors import DataError
 
 
 def number_of(cell: str) -> Any:
