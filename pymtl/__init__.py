@@ -35,6 +35,7 @@ from pymtl.heads import (
 from pymtl.joint_loss import JointLoss, JointLossResult
 from pymtl.language_model import LanguageModelHead, language_model_targets
 from pymtl.losses import BinaryCrossEntropy, CrossEntropy, MeanSquaredError, OrdinalLoss
+from pymtl.lowering import export
 from pymtl.models import Logits, MultiTaskModel
 from pymtl.packing import pack
 from pymtl.pooling import AttentionPooling
@@ -90,6 +91,7 @@ __all__ = [
     "ctc_beam",
     "ctc_greedy",
     "describe",
+    "export",
     "freeze",
     "frozen_bytes",
     "language_model_targets",

@@ -8,24 +8,29 @@ from typing import Any
 
 from pymtl.commands import add_weights, weights_of
 
+FILE = ".pymtl"  # what the name of one file for runtimes without torch ends in
+
 EXAMPLES = """examples:
   pymtl export runs/snips exported/snips
   pymtl predict exported/snips "play some jazz by miles davis"
   pymtl export runs/snips exported/small --weights int8
+  pymtl export runs/snips snips.pymtl            one file for pymtl_runtime and C, without torch
 """
 
 
 def add_parser(parsers: Any) -> argparse.ArgumentParser:
     parser = parsers.add_parser(
         "export",
-        help="a trained model as a program of torch.export",
-        description="Write a run's best model as a torch.export program for batches and sentences of any size, with "
-        "its configuration, vocabulary and labels. 'pymtl predict' loads it as it loads a run.",
+        help="a trained model to deploy: a program of torch.export, or one file for runtimes without torch",
+        description="Write a run's best model to deploy it. OUT.pymtl is one file that holds all of it, for "
+        "pymtl_runtime in Python and pymtl.h in C, which need no torch. Any other OUT is a folder with a torch.export "
+        "program for batches and sentences of any size, its configuration, vocabulary and labels: 'pymtl predict' "
+        "loads it as it loads a run.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder of pymtl train")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder to write")
+    parser.add_argument("out", type=Path, metavar="OUT", help="file or folder to write")
     add_weights(
         parser,
         "keep the matrices of recurrent layers in 8-bit integers, or in bfloat16: a smaller program (default: float32)",
@@ -35,13 +40,22 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     from pymtl.training.errors import RunError
-    from pymtl.training.exporting import PROGRAM, export
+    from pymtl.training.exporting import PROGRAM, export, export_file
     from pymtl.training.run import Run
 
-    target = Run(arguments.folder)
+    run, out, weights = Run(arguments.run_folder), arguments.out, weights_of(arguments)
+    if out.suffix == FILE:
+        if out.exists():
+            raise RunError(f"{out}: is there already: name another file")
+        if not out.parent.is_dir():
+            raise RunError(f"{out}: there is no folder {out.parent}")
+        export_file(run, out, weights)
+        print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+        return 0
+    target = Run(out)
     if target.exists() or target.foreign_file() is not None:
-        raise RunError(f"{arguments.folder}: holds something else: name another folder")
-    export(Run(arguments.run_folder), arguments.folder, weights_of(arguments))
+        raise RunError(f"{out}: holds something else: name another folder")
+    export(run, out, weights)
     size = target.path(PROGRAM).stat().st_size
-    print(f"{arguments.folder}: {PROGRAM} ({size / 1e6:.1f} MB), config.json, vocabulary.json")
+    print(f"{out}: {PROGRAM} ({size / 1e6:.1f} MB), config.json, vocabulary.json")
     return 0

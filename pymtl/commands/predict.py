@@ -57,6 +57,7 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from pymtl.serving.predicting import described
     from pymtl.training.errors import ConfigError
     from pymtl.training.predictor import Predictor
 
@@ -93,23 +94,6 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
         number += len(texts)
     return 0
-
-
-def described(answer: Answer, predictor: Predictor) -> list[str]:
-    """An answer for a person to read: a line for each task, and one for words that training has not seen."""
-    from pymtl.serving.answers import details_of
-
-    lines = []
-    for name, task in predictor.tasks.items():
-        if name in answer:  # else it is of another data set
-            details = details_of(name, answer)
-            tokens = details.get("split", answer["tokens"])
-            described = task.rules.describe(answer[name], details, tokens, task)
-            lines.append(f"{name}: {described}")
-    unknown = answer["unknown_tokens"]
-    if unknown:
-        lines.append(f"unknown tokens: {', '.join(unknown)} ({len(unknown)} of {len(answer['tokens'])})")
-    return lines
 
 
 def _is_file(text: str) -> bool:

@@ -275,6 +275,9 @@ class LogFrequencyAnswers(Answers):
     of_tokens = True
     labels_itself = True
 
+    def label_name(self, part: Any) -> str:
+        return str(part["class"] if isinstance(part, dict) else part)
+
     def encoding(self, labels: Sequence[Mapping[str, int]], tokens: Sequence[str] = ()) -> np.ndarray:
         """The first id behind each class."""
         return np.cumsum([label["tokens"] for label in labels], dtype=np.int64) + FIRST_TOKEN

@@ -217,3 +217,17 @@ class Answering:
                     more["uncertainty"] = self._uncertainty[name]
                 prediction |= {f"{name}/{key}": value for key, value in more.items()}
         return prediction
+
+
+def described(answer: Answer, model: Answering) -> list[str]:
+    """An answer for a person to read: a line for each task, and one for words that training has not seen."""
+    lines = []
+    for name, task in model.tasks.items():
+        if name in answer:  # else it is of another data set
+            details = details_of(name, answer)
+            tokens = details.get("split", answer["tokens"])
+            lines.append(f"{name}: {task.rules.describe(answer[name], details, tokens, task)}")
+    unknown = answer["unknown_tokens"]
+    if unknown:
+        lines.append(f"unknown tokens: {', '.join(unknown)} ({len(unknown)} of {len(answer['tokens'])})")
+    return lines

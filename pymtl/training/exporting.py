@@ -1,4 +1,4 @@
-"""A trained model as a program of torch.export, with what it takes to use it.
+"""A trained model to deploy: as a program of torch.export with what it takes to use it, or as one file.
 
 The folder holds ``program.pt2`` (from token ids and lengths to every task's logits, any batch and length),
 ``config.json``, ``vocabulary.json``, and ``crfs.safetensors`` where tags are decoded together. The program needs torch
@@ -17,9 +17,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pymtl.crf import CRF
+from pymtl.lowering import lower, name_ids, write
 from pymtl.models import MultiTaskModel
 from pymtl.recurrent import Recurrent
+from pymtl.serving.encoding import UNKNOWN
 from pymtl.serving.records import Record
+from pymtl.serving.settings import plain
 from pymtl.training.batches import Batch, Batcher
 from pymtl.training.config import Config
 from pymtl.training.errors import ConfigError, RunError
@@ -108,6 +111,48 @@ def _example(config: Config, length: int) -> Record:
         for name, info in config.fields.items()
     }
     return Record(["?"] * length, {}, fields)
+
+
+def export_file(run: Run, path: Path, weights: torch.dtype | None = None) -> None:
+    """Writes a run's best model to one file, for runtimes without torch.
+
+    Args:
+        weights: as for :func:`export`.
+
+    Raises:
+        ConfigError: the run was trained with a backend that is no model of this library, or a layer cannot be kept in
+            ``weights``.
+        RunError: the run is missing or damaged, or the file cannot be written.
+    """
+    trained, config, vocabulary = run.load_model()
+    if trained.name != "pymtl":
+        raise ConfigError(f"{run.folder}: expected a model of this library, got the backend {trained.name!r}")
+    sizes = {name: info.size for name, info in config.fields.items() if info.kind == "numbers"}
+    try:
+        program = lower(trained.model, list(config.main_tasks), weights, sizes)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(f"{run.folder}: {error}") from None
+    names = {"words": vocabulary.tokens, "characters": vocabulary.characters, **vocabulary.categories}
+    for field in program.inputs:
+        if field["kind"] != "numbers":
+            name_ids(field, names[field["name"]], names[field["name"]].index(UNKNOWN))
+        if field["kind"] == "characters":
+            field["max_length"] = config.characters.max_length
+    for task in program.tasks:
+        rules, labels = config.tasks[task["name"]].rules, vocabulary.labels.get(task["name"], [])
+        if task["decoder"] not in ("none", "numbers"):
+            task["labels"] = list(map(rules.label_name, labels))
+    manifest = run.read_manifest()
+    description = {
+        "settings": plain(config),
+        "labels": {name: labels for name, labels in vocabulary.labels.items() if name in config.main_tasks},
+        "weights": "float32" if weights is None else str(weights).removeprefix("torch."),
+        **{key: manifest[key] for key in EXPORTED_FACTS if key in manifest},
+    }
+    try:
+        write(program, path, description)
+    except OSError as error:
+        raise RunError(str(error)) from None
 
 
 class Exported:

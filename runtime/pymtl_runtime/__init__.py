@@ -1,5 +1,22 @@
-"""pymtl_runtime: answers of models that pymtl has trained, with numpy alone."""
+"""pymtl_runtime: answers of models that pymtl has trained, with numpy alone.
 
-from pymtl_runtime.library import Answer, InputInfo, Model, ModelError, Session, TaskInfo, isa
+:func:`load` loads a run's model, which answers texts; :class:`Model` any model's file, of ids.
+"""
 
-__all__ = ["Answer", "InputInfo", "Model", "ModelError", "Session", "TaskInfo", "isa"]
+from .library import Answer, InputInfo, Model, ModelError, Session, TaskInfo, isa
+from .predictor import Predictor, Stream, load
+from .serving.errors import DataError
+
+__all__ = [
+    "Answer",
+    "DataError",
+    "InputInfo",
+    "Model",
+    "ModelError",
+    "Predictor",
+    "Session",
+    "Stream",
+    "TaskInfo",
+    "isa",
+    "load",
+]

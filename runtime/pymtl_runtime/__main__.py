@@ -1,0 +1,107 @@
+"""``python -m pymtl_runtime``: answers of a model's file, and what is in it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from . import DataError, ModelError, isa
+from .library import Model
+from .predictor import Predictor, load
+from .serving.predicting import described
+
+EXAMPLES = """examples:
+  python -m pymtl_runtime predict snips.pymtl "play some jazz by miles davis"
+  cat sentences.txt | python -m pymtl_runtime predict snips.pymtl --json
+  python -m pymtl_runtime info snips.pymtl
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        "python -m pymtl_runtime",
+        description="Answers of a model that 'pymtl export RUN FILE.pymtl' wrote, without torch.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    predict = commands.add_parser("predict", help="label texts")
+    predict.add_argument("file", type=Path, metavar="FILE", help="the model's file")
+    predict.add_argument("texts", nargs="*", metavar="TEXT", help="texts; lines of standard input if there is none")
+    predict.add_argument("--json", action="store_true", help="print one JSON object a text")
+    predict.add_argument("--records", action="store_true", help="texts are JSON objects with the fields of training")
+    predict.add_argument("--threads", type=int, default=0, metavar="N", help="at most so many (default: all cores)")
+    info = commands.add_parser("info", help="what a file reads and answers")
+    info.add_argument("file", type=Path, metavar="FILE", help="the model's file")
+    given, further = parser.parse_known_args(arguments)
+    # argparse takes no texts behind an option once it has seen that there were none before it.
+    if given.command != "predict" or given.texts or any(text.startswith("-") for text in further):
+        given = parser.parse_args(arguments)
+    elif further:
+        given.texts = further
+    try:
+        return _predict(given) if given.command == "predict" else _info(given)
+    except (DataError, ModelError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever reads has had enough
+        return 1
+
+
+def _predict(given: argparse.Namespace) -> int:
+    predictor = load(given.file, given.threads)
+    if predictor.config.fields and not given.records:
+        fields = ", ".join(predictor.config.fields)
+        raise DataError(f"--records: expected it with a model that reads {fields}")
+    texts = given.texts or (line.rstrip("\r\n") for line in sys.stdin)
+    for number, text in enumerate(texts, 1):
+        answer = predictor.predict([_input(text, number, given.records)], distributions=False, first=number)[0]
+        if given.json:
+            print(json.dumps(answer, ensure_ascii=False), flush=True)
+        elif not answer["tokens"]:  # an empty line stays one
+            print(flush=True)
+        else:
+            print("\n".join([*([""] if number > 1 else []), *described(answer, predictor)]), flush=True)
+    return 0
+
+
+def _input(text: str, number: int, as_record: bool) -> Any:
+    if not as_record or not text.strip():
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    try:
+        record = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"text {number}: not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise DataError(f"text {number}: expected a JSON object, got {type(record).__name__}")
+    return record
+
+
+def _info(given: argparse.Namespace) -> int:
+    model = Model(given.file)
+    print(f"{given.file}: {given.file.stat().st_size / 1e6:.1f} MB, by pymtl {json.loads(model.description)['pymtl']}")
+    print(f"instruction set: {isa()}")
+    for each in model.inputs:
+        what = f"{each.size} numbers a token" if each.kind == "numbers" else f"{each.kind} below {each.size}"
+        print(f"reads {each.name}: {what}")
+    for task in model.tasks:
+        rows = "tokens" if task.of_tokens else "texts"
+        labels = f", labels {_some(task.labels)}" if task.labels else ""
+        streams = ", in a stream too" if task.streams else ""
+        print(f"answers {task.name}: {task.kind} of {rows}, {task.columns} logits{labels}{streams}")
+    if isinstance(model, Model) and "settings" in json.loads(model.description):
+        weights = Predictor(given.file).weights
+        print(f"weights of recurrent layers: {weights}")
+    return 0
+
+
+def _some(labels: list[str]) -> str:
+    return ", ".join(labels[:6]) + (f" and {len(labels) - 6} others" if len(labels) > 6 else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

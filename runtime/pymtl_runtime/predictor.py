@@ -1,0 +1,239 @@
+"""A run's model that answers texts: what :func:`load` gives."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .library import Model, ModelError, Session
+from .serving.answers import Logits, Paths, decode
+from .serving.encoding import Encoder
+from .serving.errors import DataError
+from .serving.predicting import Answer, Answering, Input
+from .serving.records import Record
+from .serving.settings import Settings
+
+
+def load(path: str | os.PathLike[str], threads: int = 0) -> Predictor:
+    """A trained model, to predict with.
+
+    Args:
+        path: the file that ``pymtl export RUN FILE.pymtl`` wrote.
+        threads: that a call may run on; 0: as many as there are cores for this process.
+
+    Raises:
+        ModelError: the file is missing, damaged, written by a newer version, or of a model that was not trained by
+            ``pymtl train``: :class:`Model` loads that.
+
+    ::
+
+        model = pymtl_runtime.load("orders.pymtl")
+        answer = model.predict("bring me a large coffee now")
+        answer["mood"], answer["mood/probability"]  # "rude", 0.98
+    """
+    return Predictor(path, threads)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Names in the order of their ids."""
+
+    tokens: list[str]
+    labels: dict[str, list[Any]]
+    characters: list[str] = field(default_factory=list)
+    categories: dict[str, list[str]] = field(default_factory=dict)
+
+
+class Predictor(Answering):
+    """A trained model; made by :func:`load`. Several threads may use it at a time.
+
+    Attributes:
+        tasks: each task's settings, as the configuration has them.
+        labels: each task's labels, in the order of its logits; of a task of numbers their means and standard
+            deviations in training.
+        vocabulary: the tokens that training has seen, and the labels.
+        weights: what recurrent layers keep their matrices in: "float32", "bfloat16" or "int8".
+        model: the same model of ids, for its logits and answers as they are.
+    """
+
+    config: Settings
+    vocabulary: Vocabulary
+
+    def __init__(self, path: str | os.PathLike[str], threads: int = 0) -> None:
+        self.model = Model(path, threads)
+        about = json.loads(self.model.description)
+        if "settings" not in about:
+            raise ModelError(
+                f"{os.fspath(path)}: expected the model of a run, got one that was exported from Python: "
+                "pymtl_runtime.Model loads it"
+            )
+        try:
+            self.config = Settings.from_plain(about["settings"])
+            names = {each["name"]: each.get("names", []) for each in _program(path)["inputs"]}
+            self.weights: str = about["weights"]
+            categories = {name: names[name] for name, info in self.config.fields.items() if info.kind == "category"}
+            self.vocabulary = Vocabulary(
+                names.get("words", []), about["labels"], names.get("characters", []), categories
+            )
+            self._uncertainty = about.get("uncertainty", {})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{os.fspath(path)}: damaged: {type(error).__name__}: {error}") from None
+        self._known = frozenset(self.vocabulary.tokens)
+        self._encoder = Encoder(self.vocabulary, self.config, remember=False)
+        self._encodings = {
+            name: task.rules.encoding(self.vocabulary.labels.get(name, []), self.vocabulary.tokens)
+            for name, task in self.tasks.items()
+            if task.rules.labels_itself
+        }
+        self._own = threading.local()  # a session for each thread
+
+    def answer_batch(
+        self, records: Sequence[Record], dataset: str, beam_size: int, distributions: bool
+    ) -> list[Answer]:
+        names = self.config.main_tasks_of(dataset)
+        if not names:
+            return [{} for _ in records]
+        session = self._session()
+        self._run(session, records, names, distributions)
+        return self._decoded(session, records, names, beam_size, distributions)
+
+    def logits(self, inputs: Sequence[Input], dataset: str = "") -> dict[str, np.ndarray]:
+        """Every task's logits of some texts, all in one batch: [B, C], or [B, T, C] of each token, padded to the
+        longest with zeros.
+
+        Args:
+            inputs: a list as for :meth:`predict`, each input of at least one token.
+            dataset: the data set whose tasks are asked, where there are several.
+
+        Raises:
+            TypeError: the inputs are no list.
+            DataError: there is none, or one has no token.
+        """
+        records = self.records_to_run(inputs, dataset)
+        names = self.config.main_tasks_of(dataset)
+        session = self._session()
+        self._run(session, records, names, False)
+        lengths = np.array([len(record.tokens) for record in records])
+        found = {}
+        for name in names:
+            rows = session.logits(name)
+            if self.model.tasks[self.model.place(name)].of_tokens:
+                padded = np.zeros((len(lengths), lengths.max(), rows.shape[1]), rows.dtype)
+                padded[np.arange(lengths.max()) < lengths[:, None]] = rows
+                rows = padded
+            found[name] = rows
+        return found
+
+    def stream(self, dataset: str = "") -> Stream:
+        """For one text whose tokens come one after the other: a model that reads in one direction.
+
+        Raises:
+            ValueError: no task's answers follow from the tokens so far.
+        """
+        return Stream(self, dataset)
+
+    def _session(self) -> Session:
+        session = getattr(self._own, "session", None)
+        if session is None:
+            session = self._own.session = self.model.session()
+        return session
+
+    def _run(self, session: Session, records: Sequence[Record], names: Sequence[str], probabilities: bool) -> None:
+        fields: dict[str, np.ndarray] = {}
+        if self.config.model.words:
+            ids = [i for record in records for i in self._encoder.tokens(record)]
+            fields["words"] = np.array(ids, dtype=np.int64)
+        own = [self._encoder.fields(record) for record in records]
+        fields |= {name: np.concatenate([each[name] for each in own]) for name in own[0]}
+        # Of other tasks than paths probabilities are made of the logits.
+        paths = any(self.model.tasks[self.model.place(name)].kind == "path" for name in names)
+        session.run([len(record.tokens) for record in records], fields, names, probabilities and paths)
+
+    def _decoded(
+        self,
+        session: Session,
+        records: Sequence[Record],
+        names: Sequence[str],
+        beam_size: int,
+        distributions: bool,
+        with_paths: bool = True,
+    ) -> list[Answer]:
+        ends = np.cumsum([len(record.tokens) for record in records])[:-1]
+        logits: dict[str, Logits] = {}
+        targets, paths = {}, {}
+        for name in names:
+            info = self.model.tasks[self.model.place(name)]
+            rows = session.logits(name)
+            logits[name] = np.split(rows, ends) if info.of_tokens else rows
+            if name in self._encodings:
+                targets[name] = list(self._targets(name, records))
+            if info.kind == "path" and with_paths:
+                found = session.answer(name)
+                tags = [row.tolist() for row in found.ids]
+                if distributions:
+                    each = [row.tolist() for row in found.probabilities]
+                    paths[name] = Paths(tags, each, found.probability.tolist())
+                else:
+                    paths[name] = Paths(tags)
+        return decode(logits, self.tasks, self.vocabulary.labels, targets, paths, beam_size, distributions)
+
+    def _targets(self, name: str, records: Sequence[Record]) -> Iterator[np.ndarray]:
+        directions = 2 if self.config.model.bidirectional else 1
+        for record in records:
+            ids = np.array(self._encoder.tokens(record), dtype=np.int64)
+            yield self.tasks[name].rules.own_targets(ids, self._encodings[name], self.tasks[name], directions)
+
+
+class Stream:
+    """One text whose tokens come one after the other; made by :meth:`Predictor.stream`.
+
+    ``tasks``: those it has answers of. They depend on no later token: models of one direction have them, of heads of
+    tokens, and of heads of texts that pool by "last". A CRF's best path and CTC's labels depend on all tokens; what a
+    stream says of such tags is each one's likeliest by itself.
+    """
+
+    def __init__(self, predictor: Predictor, dataset: str = "") -> None:
+        self._predictor = predictor
+        self._dataset = dataset
+        self._session = predictor.model.stream()
+        infos = {task.name: task for task in predictor.model.tasks}
+        rules = {name: predictor.tasks[name].rules for name in predictor.config.main_tasks_of(dataset)}
+        self.tasks = [name for name, own in rules.items() if infos[name].streams and not own.labels_itself]
+        if not self.tasks:
+            raise ValueError(f"dataset: expected one with tasks that follow from the tokens so far, got {dataset!r}")
+
+    def feed(self, given: Input, distributions: bool = False) -> Answer:
+        """What the model says with these further tokens: of tasks of tokens, of each of them; of tasks of texts, of all
+        tokens so far. The keys are those of :meth:`Predictor.predict`, without places in a text.
+
+        Args:
+            given: a text, tokens, or a record with the fields that training read; of at least one token.
+
+        Raises:
+            TypeError: it is of another type.
+            DataError: there is no token, or a field does not fit.
+        """
+        record = self._predictor._records(given, "input")[self._dataset]
+        if not record.tokens:
+            raise DataError("input: expected at least one token, got none")
+        self._predictor._run(self._session, [record], self.tasks, False)
+        (answer,) = self._predictor._decoded(self._session, [record], self.tasks, 1, distributions, with_paths=False)
+        return {"tokens": record.tokens, **answer}
+
+    def reset(self) -> None:
+        """Begins a new text."""
+        self._session.reset()
+
+
+def _program(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a file's metadata hold, which the library has checked."""
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        return json.loads(json.loads(file.read(length))["__metadata__"]["pymtl"])

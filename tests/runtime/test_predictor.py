@@ -1,0 +1,244 @@
+"""pymtl_runtime answers as pymtl.load does, from the file that ``pymtl export`` writes."""
+
+import json
+import math
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import every
+import numpy as np
+import pytest
+import torch
+import toy
+from programs import pymtl_runtime
+
+import pymtl
+from pymtl.__main__ import main
+
+FREQUENCIES = '[tasks.often]\nkind = "log_frequency"'
+SIDE = '[tasks.side]\nkind = "classification"\nauxiliary = true\nfield = "intent"'
+EVERY = f"{every.EVERY}\n{FREQUENCIES}\n\n{SIDE}\n"
+TWO_SETS = """
+seed = 1
+[datasets.one]
+train = "train.jsonl"
+holdout = 0.2
+[datasets.two]
+train = "train.jsonl"
+tokenizer = "whitespace"
+lowercase = true
+holdout = 0.2
+[tasks.intent]
+kind = "classification"
+dataset = "one"
+[tasks.slots]
+kind = "tagging"
+dataset = "two"
+[characters]
+kind = "cnn"
+size = 4
+[model]
+embedding_dim = 8
+hidden_size = 8
+num_layers = 2
+[training]
+epochs = 2
+"""
+ONE_WAY = toy.TOML.replace("dropout = 0.1", "dropout = 0.1\nbidirectional = false")
+ONE_WAY = ONE_WAY.replace('kind = "tagging"', 'kind = "tagging"\ndecoder = "crf"')
+TEXTS = ["play jazz", "please, please book hot dogs now!", "watch Sushi", "", "a", "zebra crossing zebra", "né 🎉 play"]
+
+
+def trained(folder, toml, name="run"):
+    path = every.write(folder, toml)
+    assert main(["train", str(path), "--run", str(folder / name)]) == 0
+    return folder / name
+
+
+def file_of(run, *options):
+    """The run's file, written where it is asked for first."""
+    path = run.parent / f"{run.name}{''.join(options)}.pymtl"
+    if not path.exists():
+        assert main(["export", str(run), str(path), *options]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("every"), EVERY)
+
+
+@pytest.fixture(scope="module")
+def two_sets(tmp_path_factory):
+    return trained(tmp_path_factory.mktemp("two"), TWO_SETS)
+
+
+@pytest.fixture(scope="module")
+def one_way(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one_way")
+    toy.write_files(folder, ONE_WAY)
+    assert main(["train", str(folder / "toy.toml"), "--run", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def same(ours, theirs):
+    """The same answers; numbers but for rounding."""
+    assert type(ours) is type(theirs)
+    if isinstance(ours, dict):
+        assert list(ours) == list(theirs)
+        for key in ours:
+            same(ours[key], theirs[key])
+    elif isinstance(ours, list):
+        assert len(ours) == len(theirs)
+        for a, b in zip(ours, theirs):
+            same(a, b)
+    elif isinstance(ours, float):
+        assert math.isclose(ours, theirs, rel_tol=1e-4, abs_tol=1e-6)
+    else:
+        assert ours == theirs
+
+
+def asked(count=12, seed=9):
+    return [{key: record[key] for key in ("tokens", "case", "signal")} for record in every.records(count, seed)]
+
+
+@pytest.mark.parametrize("weights", [None, "int8", "bfloat16"])
+@pytest.mark.parametrize("options", [{}, {"distributions": False}, {"batch_size": 1}, {"beam_size": 3}], ids=str)
+def test_every_kind_of_task_and_input(everything, weights, options):
+    theirs = pymtl.load(everything, weights=None if weights is None else getattr(torch, weights))
+    ours = pymtl_runtime.load(file_of(everything, *(() if weights is None else ("--weights", weights))))
+    assert ours.weights == theirs.weights
+    assert "side" not in ours.tasks
+    same(ours.predict(asked(), **options), theirs.predict(asked(), **options))
+
+
+def test_logits_and_labels(everything):
+    theirs, ours = pymtl.load(everything), pymtl_runtime.load(file_of(everything))
+    assert ours.labels == theirs.labels
+    assert ours.vocabulary.tokens == theirs.vocabulary.tokens
+    found, expected = ours.logits(asked()), theirs.logits(asked())
+    assert found.keys() == expected.keys()
+    for task in found:
+        z = expected[task]
+        z = z.flatten(2) if z.dim() == 4 else z  # a language model's directions stand side by side
+        np.testing.assert_allclose(found[task], z, rtol=1e-4, atol=1e-5)
+
+
+def test_texts_of_several_data_sets(two_sets):
+    theirs, ours = pymtl.load(two_sets), pymtl_runtime.load(file_of(two_sets))
+    same(ours.predict(TEXTS), theirs.predict(TEXTS))
+    same(ours.predict("Play JAZZ"), theirs.predict("Play JAZZ"))
+    same(ours.predict([["Play", "x y"], {"text": "book it"}]), theirs.predict([["Play", "x y"], {"text": "book it"}]))
+
+
+@pytest.mark.parametrize("given", [3, b"play", [3], [["a", 3]], [{"words": "x"}]])
+def test_errors_are_the_same(two_sets, given):
+    messages = []
+    for model in (pymtl.load(two_sets), pymtl_runtime.load(file_of(two_sets))):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            model.predict(given)
+        messages.append((type(caught.value).__name__, str(caught.value)))
+    assert messages[0] == messages[1]
+
+
+def test_many_threads_may_ask_at_once(two_sets):
+    model = pymtl_runtime.load(file_of(two_sets))
+    expected = [model.predict(text) for text in TEXTS]
+    found = {}
+
+    def ask(number):
+        found[number] = [[model.predict(text) for text in TEXTS] for _ in range(20)]
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(answers == expected for each in found.values() for answers in each)
+
+
+def test_a_stream_says_of_each_token_what_is_known_by_then(one_way):
+    model = pymtl_runtime.load(file_of(one_way))
+    stream = model.stream()
+    assert stream.tasks == ["intent", "slots"]
+    tokens = ["please", "play", "hard", "rock", "please", "jazz"]
+    for _ in range(2):
+        for first, last in ((0, 1), (1, 3), (3, 6)):
+            answer = stream.feed(tokens[first:last], distributions=True)
+            so_far = model.predict([tokens[:last]])[0]
+            same(answer["intent/probabilities"], so_far["intent/probabilities"])
+            assert answer["intent"] == so_far["intent"]
+            logits = model.logits([tokens[:last]])["slots"][0, first:last]
+            assert answer["slots"] == [model.labels["slots"][i] for i in logits.argmax(-1)]
+        stream.reset()
+    with pytest.raises(pymtl_runtime.DataError, match="at least one token"):
+        stream.feed([])
+
+
+def test_a_model_that_reads_both_ways_has_no_stream(two_sets):
+    with pytest.raises(ValueError, match="tokens so far"):
+        pymtl_runtime.load(file_of(two_sets)).stream()
+
+
+def test_the_command_line(two_sets, everything, capsys):
+    from pymtl_runtime.__main__ import main as runtime
+
+    path = str(file_of(two_sets))
+    capsys.readouterr()
+    assert runtime(["predict", path, "please play jazz", "zebra"]) == 0
+    ours = capsys.readouterr().out
+    assert main(["predict", str(two_sets), "please play jazz", "zebra"]) == 0
+    assert ours == capsys.readouterr().out
+    assert runtime(["predict", path, "--json", "play"]) == 0
+    assert json.loads(capsys.readouterr().out)["tokens"] == ["play"]
+    lines = [json.dumps(record) for record in asked(3)]
+    assert runtime(["predict", str(file_of(everything)), "--records", *lines]) == 0
+    assert capsys.readouterr().out.count("intent: ") == 3
+    assert runtime(["predict", str(file_of(everything)), "play"]) == 1
+    assert "error: --records: expected it with a model that reads case, signal" in capsys.readouterr().err
+    assert runtime(["info", str(file_of(everything))]) == 0
+    said = capsys.readouterr().out
+    assert "reads signal: 2 numbers a token" in said
+    assert "answers slots: path of tokens" in said
+    assert runtime(["info", str(two_sets / "config.json")]) == 1
+    assert "config.json: expected a safetensors file" in capsys.readouterr().err
+
+
+def test_it_needs_numpy_alone(two_sets):
+    code = """
+import sys
+sys.path += sys.argv[1:3]
+import pymtl_runtime
+pymtl_runtime.load(sys.argv[3]).predict("play jazz")
+foreign = {name.split(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
+print(sorted(name for name in foreign if not name.startswith("_")))
+"""
+    folders = [str(Path(module.__file__).parents[1]) for module in (np, pymtl_runtime)]
+    command = [sys.executable, "-S", "-c", code, *folders, str(file_of(two_sets))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "['numpy', 'pymtl_runtime']\n"
+
+
+def test_what_is_no_file_of_a_run_is_named(tmp_path, two_sets):
+    with pytest.raises(pymtl_runtime.ModelError, match=r"nothing\.pymtl: No such file"):
+        pymtl_runtime.load(tmp_path / "nothing.pymtl")
+    pymtl.export(pymtl.LSTM(3, 4), tmp_path / "layer.pymtl")
+    with pytest.raises(pymtl_runtime.ModelError, match=r"exported from Python: pymtl_runtime\.Model loads it"):
+        pymtl_runtime.load(tmp_path / "layer.pymtl")
+    broken = tmp_path / "broken.pymtl"
+    broken.write_bytes(file_of(two_sets).read_bytes()[:5000])
+    with pytest.raises(pymtl_runtime.ModelError, match=r"broken\.pymtl: "):
+        pymtl_runtime.load(broken)
+
+
+def test_exporting_leaves_what_is_there_and_names_what_it_cannot(two_sets, tmp_path, capsys):
+    path = tmp_path / "taken.pymtl"
+    path.write_text("mine")
+    assert main(["export", str(two_sets), str(path)]) == 1
+    assert "is there already: name another file" in capsys.readouterr().err
+    assert path.read_text() == "mine"
+    assert main(["export", str(two_sets), str(tmp_path / "no" / "folder.pymtl")]) == 1
+    assert "there is no folder" in capsys.readouterr().err
+    assert [each.name for each in tmp_path.iterdir()] == ["taken.pymtl"]
