@@ -12,15 +12,14 @@
 #include <vector>
 
 #include "kernels/isa.h"
-#include "kernels/pool.h"
 #include "runtime/error.h"
 #include "runtime/program.h"
 #include "runtime/session.h"
 
-using pymtl::Executor;
 using pymtl::runtime::check;
 using pymtl::runtime::Decoder;
 using pymtl::runtime::Error;
+using pymtl::runtime::executor_of;
 using pymtl::runtime::Fault;
 using pymtl::runtime::Field;
 using pymtl::runtime::Input;
@@ -29,7 +28,7 @@ using pymtl::runtime::Session;
 using pymtl::runtime::Task;
 
 struct pymtl_model {
-  Executor executor;
+  int64_t threads;
   Program program;
   size_t memory_limit;
 };
@@ -137,7 +136,7 @@ pymtl_status new_session(const pymtl_model* model, pymtl_session** session, bool
     check_given(session, "session");
     *session = nullptr;
     *session = new pymtl_session{
-        Session(model->program, model->executor, model->memory_limit, keeps_state), keeps_state, {}, {}};
+        Session(model->program, model->threads, model->memory_limit, keeps_state), keeps_state, {}, {}};
   });
 }
 
@@ -168,9 +167,7 @@ pymtl_status pymtl_model_load(const char* path, const pymtl_options* given, pymt
     check(options.threads >= 0 && options.threads <= kMostThreads, Fault::argument,
           "options.threads: expected a number from 0 to ", kMostThreads, ", got ", options.threads);
     const int64_t threads = options.threads == 0 ? std::min(cores(), kMostThreads) : options.threads;
-    const Executor executor =
-        threads == 1 ? Executor{pymtl::serially, 1} : pymtl::pool_executor(threads, pymtl::serially);
-    *model = new pymtl_model{executor, Program(path, executor),
+    *model = new pymtl_model{threads, Program(path, executor_of(threads)),
                              options.memory_limit == 0 ? kMemoryLimit : options.memory_limit};
   });
 }

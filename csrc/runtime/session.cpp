@@ -8,6 +8,7 @@
 
 #include "error.h"
 #include "kernels/packing.h"
+#include "kernels/pool.h"
 
 namespace pymtl::runtime {
 namespace {
@@ -16,9 +17,12 @@ constexpr int64_t kMostTokens = int64_t{1} << 31;
 
 }  // namespace
 
-Session::Session(const Program& program, const Executor& executor, size_t memory_limit, bool keeps_state)
-    : program_(program), memory_limit_(memory_limit) {
-  frame_.executor = executor;
+Executor executor_of(int64_t threads) {
+  return threads == 1 ? Executor{serially, 1} : pool_executor(threads, serially);
+}
+
+Session::Session(const Program& program, int64_t threads, size_t memory_limit, bool keeps_state)
+    : program_(program), threads_(threads), memory_limit_(memory_limit) {
   frame_.keeps_state = keeps_state;
   frame_.ids.resize(program.inputs().size());
   for (const Task& task : program.tasks()) {
@@ -53,6 +57,7 @@ void Session::run(const int64_t* lengths, int64_t batch, const std::vector<Field
   }
   std::vector<bool> wanted(all, false);
   wanted.swap(wanted_);  // should the batch not fit, there are no answers
+  frame_.executor = executor_of(threads_);
   arrange(lengths, batch);
   read_fields(fields);
   program_.run(frame_, needed_);
@@ -128,8 +133,10 @@ void Session::read_fields(const std::vector<Field>& fields) {
 
 void Session::check_strings(const Field& field) const {
   for (int64_t token = 0; field.strings != nullptr && token < frame_.tokens.count; ++token) {
-    check(field.strings[token] != nullptr, Fault::argument, "field ", quoted(program_.inputs()[field.input].name),
-          ": expected a string, got NULL at ", place_of(token));
+    if (field.strings[token] == nullptr) [[unlikely]] {
+      throw Error(Fault::argument, "field ", quoted(program_.inputs()[field.input].name),
+                  ": expected a string, got NULL at ", place_of(token));
+    }
   }
 }
 
@@ -146,9 +153,11 @@ void Session::read_ids(const Field& field) {
   for (size_t n = 0; n < token_.size(); ++n) {
     const int64_t token = token_[n];
     const int64_t id = field.ids != nullptr ? field.ids[token] : vocabulary.id(field.strings[token]);
-    check(id >= 0 && id < input.count, Fault::argument, "field ", quoted(input.name), ": expected ",
-          field.ids != nullptr ? "ids" : "names of ids", " from 0 to ", input.count - 1, ", got ",
-          field.ids != nullptr ? std::to_string(id) : quoted(field.strings[token]), " at ", place_of(token));
+    if (id < 0 || id >= input.count) [[unlikely]] {
+      throw Error(Fault::argument, "field ", quoted(input.name), ": expected ",
+                  field.ids != nullptr ? "ids" : "names of ids", " from 0 to ", input.count - 1, ", got ",
+                  field.ids != nullptr ? std::to_string(id) : quoted(field.strings[token]), " at ", place_of(token));
+    }
     ids[n] = id;
   }
 }
@@ -166,8 +175,10 @@ void Session::read_characters(const Field& field) {
     characters.length = std::max<int64_t>(field.width, 1);
     spelled_.assign(static_cast<size_t>(count * characters.length), 0);
     for (int64_t i = 0; i < count * field.width; ++i) {
-      check(field.ids[i] >= 0 && field.ids[i] < input.count, Fault::argument, "field ", quoted(input.name),
-            ": expected ids from 0 to ", input.count - 1, ", got ", field.ids[i], " at ", place_of(i / field.width));
+      if (field.ids[i] < 0 || field.ids[i] >= input.count) [[unlikely]] {
+        throw Error(Fault::argument, "field ", quoted(input.name), ": expected ids from 0 to ", input.count - 1,
+                    ", got ", field.ids[i], " at ", place_of(i / field.width));
+      }
       spelled_[i] = field.ids[i];
     }
   } else {
@@ -180,8 +191,10 @@ void Session::read_characters(const Field& field) {
       std::string_view rest = field.strings[token];
       for (int64_t i = 0; i < names.max_length && !rest.empty(); ++i) {
         const size_t length = utf8_length(rest);
-        check(length > 0, Fault::argument, "field ", quoted(input.name), ": expected UTF-8, got other bytes at ",
-              place_of(token));
+        if (length == 0) [[unlikely]] {
+          throw Error(Fault::argument, "field ", quoted(input.name), ": expected UTF-8, got other bytes at ",
+                      place_of(token));
+        }
         function(i, rest.substr(0, length));
         rest.remove_prefix(length);
       }
@@ -195,8 +208,10 @@ void Session::read_characters(const Field& field) {
     for (int64_t token = 0; token < count; ++token) {
       each(token, [&](int64_t i, std::string_view character) {
         const int64_t id = names.vocabulary.id(character);
-        check(id >= 0, Fault::argument, "field ", quoted(input.name),
-              ": expected characters that the model knows, got ", quoted(character), " at ", place_of(token));
+        if (id < 0) [[unlikely]] {
+          throw Error(Fault::argument, "field ", quoted(input.name), ": expected characters that the model knows, got ",
+                      quoted(character), " at ", place_of(token));
+        }
         spelled_[static_cast<size_t>(token * characters.length + i)] = id;
       });
     }

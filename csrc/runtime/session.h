@@ -18,11 +18,14 @@ struct Field {
   int64_t width = 1;
 };
 
+// For a call on this very thread and, where there is use for them, on helpers of it.
+Executor executor_of(int64_t threads);
+
 class Session {
  public:
   // keeps_state: one sequence, whose tokens come in several calls.
   // Throws Error (Fault::argument): no task's answers follow from the tokens so far.
-  Session(const Program& program, const Executor& executor, size_t memory_limit, bool keeps_state);
+  Session(const Program& program, int64_t threads, size_t memory_limit, bool keeps_state);
 
   // Runs a batch. `lengths` [batch] are those of its sequences; `tasks` those wanted, or none for all.
   //
@@ -53,6 +56,7 @@ class Session {
   void collect(size_t task, bool with_probabilities);
 
   const Program& program_;
+  int64_t threads_;
   size_t memory_limit_;
   Frame frame_;
   std::vector<std::vector<bool>> needs_;  // of each task, which instructions; empty if a stream has no answers of it

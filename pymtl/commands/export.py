@@ -8,13 +8,14 @@ from typing import Any
 
 from pymtl.commands import add_weights, weights_of
 
-FILE = ".pymtl"  # what the name of one file for runtimes without torch ends in
+FILES = (".pymtl", ".onnx")  # what the names of files for runtimes without torch end in
 
 EXAMPLES = """examples:
   pymtl export runs/snips exported/snips
   pymtl predict exported/snips "play some jazz by miles davis"
   pymtl export runs/snips exported/small --weights int8
   pymtl export runs/snips snips.pymtl            one file for pymtl_runtime and C, without torch
+  pymtl export runs/snips snips.onnx             the same for ONNX Runtime
 """
 
 
@@ -23,7 +24,8 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
         "export",
         help="a trained model to deploy: a program of torch.export, or one file for runtimes without torch",
         description="Write a run's best model to deploy it. OUT.pymtl is one file that holds all of it, for "
-        "pymtl_runtime in Python and pymtl.h in C, which need no torch. Any other OUT is a folder with a torch.export "
+        "pymtl_runtime in Python and pymtl.h in C, which need no torch; OUT.onnx is one of standard operators for ONNX "
+        "Runtime. Any other OUT is a folder with a torch.export "
         "program for batches and sentences of any size, its configuration, vocabulary and labels: 'pymtl predict' "
         "loads it as it loads a run.",
         epilog=EXAMPLES,
@@ -44,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     from pymtl.training.run import Run
 
     run, out, weights = Run(arguments.run_folder), arguments.out, weights_of(arguments)
-    if out.suffix == FILE:
+    if out.suffix in FILES:
         if out.exists():
             raise RunError(f"{out}: is there already: name another file")
         if not out.parent.is_dir():

@@ -1,9 +1,9 @@
-"""The file that runtimes without torch read: safetensors, with the program in its metadata."""
+"""The files that runtimes without torch read: safetensors with the program in its metadata, and ONNX."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pymtl.lowering.models import lower
 from pymtl.lowering.program import Program
 
 KEY = "pymtl"  # in the metadata
+ONNX = ".onnx"  # what the name of such a file ends in
 
 
 def export(
@@ -28,7 +29,8 @@ def export(
     labels: Mapping[str, Sequence[str]] | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> None:
-    """Writes a model to one file, for runtimes without torch: ``pymtl_runtime`` in Python, ``pymtl.h`` in C.
+    """Writes a model to one file, for runtimes without torch: ``pymtl_runtime`` in Python, ``pymtl.h`` in C; or, if its
+    name ends in ``.onnx``, for ONNX Runtime and others.
 
     The file answers as the model does in evaluation; a run of ``pymtl train`` is exported by ``pymtl export``.
 
@@ -46,7 +48,7 @@ def export(
         sizes: how many numbers a token has of each field that is numbers already; of a single one it is known.
 
     Raises:
-        ImportError: there is no safetensors.
+        ImportError: there is no safetensors, or no onnx.
         KeyError: a task, or a field of ``names``, is unknown.
         TypeError, ValueError, RuntimeError: as :func:`pymtl.lowering.lower`; nothing is written then.
         OSError: the file cannot be written.
@@ -90,32 +92,45 @@ def name_ids(field: dict[str, Any], names: Sequence[str], unknown: int | None) -
 
 
 def write(program: Program, path: str | Path, description: Mapping[str, Any]) -> None:
-    """Writes a program: the whole file or none.
+    """Writes a program, as ONNX if the file's name ends so: the whole file or none.
 
     Args:
         description: what is said of the model besides, as JSON has it.
 
     Raises:
-        ImportError: there is no safetensors.
+        ImportError: there is no safetensors, or no onnx.
+        ValueError: ONNX has no operators for an instruction.
         OSError: the file cannot be written.
     """
+    about = {"pymtl": version, **description}
+    target = Path(path)
+    if target.suffix == ONNX:
+        from pymtl.lowering.onnx import metadata_of, to_onnx
+
+        whole = to_onnx(program, metadata_of(program, about)).SerializeToString()
+        _write_file(target, lambda draft: draft.write_bytes(whole))
+        return
     try:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
     except ImportError:
         raise ImportError("writing a model takes safetensors: pip install 'pymtl[train]'") from None
-    target = Path(path)
+    try:
+        _write_file(target, lambda draft: save_file(program.tensors, draft, {KEY: program.as_json(about)}))
+    except SafetensorError as error:  # its way to say that the disk is full
+        raise OSError(f"{target}: cannot be written: {error}") from None
+
+
+def _write_file(target: Path, write_draft: Callable[[Path], Any]) -> None:
+    """Writes a file beside its place, flushes it to disk, and moves it there in one step."""
     draft = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
-    metadata = {KEY: program.as_json({"pymtl": version, **description})}
     try:
         draft.touch()
         mode = draft.stat().st_mode & 0o777  # as the umask says; save_file makes a file for its owner alone
-        save_file(program.tensors, draft, metadata)
+        write_draft(draft)
         draft.chmod(mode)
         with open(draft, "rb") as written:
             os.fsync(written.fileno())
         os.replace(draft, target)
-    except SafetensorError as error:  # its way to say that the disk is full
-        raise OSError(f"{target}: cannot be written: {error}") from None
     finally:
         draft.unlink(missing_ok=True)

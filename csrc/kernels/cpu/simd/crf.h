@@ -195,26 +195,54 @@ size_t crf_transition_gradient_scratch(int64_t tokens, int64_t classes, int64_t 
   return WeightGradientScratch<double>(tokens, classes, columns).size;
 }
 
+// A step for the classes from `first` on, `valid` of them, in `vectors` vectors of which the last may be cut.
+template <typename T, int64_t vectors>
+PYMTL_INLINE void crf_best_of(const CrfChain<T>& chain, const T* before, const T* emissions, int64_t first,
+                              int64_t valid, T* scores, int32_t* best) {
+  constexpr int64_t L = kLanes<T>;
+  const int64_t C = chain.classes;
+  const auto transitions = [&](int64_t i, int64_t v) PYMTL_INLINE_LAMBDA {
+    const T* const from = chain.transitions + i * C + first + v * L;
+    return vectors > 1 ? load(from) : load_part(from, valid);
+  };
+  Vec<T> highest[vectors];
+  IntVec<T> from[vectors];
+  for (int64_t v = 0; v < vectors; ++v) {
+    highest[v] = broadcast(before[0]) + transitions(0, v);
+    from[v] = IntVec<T>{};
+  }
+  IntVec<T> index = {};
+  for (int64_t i = 1; i < C; ++i) {
+    index = index + 1;
+    const Vec<T> base = broadcast(before[i]);
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < vectors; ++v) {
+      const Vec<T> score = base + transitions(i, v);
+      const IntVec<T> higher = score > highest[v];
+      highest[v] = higher ? score : highest[v];
+      from[v] = higher ? index : from[v];
+    }
+  }
+  for (int64_t v = 0; v < vectors; ++v) {
+    const int64_t c = first + v * L;
+    const int64_t own = valid - v * L;
+    store_part(scores + c, highest[v] + load_part(emissions + c, own), own);
+    for (int64_t lane = 0; lane < L && lane < own; ++lane) best[c + lane] = static_cast<int32_t>(from[v][lane]);
+  }
+}
+
 // One step of Viterbi's algorithm: scores[c] = max_i(before[i] + transitions[i, c]) + emissions[c], and where the
 // maximum was first met.
 template <typename T>
 void crf_best_step(const CrfChain<T>& chain, const T* before, const T* emissions, T* scores, int32_t* best) {
+  // Several vectors of classes at once: a comparison waits for the one before it in the same vector.
+  constexpr int64_t kWide = 4;
   const int64_t C = chain.classes;
-  for (int64_t c = 0; c < C; c += kLanes<T>) {
-    const int64_t valid = C - c;
-    Vec<T> highest = broadcast(before[0]) + load_part(chain.transitions + c, valid);
-    IntVec<T> from = {};
-    IntVec<T> index = {};
-    for (int64_t i = 1; i < C; ++i) {
-      index = index + 1;
-      const Vec<T> score = broadcast(before[i]) + load_part(chain.transitions + i * C + c, valid);
-      const IntVec<T> higher = score > highest;
-      highest = higher ? score : highest;
-      from = higher ? index : from;
-    }
-    store_part(scores + c, highest + load_part(emissions + c, valid), valid);
-    for (int64_t lane = 0; lane < kLanes<T> && lane < valid; ++lane) best[c + lane] = static_cast<int32_t>(from[lane]);
+  int64_t c = 0;
+  for (; c + kWide * kLanes<T> <= C; c += kWide * kLanes<T>) {
+    crf_best_of<T, kWide>(chain, before, emissions, c, kWide * kLanes<T>, scores, best);
   }
+  for (; c < C; c += kLanes<T>) crf_best_of<T, 1>(chain, before, emissions, c, C - c, scores, best);
 }
 
 }  // namespace
