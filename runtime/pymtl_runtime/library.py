@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Mapping, Sequence
-from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, addressof, byref, c_char_p, c_int32, c_int64, c_size_t, c_void_p
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -62,11 +62,11 @@ class _Request(ctypes.Structure):
 
 class _Answer(ctypes.Structure):
     _fields_ = (
-        ("ids", POINTER(c_int64)),
-        ("starts", POINTER(c_int64)),
-        ("numbers", POINTER(c_double)),
-        ("probability", POINTER(c_double)),
-        ("probabilities", POINTER(c_float)),
+        ("ids", c_void_p),
+        ("starts", c_void_p),
+        ("numbers", c_void_p),
+        ("probability", c_void_p),
+        ("probabilities", c_void_p),
     )
 
 
@@ -86,12 +86,12 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "pymtl_stream_new": (c_int32, [c_void_p, POINTER(c_void_p)]),
     "pymtl_session_free": (None, [c_void_p]),
     "pymtl_stream_reset": (c_int32, [c_void_p]),
-    "pymtl_stream_state": (c_int32, [c_void_p, POINTER(POINTER(c_float)), POINTER(c_int64)]),
-    "pymtl_run": (c_int32, [c_void_p, c_int64, c_void_p, c_int64, POINTER(_Field), POINTER(_Request)]),
+    "pymtl_stream_state": (c_int32, [c_void_p, POINTER(c_void_p), POINTER(c_int64)]),
+    "pymtl_run": (c_int32, [c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p]),
     "pymtl_get_answer": (c_int32, [c_void_p, c_int64, POINTER(_Answer)]),
     "pymtl_get_logits": (
         c_int32,
-        [c_void_p, c_int64, POINTER(POINTER(c_float)), POINTER(c_int64), POINTER(c_int64)],
+        [c_void_p, c_int64, POINTER(c_void_p), POINTER(c_int64), POINTER(c_int64)],
     ),
 }
 
@@ -244,7 +244,9 @@ class Session:
         _check(make(model._pointer, byref(pointer)))
         self._pointer = pointer
         self.model = model  # and so the model outlives it
-        self._lengths = np.zeros(0, np.int64)
+        self._fields = (_Field * len(model.inputs))()
+        self._request = _Request(ctypes.sizeof(_Request), None, 0, False)
+        self._batch = 0
 
     def __del__(self) -> None:
         if hasattr(self, "_pointer"):
@@ -272,23 +274,30 @@ class Session:
             ValueError: something does not fit the model.
             MemoryError: the batch takes more memory than the limit.
         """
-        self._lengths = np.ascontiguousarray(lengths, np.int64)
-        if self._lengths.ndim != 1:
-            raise ValueError(f"lengths: expected one dimension, got {self._lengths.ndim}")
-        count = int(self._lengths.sum())
-        kept: list[Any] = []
-        array = (_Field * max(len(fields), 1))()
-        for field, (name, values) in zip(array, fields.items()):
-            field.name = name.encode()
-            kept.append(_fill(field, name, values, count))
-        request = _Request(ctypes.sizeof(_Request), None, 0, probabilities)
-        if tasks is not None:
+        given = np.ascontiguousarray(lengths, np.int64)
+        if given.ndim != 1:
+            raise ValueError(f"lengths: expected one dimension, got {given.ndim}")
+        if len(fields) > len(self._fields):
+            raise ValueError(f"fields: expected {[each.name for each in self.model.inputs]}, got {list(fields)}")
+        count = int(given.sum())
+        # What the call's pointers lead to, which has to live as long.
+        kept: list[Any] = [_fill(field, name, fields[name], count) for field, name in zip(self._fields, fields)]
+        self._request.probabilities = probabilities
+        if tasks is None:
+            self._request.tasks, self._request.task_count = None, 0
+        else:
             places = np.array([self.model.place(task) for task in tasks], np.int64)
             kept.append(places)
-            request.tasks, request.task_count = places.ctypes.data, len(places)
+            self._request.tasks, self._request.task_count = _address(places), len(places)
+        self._batch = len(given)
         _check(
             _LIBRARY.pymtl_run(
-                self._pointer, len(self._lengths), self._lengths.ctypes.data, len(fields), array, byref(request)
+                self._pointer,
+                len(given),
+                _address(given),
+                len(fields),
+                addressof(self._fields),
+                addressof(self._request),
             )
         )
 
@@ -299,30 +308,28 @@ class Session:
             KeyError: the task is unknown.
             ValueError: the last batch was not asked for it.
         """
-        data, rows, columns = POINTER(c_float)(), c_int64(), c_int64()
+        data, rows, columns = c_void_p(), c_int64(), c_int64()
         place = self.model.place(task)
         _check(_LIBRARY.pymtl_get_logits(self._pointer, place, byref(data), byref(rows), byref(columns)))
-        return np.ctypeslib.as_array(data, (rows.value, columns.value)).copy()
+        return _copy(data.value, (rows.value, columns.value), np.float32)
 
     def answer(self, task: str) -> Answer:
         """What the task says. Errors as :meth:`logits`."""
         found = _Answer()
         place = self.model.place(task)
         _check(_LIBRARY.pymtl_get_answer(self._pointer, place, byref(found)))
-        batch = len(self._lengths)
-        starts = np.ctypeslib.as_array(found.starts, (batch + 1,)).tolist()
+        batch = self._batch
+        starts = _copy(found.starts, (batch + 1,), np.int64).tolist()
 
-        def split(pointer: Any) -> list[np.ndarray]:
-            whole = np.ctypeslib.as_array(pointer, (starts[-1],)).copy() if starts[-1] > 0 else np.zeros(0, np.int64)
+        def split(address: int | None, dtype: type) -> list[np.ndarray]:
+            whole = _copy(address, (starts[-1],), dtype)
             return [whole[first:last] for first, last in pairwise(starts)]
 
         numbers = None
         if found.numbers:
-            numbers = np.ctypeslib.as_array(found.numbers, (batch, self.model.tasks[place].columns)).copy()
-        probability = np.ctypeslib.as_array(found.probability, (batch,)).copy()
-        return Answer(
-            split(found.ids), numbers, probability, split(found.probabilities) if found.probabilities else None
-        )
+            numbers = _copy(found.numbers, (batch, self.model.tasks[place].columns), np.float64)
+        each = split(found.probabilities, np.float32) if found.probabilities else None
+        return Answer(split(found.ids, np.int64), numbers, _copy(found.probability, (batch,), np.float64), each)
 
     def reset(self) -> None:
         """Begins a new sequence of a stream. Raises ValueError if it is none."""
@@ -331,13 +338,28 @@ class Session:
     @property
     def state(self) -> np.ndarray:
         """A stream's states, float32, to keep and to put back: a view. Raises ValueError if it is none."""
-        data, count = POINTER(c_float)(), c_int64()
+        data, count = c_void_p(), c_int64()
         _check(_LIBRARY.pymtl_stream_state(self._pointer, byref(data), byref(count)))
-        return np.ctypeslib.as_array(data, (count.value,)) if count.value > 0 else np.zeros(0, np.float32)
+        memory = (ctypes.c_float * count.value).from_address(data.value) if count.value > 0 else ()
+        return np.frombuffer(memory, np.float32) if count.value > 0 else np.zeros(0, np.float32)
+
+
+def _address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
+def _copy(address: int | None, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """Memory of the library's, which it will use again."""
+    found = np.empty(shape, dtype)
+    if found.size > 0:
+        ctypes.memmove(_address(found), address, found.nbytes)
+    return found
 
 
 def _fill(field: _Field, name: str, values: Values, count: int) -> Any:
     """Points a field at its values, and returns what has to stay alive for that."""
+    field.name = encoded_name = name.encode()
+    field.strings = field.ids = field.numbers = None
     if not isinstance(values, np.ndarray):
         encoded = [value.encode() for value in values]
         if len(encoded) != count:
@@ -346,15 +368,15 @@ def _fill(field: _Field, name: str, values: Values, count: int) -> Any:
             if b"\0" in value:
                 raise ValueError(f"fields[{name!r}]: expected strings without a zero character, got {value.decode()!r}")
         strings = (c_char_p * max(count, 1))(*encoded)
-        field.strings = ctypes.cast(strings, c_void_p)
-        return strings
+        field.strings = addressof(strings)
+        return strings, encoded, encoded_name
     if values.ndim not in (1, 2) or values.shape[0] != count:
         raise ValueError(f"fields[{name!r}]: expected {count} rows, one a token, got shape {list(values.shape)}")
-    numbers = np.issubdtype(values.dtype, np.floating)
+    numbers = values.dtype.kind == "f"
     kept = np.ascontiguousarray(values, np.float32 if numbers else np.int64)
     if numbers:
-        field.numbers = kept.ctypes.data
+        field.numbers = _address(kept)
     else:
-        field.ids = kept.ctypes.data
+        field.ids = _address(kept)
     field.width = kept.shape[1] if kept.ndim == 2 else 1
-    return kept
+    return kept, encoded_name
