@@ -1,8 +1,9 @@
 # Everything a clone needs: each target makes the environment and the build it stands on.
 #   make demo    train the joint intent and slot model on SNIPS and compare its speed with plain PyTorch
 #   make test    all tests          make check      those of a daily change
-#   make test-asan  the kernels' tests under the sanitizers
+#   make test-asan  the kernels' and the runtime's tests under the sanitizers, HOSTILE damaged files and calls among them
 #   make bench   the benchmarks     make wheel      a wheel, tried in a fresh environment
+#   make runtime-wheel  pymtl-runtime's wheel, tried in a fresh environment with numpy alone
 #   make test-cuda, make bench-cuda    the tests that need a GPU, and the benchmarks on one
 #   make gpu-check   what benchmarks/gpu_check.py needs on a machine with a GPU where nothing can be built
 #   make bench-avx2  the grids as on a CPU without AVX-512
@@ -18,7 +19,8 @@ CXX_FILES := $(wildcard $(foreach folder,csrc/* csrc/*/* csrc/*/*/* tests/kernel
   tests/kernels/*/*/*/* tests/runtime,$(folder)/*.h $(folder)/*.c $(folder)/*.cpp $(folder)/*.cu))
 TOOLS := cmake ninja
 
-.PHONY: demo test check test-kernels test-asan gpu gpu-check test-cuda sanitize-cuda bench bench-avx2 bench-cuda wheel docs lint format clean install
+.PHONY: demo test check test-kernels test-asan gpu gpu-check test-cuda sanitize-cuda bench bench-avx2 bench-cuda wheel \
+  runtime-wheel docs lint format clean install
 
 demo: install
 	$(BIN)/pymtl train examples/snips/snips.toml --run runs/snips --overwrite
@@ -48,12 +50,13 @@ test-kernels: $(VENV)/.tools install
 	$(BIN)/cmake --build build/kernels
 	$(BIN)/ctest --test-dir build/kernels --output-on-failure --parallel "$$(nproc)"
 
+HOSTILE ?= 3000
 test-asan: $(VENV)/.tools
 	$(BIN)/cmake -S . -B build/asan -G Ninja -DPYMTL_PYTHON=OFF -DPYMTL_TESTS=ON -DPYMTL_CUDA=OFF -DPYMTL_SANITIZE=ON
 	$(BIN)/cmake --build build/asan
-	$(BIN)/ctest --test-dir build/asan --output-on-failure --parallel "$$(nproc)"
+	PYMTL_HOSTILE=$(HOSTILE) $(BIN)/ctest --test-dir build/asan --output-on-failure --parallel "$$(nproc)"
 
-bench: $(VENV)/.bench
+bench: $(VENV)/.bench test-kernels
 	$(BIN)/pymtl bench --json benchmarks/results/latest.json --plot benchmarks/results/latest.png
 	$(BIN)/python benchmarks/heads.py --json benchmarks/results/heads.json
 	$(BIN)/python benchmarks/crf.py --json benchmarks/results/crf.json
@@ -68,6 +71,8 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/resets.py --json benchmarks/results/resets.json
 	$(BIN)/python benchmarks/alternating.py --json benchmarks/results/alternating.json
 	$(BIN)/python benchmarks/busy.py --json benchmarks/results/busy.json
+	PYTHONPATH=runtime PYMTL_RUNTIME_LIBRARY=$(CURDIR)/build/kernels/libpymtl_runtime.so $(BIN)/python \
+	  benchmarks/runtime.py --json benchmarks/results/runtime.json --plot benchmarks/results/runtime.png
 	$(BIN)/python benchmarks/tables.py
 
 bench-avx2: $(VENV)/.bench
@@ -120,6 +125,9 @@ gpu-check: $(VENV)/.torch $(VENV)/.tools
 
 wheel: $(VENV)/.torch
 	sh packaging/make_wheel.sh $(BIN)/python "$(TORCH)"
+
+runtime-wheel: $(VENV)/.tools
+	sh packaging/make_runtime_wheel.sh $(BIN)/python
 
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs

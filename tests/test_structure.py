@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,8 @@ INCLUDE = re.compile(r'^\s*#include\s*[<"]([^>"]+)[>"]', re.MULTILINE)
         ("kernels", ("torch/", "pybind11/", "ops/", "Python.h")),
         ("bindings", ("torch/", "ops/")),
         ("ops", ("pybind11/", "Python.h")),
+        ("runtime", ("torch/", "pybind11/", "ops/", "c/", "Python.h")),
+        ("c", ("torch/", "pybind11/", "ops/", "Python.h")),
     ],
 )
 def test_sources_include_only_what_is_below_them(folder, strangers):
@@ -68,6 +71,19 @@ def test_sources_include_only_what_is_below_them(folder, strangers):
     for path in files:
         for name in INCLUDE.findall(path.read_text()):
             assert not name.startswith(strangers), f"{path.relative_to(ROOT)} includes {name}"
+
+
+def test_serving_imports_its_own_modules_and_numpy_alone():
+    for path in (ROOT / "pymtl" / "serving").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names = [alias.name.split(".")[0] for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module.split(".")[0]]
+            else:
+                continue
+            assert set(names) <= {*sys.stdlib_module_names, "numpy"}, f"{path.name} imports {names}"
+    assert (ROOT / "runtime" / "pymtl_runtime" / "serving").resolve() == ROOT / "pymtl" / "serving"
 
 
 def test_private_parts_of_torch_stand_in_one_file_for_each_language():

@@ -1,5 +1,6 @@
-// The library loads on glibc 2.28 though it is built with a newer one: what that has changed or added is called under its
-// older name, or is here. CMakeLists.txt has the linker lead all calls of these functions to those called __wrap_...
+// The library loads on glibc 2.28 though it is built with a newer one: what that has changed or added is called under
+// its older name, or is here. CMakeLists.txt has the linker lead all calls of these functions to those called
+// __wrap_...
 #include <pthread.h>
 #include <signal.h>
 #include <sys/random.h>
@@ -26,11 +27,12 @@ PYMTL_OLD(pthread_join);
 PYMTL_OLD(pthread_once);
 PYMTL_OLD(pthread_sigmask);
 PYMTL_OLD(__pthread_key_create);
-__asm__(".symver old_pthread_setname_np,pthread_setname_np@"
+__asm__(
+    ".symver old_pthread_setname_np,pthread_setname_np@"
 #if defined(__x86_64__)
-        "GLIBC_2.12"
+    "GLIBC_2.12"
 #else
-        "GLIBC_2.17"
+    "GLIBC_2.17"
 #endif
 );
 

@@ -129,17 +129,22 @@ inline std::string sample_bytes(SampleWeights weights, bool convolutions, bool b
   "instructions":[{"op":"gather","inputs":["words"],"output":"w","table":"words"},)" +
                     characters + R"(,
     {"op":"concatenate","inputs":["w","c","signal"],"output":"x"},
-    {"op":"recurrent","inputs":["x"],"output":"h","mode":"LSTM","hidden_size":4,"recurrences":[)" + layer + R"(]},
+    {"op":"recurrent","inputs":["x"],"output":"h","mode":"LSTM","hidden_size":4,"recurrences":[)" +
+                    layer + R"(]},
     {"op":"linear","inputs":["h"],"output":"tokens","weight":"l1","bias":"bias4","parts":2},
-    {"op":"pool","inputs":["h"],"output":"mean","kind":"mean","reverse":)" + reverse + R"(},
-    {"op":"pool","inputs":["h"],"output":"max","kind":"max","reverse":)" + reverse + R"(},
-    {"op":"pool","inputs":["h"],"output":"last","kind":"last","reverse":)" + reverse + R"(},
+    {"op":"pool","inputs":["h"],"output":"mean","kind":"mean","reverse":)" +
+                    reverse + R"(},
+    {"op":"pool","inputs":["h"],"output":"max","kind":"max","reverse":)" +
+                    reverse + R"(},
+    {"op":"pool","inputs":["h"],"output":"last","kind":"last","reverse":)" +
+                    reverse + R"(},
     {"op":"linear","inputs":["mean"],"output":"class","weight":"m1"},
     {"op":"linear","inputs":["max"],"output":"many","weight":"m2","bias":"bias4"},
     {"op":"linear","inputs":["last"],"output":"values","weight":"l2"},
     {"op":"linear","inputs":["x"],"output":"g","weight":"gate"},
     {"op":"softmax","inputs":["g"],"output":"gs"},
-    {"op":"recurrent","inputs":["x"],"output":"ex","mode":"LSTM","hidden_size":4,"recurrences":[)" + layer + R"(],"zoneout_h":0.1,"zoneout_c":0.2},
+    {"op":"recurrent","inputs":["x"],"output":"ex","mode":"LSTM","hidden_size":4,"recurrences":[)" +
+                    layer + R"(],"zoneout_h":0.1,"zoneout_c":0.2},
     {"op":"mix","inputs":["ex","gs"],"output":"mixed"},
     {"op":"mix","inputs":["ex"],"output":"stitched","weights":"alpha"},
     {"op":"linear","inputs":["ex"],"output":"k","weight":"mask","bias":"bias8"},

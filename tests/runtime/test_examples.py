@@ -1,6 +1,7 @@
 """The examples of examples/runtime, built and run."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -72,6 +73,14 @@ def test_predict_in_rust(model, tmp_path):
     assert done.returncode == 0, done.stderr
     answer = pymtl_runtime.load(model).predict([WORDS])[0]
     assert done.stdout.splitlines()[:2] == [f"intent: {answer['intent']}", f"slots: {' '.join(answer['slots'])}"]
+
+
+def test_the_c_of_the_documents(tmp_path):
+    """It compiles, and says what is missing."""
+    (code,) = re.findall(r"^```c\n(.*?)^```$", (ROOT / "docs" / "c_interface.md").read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "one.c").write_text(code)
+    done = ran(built(tmp_path / "one.c", tmp_path))
+    assert (done.returncode, done.stderr) == (1, "orders.pymtl: No such file or directory\n")
 
 
 def test_a_stream_in_c(model, tmp_path):

@@ -17,8 +17,12 @@ std::string damaged(const std::string& good, Random& random) {
   uint64_t length;
   std::memcpy(&length, bytes.data(), sizeof length);
   const auto somewhere = [&](size_t end) { return static_cast<size_t>(random.below(static_cast<int64_t>(end))); };
-  static const char* const kNumbers[] = {"0", "-1", "1", "2", "3", "7", "1e18", "4294967296", "9007199254740993",
-                                         "1048576", "0.5", "-9223372036854775808", "1e400", "null", "true", "[]", "{}"};
+  static const char* const kNumbers[] = {"0",       "-1",         "1",
+                                         "2",       "3",          "7",
+                                         "1e18",    "4294967296", "9007199254740993",
+                                         "1048576", "0.5",        "-9223372036854775808",
+                                         "1e400",   "null",       "true",
+                                         "[]",      "{}"};
   const int64_t times = 1 + random.below(12) / 9;
   for (int64_t i = 0; i < times; ++i) {
     const size_t header = sizeof length + std::min<uint64_t>(length, bytes.size() - sizeof length);
@@ -123,7 +127,8 @@ void calls() {
     const Context context("call ", i);
     SampleBatch batch(model, 1 + random.below(5), 9, random);
     const auto wild = [&]() -> int64_t {
-      static const int64_t kWild[] = {-1, 0, 1, 2, 3, 7, 8, 100, int64_t{1} << 31, int64_t{1} << 62, INT64_MIN, INT64_MAX};
+      static const int64_t kWild[] = {-1,        0,        1, 2, 3, 7, 8, 100, int64_t{1} << 31, int64_t{1} << 62,
+                                      INT64_MIN, INT64_MAX};
       return kWild[random.below(12)];
     };
     // Less than there is may be read, never more: what a pointer leads to is the caller's to know.

@@ -26,10 +26,37 @@ void json() {
   CHECK(value.array("a")[4].string_itself("x") == "\xc3\xa9\xf0\x9f\x98\x80\n/");
   CHECK(value.at("b").whole("c", 0, 0) == 0);
   CHECK(value.find("z") == nullptr);
-  for (const char* const text :
-       {"", "{", "[1,]", "{\"a\":1,}", "{\"a\":1,\"a\":2}", "01", "-", "1.", ".5", "1e", "1e999", "nul", "\"\\x\"",
-        "\"\n\"", "\"\\ud800\"", "\"\\udc00\"", "\"\\ud800\\u0041\"", "\"\xff\"", "\"\xc0\x80\"", "\"\xed\xa0\x80\"",
-        "\"\xf4\x90\x80\x80\"", "\"\xe2\x82\"", "1 2", "[1 2]", "{1:2}", "\"", "tru", "+1", "0x1", "NaN", "Infinity"}) {
+  for (const char* const text : {"",
+                                 "{",
+                                 "[1,]",
+                                 "{\"a\":1,}",
+                                 "{\"a\":1,\"a\":2}",
+                                 "01",
+                                 "-",
+                                 "1.",
+                                 ".5",
+                                 "1e",
+                                 "1e999",
+                                 "nul",
+                                 "\"\\x\"",
+                                 "\"\n\"",
+                                 "\"\\ud800\"",
+                                 "\"\\udc00\"",
+                                 "\"\\ud800\\u0041\"",
+                                 "\"\xff\"",
+                                 "\"\xc0\x80\"",
+                                 "\"\xed\xa0\x80\"",
+                                 "\"\xf4\x90\x80\x80\"",
+                                 "\"\xe2\x82\"",
+                                 "1 2",
+                                 "[1 2]",
+                                 "{1:2}",
+                                 "\"",
+                                 "tru",
+                                 "+1",
+                                 "0x1",
+                                 "NaN",
+                                 "Infinity"}) {
     CHECK(refused(text).rfind("JSON: ", 0) == 0, text, refused(text));
   }
   CHECK(refused(std::string(33, '[') + std::string(33, ']')).find("deeper") != std::string::npos);
@@ -82,8 +109,8 @@ void batches() {
     for (const bool convolutions : {false, true}) {
       for (const bool bidirectional : {false, true}) {
         for (const int64_t threads : {1, 3}) {
-          const Context context("weights ", static_cast<int>(weights), " convolutions ", convolutions, " bidirectional ",
-                                bidirectional, " threads ", threads);
+          const Context context("weights ", static_cast<int>(weights), " convolutions ", convolutions,
+                                " bidirectional ", bidirectional, " threads ", threads);
           const Sample sample(weights, convolutions, bidirectional, random, threads);
           const SampleBatch batch(sample.model, 1 + random.below(9), 12, random);
           const pymtl_request request{sizeof request, nullptr, 0, 1};
@@ -352,12 +379,14 @@ void bad_programs() {
       {R"(\"inputs\":[\"ce\"],\"output\":\"cet\")", R"(\"inputs\":[\"x\"],\"output\":\"cet\")",
        "expected rows of sequences"},
       {R"(\"count\":12})", R"(\"count\":13})", "count: expected a whole number from 1 to 12"},
-      {R"(\"decoder\":\"crf\",\"start\":\"bias4\")", R"(\"decoder\":\"crf\",\"start\":\"bias8\")", "task \"crf\": tensor"},
+      {R"(\"decoder\":\"crf\",\"start\":\"bias4\")", R"(\"decoder\":\"crf\",\"start\":\"bias8\")",
+       "task \"crf\": tensor"},
       {R"(\"logits\":\"values\",\"decoder\":\"numbers\")", R"(\"logits\":\"values\",\"decoder\":\"ctc\")",
        "task \"values\": decoder"},
       {R"(\"std\":[1,2,1,1])", R"(\"std\":[1,2,1])", "mean and std: expected 4"},
       {R"(\"name\":\"many\")", R"(\"name\":\"class\")", "different names"},
-      {R"(\"names\":[\"<pad>\",\"<unk>\",\"a\",\"b\")", R"(\"names\":[\"<pad>\",\"<unk>\",\"a\",\"a\")", "got \"a\" twice"},
+      {R"(\"names\":[\"<pad>\",\"<unk>\",\"a\",\"b\")", R"(\"names\":[\"<pad>\",\"<unk>\",\"a\",\"a\")",
+       "got \"a\" twice"},
       {R"(\"kind\":\"numbers\",\"size\":1)", R"(\"kind\":\"numbers\",\"size\":0)", "inputs[2]: size"},
       {R"(\"widths\":[1,3])", R"(\"widths\":[1,2])", "odd numbers"},
       {R"(\"zoneout_h\":0.1)", R"(\"zoneout_h\":1.1)", "zoneout_h: expected a number from 0 to 1"},

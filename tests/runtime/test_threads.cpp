@@ -1,5 +1,5 @@
-// One model for many threads at once, for as many seconds as the environment variable PYMTL_SECONDS says; to be run under
-// the thread sanitizer too.
+// One model for many threads at once, for as many seconds as the environment variable PYMTL_SECONDS says; to be run
+// under the thread sanitizer too.
 #include <atomic>
 #include <chrono>
 #include <cstdlib>
