@@ -216,6 +216,39 @@ def busy_training(result: dict[str, Any]) -> Iterator[Cells]:
         yield row["beside"], *(f"{timed['mean']:.1f}" for timed in row["contenders"].values())
 
 
+def runtime(result: dict[str, Any]) -> Iterator[Cells]:
+    names = list(result["latency"][0]["us"])
+    yield "model", "H", "tokens", "threads", *(f"{name}, µs" for name in names)
+    for row in result["latency"]:
+        cells = [
+            f"{row['us'][name]:.0f}" + (f" ({row['ratios'][name]:.2f})" if name in row["ratios"] else "")
+            for name in names
+        ]
+        yield row["model"], row["hidden size"], row["tokens"], row["threads"], *cells
+
+
+def runtime_neighbours(result: dict[str, Any]) -> Iterator[Cells]:
+    names = list(result["neighbours"][0]["us"])
+    yield "neighbours", "H", "tokens", *(f"{name}: p50 / p99, µs" for name in names)
+    for row in result["neighbours"]:
+        times = [f"{row['us'][name]['p50']:.0f} / {row['us'][name]['p99']:.0f}" for name in names]
+        yield row["neighbours"], row["hidden size"], row["tokens"], *times
+
+
+def runtime_rest(result: dict[str, Any]) -> Iterator[Cells]:
+    yield "what", "contender", "measured"
+    for name, us in result["step"].items():
+        yield (
+            "a step of a stream, H = 128, µs",
+            "pymtl_runtime, " + name if name in ("C", "Python") else name,
+            f"{us:.1f}",
+        )
+    for name, count in result["texts a second"].items():
+        yield "texts a second, batches of 64", name, f"{count:,.0f}"
+    for name, start in result.get("start", {}).items():
+        yield "from starting Python to the first answer", name, f"{start['seconds']:.2f} s, {start['MB']:.0f} MB"
+
+
 def _ratio(name: str, row: dict[str, float]) -> str:
     return "" if name == "pymtl" else f"{row['ratio']:.2f}"
 
@@ -260,6 +293,9 @@ def main() -> None:
         "narrow errors": narrow_errors(results["narrow"]),
         "busy": busy(results["busy"]),
         "busy_training": busy_training(results["busy"]),
+        "runtime": runtime(results["runtime"]),
+        "runtime neighbours": runtime_neighbours(results["runtime"]),
+        "runtime rest": runtime_rest(results["runtime"]),
     }
     for name, rows in tables.items():
         place = re.compile(rf"(<!-- {name} -->\n)(?:\|.*\n)*")
@@ -271,6 +307,7 @@ def main() -> None:
     text = re.sub(r"Alternating: .*", f"Alternating: {origin(results['alternating'])}.", text)
     text = re.sub(r"Weights in fewer bits: .*", f"Weights in fewer bits: {origin(results['narrow'])}.", text)
     text = re.sub(r"Busy: .*", f"Busy: {origin(results['busy'])}.", text)
+    text = re.sub(r"Without torch: .*", f"Without torch: {origin(results['runtime'])}.", text)
     text = re.sub(r"AVX2 kernels, measured [^(]*\(", f"AVX2 kernels, measured {origin(results['grids_avx2'])} (", text)
     readme.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
 

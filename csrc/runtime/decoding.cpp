@@ -59,14 +59,18 @@ double ordinal_probability(const float* z, int64_t thresholds, int64_t id) {
 // The probability of labels over all their paths (Graves et al. 2006, equations 6 to 8), from the tokens' logits.
 class CtcProbability {
  public:
-  CtcProbability(const int64_t* labels, int64_t count)
-      : labels_(labels), sums_(static_cast<size_t>(2 * count + 1), -std::numeric_limits<double>::infinity()) {}
+  static size_t bytes(int64_t count) { return static_cast<size_t>(2 * count + 1) * sizeof(double); }
+
+  // memory: bytes(count) of them.
+  CtcProbability(const int64_t* labels, int64_t count, void* memory)
+      : labels_(labels), sums_(static_cast<double*>(memory)), size_(2 * count + 1) {
+    std::fill_n(sums_, size_, -std::numeric_limits<double>::infinity());
+  }
 
   void step(const float* z, int64_t classes) {
     const Likeliest best = likeliest(z, classes);
     const double base = std::log(best.probability) - z[best.id];
-    const int64_t count = static_cast<int64_t>(sums_.size());
-    for (int64_t s = count - 1; s >= 0; --s) {
+    for (int64_t s = size_ - 1; s >= 0; --s) {
       double sum = first_ ? (s < 2 ? 0.0 : -std::numeric_limits<double>::infinity()) : sums_[s];
       if (!first_ && s > 0) sum = log_add(sum, sums_[s - 1]);
       if (!first_ && s > 1 && label(s) != 0 && label(s) != label(s - 2)) sum = log_add(sum, sums_[s - 2]);
@@ -76,8 +80,8 @@ class CtcProbability {
   }
 
   double value() const {
-    const double last = sums_.back();
-    return std::exp(sums_.size() > 1 ? log_add(last, sums_[sums_.size() - 2]) : last);
+    const double last = sums_[size_ - 1];
+    return std::exp(size_ > 1 ? log_add(last, sums_[size_ - 2]) : last);
   }
 
  private:
@@ -85,7 +89,8 @@ class CtcProbability {
   int64_t label(int64_t s) const { return s % 2 == 0 ? 0 : labels_[s / 2]; }
 
   const int64_t* labels_;
-  std::vector<double> sums_;
+  double* sums_;
+  int64_t size_;
   bool first_ = true;
 };
 
@@ -126,7 +131,7 @@ void Decoder::decode(const Decoded& given, Frame& frame, Answer& answer) const {
   if (kind_ == Kind::crf) {
     decode_crf(given, frame, answer);
   } else if (kind_ == Kind::ctc) {
-    decode_ctc(given, answer);
+    decode_ctc(given, frame, answer);
   } else if (kind_ == Kind::classes && space_ == Space::tokens) {
     decode_classes(given, answer);
   } else if (kind_ != Kind::none) {
@@ -221,15 +226,13 @@ void Decoder::decode_crf(const Decoded& given, Frame& frame, Answer& answer) con
   }
 }
 
-void Decoder::decode_ctc(const Decoded& given, Answer& answer) const {
+void Decoder::decode_ctc(const Decoded& given, Frame& frame, Answer& answer) const {
   const PackedRows& rows = given.rows;
-  std::vector<int64_t> first(static_cast<size_t>(rows.steps()));  // token of each step
-  for (int64_t step = 1; step < rows.steps(); ++step) first[step] = first[step - 1] + rows.batch_sizes[step - 1];
-  std::vector<int64_t> row_of(static_cast<size_t>(rows.batch));
-  for (int64_t row = 0; row < rows.batch; ++row) row_of[given.sequence[row]] = row;
   for (int64_t sequence = 0; sequence < rows.batch; ++sequence) {
     const int64_t length = given.start[sequence + 1] - given.start[sequence];
-    const auto logits = [&](int64_t step) { return given.logits + (first[step] + row_of[sequence]) * width_; };
+    const auto logits = [&](int64_t step) {
+      return given.logits + (rows.starts[static_cast<size_t>(step)] + given.place[sequence]) * width_;
+    };
     int64_t before = 0;
     for (int64_t step = 0; step < length; ++step) {
       const float* const z = logits(step);
@@ -240,17 +243,16 @@ void Decoder::decode_ctc(const Decoded& given, Answer& answer) const {
     answer.starts[sequence + 1] = static_cast<int64_t>(answer.ids.size());
     if (!given.with_probabilities) continue;
     const int64_t begin = answer.starts[sequence];
-    CtcProbability probability(answer.ids.data() + begin, answer.starts[sequence + 1] - begin);
+    const int64_t count = answer.starts[sequence + 1] - begin;
+    CtcProbability probability(answer.ids.data() + begin, count, frame.scratch.of(CtcProbability::bytes(count)));
     for (int64_t step = 0; step < length; ++step) probability.step(logits(step), width_);
     answer.probability[sequence] = probability.value();
   }
 }
 
 void Decoder::decode_sequences(const Decoded& given, Answer& answer) const {
-  std::vector<int64_t> row_of(static_cast<size_t>(given.rows.batch));
-  for (int64_t row = 0; row < given.rows.batch; ++row) row_of[given.sequence[row]] = row;
   for (int64_t sequence = 0; sequence < given.rows.batch; ++sequence) {
-    const float* const z = given.logits + row_of[sequence] * width_;
+    const float* const z = given.logits + given.place[sequence] * width_;
     double& probability = answer.probability[sequence];
     if (kind_ == Kind::classes) {
       const Likeliest best = likeliest(z, width_);

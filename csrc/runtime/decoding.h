@@ -25,6 +25,7 @@ struct Decoded {
   const float* logits;
   const PackedRows& rows;
   const int64_t* sequence;  // [B] the place among the caller's sequences of each packed one
+  const int64_t* place;     // [B] the packed place of each of the caller's
   const int64_t* start;     // [B + 1] the first token of each of the caller's sequences
   bool with_probabilities;
 };
@@ -52,7 +53,7 @@ class Decoder {
  private:
   void decode_classes(const Decoded& given, Answer& answer) const;
   void decode_crf(const Decoded& given, Frame& frame, Answer& answer) const;
-  void decode_ctc(const Decoded& given, Answer& answer) const;
+  void decode_ctc(const Decoded& given, Frame& frame, Answer& answer) const;
   void decode_sequences(const Decoded& given, Answer& answer) const;
 
   Kind kind_ = Kind::none;

@@ -22,6 +22,7 @@ struct PackedRows {
   int64_t count = 0;
   int64_t batch = 0;
   std::vector<int64_t> batch_sizes;
+  std::vector<int64_t> starts;  // [steps + 1] of tokens, the first row of each step
 
   int64_t steps() const { return static_cast<int64_t>(batch_sizes.size()); }
 };

@@ -34,6 +34,7 @@ Session::Session(const Program& program, int64_t threads, size_t memory_limit, b
         "\"last\"), got none");
   frame_.state.assign(keeps_state ? static_cast<size_t>(program.state_size()) : 0, 0.0f);
   wanted_.assign(program.tasks().size(), false);
+  has_answers_ = wanted_;
   answers_.resize(program.tasks().size());
   logits_.resize(program.tasks().size());
 }
@@ -55,16 +56,16 @@ void Session::run(const int64_t* lengths, int64_t batch, const std::vector<Field
     if (tasks.empty()) wanted_[task] = !frame_.keeps_state || !needs_[task].empty();
     for (size_t i = 0; wanted_[task] && i < needs_[task].size(); ++i) needed_[i] = needed_[i] || needs_[task][i];
   }
-  std::vector<bool> wanted(all, false);
-  wanted.swap(wanted_);  // should the batch not fit, there are no answers
+  std::fill(has_answers_.begin(), has_answers_.end(), false);  // should the batch not fit, there are none
   frame_.executor = executor_of(threads_);
   arrange(lengths, batch);
   read_fields(fields);
   program_.run(frame_, needed_);
   for (size_t task = 0; task < all; ++task) {
-    if (wanted[task]) collect(task, with_probabilities);
+    if (!wanted_[task]) continue;
+    collect(task, with_probabilities);
+    has_answers_[task] = true;
   }
-  wanted_.swap(wanted);
 }
 
 void Session::arrange(const int64_t* lengths, int64_t batch) {
@@ -88,8 +89,10 @@ void Session::arrange(const int64_t* lengths, int64_t batch) {
   places_.resize(static_cast<size_t>(batch));
   packing_order(lengths, batch, longest, rows.batch_sizes.data(), sequence_.data(), places_.data());
   token_.resize(static_cast<size_t>(rows.count));
+  rows.starts.resize(static_cast<size_t>(longest) + 1);
   int64_t n = 0;
   for (int64_t step = 0; step < longest; ++step) {
+    rows.starts[static_cast<size_t>(step)] = n;
     for (int64_t row = 0; row < rows.batch_sizes[step]; ++row) token_[n++] = starts_[sequence_[row]] + step;
   }
 }
@@ -102,12 +105,11 @@ std::string Session::place_of(int64_t token) const {
 }
 
 void Session::read_fields(const std::vector<Field>& fields) {
-  given_.assign(program_.inputs().size(), false);
-  std::vector<const Field*> by_input(program_.inputs().size(), nullptr);
+  std::vector<const Field*>& by_input = by_input_;
+  by_input.assign(program_.inputs().size(), nullptr);
   for (const Field& field : fields) by_input[field.input] = &field;
   const auto read = [&](const Field& field) {
     const Input& input = program_.inputs()[field.input];
-    given_[field.input] = true;
     if (input.kind == Input::Kind::ids) {
       read_ids(field);
     } else if (input.kind == Input::Kind::characters) {
@@ -292,17 +294,16 @@ void Session::collect(size_t index, bool with_probabilities) {
   // Of a stream there is no last token yet, from which paths are found backwards.
   const Decoder::Kind kind = task.decoder.kind();
   if (frame_.keeps_state && (kind == Decoder::Kind::crf || kind == Decoder::Kind::ctc)) {
-    answers_[index] = Answer();
     answers_[index].starts.assign(2, 0);
     answers_[index].probability.assign(1, std::nan(""));
     return;
   }
-  task.decoder.decode({packed, frame_.tokens, sequence_.data(), starts_.data(), with_probabilities}, frame_,
-                      answers_[index]);
+  task.decoder.decode({packed, frame_.tokens, sequence_.data(), places_.data(), starts_.data(), with_probabilities},
+                      frame_, answers_[index]);
 }
 
 const Answer& Session::answer(size_t task) const {
-  check(task < wanted_.size() && wanted_[task], Fault::argument,
+  check(task < has_answers_.size() && has_answers_[task], Fault::argument,
         "task: expected one that the last batch was asked for");
   return answers_[task];
 }

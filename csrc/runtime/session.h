@@ -61,15 +61,16 @@ class Session {
   Frame frame_;
   std::vector<std::vector<bool>> needs_;  // of each task, which instructions; empty if a stream has no answers of it
   std::vector<bool> needed_;
-  std::vector<int64_t> starts_;    // [B + 1] the first token of each of the caller's sequences
-  std::vector<int64_t> sequence_;  // [B] the caller's place of each packed sequence
-  std::vector<int64_t> places_;    // [B] the packed place of each of the caller's
-  std::vector<int64_t> token_;     // [N] the caller's place of each packed token
-  std::vector<int64_t> order_;     // [N] the packed tokens in the order of their words
-  std::vector<int64_t> first_;     // of each distinct word, its first packed token
-  std::vector<int64_t> spelled_;   // [N, W] of the caller's tokens
-  std::vector<bool> given_;        // of each input
-  std::vector<bool> wanted_;       // of each task, in the last batch
+  std::vector<int64_t> starts_;         // [B + 1] the first token of each of the caller's sequences
+  std::vector<int64_t> sequence_;       // [B] the caller's place of each packed sequence
+  std::vector<int64_t> places_;         // [B] the packed place of each of the caller's
+  std::vector<int64_t> token_;          // [N] the caller's place of each packed token
+  std::vector<int64_t> order_;          // [N] the packed tokens in the order of their words
+  std::vector<int64_t> first_;          // of each distinct word, its first packed token
+  std::vector<int64_t> spelled_;        // [N, W] of the caller's tokens
+  std::vector<const Field*> by_input_;  // of this batch
+  std::vector<bool> wanted_;            // which tasks it was asked for
+  std::vector<bool> has_answers_;       // which it has answered
   std::vector<Answer> answers_;
   std::vector<std::vector<float>> logits_;
 };

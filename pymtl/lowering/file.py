@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from pymtl._native import version
+from pymtl.lowering.heads import count_ids
 from pymtl.lowering.models import lower
 from pymtl.lowering.program import Program
+from pymtl.models import MultiTaskModel
 
 KEY = "pymtl"  # in the metadata
 ONNX = ".onnx"  # what the name of such a file ends in
@@ -44,7 +46,7 @@ def export(
             whose embedding is an ``nn.Embedding``; of a :class:`pymtl.TokenFeatures` by its fields. Of characters each
             name is one character.
         unknown: the id that strings not among the names have, by the field; without it they are an error.
-        labels: names of a task's ids.
+        labels: names of all ids of a task's answers: of its classes, tags or labels.
         sizes: how many numbers a token has of each field that is numbers already; of a single one it is known.
 
     Raises:
@@ -65,10 +67,16 @@ def export(
             fields = [each["name"] for each in program.inputs if each["kind"] != "numbers"]
             raise KeyError(f"names: expected fields of ids among {fields}, got {field!r}")
         name_ids(known, own, (unknown or {}).get(field))
+    for field in unknown or {}:
+        if field not in (names or {}):
+            raise KeyError(f"unknown: expected fields that names has, got {field!r}")
     for task, own in (labels or {}).items():
         known = next((each for each in program.tasks if each["name"] == task), None)
         if known is None:
             raise KeyError(f"labels: expected tasks among {[each['name'] for each in program.tasks]}, got {task!r}")
+        count = count_ids(module.heads[task]) if isinstance(module, MultiTaskModel) else 0
+        if len(own) != count:
+            raise ValueError(f"labels of {task!r}: expected {count}, got {len(own)}")
         known["labels"] = list(map(str, own))
     write(program, path, {})
 

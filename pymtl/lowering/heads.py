@@ -90,3 +90,10 @@ def decoder_of(program: Program, head: Head, task: str) -> dict[str, Any]:
     elif isinstance(head, RegressionHead):
         found |= {"mean": list(head.mean), "std": list(head.std), "log": head.log}
     return found
+
+
+def count_ids(head: Head) -> int:
+    """How many classes, tags or labels a task's answers have; 0 of numbers and of logits alone."""
+    if _DECODERS[type(head)] in ("none", "numbers"):
+        return 0
+    return head.out_features + (1 if isinstance(head, OrdinalHead) else 0)

@@ -1,6 +1,9 @@
 // The runtime behind the C interface: JSON, what a sample's answers are, streams, and what is refused.
+#include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
+#include <new>
 
 #include "runtime/error.h"
 #include "sample.h"
@@ -9,6 +12,8 @@ namespace pymtl::test {
 namespace {
 
 using runtime::Json;
+
+std::atomic<int64_t> allocations{0};
 
 std::string refused(const std::string& text) {
   try {
@@ -233,6 +238,25 @@ void answers() {
   if (batch.lengths[0] + batch.lengths[1] >= 3) check_paths(fields_of(batch, 0), three);
 }
 
+// After the first batch of a size, another takes no memory.
+void memory() {
+  Random random(6);
+  for (const bool convolutions : {false, true}) {
+    for (const bool probabilities : {false, true}) {
+      const Sample sample(SampleWeights::floats, convolutions, true, random);
+      const SampleBatch batch(sample.model, 5, 30, random);
+      const int64_t tasks[] = {0, 5};
+      const pymtl_request all{sizeof all, nullptr, 0, probabilities}, some{sizeof some, tasks, 2, probabilities};
+      for (int again = 0; again < 3; ++again) {
+        const int64_t before = allocations;
+        CHECK(batch.run(sample.session, &all) == PYMTL_OK, pymtl_error());
+        CHECK(batch.run(sample.session, &some) == PYMTL_OK, pymtl_error());
+        CHECK(again == 0 || allocations == before, convolutions, probabilities, allocations - before);
+      }
+    }
+  }
+}
+
 void streams() {
   Random random(3);
   for (const SampleWeights weights : kWeights) {
@@ -420,11 +444,21 @@ void bad_programs() {
 }  // namespace
 }  // namespace pymtl::test
 
+// Counted. Not inlined, or the compiler takes free for the wrong counterpart of new.
+__attribute__((noinline)) void* operator new(size_t size) {
+  ++pymtl::test::allocations;
+  if (void* const memory = std::malloc(size)) return memory;
+  throw std::bad_alloc();
+}
+__attribute__((noinline)) void operator delete(void* memory) noexcept { std::free(memory); }
+__attribute__((noinline)) void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+
 int main() {
   using namespace pymtl::test;
   return run_tests({{"JSON", json},
                     {"batches", batches},
                     {"answers", answers},
+                    {"memory", memory},
                     {"streams", streams},
                     {"refusals", refusals},
                     {"bad programs", bad_programs}});

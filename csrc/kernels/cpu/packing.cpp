@@ -86,8 +86,9 @@ void segment_order(const Resets& args, int64_t* batch_sizes, int64_t* tokens, in
 void packing_order(const int64_t* lengths, int64_t batch, int64_t steps, int64_t* batch_sizes, int64_t* sorted_indices,
                    int64_t* unsorted_indices) {
   std::iota(sorted_indices, sorted_indices + batch, 0);
-  std::stable_sort(sorted_indices, sorted_indices + batch,
-                   [lengths](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
+  // Not std::stable_sort, which takes memory of its own.
+  std::sort(sorted_indices, sorted_indices + batch,
+            [lengths](int64_t a, int64_t b) { return lengths[a] != lengths[b] ? lengths[a] > lengths[b] : a < b; });
   for (int64_t row = 0; row < batch; ++row) unsorted_indices[sorted_indices[row]] = row;
   int64_t row = batch;
   for (int64_t t = 0; t < steps; ++t) {

@@ -7,11 +7,30 @@
 #include "schedule.h"
 
 namespace pymtl {
+namespace {
+
+// The first token of each step: of short sequences without memory of its own.
+class StepStarts {
+ public:
+  explicit StepStarts(const RnnShape& shape) {
+    if (shape.steps >= kFew) many_.resize(static_cast<size_t>(shape.steps) + 1);
+    fill_starts(shape, data());
+  }
+
+  int64_t* data() { return many_.empty() ? few_ : many_.data(); }
+  int64_t operator[](int64_t step) { return data()[step]; }
+
+ private:
+  static constexpr int64_t kFew = 256;
+  int64_t few_[kFew];
+  std::vector<int64_t> many_;
+};
+
+}  // namespace
 
 template <typename T>
 void pool_forward(const Pool<T>& args, const Executor& given) {
-  std::vector<int64_t> starts(static_cast<size_t>(args.shape.steps) + 1);
-  fill_starts(args.shape, starts.data());
+  StepStarts starts(args.shape);
   const Executor executor = executor_for(args.shape.tokens * args.shape.recurrences * args.shape.hidden_size, given);
   for_each(executor, args.shape.batch,
            [&](int64_t row) { active_kernels().of<T>().pool_rows(args, starts.data(), row, row + 1); });
@@ -19,8 +38,7 @@ void pool_forward(const Pool<T>& args, const Executor& given) {
 
 template <typename T>
 void pool_backward(const PoolBackward<T>& args, const Executor& given) {
-  std::vector<int64_t> starts(static_cast<size_t>(args.shape.steps) + 1);
-  fill_starts(args.shape, starts.data());
+  StepStarts starts(args.shape);
   const int64_t width = args.shape.recurrences * args.shape.hidden_size;
   const Executor executor = executor_for(args.shape.tokens * width, given);
   for_each(executor, args.shape.batch, [&](int64_t row) {
@@ -43,8 +61,7 @@ void pool_backward(const PoolBackward<T>& args, const Executor& given) {
 
 template <typename T>
 void attention_pool_forward(const AttentionPool<T>& args, const Executor& given) {
-  std::vector<int64_t> starts(static_cast<size_t>(args.shape.steps) + 1);
-  fill_starts(args.shape, starts.data());
+  StepStarts starts(args.shape);
   const Executor executor = executor_for(args.shape.tokens * args.shape.hidden_size, given);
   for_each(executor, args.shape.batch,
            [&](int64_t row) { active_kernels().of<T>().attention_row(args, starts.data(), row); });
@@ -53,8 +70,7 @@ void attention_pool_forward(const AttentionPool<T>& args, const Executor& given)
 template <typename T>
 void attention_pool_backward(const AttentionPoolBackward<T>& args, const Executor& given) {
   const RnnShape& shape = args.forward.shape;
-  std::vector<int64_t> starts(static_cast<size_t>(shape.steps) + 1);
-  fill_starts(shape, starts.data());
+  StepStarts starts(shape);
   const Executor executor = executor_for(2 * shape.tokens * shape.hidden_size, given);
   for_each(executor, shape.batch,
            [&](int64_t row) { active_kernels().of<T>().attention_row_gradient(args, starts.data(), row); });
