@@ -107,8 +107,8 @@ template <typename T>
 T versioned(const T* given, const char* name) {
   T own{};
   if (given != nullptr) {
-    check(given->size >= sizeof(size_t) && given->size <= 4096, Fault::argument, name, ".size: expected sizeof, got ",
-          given->size);
+    check(given->size >= sizeof(size_t) && given->size <= 4096, Fault::argument, name, ".size: expected sizeof(pymtl_",
+          name, "), got ", given->size);
     std::memcpy(&own, given, std::min(given->size, sizeof own));
   }
   own.size = sizeof own;
@@ -127,7 +127,9 @@ size_t input_of(const Program& program, const char* name) {
   for (size_t i = 0; i < program.inputs().size(); ++i) {
     if (program.inputs()[i].name == name) return i;
   }
-  throw Error(Fault::argument, "fields: the model has no input '", name, "'");
+  std::string known;
+  for (const Input& input : program.inputs()) known += (known.empty() ? "" : ", ") + input.name;
+  throw Error(Fault::argument, "fields: the model has no input '", name, "', but ", known);
 }
 
 pymtl_status new_session(const pymtl_model* model, pymtl_session** session, bool keeps_state) {
@@ -257,11 +259,11 @@ pymtl_status pymtl_run(pymtl_session* session, int64_t batch, const int64_t* len
   return guarded([&] {
     check_given(session, "session");
     check_given(lengths, "lengths");
-    check_given(fields, "fields");
+    check(fields != nullptr || field_count == 0, Fault::argument, "fields: expected a pointer, got NULL");
     const pymtl_request request = versioned(given, "request");
     const Program& program = session->session.program();
-    check(field_count >= 1 && field_count <= static_cast<int64_t>(program.inputs().size()), Fault::argument,
-          "field_count: expected from 1 to ", program.inputs().size(), ", got ", field_count);
+    check(field_count >= 0 && field_count <= static_cast<int64_t>(program.inputs().size()), Fault::argument,
+          "field_count: expected from 0 to ", program.inputs().size(), ", got ", field_count);
     session->fields.clear();
     for (int64_t i = 0; i < field_count; ++i) {
       const pymtl_field& field = fields[i];

@@ -108,7 +108,7 @@ typedef struct pymtl_task {
   int32_t of_tokens; /* whether there are logits for each token, not for each sequence */
   int64_t columns;   /* C */
   int64_t labels;    /* how many ids have names */
-  int32_t streams;   /* whether a stream has answers of it */
+  int32_t streams;   /* whether a stream has its logits and, but of PYMTL_PATH and PYMTL_CTC, its answers */
 } pymtl_task;
 
 PYMTL_API int64_t pymtl_task_count(const pymtl_model* model);

@@ -52,9 +52,13 @@ File::File(const std::string& path) {
   check(file.number >= 0, Fault::file, std::strerror(errno));
   struct stat status{};
   check(fstat(file.number, &status) == 0, Fault::file, std::strerror(errno));
-  check(S_ISREG(status.st_mode), Fault::file, "expected a file that pymtl.export has written, got something else");
+  check(!S_ISDIR(status.st_mode), Fault::file,
+        "is a folder: expected a file; of a run, 'pymtl export RUN FILE.pymtl' "
+        "makes one");
+  check(S_ISREG(status.st_mode), Fault::file, "expected a file, got something else");
   const size_t size = static_cast<size_t>(status.st_size);
-  check(size > sizeof(uint64_t), Fault::file, "expected a safetensors file, got one of ", size, " bytes");
+  check(size > sizeof(uint64_t), Fault::file, "expected a file that pymtl.export has written, got one of ", size,
+        " bytes");
   void* const memory = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.number, 0);
   check(memory != MAP_FAILED, Fault::file, std::strerror(errno));
   bytes_ = {static_cast<const char*>(memory), size};
@@ -73,7 +77,7 @@ void File::read_header() {
   std::memcpy(&length, bytes_.data(), sizeof length);  // little-endian, as the machines are that there are kernels for
   const size_t first = sizeof length;
   check(length <= kLongestHeader && length <= bytes_.size() - first, Fault::file,
-        "expected a safetensors file, got one whose header does not fit");
+        "expected a file that pymtl.export has written (FILE.pymtl), got something else");
   const std::string_view data = bytes_.substr(first + length);
   const Json header = Json::parse(bytes_.substr(first, length));
   for (const auto& [name, value] : header.object("header")) {

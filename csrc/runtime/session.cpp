@@ -30,8 +30,8 @@ Session::Session(const Program& program, int64_t threads, size_t memory_limit, b
   }
   const auto answers = [](const std::vector<bool>& needs) { return !needs.empty(); };
   check(!keeps_state || std::any_of(needs_.begin(), needs_.end(), answers), Fault::argument,
-        "expected a model with a task whose answers follow from the tokens so far (one direction; no pooling but "
-        "\"last\"), got none");
+        "expected a model with a task whose answers follow from the tokens so far, got none: it has to read in one "
+        "direction, and pool by \"last\" (model.bidirectional = false, pooling = \"last\")");
   frame_.state.assign(keeps_state ? static_cast<size_t>(program.state_size()) : 0, 0.0f);
   wanted_.assign(program.tasks().size(), false);
   has_answers_ = wanted_;
@@ -303,8 +303,10 @@ void Session::collect(size_t index, bool with_probabilities) {
 }
 
 const Answer& Session::answer(size_t task) const {
-  check(task < has_answers_.size() && has_answers_[task], Fault::argument,
-        "task: expected one that the last batch was asked for");
+  const std::vector<Task>& tasks = program_.tasks();
+  check(task < tasks.size(), Fault::argument, "task: expected a number from 0 to ", tasks.size() - 1, ", got ", task);
+  check(has_answers_[task], Fault::argument, "task ", quoted(tasks[task].name),
+        ": there are no answers: run a batch that asks for it first");
   return answers_[task];
 }
 

@@ -1,8 +1,8 @@
 /* Answers of a model's file for the words of one text:  predict FILE WORD...
  *
- *   cc predict.c -I INCLUDE -L FOLDER -lpymtl_runtime -o predict
+ *   cc predict.c $(python -m pymtl_runtime flags) -o predict
  *
- * INCLUDE holds pymtl.h, FOLDER libpymtl_runtime.so. The words are tokens as training split texts into, and in small
+ * The words are tokens as training split texts into, and in small
  * letters where training made them small. */
 #include <pymtl.h>
 #include <stdio.h>

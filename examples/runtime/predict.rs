@@ -1,8 +1,8 @@
 // Answers of a model's file for the words of one text, from Rust:  predict FILE WORD...
 //
-//   rustc -O predict.rs -L FOLDER -l pymtl_runtime
+//   rustc -O predict.rs -L FOLDER -l pymtl_runtime -C link-args=-Wl,-rpath,FOLDER
 //
-// FOLDER holds libpymtl_runtime.so. As predict.c, for tasks of classes and tags.
+// FOLDER holds libpymtl_runtime.so: `python -m pymtl_runtime flags` tells it, behind -L. As predict.c, for tasks of classes and tags.
 use std::ffi::{c_char, c_int, CStr, CString};
 use std::ptr::{null, null_mut};
 

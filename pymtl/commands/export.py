@@ -8,8 +8,6 @@ from typing import Any
 
 from pymtl.commands import add_weights, weights_of
 
-FILES = (".pymtl", ".onnx")  # what the names of files for runtimes without torch end in
-
 EXAMPLES = """examples:
   pymtl export runs/snips exported/snips
   pymtl predict exported/snips "play some jazz by miles davis"
@@ -24,10 +22,9 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
         "export",
         help="a trained model to deploy: a program of torch.export, or one file for runtimes without torch",
         description="Write a run's best model to deploy it. OUT.pymtl is one file that holds all of it, for "
-        "pymtl_runtime in Python and pymtl.h in C, which need no torch; OUT.onnx is one of standard operators for ONNX "
-        "Runtime. Any other OUT is a folder with a torch.export "
-        "program for batches and sentences of any size, its configuration, vocabulary and labels: 'pymtl predict' "
-        "loads it as it loads a run.",
+        "pymtl_runtime in Python and pymtl.h in C, which need no torch. OUT.onnx is one file of standard operators, "
+        "for ONNX Runtime. Any other OUT is a folder with a torch.export program for batches and sentences of any "
+        "size, its configuration, vocabulary and labels: 'pymtl predict' loads it as it loads a run.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -35,28 +32,30 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("out", type=Path, metavar="OUT", help="file or folder to write")
     add_weights(
         parser,
-        "keep the matrices of recurrent layers in 8-bit integers, or in bfloat16: a smaller program (default: float32)",
+        "keep the matrices of recurrent layers in 8-bit integers, or in bfloat16; not with OUT.onnx (default: float32)",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier export has written there")
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from pymtl.lowering import SUFFIXES
     from pymtl.training.errors import RunError
-    from pymtl.training.exporting import PROGRAM, export, export_file
+    from pymtl.training.exporting import PROGRAM, export, export_file, is_exported
     from pymtl.training.run import Run
 
     run, out, weights = Run(arguments.run_folder), arguments.out, weights_of(arguments)
-    if out.suffix in FILES:
-        if out.exists():
-            raise RunError(f"{out}: is there already: name another file")
-        if not out.parent.is_dir():
-            raise RunError(f"{out}: there is no folder {out.parent}")
+    if out.suffix.lower() in SUFFIXES:
+        if out.exists() and not arguments.overwrite:
+            raise RunError(f"{out}: is there already: name another file, or pass --overwrite")
         export_file(run, out, weights)
         print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
         return 0
     target = Run(out)
-    if target.exists() or target.foreign_file() is not None:
-        raise RunError(f"{out}: holds something else: name another folder")
+    earlier = is_exported(out)
+    if (target.exists() or target.foreign_file() is not None) and not (arguments.overwrite and earlier):
+        more = ", or pass --overwrite" if earlier else ""
+        raise RunError(f"{out}: holds something else: name another folder{more}")
     export(run, out, weights)
     size = target.path(PROGRAM).stat().st_size
     print(f"{out}: {PROGRAM} ({size / 1e6:.1f} MB), config.json, vocabulary.json")

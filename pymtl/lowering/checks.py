@@ -33,4 +33,6 @@ def check_plain(module: nn.Module) -> None:
 
 def refuse(module: nn.Module, what: str, expected: str) -> ValueError:
     """The error about a module that there are no instructions for."""
-    return ValueError(f"{what}: expected {expected}, got {type(module).__name__}, which no file can hold")
+    torchs = type(module) in (nn.LSTM, nn.GRU, nn.RNN)
+    out = ": pymtl.convert makes one of it" if torchs else ", which no file can hold"
+    return ValueError(f"{what}: expected {expected}, got {type(module).__name__}{out}")

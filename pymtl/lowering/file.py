@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,11 @@ from pymtl.lowering.heads import count_ids
 from pymtl.lowering.models import lower
 from pymtl.lowering.program import Program
 from pymtl.models import MultiTaskModel
+from pymtl.writing import write_whole
 
 KEY = "pymtl"  # in the metadata
 ONNX = ".onnx"  # what the name of such a file ends in
+SUFFIXES = (".pymtl", ONNX)
 
 
 def export(
@@ -38,7 +39,7 @@ def export(
 
     Args:
         module: a :class:`pymtl.MultiTaskModel` of float32, or a :class:`pymtl.LSTM`, GRU or RNN.
-        path: the file; one that is there is replaced.
+        path: the file, which ends in ``.pymtl`` or ``.onnx``; one that is there is replaced.
         tasks: those that the file shall answer; None: all.
         weights: ``torch.int8`` or ``torch.bfloat16``: what matrices of recurrent layers are kept in, as for
             :func:`pymtl.freeze`. None: float32.
@@ -107,16 +108,18 @@ def write(program: Program, path: str | Path, description: Mapping[str, Any]) ->
 
     Raises:
         ImportError: there is no safetensors, or no onnx.
-        ValueError: ONNX has no operators for an instruction.
+        ValueError: the file's name ends otherwise, or ONNX has no operators for an instruction.
         OSError: the file cannot be written.
     """
     about = {"pymtl": version, **description}
     target = Path(path)
-    if target.suffix == ONNX:
+    if target.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"path: expected a name that ends in {' or '.join(SUFFIXES)}, got {target.name}")
+    if target.suffix.lower() == ONNX:
         from pymtl.lowering.onnx import metadata_of, to_onnx
 
         whole = to_onnx(program, metadata_of(program, about)).SerializeToString()
-        _write_file(target, lambda draft: draft.write_bytes(whole))
+        write_whole(target, lambda draft: draft.write_bytes(whole))
         return
     try:
         from safetensors import SafetensorError
@@ -124,21 +127,6 @@ def write(program: Program, path: str | Path, description: Mapping[str, Any]) ->
     except ImportError:
         raise ImportError("writing a model takes safetensors: pip install 'pymtl[train]'") from None
     try:
-        _write_file(target, lambda draft: save_file(program.tensors, draft, {KEY: program.as_json(about)}))
+        write_whole(target, lambda draft: save_file(program.tensors, draft, {KEY: program.as_json(about)}))
     except SafetensorError as error:  # its way to say that the disk is full
         raise OSError(f"{target}: cannot be written: {error}") from None
-
-
-def _write_file(target: Path, write_draft: Callable[[Path], Any]) -> None:
-    """Writes a file beside its place, flushes it to disk, and moves it there in one step."""
-    draft = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
-    try:
-        draft.touch()
-        mode = draft.stat().st_mode & 0o777  # as the umask says; save_file makes a file for its owner alone
-        write_draft(draft)
-        draft.chmod(mode)
-        with open(draft, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(draft, target)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -104,7 +104,7 @@ class _Graph:
     def tensor(self, name: str) -> np.ndarray:
         value = self.program.tensors[name]
         if value.dtype != torch.float32:
-            raise ValueError(f"{name}: ONNX's recurrent operators take float32, got {value.dtype}: export float32")
+            raise ValueError(f"{name}: ONNX's recurrent operators take float32, got {value.dtype}: leave out weights")
         return value.numpy()
 
     def reshape(self, x: str, *shape: int) -> str:

@@ -83,6 +83,7 @@ def export(run: Run, folder: Path, weights: torch.dtype | None = None) -> None:
     target = Run(folder)
     target.write_file(PROGRAM, lambda path: torch.export.save(program, path))
     facts = {key: value for key, value in run.read_manifest().items() if key in EXPORTED_FACTS}
+    target.path("run.json").unlink(missing_ok=True)  # of an earlier export
     target.write_manifest(facts | ({} if weights is None else {"weights": str(weights).removeprefix("torch.")}))
     target.write_config(config, trained.name)
     target.write_json("vocabulary.json", vocabulary.as_dict())
@@ -94,6 +95,8 @@ def export(run: Run, folder: Path, weights: torch.dtype | None = None) -> None:
     }
     if crfs:
         target.write_file(CRFS, lambda path: save_file(crfs, path))
+    else:
+        target.path(CRFS).unlink(missing_ok=True)  # of an earlier export
 
 
 def _drop_unused(program: torch.export.ExportedProgram) -> None:
@@ -151,6 +154,8 @@ def export_file(run: Run, path: Path, weights: torch.dtype | None = None) -> Non
     }
     try:
         write(program, path, description)
+    except ValueError as error:
+        raise ConfigError(f"{run.folder}: {error}") from None
     except OSError as error:
         raise RunError(str(error)) from None
 

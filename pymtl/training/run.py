@@ -34,6 +34,7 @@ from pymtl.training.config import Config, parse
 from pymtl.training.errors import ConfigError, RunError
 from pymtl.training.model_with_loss import BACKENDS, ModelWithLoss
 from pymtl.training.vocabulary import Vocabulary
+from pymtl.writing import write_whole
 
 EXPORTED = ("program.pt2", "crfs.safetensors")  # what exporting a run to a folder leaves there besides
 FORMAT = 1  # of the folder; raised when an older version could not read what is written any more
@@ -234,6 +235,10 @@ class Run:
             return json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise RunError(f"{path}: there is no such file: is {self.folder} a run?") from None
+        except NotADirectoryError:
+            ours = self.folder.suffix.lower() == ".pymtl"
+            out = f": python -m pymtl_runtime predict {self.folder} answers from it" if ours else ""
+            raise RunError(f"{self.folder}: is a file, expected the folder of a run{out}") from None
         except ValueError as error:
             raise RunError(f"{path}: damaged: {error}") from None
 
@@ -260,18 +265,8 @@ class Run:
         self.write_file(name, lambda path: figure.savefig(path, format="png", dpi=120))
 
     def write_file(self, name: str, write: Callable[[Path], Any]) -> None:
-        """Writes a file beside its place, flushes it to disk, and moves it there in one step."""
-        target = self.path(name)
-        draft = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
+        """Writes a file whole or not at all."""
         try:
-            draft.touch()
-            mode = draft.stat().st_mode & 0o777  # as the umask says; some writers make a file for its owner alone
-            write(draft)
-            draft.chmod(mode)
-            with open(draft, "rb") as written:
-                os.fsync(written.fileno())
-            os.replace(draft, target)
+            write_whole(self.path(name), write)
         except (SafetensorError, RuntimeError) as error:  # their way to say that the disk is full
-            raise RunError(f"{target}: cannot be written: {error}") from None
-        finally:
-            draft.unlink(missing_ok=True)
+            raise RunError(f"{self.path(name)}: cannot be written: {error}") from None

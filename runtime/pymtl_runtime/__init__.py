@@ -3,9 +3,16 @@
 :func:`load` loads a run's model, which answers texts; :class:`Model` any model's file, of ids.
 """
 
+from importlib.metadata import PackageNotFoundError, version
+
 from .library import Answer, InputInfo, Model, ModelError, Session, TaskInfo, isa
 from .predictor import Predictor, Stream, load
 from .serving.errors import DataError
+
+try:
+    __version__ = version("pymtl-runtime")
+except PackageNotFoundError:  # the sources, not installed
+    __version__ = "0"
 
 __all__ = [
     "Answer",
@@ -17,6 +24,7 @@ __all__ = [
     "Session",
     "Stream",
     "TaskInfo",
+    "__version__",
     "isa",
     "load",
 ]

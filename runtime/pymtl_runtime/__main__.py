@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from . import DataError, ModelError, isa
+from . import DataError, ModelError, __version__, isa
 from .library import Model
 from .predictor import Predictor, load
 from .serving.predicting import described
 
+FOLDER = Path(__file__).parent
+
 EXAMPLES = """examples:
   python -m pymtl_runtime predict snips.pymtl "play some jazz by miles davis"
   cat sentences.txt | python -m pymtl_runtime predict snips.pymtl --json
+  python -m pymtl_runtime predict --records srl.pymtl < sentences.jsonl
   python -m pymtl_runtime info snips.pymtl
+  cc predict.c $(python -m pymtl_runtime flags) -o predict
 """
 
 
@@ -29,14 +34,18 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    predict = commands.add_parser("predict", help="label texts")
+    predict = commands.add_parser(
+        "predict", help="label texts", description="Label texts: each class with its probability, spans marked."
+    )
     predict.add_argument("file", type=Path, metavar="FILE", help="the model's file")
     predict.add_argument("texts", nargs="*", metavar="TEXT", help="texts; lines of standard input if there is none")
     predict.add_argument("--json", action="store_true", help="print one JSON object a text")
     predict.add_argument("--records", action="store_true", help="texts are JSON objects with the fields of training")
-    predict.add_argument("--threads", type=int, default=0, metavar="N", help="at most so many (default: all cores)")
+    predict.add_argument("--threads", type=int, default=0, metavar="N", help="of a call (default 0: all cores)")
     info = commands.add_parser("info", help="what a file reads and answers")
     info.add_argument("file", type=Path, metavar="FILE", help="the model's file")
+    commands.add_parser("flags", help="what a C compiler needs to find pymtl.h and the library")
+    parser.add_argument("--version", action="version", version=__version__)
     given, further = parser.parse_known_args(arguments)
     # argparse takes no texts behind an option once it has seen that there were none before it.
     if given.command != "predict" or given.texts or any(text.startswith("-") for text in further):
@@ -44,19 +53,30 @@ def main(arguments: list[str] | None = None) -> int:
     elif further:
         given.texts = further
     try:
-        return _predict(given) if given.command == "predict" else _info(given)
-    except (DataError, ModelError, ValueError) as error:
+        return {"predict": _predict, "info": _info, "flags": _flags}[given.command](given)
+    except BrokenPipeError:  # whoever reads has had enough
+        sys.stdout = None  # or Python would try to write the rest, and complain
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except (DataError, ModelError, MemoryError, OSError, RuntimeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # whoever reads has had enough
-        return 1
+
+
+def _flags(given: argparse.Namespace) -> int:
+    print(f"-I{FOLDER / 'include'} -L{FOLDER} -lpymtl_runtime -Wl,-rpath,{FOLDER}")
+    return 0
 
 
 def _predict(given: argparse.Namespace) -> int:
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):  # whatever the locale says
+            stream.reconfigure(encoding="utf-8", errors=errors)
     predictor = load(given.file, given.threads)
     if predictor.config.fields and not given.records:
         fields = ", ".join(predictor.config.fields)
-        raise DataError(f"--records: expected it with a model that reads {fields}")
+        raise DataError(f"this model reads {fields} of each token too: give JSON objects with these, and --records")
     texts = given.texts or (line.rstrip("\r\n") for line in sys.stdin)
     for number, text in enumerate(texts, 1):
         answer = predictor.predict([_input(text, number, given.records)], distributions=False, first=number)[0]
@@ -91,7 +111,8 @@ def _info(given: argparse.Namespace) -> int:
     for task in model.tasks:
         rows = "tokens" if task.of_tokens else "texts"
         labels = f", labels {_some(task.labels)}" if task.labels else ""
-        streams = ", in a stream too" if task.streams else ""
+        logits_alone = " (its logits)" if task.kind in ("path", "ctc") else ""
+        streams = f", in a stream too{logits_alone}" if task.streams else ""
         print(f"answers {task.name}: {task.kind} of {rows}, {task.columns} logits{labels}{streams}")
     if isinstance(model, Model) and "settings" in json.loads(model.description):
         weights = Predictor(given.file).weights

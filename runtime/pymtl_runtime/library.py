@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from ctypes import POINTER, addressof, byref, c_char_p, c_int32, c_int64, c_size_t, c_void_p
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +18,7 @@ import numpy as np
 ABI = 1  # the major number of the interface that this file knows
 
 # What a batch has of a field: strings, or ids, or numbers.
-Values = Sequence[str] | np.ndarray
+Values = Sequence[str] | Sequence[int] | Sequence[float] | np.ndarray
 AnswerKind = Literal["logits", "classes", "path", "ctc", "ordinal", "labels", "values"]
 _ANSWER_KINDS: tuple[AnswerKind, ...] = ("logits", "classes", "path", "ctc", "ordinal", "labels", "values")
 InputKind = Literal["ids", "characters", "numbers"]
@@ -146,7 +148,7 @@ class InputInfo:
 @dataclass(frozen=True)
 class TaskInfo:
     """A task: ``columns`` of its logits, which there are for each token or for each sequence; ``labels``, the names of
-    its ids; ``streams``: whether a stream has answers of it."""
+    its ids; ``streams``: whether a stream has its logits, and, but of paths and of CTC, its answers."""
 
     name: str
     kind: AnswerKind
@@ -186,6 +188,7 @@ class Model:
     """
 
     def __init__(self, path: str | os.PathLike[str], threads: int = 0, memory_limit: int = 0) -> None:
+        self._arguments = (os.path.abspath(path), threads, memory_limit)
         options = _Options(ctypes.sizeof(_Options), threads, memory_limit)
         pointer = c_void_p()
         _check(_LIBRARY.pymtl_model_load(os.fsencode(path), byref(options), byref(pointer)))
@@ -198,6 +201,13 @@ class Model:
     def __del__(self) -> None:
         if hasattr(self, "_pointer"):
             _LIBRARY.pymtl_model_free(self._pointer)
+
+    def __reduce__(self) -> Any:
+        """A copy, or one in another process, loads the file again."""
+        return Model, self._arguments
+
+    def __repr__(self) -> str:
+        return f"Model({self._arguments[0]!r}, tasks={list(self._places)})"
 
     def _input(self, index: int) -> InputInfo:
         info = _Input()
@@ -247,6 +257,7 @@ class Session:
         self._fields = (_Field * len(model.inputs))()
         self._request = _Request(ctypes.sizeof(_Request), None, 0, False)
         self._batch = 0
+        self._lock = threading.Lock()
 
     def __del__(self) -> None:
         if hasattr(self, "_pointer"):
@@ -263,23 +274,44 @@ class Session:
 
         Args:
             lengths: of the sequences, each at least 1.
-            fields: of each input what the tokens of all sequences have, one sequence after the other: strings; ids,
-                int64 [N], of characters [N, W] with 0 behind a word's end; or numbers, float32 [N, F]. Characters may
-                be missing where words are strings.
+            fields: of each input what the tokens of all sequences have, one sequence after the other, as lists or
+                arrays: strings; ids, int64 [N], of characters [N, W] with 0 behind a word's end; or numbers, float32
+                [N, F]. Characters may be missing where words are strings.
             tasks: those wanted; all by default.
             probabilities: whether answers of tokens say how probable they are.
 
         Raises:
             KeyError: a task is unknown.
-            ValueError: something does not fit the model.
+            TypeError, ValueError: something does not fit the model.
             MemoryError: the batch takes more memory than the limit.
+            RuntimeError: another thread is using the session.
         """
-        given = np.ascontiguousarray(lengths, np.int64)
-        if given.ndim != 1:
-            raise ValueError(f"lengths: expected one dimension, got {given.ndim}")
-        if len(fields) > len(self._fields):
-            raise ValueError(f"fields: expected {[each.name for each in self.model.inputs]}, got {list(fields)}")
+        given = np.asarray(lengths)
+        if given.ndim != 1 or (given.dtype.kind not in "iu" and len(given) > 0):
+            raise TypeError(f"lengths: expected a list of whole numbers, got {lengths!r}")
+        if len(given) == 0 or given.min() < 1 or given.max() >= 1 << 31:
+            raise ValueError(f"lengths: expected numbers from 1 to {(1 << 31) - 1}, at least one, got {lengths!r}")
+        given = np.ascontiguousarray(given, np.int64)
+        if isinstance(tasks, str):
+            raise TypeError(f"tasks: expected a list of names, got the string {tasks!r}")
+        if tasks is not None and len(tasks) == 0:
+            raise ValueError("tasks: expected at least one name, got none")
+        known = [each.name for each in self.model.inputs]
+        for name in fields:
+            if name not in known:
+                raise ValueError(f"fields: expected some of {known}, got {name!r}")
         count = int(given.sum())
+        with self._alone():
+            self._run(given, fields, count, tasks, probabilities)
+
+    def _run(
+        self,
+        given: np.ndarray,
+        fields: Mapping[str, Values],
+        count: int,
+        tasks: Sequence[str] | None,
+        probabilities: bool,
+    ) -> None:
         # What the call's pointers lead to, which has to live as long.
         kept: list[Any] = [_fill(field, name, fields[name], count) for field, name in zip(self._fields, fields)]
         self._request.probabilities = probabilities
@@ -301,6 +333,19 @@ class Session:
             )
         )
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Refuses a second thread, which would find the memory of the first one's call."""
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("session: in use by another thread: make one for each, by Model.session()")
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a session cannot be copied or sent to another process: make one there, by Model.session()")
+
     def logits(self, task: str) -> np.ndarray:
         """float32 [N, C] of a task of tokens, one sequence after the other, or [B, C].
 
@@ -310,13 +355,18 @@ class Session:
         """
         data, rows, columns = c_void_p(), c_int64(), c_int64()
         place = self.model.place(task)
-        _check(_LIBRARY.pymtl_get_logits(self._pointer, place, byref(data), byref(rows), byref(columns)))
-        return _copy(data.value, (rows.value, columns.value), np.float32)
+        with self._alone():
+            _check(_LIBRARY.pymtl_get_logits(self._pointer, place, byref(data), byref(rows), byref(columns)))
+            return _copy(data.value, (rows.value, columns.value), np.float32)
 
     def answer(self, task: str) -> Answer:
         """What the task says. Errors as :meth:`logits`."""
-        found = _Answer()
         place = self.model.place(task)
+        with self._alone():
+            return self._answer(place)
+
+    def _answer(self, place: int) -> Answer:
+        found = _Answer()
         _check(_LIBRARY.pymtl_get_answer(self._pointer, place, byref(found)))
         batch = self._batch
         starts = _copy(found.starts, (batch + 1,), np.int64).tolist()
@@ -333,15 +383,31 @@ class Session:
 
     def reset(self) -> None:
         """Begins a new sequence of a stream. Raises ValueError if it is none."""
-        _check(_LIBRARY.pymtl_stream_reset(self._pointer))
+        with self._alone():
+            _check(_LIBRARY.pymtl_stream_reset(self._pointer))
 
     @property
     def state(self) -> np.ndarray:
-        """A stream's states, float32, to keep and to put back: a view. Raises ValueError if it is none."""
+        """A stream's states, float32 [S], to keep and to put back: ``stream.state = kept``. Raises ValueError if it is
+        none, or if another number of states is put back."""
+        with self._alone():
+            address, count = self._state()
+            return _copy(address, (count,), np.float32)
+
+    @state.setter
+    def state(self, kept: np.ndarray) -> None:
+        values = np.ascontiguousarray(kept, np.float32)
+        with self._alone():
+            address, count = self._state()
+            if values.shape != (count,):
+                raise ValueError(f"state: expected {count} numbers, got shape {list(values.shape)}")
+            if count > 0:
+                ctypes.memmove(address, _address(values), values.nbytes)
+
+    def _state(self) -> tuple[int | None, int]:
         data, count = c_void_p(), c_int64()
         _check(_LIBRARY.pymtl_stream_state(self._pointer, byref(data), byref(count)))
-        memory = (ctypes.c_float * count.value).from_address(data.value) if count.value > 0 else ()
-        return np.frombuffer(memory, np.float32) if count.value > 0 else np.zeros(0, np.float32)
+        return data.value, count.value
 
 
 def _address(array: np.ndarray) -> int:
@@ -360,16 +426,14 @@ def _fill(field: _Field, name: str, values: Values, count: int) -> Any:
     """Points a field at its values, and returns what has to stay alive for that."""
     field.name = encoded_name = name.encode()
     field.strings = field.ids = field.numbers = None
-    if not isinstance(values, np.ndarray):
-        encoded = [value.encode() for value in values]
-        if len(encoded) != count:
-            raise ValueError(f"fields[{name!r}]: expected {count} strings, one a token, got {len(encoded)}")
-        for value in encoded:
-            if b"\0" in value:
-                raise ValueError(f"fields[{name!r}]: expected strings without a zero character, got {value.decode()!r}")
-        strings = (c_char_p * max(count, 1))(*encoded)
-        field.strings = addressof(strings)
-        return strings, encoded, encoded_name
+    if isinstance(values, str | bytes):
+        raise TypeError(f"fields[{name!r}]: expected a list with a value for each token, got {values!r}")
+    if not isinstance(values, np.ndarray) or values.dtype.kind in "UO":
+        if all(isinstance(value, str) for value in values):
+            return _fill_strings(field, name, list(values), count), encoded_name
+        values = np.asarray(values)
+    if values.dtype.kind not in "iuf":
+        raise TypeError(f"fields[{name!r}]: expected strings, whole numbers or numbers, got {values.dtype}")
     if values.ndim not in (1, 2) or values.shape[0] != count:
         raise ValueError(f"fields[{name!r}]: expected {count} rows, one a token, got shape {list(values.shape)}")
     numbers = values.dtype.kind == "f"
@@ -380,3 +444,15 @@ def _fill(field: _Field, name: str, values: Values, count: int) -> Any:
         field.ids = _address(kept)
     field.width = kept.shape[1] if kept.ndim == 2 else 1
     return kept, encoded_name
+
+
+def _fill_strings(field: _Field, name: str, values: list[str], count: int) -> Any:
+    if len(values) != count:
+        raise ValueError(f"fields[{name!r}]: expected {count} strings, one a token, got {len(values)}")
+    encoded = [value.encode() for value in values]
+    for value in encoded:
+        if b"\0" in value:
+            raise ValueError(f"fields[{name!r}]: expected strings without a zero character, got {value.decode()!r}")
+    strings = (c_char_p * max(count, 1))(*encoded)
+    field.strings = addressof(strings)
+    return strings, encoded

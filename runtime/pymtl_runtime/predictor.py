@@ -21,12 +21,14 @@ from .serving.records import Record
 from .serving.settings import Settings
 
 
-def load(path: str | os.PathLike[str], threads: int = 0) -> Predictor:
+def load(path: str | os.PathLike[str], threads: int = 0, memory_limit: int = 0) -> Predictor:
     """A trained model, to predict with.
 
     Args:
         path: the file that ``pymtl export RUN FILE.pymtl`` wrote.
-        threads: that a call may run on; 0: as many as there are cores for this process.
+        threads: that a call may run on; 0: as many as there are cores for this process. 1 where several threads or
+            processes ask at once.
+        memory_limit: bytes that the buffers of a batch may take; 0: 4 GiB.
 
     Raises:
         ModelError: the file is missing, damaged, written by a newer version, or of a model that was not trained by
@@ -38,7 +40,7 @@ def load(path: str | os.PathLike[str], threads: int = 0) -> Predictor:
         answer = model.predict("bring me a large coffee now")
         answer["mood"], answer["mood/probability"]  # "rude", 0.98
     """
-    return Predictor(path, threads)
+    return Predictor(path, threads, memory_limit)
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ class Predictor(Answering):
     config: Settings
     vocabulary: Vocabulary
 
-    def __init__(self, path: str | os.PathLike[str], threads: int = 0) -> None:
-        self.model = Model(path, threads)
+    def __init__(self, path: str | os.PathLike[str], threads: int = 0, memory_limit: int = 0) -> None:
+        self.model = Model(path, threads, memory_limit)
         about = json.loads(self.model.description)
         if "settings" not in about:
             raise ModelError(
@@ -93,6 +95,13 @@ class Predictor(Answering):
             if task.rules.labels_itself
         }
         self._own = threading.local()  # a session for each thread
+
+    def __reduce__(self) -> Any:
+        """A copy, or one in another process, loads the file again."""
+        return Predictor, self.model._arguments
+
+    def __repr__(self) -> str:
+        return f"Predictor({self.model._arguments[0]!r}, tasks={list(self.tasks)}, weights={self.weights!r})"
 
     def answer_batch(
         self, records: Sequence[Record], dataset: str, beam_size: int, distributions: bool
@@ -230,6 +239,15 @@ class Stream:
     def reset(self) -> None:
         """Begins a new text."""
         self._session.reset()
+
+    @property
+    def state(self) -> np.ndarray:
+        """The states behind the tokens so far, float32 [S], to keep and to put back: ``stream.state = kept``."""
+        return self._session.state
+
+    @state.setter
+    def state(self, kept: np.ndarray) -> None:
+        self._session.state = kept
 
 
 def _program(path: str | os.PathLike[str]) -> dict[str, Any]:

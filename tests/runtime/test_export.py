@@ -136,8 +136,14 @@ def test_wrong_arguments_are_named(options, kind, reason, tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_named_and_what_stood_there_stays(tmp_path):
-    with pytest.raises(OSError, match="nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"m\.pymtl: there is no folder .*nowhere"):
         export(small(), tmp_path / "nowhere" / "m.pymtl")
+    (tmp_path / "folder.pymtl").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"folder\.pymtl: is a folder: name a file"):
+        export(small(), tmp_path / "folder.pymtl")
+    (tmp_path / "folder.pymtl").rmdir()
+    with pytest.raises(ValueError, match=r"path: expected a name that ends in \.pymtl or \.onnx, got m\.bin"):
+        export(small(), tmp_path / "m.bin")
     path = tmp_path / "m.pymtl"
     export(small(), path)
     before = path.read_bytes()

@@ -1,7 +1,10 @@
 """pymtl_runtime answers as pymtl.load does, from the file that ``pymtl export`` writes."""
 
+import copy
 import json
 import math
+import multiprocessing
+import pickle
 import subprocess
 import sys
 import threading
@@ -197,13 +200,17 @@ def test_the_command_line(two_sets, everything, capsys):
     assert runtime(["predict", str(file_of(everything)), "--records", *lines]) == 0
     assert capsys.readouterr().out.count("intent: ") == 3
     assert runtime(["predict", str(file_of(everything)), "play"]) == 1
-    assert "error: --records: expected it with a model that reads case, signal" in capsys.readouterr().err
+    assert "error: this model reads case, signal of each token too: give JSON" in capsys.readouterr().err
     assert runtime(["info", str(file_of(everything))]) == 0
     said = capsys.readouterr().out
     assert "reads signal: 2 numbers a token" in said
     assert "answers slots: path of tokens" in said
     assert runtime(["info", str(two_sets / "config.json")]) == 1
-    assert "config.json: expected a safetensors file" in capsys.readouterr().err
+    assert "config.json: expected a file that pymtl.export has written" in capsys.readouterr().err
+    assert runtime(["predict", str(two_sets), "play"]) == 1
+    assert "is a folder: expected a file; of a run, 'pymtl export RUN FILE.pymtl' makes one" in capsys.readouterr().err
+    assert runtime(["flags"]) == 0
+    assert capsys.readouterr().out.startswith("-I")
 
 
 def test_it_needs_numpy_alone(two_sets):
@@ -237,8 +244,96 @@ def test_exporting_leaves_what_is_there_and_names_what_it_cannot(two_sets, tmp_p
     path = tmp_path / "taken.pymtl"
     path.write_text("mine")
     assert main(["export", str(two_sets), str(path)]) == 1
-    assert "is there already: name another file" in capsys.readouterr().err
+    assert "is there already: name another file, or pass --overwrite" in capsys.readouterr().err
     assert path.read_text() == "mine"
+    assert main(["export", str(two_sets), str(tmp_path / "x.onnx"), "--weights", "int8"]) == 1
+    assert "ONNX's recurrent operators take float32, got torch.int8: leave out weights" in capsys.readouterr().err
+    assert main(["predict", str(path), "play"]) == 1
+    assert "is a file, expected the folder of a run: python -m pymtl_runtime predict" in capsys.readouterr().err
+    assert main(["export", str(two_sets), str(path), "--overwrite"]) == 0
+    assert pymtl_runtime.load(path).predict("play jazz")["tokens"] == ["play", "jazz"]
     assert main(["export", str(two_sets), str(tmp_path / "no" / "folder.pymtl")]) == 1
     assert "there is no folder" in capsys.readouterr().err
     assert [each.name for each in tmp_path.iterdir()] == ["taken.pymtl"]
+
+
+def test_a_program_is_replaced_only_if_told_to_and_a_run_never(everything, two_sets, tmp_path, capsys):
+    folder = tmp_path / "program"
+    assert main(["export", str(everything), str(folder), "--weights", "int8"]) == 0
+    assert main(["export", str(two_sets), str(folder)]) == 1
+    assert "holds something else: name another folder, or pass --overwrite" in capsys.readouterr().err
+    assert main(["export", str(two_sets), str(folder), "--overwrite"]) == 0
+    same(pymtl.load(folder).predict(TEXTS), pymtl.load(two_sets).predict(TEXTS))
+    assert pymtl.load(folder).weights == "float32"
+    assert not (folder / "crfs.safetensors").exists()
+    assert main(["export", str(everything), str(two_sets), "--overwrite"]) == 1
+    assert "holds something else: name another folder\n" in capsys.readouterr().err
+
+
+def test_a_copy_loads_the_file_again(two_sets):
+    model = pymtl_runtime.load(file_of(two_sets), threads=1)
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        same(other.predict(TEXTS), model.predict(TEXTS))
+    assert pickle.loads(pickle.dumps(model.model)).tasks == model.model.tasks
+    with pytest.raises(TypeError, match="a session cannot be copied or sent to another process"):
+        copy.copy(model.model.session())
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        same(pool.map(model.predict, TEXTS), [model.predict(text) for text in TEXTS])
+
+
+def test_a_stream_s_states_are_kept_and_put_back(one_way):
+    model = pymtl_runtime.load(file_of(one_way))
+
+    def begun():
+        stream = model.stream()
+        stream.feed("please play")
+        return stream.state
+
+    kept = begun()  # of a stream that is there no more
+    assert kept.shape == (16,)
+    stream = model.stream()
+    stream.feed("zebra")
+    stream.state = kept
+    whole = model.predict([["please", "play", "jazz"]])[0]
+    answer = stream.feed("jazz", distributions=True)
+    same(answer["intent/probabilities"], whole["intent/probabilities"])
+    with pytest.raises(ValueError, match="state: expected 16 numbers"):
+        stream.state = kept[:3]
+
+
+def test_a_second_thread_is_refused_a_session(one_way):
+    session = pymtl_runtime.load(file_of(one_way)).model.session()
+    with session._alone(), pytest.raises(RuntimeError, match="in use by another thread: make one for each"):
+        session.run([1], {"words": [2]})
+    session.run([1], {"words": [2]})
+
+
+@pytest.mark.parametrize(
+    ("lengths", "fields", "options", "kind", "reason"),
+    [
+        (2, {"words": [2, 3]}, {}, TypeError, "lengths: expected a list of whole numbers"),
+        ([2.0], {"words": [2, 3]}, {}, TypeError, "lengths: expected a list of whole numbers"),
+        ([], {"words": []}, {}, ValueError, "at least one"),
+        ([0], {"words": []}, {}, ValueError, "expected numbers from 1"),
+        ([2**62] * 2, {"words": [2]}, {}, ValueError, "expected numbers from 1"),
+        ([2], {"words": "ab"}, {}, TypeError, r"fields\['words'\]: expected a list with a value for each token"),
+        ([2], {"words": [2]}, {}, ValueError, r"expected 2 rows, one a token, got shape \[1\]"),
+        ([2], {"words": ["a"]}, {}, ValueError, "expected 2 strings, one a token, got 1"),
+        ([2], {"words": ["a", 3]}, {}, TypeError, "expected strings, whole numbers or numbers"),
+        ([2], {"words": [0.5, 1.5]}, {}, ValueError, "expected ids or strings, got neither"),
+        ([2], {"word": ["a", "b"]}, {}, ValueError, r"fields: expected some of \['words'\], got 'word'"),
+        ([2], {}, {}, ValueError, 'field "words": expected one of the batch, got none'),
+        ([2], {"words": [2, 10**6]}, {}, ValueError, "got 1000000 at token 1 of sequence 0"),
+        ([1], {"words": [2]}, {"tasks": "intent"}, TypeError, "tasks: expected a list of names"),
+        ([1], {"words": [2]}, {"tasks": ["x"]}, KeyError, "task: expected one of"),
+        ([1], {"words": [2]}, {"tasks": []}, ValueError, "tasks: expected at least one"),
+    ],
+)
+def test_wrong_batches_are_named(one_way, lengths, fields, options, kind, reason):
+    session = pymtl_runtime.load(file_of(one_way)).model.session()
+    with pytest.raises(kind, match=reason):
+        session.run(lengths, fields, **options)
+    session.run([2], {"words": np.array(["play", "jazz"])})
+    expected = session.logits("intent")
+    session.run([2], {"words": ["play", "jazz"]})
+    assert np.array_equal(session.logits("intent"), expected)
