@@ -52,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name == "torchjd" or "torchjd" in str(error):
             print("pymtl: error: gradient aggregation needs torchjd: pip install 'pymtl[torchjd]'", file=sys.stderr)
             return 1
+        if name == "onnx":
+            print("pymtl: error: writing ONNX takes onnx: pip install onnx", file=sys.stderr)
+            return 1
         if name not in OPTIONAL:
             raise
         print(f"pymtl: error: this command needs {error.name}: pip install 'pymtl[cli]'", file=sys.stderr)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,14 +22,15 @@ def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
     """
     if target.is_dir():
         raise IsADirectoryError(f"{target}: is a folder: name a file")
-    draft = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
+    # Of this thread: two that write one file must not write one draft.
+    draft = target.with_name(f".{target.stem}.{os.getpid()}.{threading.get_ident()}.part{target.suffix}")
     try:
-        draft.touch()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{target}: there is no folder {target.parent}") from None
-    except OSError as error:
-        raise type(error)(f"{target}: cannot be written: {error.strerror}") from None
-    try:
+        try:
+            draft.touch()
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{target}: there is no folder {target.parent}") from None
+        except OSError as error:
+            raise type(error)(f"{target}: cannot be written: {error.strerror}") from None
         mode = draft.stat().st_mode & 0o777  # as the umask says; some writers make a file for its owner alone
         write(draft)
         draft.chmod(mode)
@@ -35,4 +38,5 @@ def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
             os.fsync(written.fileno())
         os.replace(draft, target)
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a folder that is not there, or of which we may not know
+            draft.unlink(missing_ok=True)

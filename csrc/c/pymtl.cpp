@@ -35,7 +35,6 @@ struct pymtl_model {
 
 struct pymtl_session {
   Session session;
-  bool keeps_state;
   // Of a call, kept for their memory.
   std::vector<Field> fields;
   std::vector<size_t> tasks;
@@ -137,14 +136,13 @@ pymtl_status new_session(const pymtl_model* model, pymtl_session** session, bool
     check_given(model, "model");
     check_given(session, "session");
     *session = nullptr;
-    *session = new pymtl_session{
-        Session(model->program, model->threads, model->memory_limit, keeps_state), keeps_state, {}, {}};
+    *session = new pymtl_session{Session(model->program, model->threads, model->memory_limit, keeps_state), {}, {}};
   });
 }
 
 void check_stream(const pymtl_session* stream) {
   check_given(stream, "stream");
-  check(stream->keeps_state, Fault::argument, "stream: expected a session of pymtl_stream_new");
+  check(stream->session.keeps_state(), Fault::argument, "stream: expected a session of pymtl_stream_new");
 }
 
 }  // namespace
@@ -169,8 +167,8 @@ pymtl_status pymtl_model_load(const char* path, const pymtl_options* given, pymt
     check(options.threads >= 0 && options.threads <= kMostThreads, Fault::argument,
           "options.threads: expected a number from 0 to ", kMostThreads, ", got ", options.threads);
     const int64_t threads = options.threads == 0 ? std::min(cores(), kMostThreads) : options.threads;
-    *model = new pymtl_model{threads, Program(path, executor_of(threads)),
-                             options.memory_limit == 0 ? kMemoryLimit : options.memory_limit};
+    const size_t limit = options.memory_limit == 0 ? kMemoryLimit : options.memory_limit;
+    *model = new pymtl_model{threads, Program(path, executor_of(threads), limit), limit};
   });
 }
 
@@ -195,6 +193,12 @@ pymtl_status pymtl_get_input(const pymtl_model* model, int64_t index, pymtl_inpu
     *input = {own.name.c_str(), static_cast<pymtl_input_kind>(own.kind), own.count,
               !model->program.names(place).vocabulary.empty()};
   });
+}
+
+const char* pymtl_input_name(const pymtl_model* model, int64_t index, int64_t id) {
+  if (index < 0 || index >= pymtl_input_count(model)) return nullptr;
+  const auto& vocabulary = model->program.names(static_cast<size_t>(index)).vocabulary;
+  return id < 0 || id >= vocabulary.size() ? nullptr : vocabulary.name(id).c_str();
 }
 
 int64_t pymtl_task_count(const pymtl_model* model) {
@@ -258,6 +262,7 @@ pymtl_status pymtl_run(pymtl_session* session, int64_t batch, const int64_t* len
                        const pymtl_field* fields, const pymtl_request* given) {
   return guarded([&] {
     check_given(session, "session");
+    session->session.forget_answers();
     check_given(lengths, "lengths");
     check(fields != nullptr || field_count == 0, Fault::argument, "fields: expected a pointer, got NULL");
     const pymtl_request request = versioned(given, "request");

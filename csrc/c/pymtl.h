@@ -38,8 +38,8 @@
 extern "C" {
 #endif
 
-/* Of this interface: a library with another major number cannot be used with this header. Within a major number,
- * functions and fields at the end of structures are added, none is changed. */
+/* Of this interface: a library with another major number cannot be used with this header. Within a major number
+ * functions are added, and fields at the end of structures that begin with `size`; nothing else changes. */
 #define PYMTL_ABI_MAJOR 1
 #define PYMTL_ABI_MINOR 0
 PYMTL_API int32_t pymtl_abi_major(void);
@@ -67,7 +67,7 @@ typedef struct pymtl_options {
   size_t size;         /* sizeof(pymtl_options) */
   int64_t threads;     /* that a call may run on; 0: as many as there are cores for this process. All calls of a process
                           share those beyond the caller's own: one call at a time has them. */
-  size_t memory_limit; /* bytes that the buffers of a batch may take; 0: 4 GiB */
+  size_t memory_limit; /* bytes that packed weights may take, and the buffers of a batch; 0: 4 GiB */
 } pymtl_options;
 
 /* Loads a file; options may be NULL. The file stays mapped: nobody may shorten it while the model lives. To replace it,
@@ -91,6 +91,8 @@ typedef struct pymtl_input {
 
 PYMTL_API int64_t pymtl_input_count(const pymtl_model* model);
 PYMTL_API pymtl_status pymtl_get_input(const pymtl_model* model, int64_t index, pymtl_input* input);
+PYMTL_API const char* pymtl_input_name(const pymtl_model* model, int64_t index,
+                                       int64_t id); /* NULL if it has no name */
 
 typedef enum pymtl_answer_kind {
   PYMTL_LOGITS = 0,  /* logits alone */

@@ -6,7 +6,6 @@
 
 #include "error.h"
 #include "kernels/crf.h"
-#include "linear.h"
 
 namespace pymtl::runtime {
 namespace {
@@ -120,6 +119,10 @@ Decoder::Decoder(const Json& json, const File& file, Space space, int64_t width)
           "mean and std: expected ", width, " numbers");
     log_ = json.boolean("log");
   }
+}
+
+int64_t Decoder::ids() const {
+  return kind_ == Kind::none || kind_ == Kind::numbers ? 0 : width_ + (kind_ == Kind::ordinal ? 1 : 0);
 }
 
 void Decoder::decode(const Decoded& given, Frame& frame, Answer& answer) const {

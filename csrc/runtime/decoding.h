@@ -48,6 +48,7 @@ class Decoder {
   Decoder(const Json& json, const File& file, Space space, int64_t width);
 
   Kind kind() const { return kind_; }
+  int64_t ids() const;  // how many there are: of classes, tags or labels
   void decode(const Decoded& given, Frame& frame, Answer& answer) const;
 
  private:

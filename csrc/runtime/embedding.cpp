@@ -62,8 +62,8 @@ class CharacterCnn final : public Instruction {
     const int64_t depth = embedding.shape[1];
     const float* const weight = loader.floats(json.string("weight"), {row_, depth});
     bias_ = loader.floats(json.string("bias"), {features_});
-    check(characters_ <= kLargestTable / row_, Fault::file, "table: expected at most ", kLargestTable,
-          " sums of characters and filters, got ", characters_, " times ", row_);
+    check(depth >= 1, Fault::file, "table: expected columns, got none");
+    loader.take(characters_ * row_);
     writes = {loader.define(json.string("output"), Space::tokens, features_)};
     Heads<float> args{characters_, 1, depth, row_, static_cast<const float*>(embedding.data), weight, nullptr, nullptr};
     args.output = static_cast<float*>(table_.of(static_cast<size_t>(characters_ * row_) * sizeof(float)));
@@ -90,8 +90,6 @@ class CharacterCnn final : public Instruction {
   }
 
  private:
-  static constexpr int64_t kLargestTable = int64_t{1} << 28;
-
   int64_t characters_, filters_, row_, features_;
   std::vector<int64_t> widths_;
   const float* bias_;

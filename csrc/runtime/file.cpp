@@ -48,7 +48,7 @@ struct Descriptor {
 }  // namespace
 
 File::File(const std::string& path) {
-  const Descriptor file{open(path.c_str(), O_RDONLY | O_CLOEXEC)};
+  const Descriptor file{open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
   check(file.number >= 0, Fault::file, std::strerror(errno));
   struct stat status{};
   check(fstat(file.number, &status) == 0, Fault::file, std::strerror(errno));

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <limits>
 #include <new>
 #include <vector>
 
@@ -22,7 +23,7 @@ struct PackedRows {
   int64_t count = 0;
   int64_t batch = 0;
   std::vector<int64_t> batch_sizes;
-  std::vector<int64_t> starts;  // [steps + 1] of tokens, the first row of each step
+  std::vector<int64_t> starts;  // [steps] of tokens, the first row of each step
 
   int64_t steps() const { return static_cast<int64_t>(batch_sizes.size()); }
 };
@@ -38,8 +39,12 @@ class Memory {
   void* get() const { return memory_; }
 
   // At least so many bytes on a cache line of their own; what was in them is lost.
+  //
+  // Throws Error (Fault::memory): they are more than the limit.
   void* of(size_t bytes) {
     if (bytes > size_) {
+      check(bytes <= limit, Fault::memory, "expected a batch that fits into ", limit,
+            " bytes, the limit of memory, got ", "one that takes ", bytes, ": split it");
       std::free(memory_);
       size_ = 0;
       memory_ = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
@@ -48,6 +53,8 @@ class Memory {
     }
     return memory_;
   }
+
+  size_t limit = std::numeric_limits<size_t>::max();
 
  private:
   void* memory_ = nullptr;

@@ -5,6 +5,8 @@
 namespace pymtl::runtime {
 namespace {
 
+constexpr size_t kMostInputs = 1024;
+
 struct Kind {
   const char* name;
   InstructionPtr (*make)(const Json& json, Loader& loader);
@@ -36,6 +38,7 @@ InstructionPtr make_instruction(const Json& json, Loader& loader) {
 void Loader::add_input(const Json& json) {
   const std::string& name = json.string("name");
   const std::string& kind = json.string("kind");
+  check(inputs.size() < kMostInputs, Fault::file, "expected at most ", kMostInputs);
   for (const Input& other : inputs) {
     check(other.name != name, Fault::file, "expected inputs of different names, got ", quoted(name), " twice");
   }
@@ -51,6 +54,12 @@ void Loader::add_input(const Json& json) {
     check(known == Input::Kind::ids || other.kind != known, Fault::file, "expected one input of characters, got two");
   }
   inputs.push_back({name, known, json.whole("count", 1, int64_t{1} << 31), -1});
+}
+
+void Loader::take(int64_t numbers) {
+  const size_t bytes = static_cast<size_t>(numbers) * sizeof(float);
+  check(bytes <= left_, Fault::memory, "the model takes more than the limit of memory");
+  left_ -= bytes;
 }
 
 int64_t Loader::buffer(const std::string& name) const {

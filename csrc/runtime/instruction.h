@@ -33,7 +33,7 @@ class Instruction {
  public:
   virtual ~Instruction() = default;
 
-  // Computes the outputs from the inputs. Throws nothing but std::bad_alloc.
+  // Computes the outputs from the inputs. Throws std::bad_alloc or Error (Fault::memory) alone.
   virtual void run(Frame& frame) const = 0;
 
   std::vector<int64_t> reads;   // buffers
@@ -46,7 +46,7 @@ class Loader {
  public:
   static constexpr int64_t kWidest = 1 << 20;  // of a buffer
 
-  explicit Loader(const File& file) : file(file) {}
+  Loader(const File& file, size_t memory_limit) : file(file), left_(memory_limit) {}
 
   void add_input(const Json& description);
 
@@ -64,6 +64,9 @@ class Loader {
     return static_cast<const float*>(file.tensor(name, DType::f32, shape).data);
   }
 
+  // Counts memory that the model takes besides its file. Throws Error (Fault::memory): it is more than the limit.
+  void take(int64_t numbers);
+
   const File& file;
   std::vector<Buffer> buffers;
   std::vector<Input> inputs;
@@ -73,6 +76,7 @@ class Loader {
 
  private:
   std::map<std::string, int64_t> names_;
+  size_t left_;  // bytes
 };
 
 using InstructionPtr = std::unique_ptr<Instruction>;

@@ -12,10 +12,12 @@ namespace pymtl::runtime {
 namespace {
 
 constexpr size_t kMostInstructions = 100'000;
+constexpr size_t kMostTasks = 4096;
 
 }  // namespace
 
-Program::Program(const std::string& path, const Executor& executor) try : file_(path), loader_(file_) {
+Program::Program(const std::string& path, const Executor& executor, size_t memory_limit) try
+    : file_(path), loader_(file_, memory_limit) {
   const Json json = Json::parse(file_.metadata("pymtl"));
   const int64_t version = json.whole("version", 1, std::numeric_limits<int32_t>::max());
   check(version <= kVersion, Fault::file, "written by a newer pymtl, in version ", version,
@@ -60,8 +62,8 @@ void Program::read_inputs(const Json& json) {
         check(names.vocabulary.size() <= count, Fault::file, "names: expected at most ", count, ", got ",
               names.vocabulary.size());
       }
-      if (input.find("of") != nullptr) names.of = loader_.input(input.string("of"), Input::Kind::ids);
       if (loader_.inputs.back().kind == Input::Kind::characters) {
+        if (input.find("of") != nullptr) names.of = loader_.input(input.string("of"), Input::Kind::ids);
         names.max_length = input.whole("max_length", 1, 1 << 20);
       }
       names_.push_back(std::move(names));
@@ -75,6 +77,7 @@ void Program::read_inputs(const Json& json) {
 void Program::read_tasks(const Json& json) {
   for (const Json& task : json.array("tasks")) {
     const std::string& name = task.string("name");
+    check(tasks_.size() < kMostTasks, Fault::file, "tasks: expected at most ", kMostTasks);
     try {
       for (const Task& other : tasks_) check(other.name != name, Fault::file, "expected tasks of different names");
       const int64_t buffer = loader_.buffer(task.string("logits"));
@@ -82,7 +85,12 @@ void Program::read_tasks(const Json& json) {
       check(logits.space != Space::characters, Fault::file, "logits: expected rows of tokens or sequences");
       Task found{name, buffer, logits.space, logits.width, Decoder(task, file_, logits.space, logits.width),
                  {},   {},     false};
-      if (task.find("labels") != nullptr) found.labels = task.strings("labels");
+      if (task.find("labels") != nullptr) {
+        found.labels = task.strings("labels");
+        const int64_t ids = found.decoder.ids();
+        check(static_cast<int64_t>(found.labels.size()) == ids, Fault::file, "labels: expected ", ids, ", got ",
+              found.labels.size());
+      }
       tasks_.push_back(std::move(found));
     } catch (const Error& error) {
       throw Error(error.fault(), "task ", quoted(name), ": ", error.what());

@@ -35,8 +35,9 @@ class Program {
  public:
   static constexpr int64_t kVersion = 1;  // of the file; a reader refuses newer ones
 
-  // Throws Error (Fault::file): the file is missing, damaged, or of a newer version.
-  Program(const std::string& path, const Executor& executor);
+  // Throws Error: the file is missing, damaged, or of a newer version (Fault::file), or the model takes more memory
+  // than the limit (Fault::memory).
+  Program(const std::string& path, const Executor& executor, size_t memory_limit);
 
   const std::vector<Input>& inputs() const { return loader_.inputs; }
   const Names& names(size_t input) const { return names_[input]; }

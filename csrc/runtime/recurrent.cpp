@@ -57,6 +57,7 @@ Recurrent::Recurrent(const Json& json, Loader& loader) {
     }
   }
   check(recurrences_ <= Loader::kWidest / hidden_size_, Fault::file, "recurrences: too many for their size");
+  loader.take(static_cast<int64_t>(rnn_prepacked_size<float>(cell_, recurrences_, input_size_, hidden_size_, format_)));
   zoneout_h_ = factors(json, "zoneout_h", recurrences_ * hidden_size_);
   zoneout_c_ = factors(json, "zoneout_c", recurrences_ * hidden_size_);
   check(zoneout_c_.empty() || sizes_of(cell_).has_cell, Fault::file, "zoneout_c: expected none for this mode");
@@ -124,6 +125,7 @@ bool Recurrent::can_take(const Instruction& reader) const {
 }
 
 void Recurrent::take(const Instruction& reader) {
+  if (writes_states_) writes.clear();
   writes_states_ = false;
   if (const auto* linear = dynamic_cast<const Linear*>(&reader)) {
     const int64_t features = linear->parts * linear->depth;

@@ -231,6 +231,7 @@ Linear::Linear(const Json& json, Loader& loader) {
   depth = in.width / parts;
   weight = static_cast<const float*>(view.data);
   bias = json.find("bias") == nullptr ? nullptr : loader.floats(json.string("bias"), {width});
+  loader.take(width * in.width);
   writes = {loader.define(json.string("output"), space, width)};
 }
 

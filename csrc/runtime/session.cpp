@@ -24,6 +24,7 @@ Executor executor_of(int64_t threads) {
 Session::Session(const Program& program, int64_t threads, size_t memory_limit, bool keeps_state)
     : program_(program), threads_(threads), memory_limit_(memory_limit) {
   frame_.keeps_state = keeps_state;
+  frame_.memory.limit = frame_.scratch.limit = memory_limit;
   frame_.ids.resize(program.inputs().size());
   for (const Task& task : program.tasks()) {
     needs_.push_back(keeps_state && !task.in_one_pass ? std::vector<bool>() : task.needs);
@@ -39,10 +40,13 @@ Session::Session(const Program& program, int64_t threads, size_t memory_limit, b
   logits_.resize(program.tasks().size());
 }
 
+void Session::forget_answers() { std::fill(has_answers_.begin(), has_answers_.end(), false); }
+
 void Session::reset() { std::fill(frame_.state.begin(), frame_.state.end(), 0.0f); }
 
 void Session::run(const int64_t* lengths, int64_t batch, const std::vector<Field>& fields,
                   const std::vector<size_t>& tasks, bool with_probabilities) {
+  forget_answers();  // should the batch not fit, there are none
   const size_t all = program_.tasks().size();
   wanted_.assign(all, false);
   for (const size_t task : tasks) {
@@ -54,9 +58,10 @@ void Session::run(const int64_t* lengths, int64_t batch, const std::vector<Field
   needed_.assign(program_.instruction_count(), false);
   for (size_t task = 0; task < all; ++task) {
     if (tasks.empty()) wanted_[task] = !frame_.keeps_state || !needs_[task].empty();
-    for (size_t i = 0; wanted_[task] && i < needs_[task].size(); ++i) needed_[i] = needed_[i] || needs_[task][i];
+    // A stream's states go on with every token, whatever is asked of it.
+    const bool runs = wanted_[task] || frame_.keeps_state;
+    for (size_t i = 0; runs && i < needs_[task].size(); ++i) needed_[i] = needed_[i] || needs_[task][i];
   }
-  std::fill(has_answers_.begin(), has_answers_.end(), false);  // should the batch not fit, there are none
   frame_.executor = executor_of(threads_);
   arrange(lengths, batch);
   read_fields(fields);
@@ -89,7 +94,7 @@ void Session::arrange(const int64_t* lengths, int64_t batch) {
   places_.resize(static_cast<size_t>(batch));
   packing_order(lengths, batch, longest, rows.batch_sizes.data(), sequence_.data(), places_.data());
   token_.resize(static_cast<size_t>(rows.count));
-  rows.starts.resize(static_cast<size_t>(longest) + 1);
+  rows.starts.resize(static_cast<size_t>(longest));
   int64_t n = 0;
   for (int64_t step = 0; step < longest; ++step) {
     rows.starts[static_cast<size_t>(step)] = n;
@@ -171,11 +176,18 @@ void Session::read_characters(const Field& field) {
   const int64_t count = frame_.tokens.count;
   check(field.ids != nullptr || field.strings != nullptr, Fault::argument, "field ", quoted(input.name),
         ": expected ids or strings, got neither");
+  const auto make_room = [&] {
+    const size_t size = static_cast<size_t>(count * characters.length);
+    check(size <= memory_limit_ / (2 * sizeof(int64_t)), Fault::memory, "field ", quoted(input.name),
+          ": expected a batch that fits into ", memory_limit_, " bytes, the limit of memory, got ", count,
+          " tokens of up to ", characters.length, " characters: split it");
+    spelled_.assign(size, 0);
+  };
   if (field.ids != nullptr) {
     check(field.width >= 0 && field.width <= kMostTokens / count, Fault::argument, "field ", quoted(input.name),
           ": expected fewer characters a token, got ", field.width);
     characters.length = std::max<int64_t>(field.width, 1);
-    spelled_.assign(static_cast<size_t>(count * characters.length), 0);
+    make_room();
     for (int64_t i = 0; i < count * field.width; ++i) {
       if (field.ids[i] < 0 || field.ids[i] >= input.count) [[unlikely]] {
         throw Error(Fault::argument, "field ", quoted(input.name), ": expected ids from 0 to ", input.count - 1,
@@ -206,7 +218,7 @@ void Session::read_characters(const Field& field) {
     }
     check(characters.length <= kMostTokens / count, Fault::argument, "field ", quoted(input.name),
           ": expected shorter words");
-    spelled_.assign(static_cast<size_t>(count * characters.length), 0);
+    make_room();
     for (int64_t token = 0; token < count; ++token) {
       each(token, [&](int64_t i, std::string_view character) {
         const int64_t id = names.vocabulary.id(character);

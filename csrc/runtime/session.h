@@ -33,6 +33,10 @@ class Session {
   void run(const int64_t* lengths, int64_t batch, const std::vector<Field>& fields, const std::vector<size_t>& tasks,
            bool with_probabilities);
 
+  void forget_answers();
+
+  bool keeps_state() const { return frame_.keeps_state; }
+
   // Forgets the sequence.
   void reset();
   std::vector<float>& state() { return frame_.state; }
@@ -40,7 +44,6 @@ class Session {
   // Of the last batch; throw Error (Fault::argument) if it was not asked for this task.
   const Answer& answer(size_t task) const;
   const std::vector<float>& logits(size_t task) const;  // [N, C] or [B, C] in the caller's order
-  const std::vector<int64_t>& starts() const { return starts_; }
 
   const Program& program() const { return program_; }
 

@@ -21,6 +21,7 @@ class Vocabulary {
 
   bool empty() const { return names_.empty(); }
   int64_t size() const { return static_cast<int64_t>(names_.size()); }
+  const std::string& name(int64_t id) const { return names_[static_cast<size_t>(id)]; }
 
   // -1 if there is none.
   int64_t id(std::string_view name) const {

@@ -17,6 +17,10 @@ MOST_CHARACTERS = 1024  # of a token that is given as a string
 
 def lower_embedding(program: Program, embedding: nn.Module | None, size: int, sizes: Mapping[str, int]) -> Buffer:
     """The features of each token, ``size`` of them; ``sizes`` of the fields that are numbers already."""
+    identities = [name for name, module in getattr(embedding, "fields", {}).items() if type(module) is nn.Identity]
+    for name in sizes:
+        if name not in identities:
+            raise KeyError(f"sizes: expected fields that are numbers already, {identities}, got {name!r}")
     if embedding is None:
         return program.numbers("features", size)
     if type(embedding) is not TokenFeatures:

@@ -35,7 +35,8 @@ def export(
     """Writes a model to one file, for runtimes without torch: ``pymtl_runtime`` in Python, ``pymtl.h`` in C; or, if its
     name ends in ``.onnx``, for ONNX Runtime and others.
 
-    The file answers as the model does in evaluation; a run of ``pymtl train`` is exported by ``pymtl export``.
+    The file answers as the model does in evaluation, by its parameters: what :func:`pymtl.freeze` has made of them does
+    not count, ``weights`` says what the file keeps. A run of ``pymtl train`` is exported by ``pymtl export``.
 
     Args:
         module: a :class:`pymtl.MultiTaskModel` of float32, or a :class:`pymtl.LSTM`, GRU or RNN.
@@ -86,8 +87,11 @@ def name_ids(field: dict[str, Any], names: Sequence[str], unknown: int | None) -
     """Gives the ids of a program's field their names.
 
     Raises:
-        ValueError: there are too many, one comes twice, or ``unknown`` is no id.
+        ValueError: one is no string or comes twice, there are too many, or ``unknown`` is no id.
     """
+    wrong = next((name for name in names if not isinstance(name, str) or "\0" in name), None)
+    if wrong is not None:
+        raise ValueError(f"names of {field['name']!r}: expected strings without a zero character, got {wrong!r}")
     if len(names) > field["count"] or len(set(names)) != len(names):
         raise ValueError(
             f"names of {field['name']!r}: expected at most {field['count']}, all different, got {len(names)} of which "

@@ -45,13 +45,22 @@ def lower(
     program = Program(weights=None if weights == torch.float32 else weights)
     with torch.no_grad():
         if isinstance(module, Recurrent):
+            _check_of_layers(tasks, sizes)
             states = lower_recurrent(program, module, program.numbers("features", module.input_size), "layers")
             program.tasks.append({"name": OUTPUT, "logits": states.name, "decoder": "none"})
         elif type(module) is MultiTaskModel:
-            _lower_model(program, module, list(module.heads) if tasks is None else list(tasks), sizes or {})
+            wanted = module.heads if tasks is None else tasks
+            _lower_model(program, module, list(dict.fromkeys(wanted)), sizes or {})
         else:
             raise refuse(module, "module", "a pymtl.MultiTaskModel, LSTM, GRU or RNN")
     return program
+
+
+def _check_of_layers(tasks: Sequence[str] | None, sizes: Mapping[str, int] | None) -> None:
+    if tasks is not None and list(tasks) != [OUTPUT]:
+        raise KeyError(f"tasks: expected {OUTPUT!r} alone of recurrent layers, got {list(tasks)}")
+    if sizes:
+        raise KeyError(f"sizes: expected none of recurrent layers, got {list(sizes)}")
 
 
 def _lower_model(program: Program, model: MultiTaskModel, tasks: Sequence[str], sizes: Mapping[str, int]) -> None:

@@ -44,8 +44,8 @@ def to_onnx(program: Program, metadata: Mapping[str, str]) -> onnx.ModelProto:
     """
     try:
         import onnx
-    except ImportError:
-        raise ImportError("writing ONNX takes onnx: pip install onnx") from None
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("writing ONNX takes onnx: pip install onnx", name="onnx") from None
     graph = _Graph(program)
     for each in program.inputs:
         graph.add_input(each)
@@ -69,6 +69,7 @@ class _Graph:
         self.helper, self.types = helper, TensorProto
         self.nodes: list[Any] = []
         self.constants: dict[tuple[Any, ...], str] = {}
+        self.weights: dict[str, np.ndarray] = {}
         self.initializers: list[Any] = []
         self.inputs = [helper.make_tensor_value_info(LENGTHS, TensorProto.INT64, ["batch"])]
         self.outputs: list[Any] = []
@@ -97,9 +98,14 @@ class _Graph:
         return self.constants[key]
 
     def weight(self, array: np.ndarray, name: str) -> str:
-        if all(each.name != name for each in self.initializers):
-            self.initializers.append(_initializer(np.ascontiguousarray(array), name))
-        return name
+        """A constant by this name, or by another where another one has it: a tensor may be read in several forms."""
+        own, number = name, 2
+        while own in self.weights and not np.array_equal(self.weights[own], array):
+            own, number = f"{name}.{number}", number + 1
+        if own not in self.weights:
+            self.weights[own] = array
+            self.initializers.append(_initializer(np.ascontiguousarray(array), own))
+        return own
 
     def tensor(self, name: str) -> np.ndarray:
         value = self.program.tensors[name]

@@ -76,7 +76,7 @@ class Program:
         attributes = {key: value for key, value in attributes.items() if value is not None}
         key = json.dumps([op, names, attributes])
         if key not in self._known:
-            output = f"{op}{len(self.instructions)}"
+            output = f"{op}.{len(self.instructions)}"  # no field is called so: names of modules have no dots
             self.instructions.append({"op": op, "inputs": names, "output": output, **attributes})
             self._known[key] = Buffer(output, space, width)
         return self._known[key]

@@ -154,17 +154,31 @@ class Answering:
 
         Raises:
             TypeError: the inputs are no list.
-            DataError: there is none, or one has no token.
+            DataError: there is none, one has no token, or ``dataset`` is unknown.
         """
         if isinstance(inputs, str | Mapping) or not isinstance(inputs, Iterable):
             raise TypeError(f"inputs: expected a list of texts or records, got {type(inputs).__name__}")
-        records = [self._records(given, f"input {number}")[dataset] for number, given in enumerate(inputs, 1)]
+        if dataset not in self.config.sets:
+            raise DataError(f"dataset: expected one of {list(self.config.sets)}, got {dataset!r}")
+        records = [self.record_of(given, f"input {number}", dataset) for number, given in enumerate(inputs, 1)]
         if not records:
             raise DataError("inputs: expected at least one, got none")
-        for number, record in enumerate(records, 1):
-            if not record.tokens:
-                raise DataError(f"input {number}: expected at least one token, got none")
         return records
+
+    def record_of(self, given: Input, where: str, dataset: str) -> Record:
+        """The record of one text of a data set.
+
+        Raises:
+            TypeError: it is of another type.
+            DataError: a field does not fit, or there is no token; ``where`` begins the message.
+        """
+        records = self._records(given, where)
+        if dataset not in records:
+            expected = self.config.sets[dataset].tokens
+            raise DataError(f"{where}: expected a record of the data set {dataset!r}, with its {expected!r}")
+        if not records[dataset].tokens:
+            raise DataError(f"{where}: expected at least one token, got none")
+        return records[dataset]
 
     def _records(self, given: Input, where: str) -> dict[str, Record]:
         """The input as each data set's training read it. Of several data sets those count whose text a record has."""

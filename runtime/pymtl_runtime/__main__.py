@@ -11,7 +11,7 @@ from typing import Any
 
 from . import DataError, ModelError, __version__, isa
 from .library import Model
-from .predictor import Predictor, load
+from .predictor import load
 from .serving.predicting import described
 
 FOLDER = Path(__file__).parent
@@ -103,7 +103,9 @@ def _input(text: str, number: int, as_record: bool) -> Any:
 
 def _info(given: argparse.Namespace) -> int:
     model = Model(given.file)
-    print(f"{given.file}: {given.file.stat().st_size / 1e6:.1f} MB, by pymtl {json.loads(model.description)['pymtl']}")
+    about = _about(model)
+    by = about.get("pymtl", "of an unknown version")
+    print(f"{given.file}: {given.file.stat().st_size / 1e6:.1f} MB, by pymtl {by}")
     print(f"instruction set: {isa()}")
     for each in model.inputs:
         what = f"{each.size} numbers a token" if each.kind == "numbers" else f"{each.kind} below {each.size}"
@@ -114,10 +116,18 @@ def _info(given: argparse.Namespace) -> int:
         logits_alone = " (its logits)" if task.kind in ("path", "ctc") else ""
         streams = f", in a stream too{logits_alone}" if task.streams else ""
         print(f"answers {task.name}: {task.kind} of {rows}, {task.columns} logits{labels}{streams}")
-    if isinstance(model, Model) and "settings" in json.loads(model.description):
-        weights = Predictor(given.file).weights
-        print(f"weights of recurrent layers: {weights}")
+    if "weights" in about:
+        print(f"weights of recurrent layers: {about['weights']}")
     return 0
+
+
+def _about(model: Model) -> dict[str, Any]:
+    """What the file says of itself; nothing if it says something else."""
+    try:
+        about = json.loads(model.description)
+    except ValueError:
+        return {}
+    return about if isinstance(about, dict) else {}
 
 
 def _some(labels: list[str]) -> str:

@@ -81,6 +81,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "pymtl_model_description": (c_char_p, [c_void_p]),
     "pymtl_input_count": (c_int64, [c_void_p]),
     "pymtl_get_input": (c_int32, [c_void_p, c_int64, POINTER(_Input)]),
+    "pymtl_input_name": (c_char_p, [c_void_p, c_int64, c_int64]),
     "pymtl_task_count": (c_int64, [c_void_p]),
     "pymtl_get_task": (c_int32, [c_void_p, c_int64, POINTER(_Task)]),
     "pymtl_label": (c_char_p, [c_void_p, c_int64, c_int64]),
@@ -221,6 +222,14 @@ class Model:
         kind = _ANSWER_KINDS[info.kind]
         return TaskInfo(info.name.decode(), kind, bool(info.of_tokens), info.columns, labels, bool(info.streams))
 
+    def names(self, input: str) -> list[str]:
+        """The names of an input's ids, in their order; none if it has none, or there is no such input."""
+        for index, info in enumerate(self.inputs):
+            if info.name == input and info.takes_strings:
+                found = (_LIBRARY.pymtl_input_name(self._pointer, index, i) for i in range(info.size))
+                return [name.decode() for name in found if name is not None]
+        return []
+
     def place(self, task: str) -> int:
         """The number of a task.
 
@@ -296,24 +305,24 @@ class Session:
             raise TypeError(f"tasks: expected a list of names, got the string {tasks!r}")
         if tasks is not None and len(tasks) == 0:
             raise ValueError("tasks: expected at least one name, got none")
-        known = [each.name for each in self.model.inputs]
+        known = {each.name: each for each in self.model.inputs}
         for name in fields:
             if name not in known:
-                raise ValueError(f"fields: expected some of {known}, got {name!r}")
+                raise ValueError(f"fields: expected some of {list(known)}, got {name!r}")
         count = int(given.sum())
         with self._alone():
-            self._run(given, fields, count, tasks, probabilities)
+            self._run(given, {known[name]: values for name, values in fields.items()}, count, tasks, probabilities)
 
     def _run(
         self,
         given: np.ndarray,
-        fields: Mapping[str, Values],
+        fields: Mapping[InputInfo, Values],
         count: int,
         tasks: Sequence[str] | None,
         probabilities: bool,
     ) -> None:
         # What the call's pointers lead to, which has to live as long.
-        kept: list[Any] = [_fill(field, name, fields[name], count) for field, name in zip(self._fields, fields)]
+        kept: list[Any] = [_fill(field, *item, count) for field, item in zip(self._fields, fields.items())]
         self._request.probabilities = probabilities
         if tasks is None:
             self._request.tasks, self._request.task_count = None, 0
@@ -321,7 +330,6 @@ class Session:
             places = np.array([self.model.place(task) for task in tasks], np.int64)
             kept.append(places)
             self._request.tasks, self._request.task_count = _address(places), len(places)
-        self._batch = len(given)
         _check(
             _LIBRARY.pymtl_run(
                 self._pointer,
@@ -332,6 +340,7 @@ class Session:
                 addressof(self._request),
             )
         )
+        self._batch = len(given)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -422,23 +431,31 @@ def _copy(address: int | None, shape: tuple[int, ...], dtype: type) -> np.ndarra
     return found
 
 
-def _fill(field: _Field, name: str, values: Values, count: int) -> Any:
+def _fill(field: _Field, info: InputInfo, values: Values, count: int) -> Any:
     """Points a field at its values, and returns what has to stay alive for that."""
+    name = info.name
     field.name = encoded_name = name.encode()
     field.strings = field.ids = field.numbers = None
     if isinstance(values, str | bytes):
         raise TypeError(f"fields[{name!r}]: expected a list with a value for each token, got {values!r}")
     if not isinstance(values, np.ndarray) or values.dtype.kind in "UO":
-        if all(isinstance(value, str) for value in values):
+        if info.kind != "numbers" and all(isinstance(value, str) for value in values):
             return _fill_strings(field, name, list(values), count), encoded_name
         values = np.asarray(values)
-    if values.dtype.kind not in "iuf":
-        raise TypeError(f"fields[{name!r}]: expected strings, whole numbers or numbers, got {values.dtype}")
-    if values.ndim not in (1, 2) or values.shape[0] != count:
-        raise ValueError(f"fields[{name!r}]: expected {count} rows, one a token, got shape {list(values.shape)}")
-    numbers = values.dtype.kind == "f"
-    kept = np.ascontiguousarray(values, np.float32 if numbers else np.int64)
-    if numbers:
+    expected, kinds = {
+        "ids": (f"strings or whole numbers [{count}]", "iu"),
+        "characters": (f"strings [{count}] or whole numbers [{count}, W]", "iu"),
+        "numbers": (f"numbers [{count}, {info.size}]", "iuf"),
+    }[info.kind]
+    got = f"{values.dtype} {list(values.shape)}"
+    if values.dtype.kind not in kinds:
+        raise TypeError(f"fields[{name!r}]: expected {expected}, got {got}")
+    if info.kind == "numbers" and info.size == 1 and values.ndim == 1:
+        values = values[:, None]
+    if values.ndim != (1 if info.kind == "ids" else 2) or len(values) != count:
+        raise ValueError(f"fields[{name!r}]: expected {expected}, got {got}")
+    kept = np.ascontiguousarray(values, np.float32 if info.kind == "numbers" else np.int64)
+    if info.kind == "numbers":
         field.numbers = _address(kept)
     else:
         field.ids = _address(kept)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import struct
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ import numpy as np
 from .library import Model, ModelError, Session
 from .serving.answers import Logits, Paths, decode
 from .serving.encoding import Encoder
-from .serving.errors import DataError
 from .serving.predicting import Answer, Answering, Input
 from .serving.records import Record
 from .serving.settings import Settings
@@ -70,22 +68,20 @@ class Predictor(Answering):
 
     def __init__(self, path: str | os.PathLike[str], threads: int = 0, memory_limit: int = 0) -> None:
         self.model = Model(path, threads, memory_limit)
-        about = json.loads(self.model.description)
-        if "settings" not in about:
-            raise ModelError(
-                f"{os.fspath(path)}: expected the model of a run, got one that was exported from Python: "
-                "pymtl_runtime.Model loads it"
-            )
         try:
+            about = json.loads(self.model.description)
+            if "settings" not in about:
+                raise ModelError(
+                    f"{os.fspath(path)}: expected the model of a run, got one that was exported from Python: "
+                    "pymtl_runtime.Model loads it"
+                )
             self.config = Settings.from_plain(about["settings"])
-            names = {each["name"]: each.get("names", []) for each in _program(path)["inputs"]}
             self.weights: str = about["weights"]
-            categories = {name: names[name] for name, info in self.config.fields.items() if info.kind == "category"}
-            self.vocabulary = Vocabulary(
-                names.get("words", []), about["labels"], names.get("characters", []), categories
-            )
-            self._uncertainty = about.get("uncertainty", {})
-        except (KeyError, TypeError, AttributeError) as error:
+            self.vocabulary = self._read_vocabulary(about["labels"])
+            self._uncertainty = dict(about.get("uncertainty", {}))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, ModelError):
+                raise
             raise ModelError(f"{os.fspath(path)}: damaged: {type(error).__name__}: {error}") from None
         self._known = frozenset(self.vocabulary.tokens)
         self._encoder = Encoder(self.vocabulary, self.config, remember=False)
@@ -95,6 +91,19 @@ class Predictor(Answering):
             if task.rules.labels_itself
         }
         self._own = threading.local()  # a session for each thread
+
+    def _read_vocabulary(self, labels: dict[str, list[Any]]) -> Vocabulary:
+        """Raises KeyError or ValueError: the tasks, fields or labels are not the model's."""
+        for name in self.tasks:
+            own = self.model.tasks[self.model.place(name)].labels
+            if own and len(labels[name]) != len(own):
+                raise ValueError(f"task {name!r}: expected {len(own)} labels, got {len(labels[name])}")
+        read = {each.name for each in self.model.inputs}
+        for name in self.config.fields:
+            if name not in read:
+                raise ValueError(f"the model reads no field {name!r}")
+        categories = {n: self.model.names(n) for n, info in self.config.fields.items() if info.kind == "category"}
+        return Vocabulary(self.model.names("words"), labels, self.model.names("characters"), categories)
 
     def __reduce__(self) -> Any:
         """A copy, or one in another process, loads the file again."""
@@ -212,6 +221,8 @@ class Stream:
         self._predictor = predictor
         self._dataset = dataset
         self._session = predictor.model.stream()
+        if dataset not in predictor.config.sets:
+            raise ValueError(f"dataset: expected one of {list(predictor.config.sets)}, got {dataset!r}")
         infos = {task.name: task for task in predictor.model.tasks}
         rules = {name: predictor.tasks[name].rules for name in predictor.config.main_tasks_of(dataset)}
         self.tasks = [name for name, own in rules.items() if infos[name].streams and not own.labels_itself]
@@ -229,9 +240,7 @@ class Stream:
             TypeError: it is of another type.
             DataError: there is no token, or a field does not fit.
         """
-        record = self._predictor._records(given, "input")[self._dataset]
-        if not record.tokens:
-            raise DataError("input: expected at least one token, got none")
+        record = self._predictor.record_of(given, "input", self._dataset)
         self._predictor._run(self._session, [record], self.tasks, False)
         (answer,) = self._predictor._decoded(self._session, [record], self.tasks, 1, distributions, with_paths=False)
         return {"tokens": record.tokens, **answer}
@@ -248,10 +257,3 @@ class Stream:
     @state.setter
     def state(self, kept: np.ndarray) -> None:
         self._session.state = kept
-
-
-def _program(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a file's metadata hold, which the library has checked."""
-    with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        return json.loads(json.loads(file.read(length))["__metadata__"]["pymtl"])

@@ -29,8 +29,8 @@ def documents():
 @pytest.mark.parametrize("name", documents())
 def test_the_blocks_of_a_document_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    if name == "deployment.md":
-        pytest.importorskip("pymtl_runtime", reason="no PYMTL_RUNTIME_LIBRARY", exc_type=ImportError)
+    if name == "deployment.md" and "PYMTL_RUNTIME_LIBRARY" not in os.environ:
+        pytest.skip("no PYMTL_RUNTIME_LIBRARY")
     for folder in (ROOT, tmp_path):  # a block may import a file that another one wrote
         monkeypatch.syspath_prepend(str(folder))
     # `pymtl` of this very tree, whatever is installed.

@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -126,6 +127,9 @@ def test_what_no_file_can_hold_is_refused_by_name(case, name, tmp_path):
         ({"unknown": {"words": 1}}, KeyError, "unknown: expected fields that names has"),
         ({"labels": {"b": ["x"]}}, KeyError, "labels: expected tasks among"),
         ({"labels": {"a": ["x"]}}, ValueError, "labels of 'a': expected 3, got 1"),
+        ({"names": {"words": [1, 2]}}, ValueError, "expected strings without a zero character, got 1"),
+        ({"names": {"words": ["a\0"]}}, ValueError, "expected strings without a zero character"),
+        ({"sizes": {"words": 4}}, KeyError, "sizes: expected fields that are numbers already"),
         ({"weights": torch.float16}, ValueError, "weights: expected torch.int8 or torch.bfloat16"),
     ],
 )
@@ -133,6 +137,29 @@ def test_wrong_arguments_are_named(options, kind, reason, tmp_path):
     with pytest.raises(kind, match=reason):
         export(small(), tmp_path / "m.pymtl", **options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("options", "what"), [({"tasks": ["x"]}, "tasks"), ({"sizes": {"x": 1}}, "sizes")])
+def test_wrong_arguments_of_layers_are_named(options, what, tmp_path):
+    with pytest.raises(KeyError, match=f"{what}: expected"):
+        export(pymtl.GRU(3, 4), tmp_path / "m.pymtl", **options)
+
+
+def test_fields_may_have_any_name_and_tasks_may_be_named_twice(tmp_path):
+    embedding = pymtl.TokenFeatures(
+        {"words": nn.Embedding(9, 4), "linear3": nn.Identity(), "recurrent2": nn.Identity()}
+    )
+    model = small(embedding, pymtl.LSTM(7, 5, batch_first=True))
+    export(model, tmp_path / "m.pymtl", sizes={"linear3": 2}, tasks=["a", "a"])
+    assert [task.name for task in loaded(tmp_path / "m.pymtl").tasks] == ["a"]
+
+
+def test_many_threads_may_write_one_file(tmp_path):
+    models = [small() for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda model: [export(model, tmp_path / "m.pymtl") for _ in range(10)], models))
+    assert os.listdir(tmp_path) == ["m.pymtl"]
+    loaded(tmp_path / "m.pymtl")
 
 
 def test_a_folder_that_cannot_be_written_is_named_and_what_stood_there_stays(tmp_path):
@@ -227,7 +254,7 @@ def test_the_header_is_what_the_format_says(tmp_path):
     assert program["version"] == 1
     assert program["inputs"] == [{"name": "words", "kind": "ids", "count": 9}]
     assert [each["op"] for each in program["instructions"]] == ["gather", "recurrent", "pool", "linear"]
-    assert program["tasks"] == [{"name": "a", "logits": "linear3", "decoder": "classes", "labels": ["x", "y", "z"]}]
+    assert program["tasks"] == [{"name": "a", "logits": "linear.3", "decoder": "classes", "labels": ["x", "y", "z"]}]
     used = {value for each in program["instructions"] for value in each.values() if isinstance(value, str)}
     assert {"embedding.weight", "heads.a.weight", "heads.a.bias"} <= used & set(header)
 

@@ -95,6 +95,16 @@ def test_layers_alone(options, tmp_path):
         np.testing.assert_allclose(found, layers(x, lengths=lengths)[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [16, 20])
+def test_a_matrix_that_is_read_in_two_forms(size, tmp_path):
+    torch.manual_seed(0)
+    words = torch.nn.Embedding(size, 16)
+    heads = {"words": pymtl.LanguageModelHead(size, embedding=words), "tags": pymtl.TokenClassificationHead(size)}
+    model = pymtl.MultiTaskModel(words, pymtl.LSTM(16, 16, batch_first=True), heads).eval()
+    model.heads["tags"].weight = words.weight
+    check(model, {"words": torch.randint(size, (3, 9))}, torch.tensor([9, 4, 1]), tmp_path / "m.onnx")
+
+
 @pytest.mark.parametrize("options", [{"layer_norm": True}, {"zoneout": 0.1}], ids=str)
 def test_what_onnx_lacks_is_named_and_nothing_is_written(options, tmp_path):
     model = model_of(kind=lambda *a, **k: pymtl.LSTM(*a, **k, **options))

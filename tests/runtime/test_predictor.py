@@ -301,6 +301,50 @@ def test_a_stream_s_states_are_kept_and_put_back(one_way):
         stream.state = kept[:3]
 
 
+def test_a_stream_goes_on_whatever_is_asked_of_it(tmp_path):
+    torch.manual_seed(0)
+    heads = {"a": pymtl.TokenClassificationHead(3), "b": pymtl.TokenClassificationHead(3)}
+    scheme = pymtl.sharing.HierarchicalSharing(list(heads), 4, 5, bidirectional=False, levels={"a": 1, "b": 2})
+    pymtl.export(pymtl.MultiTaskModel(torch.nn.Embedding(9, 4), scheme, heads), tmp_path / "m.pymtl")
+    model = pymtl_runtime.Model(tmp_path / "m.pymtl")
+    whole = model.session()
+    whole.run([3], {"words": [2, 5, 7]})
+    stream = model.stream()
+    stream.run([1], {"words": [2]}, tasks=["a"])
+    stream.run([1], {"words": [5]}, tasks=["a"])
+    stream.run([1], {"words": [7]}, tasks=["b"])
+    assert np.array_equal(stream.logits("b")[0], whole.logits("b")[2])
+
+
+@pytest.mark.parametrize("description", ["hello", "3", "[]", '{"settings": 3}', '{"settings": {}, "labels": {}}'])
+def test_a_damaged_description_is_named(one_way, tmp_path, description):
+    path = tmp_path / "m.pymtl"
+    program = pymtl.lowering.lower(pymtl.LSTM(3, 4))
+    program.as_json = lambda _: json.dumps(
+        {**json.loads(type(program).as_json(program, {})), "description": description}
+    )
+    pymtl.lowering.write(program, path, {})
+    with pytest.raises(pymtl_runtime.ModelError, match=r"m\.pymtl: (damaged|expected the model of a run)"):
+        pymtl_runtime.load(path)
+    assert pymtl_runtime.Model(path).tasks[0].name == "output"
+    from pymtl_runtime.__main__ import main as runtime
+
+    assert runtime(["info", str(path)]) == 0
+
+
+def test_a_data_set_that_is_not_there_is_named(two_sets):
+    for model in (pymtl.load(two_sets), pymtl_runtime.load(file_of(two_sets))):
+        with pytest.raises(ValueError, match=r"dataset: expected one of \['one', 'two'\], got ''"):
+            model.logits(["a"])
+
+
+def test_the_limit_of_memory_is_that_of_characters_too(two_sets):
+    model = pymtl_runtime.load(file_of(two_sets), memory_limit=10**6)
+    model.predict(TEXTS)
+    with pytest.raises(MemoryError, match="the limit of memory"):
+        model.predict([["x" * 16] * 10000])
+
+
 def test_a_second_thread_is_refused_a_session(one_way):
     session = pymtl_runtime.load(file_of(one_way)).model.session()
     with session._alone(), pytest.raises(RuntimeError, match="in use by another thread: make one for each"):
@@ -317,10 +361,17 @@ def test_a_second_thread_is_refused_a_session(one_way):
         ([0], {"words": []}, {}, ValueError, "expected numbers from 1"),
         ([2**62] * 2, {"words": [2]}, {}, ValueError, "expected numbers from 1"),
         ([2], {"words": "ab"}, {}, TypeError, r"fields\['words'\]: expected a list with a value for each token"),
-        ([2], {"words": [2]}, {}, ValueError, r"expected 2 rows, one a token, got shape \[1\]"),
+        ([2], {"words": [2]}, {}, ValueError, r"expected strings or whole numbers \[2\], got int64 \[1\]"),
         ([2], {"words": ["a"]}, {}, ValueError, "expected 2 strings, one a token, got 1"),
-        ([2], {"words": ["a", 3]}, {}, TypeError, "expected strings, whole numbers or numbers"),
-        ([2], {"words": [0.5, 1.5]}, {}, ValueError, "expected ids or strings, got neither"),
+        ([2], {"words": ["a", 3]}, {}, TypeError, "expected strings or whole numbers"),
+        ([2], {"words": [0.5, 1.5]}, {}, TypeError, "expected strings or whole numbers"),
+        (
+            [2],
+            {"words": [[1, 2], [3, 4]]},
+            {},
+            ValueError,
+            r"expected strings or whole numbers \[2\], got int64 \[2, 2\]",
+        ),
         ([2], {"word": ["a", "b"]}, {}, ValueError, r"fields: expected some of \['words'\], got 'word'"),
         ([2], {}, {}, ValueError, 'field "words": expected one of the batch, got none'),
         ([2], {"words": [2, 10**6]}, {}, ValueError, "got 1000000 at token 1 of sequence 0"),
@@ -333,6 +384,8 @@ def test_wrong_batches_are_named(one_way, lengths, fields, options, kind, reason
     session = pymtl_runtime.load(file_of(one_way)).model.session()
     with pytest.raises(kind, match=reason):
         session.run(lengths, fields, **options)
+    with pytest.raises(ValueError, match="there are no answers"):
+        session.answer("intent")
     session.run([2], {"words": np.array(["play", "jazz"])})
     expected = session.logits("intent")
     session.run([2], {"words": ["play", "jazz"]})

@@ -350,10 +350,14 @@ void refusals() {
   CHECK(batch.run(sample.session) == PYMTL_OK);
   CHECK(pymtl_get_answer(sample.session, 0, &answer) == PYMTL_OK);
   for (const int64_t task : {int64_t{-1}, int64_t{8}, std::numeric_limits<int64_t>::min()}) {
+    CHECK(batch.run(sample.session) == PYMTL_OK);
     text(pymtl_get_answer(sample.session, task, &answer), PYMTL_BAD_ARGUMENT);
     const pymtl_request request{sizeof request, &task, 1, 0};
     text(batch.run(sample.session, &request), PYMTL_BAD_ARGUMENT);
+    text(pymtl_get_answer(sample.session, 0, &answer), PYMTL_BAD_ARGUMENT);  // nor are there older answers
   }
+  CHECK(std::string(pymtl_input_name(sample.model, 0, 5)) == "n\xc3\xa9");
+  CHECK(pymtl_input_name(sample.model, 0, 6) == nullptr && pymtl_input_name(sample.model, 2, 0) == nullptr);
   text(pymtl_run(nullptr, 2, batch.lengths.data(), 3, batch.fields.data(), nullptr), PYMTL_BAD_ARGUMENT);
   text(pymtl_run(sample.session, 2, nullptr, 3, batch.fields.data(), nullptr), PYMTL_BAD_ARGUMENT);
   text(pymtl_run(sample.session, 2, batch.lengths.data(), 3, nullptr, nullptr), PYMTL_BAD_ARGUMENT);
@@ -363,11 +367,17 @@ void refusals() {
   text(pymtl_model_load(nullptr, nullptr, &model), PYMTL_BAD_ARGUMENT);
   const pymtl_options options{sizeof options, -1, 0};
   text(pymtl_model_load(sample.file.path(), &options, &model), PYMTL_BAD_ARGUMENT);
-  const pymtl_options small{sizeof small, 1, 64};
-  CHECK(pymtl_model_load(sample.file.path(), &small, &model) == PYMTL_OK);
+  // Of a limit that the weights take, and of one that they leave room in.
+  const pymtl_options none_left{sizeof none_left, 1, 64}, small{sizeof small, 1, size_t{1} << 20};
+  has(text(pymtl_model_load(sample.file.path(), &none_left, &model), PYMTL_NO_MEMORY), "more than the limit of memory");
+  CHECK(pymtl_model_load(sample.file.path(), &small, &model) == PYMTL_OK, pymtl_error());
   pymtl_session* session;
   CHECK(pymtl_session_new(model, &session) == PYMTL_OK);
-  has(text(batch.run(session), PYMTL_NO_MEMORY), "the limit of memory");
+  CHECK(batch.run(session) == PYMTL_OK, pymtl_error());
+  const SampleBatch large(model, 400, 100, random);
+  has(text(large.run(session), PYMTL_NO_MEMORY), "the limit of memory");
+  text(pymtl_get_answer(session, 0, &answer), PYMTL_BAD_ARGUMENT);
+  CHECK(batch.run(session) == PYMTL_OK, pymtl_error());
   pymtl_session_free(session);
   pymtl_model_free(model);
   pymtl_session_free(nullptr);
@@ -413,6 +423,7 @@ void bad_programs() {
        "got \"a\" twice"},
       {R"(\"kind\":\"numbers\",\"size\":1)", R"(\"kind\":\"numbers\",\"size\":0)", "inputs[2]: size"},
       {R"(\"widths\":[1,3])", R"(\"widths\":[1,2])", "odd numbers"},
+      {R"(\"labels\":[\"A\",\"B\",\"C\",\"D\"])", R"(\"labels\":[\"A\",\"B\",\"C\"])", "labels: expected 4, got 3"},
       {R"(\"zoneout_h\":0.1)", R"(\"zoneout_h\":1.1)", "zoneout_h: expected a number from 0 to 1"},
       {R"("dtype":"F32")", R"("dtype":"F64")", "got \"F64\""},
       {R"("shape":[6,5])", R"("shape":[6,6])", "data_offsets: expected 144 bytes, got 120"},
