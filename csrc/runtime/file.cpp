@@ -53,8 +53,7 @@ File::File(const std::string& path) {
   struct stat status{};
   check(fstat(file.number, &status) == 0, Fault::file, std::strerror(errno));
   check(!S_ISDIR(status.st_mode), Fault::file,
-        "is a folder: expected a file; of a run, 'pymtl export RUN FILE.pymtl' "
-        "makes one");
+        "is a folder: expected a file; of a run, 'pymtl export RUN FILE.pymtl' makes one");
   check(S_ISREG(status.st_mode), Fault::file, "expected a file, got something else");
   const size_t size = static_cast<size_t>(status.st_size);
   check(size > sizeof(uint64_t), Fault::file, "expected a file that pymtl.export has written, got one of ", size,

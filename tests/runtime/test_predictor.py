@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import multiprocessing
+import os
 import pickle
 import subprocess
 import sys
@@ -226,6 +227,14 @@ print(sorted(name for name in foreign if not name.startswith("_")))
     command = [sys.executable, "-S", "-c", code, *folders, str(file_of(two_sets))]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == "['numpy', 'pymtl_runtime']\n"
+
+
+def test_a_pipe_and_a_folder_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pymtl")  # which nobody writes to: opening it to read would wait for ever
+    (tmp_path / "folder.pymtl").mkdir()
+    for name, what in (("pipe", "expected a file, got something else"), ("folder", "is a folder: expected a file")):
+        with pytest.raises(pymtl_runtime.ModelError, match=rf"{name}\.pymtl: {what}"):
+            pymtl_runtime.Model(tmp_path / f"{name}.pymtl")
 
 
 def test_what_is_no_file_of_a_run_is_named(tmp_path, two_sets):
