@@ -16,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt pyproject.toml $(wildcard packaging/* csrc/*/*.* csrc/*/*/*.* csrc/*/*/*/*.*)
 CXX_FILES := $(wildcard $(foreach folder,csrc/* csrc/*/* csrc/*/*/* tests/kernels tests/kernels/* tests/kernels/*/* \
-  tests/kernels/*/*/*/* tests/runtime,$(folder)/*.h $(folder)/*.c $(folder)/*.cpp $(folder)/*.cu))
+  tests/kernels/*/*/*/* tests/runtime benchmarks examples/runtime,$(folder)/*.h $(folder)/*.c $(folder)/*.cpp $(folder)/*.cu))
 TOOLS := cmake ninja
 
 .PHONY: demo test check test-kernels test-asan gpu gpu-check test-cuda sanitize-cuda bench bench-avx2 bench-cuda wheel \
