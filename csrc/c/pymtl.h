@@ -49,7 +49,7 @@ typedef enum pymtl_status {
   PYMTL_OK = 0,
   PYMTL_BAD_FILE = 1,      /* missing, damaged, or written by a newer version */
   PYMTL_BAD_ARGUMENT = 2,  /* something does not fit the model */
-  PYMTL_NO_MEMORY = 3,     /* there is none left, or the batch takes more than the limit */
+  PYMTL_NO_MEMORY = 3,     /* there is none left, or the model or the batch takes more than the limit */
   PYMTL_INTERNAL_ERROR = 4 /* a fault of this library: please report it */
 } pymtl_status;
 

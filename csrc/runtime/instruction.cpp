@@ -58,7 +58,7 @@ void Loader::add_input(const Json& json) {
 
 void Loader::take(int64_t numbers) {
   const size_t bytes = static_cast<size_t>(numbers) * sizeof(float);
-  check(bytes <= left_, Fault::memory, "the model takes more than the limit of memory");
+  check(bytes <= left_, Fault::memory, "the model takes more than the limit of memory: raise memory_limit");
   left_ -= bytes;
 }
 

@@ -181,14 +181,18 @@ class Model:
         path: what ``pymtl export`` or ``pymtl.export`` wrote. Nobody may shorten the file while the model is in use;
             to replace it, move another one into its place.
         threads: that a call may run on; 0: as many as there are cores for this process.
-        memory_limit: bytes that the buffers of a batch may take; 0: 4 GiB.
+        memory_limit: bytes that packed weights may take, and the buffers of a batch; 0: 4 GiB.
 
     Raises:
+        MemoryError: the packed weights take more than ``memory_limit``.
         ModelError: the file is missing, damaged, or written by a newer version.
         ValueError: a number is out of range.
     """
 
     def __init__(self, path: str | os.PathLike[str], threads: int = 0, memory_limit: int = 0) -> None:
+        for name, number in (("threads", threads), ("memory_limit", memory_limit)):  # ctypes would take it modulo 2^64
+            if not 0 <= number < 2**63:
+                raise ValueError(f"{name}: expected a number from 0 on, got {number}")
         self._arguments = (os.path.abspath(path), threads, memory_limit)
         options = _Options(ctypes.sizeof(_Options), threads, memory_limit)
         pointer = c_void_p()

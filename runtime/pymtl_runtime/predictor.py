@@ -26,11 +26,13 @@ def load(path: str | os.PathLike[str], threads: int = 0, memory_limit: int = 0) 
         path: the file that ``pymtl export RUN FILE.pymtl`` wrote.
         threads: that a call may run on; 0: as many as there are cores for this process. 1 where several threads or
             processes ask at once.
-        memory_limit: bytes that the buffers of a batch may take; 0: 4 GiB.
+        memory_limit: bytes that packed weights may take, and the buffers of a batch; 0: 4 GiB.
 
     Raises:
+        MemoryError: the packed weights take more than ``memory_limit``.
         ModelError: the file is missing, damaged, written by a newer version, or of a model that was not trained by
             ``pymtl train``: :class:`Model` loads that.
+        ValueError: a number is out of range.
 
     ::
 

@@ -229,6 +229,18 @@ print(sorted(name for name in foreign if not name.startswith("_")))
     assert done.stdout == "['numpy', 'pymtl_runtime']\n"
 
 
+@pytest.mark.parametrize("number", [-1, 2**63, 2**64 + 1])
+@pytest.mark.parametrize("name", ["threads", "memory_limit"])
+def test_numbers_out_of_range_are_named(two_sets, name, number):
+    with pytest.raises(ValueError, match=f"{name}: expected a number from 0 on, got {number}"):
+        pymtl_runtime.load(file_of(two_sets), **{name: number})
+
+
+def test_weights_above_the_limit_are_refused(two_sets):
+    with pytest.raises(MemoryError, match="more than the limit of memory: raise memory_limit"):
+        pymtl_runtime.load(file_of(two_sets), memory_limit=1000)
+
+
 def test_a_pipe_and_a_folder_are_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe.pymtl")  # which nobody writes to: opening it to read would wait for ever
     (tmp_path / "folder.pymtl").mkdir()
