@@ -20,6 +20,8 @@ def write_whole(target: Path, write: Callable[[Path], Any]) -> None:
     Raises:
         OSError: it cannot be written; the message names ``target``.
     """
+    if target.is_symlink():
+        target = target.resolve()  # the link stays one
     if target.is_dir():
         raise IsADirectoryError(f"{target}: is a folder: name a file")
     # Of this thread: two that write one file must not write one draft.

@@ -53,7 +53,7 @@ static_assert(static_cast<int>(Decoder::Kind::none) == PYMTL_LOGITS &&
               static_cast<int>(Decoder::Kind::numbers) == PYMTL_VALUES);
 
 constexpr size_t kMemoryLimit = size_t{4} << 30;
-constexpr int64_t kMostThreads = 1024;
+constexpr int64_t kMostThreads = 256;  // as many as the pool has
 constexpr const char* kNoMemory = "there is no memory left";
 
 thread_local std::string last_error;
@@ -114,12 +114,16 @@ T versioned(const T* given, const char* name) {
   return own;
 }
 
+size_t number_of(const Program& program, int64_t task) {
+  const size_t count = program.tasks().size();
+  check(task >= 0 && task < static_cast<int64_t>(count), Fault::argument, "task: expected a number from 0 to ",
+        count - 1, ", got ", task);
+  return static_cast<size_t>(task);
+}
+
 const Task& task_of(const pymtl_model* model, int64_t task) {
   check_given(model, "model");
-  const auto& tasks = model->program.tasks();
-  check(task >= 0 && task < static_cast<int64_t>(tasks.size()), Fault::argument, "task: expected a number from 0 to ",
-        tasks.size() - 1, ", got ", task);
-  return tasks[static_cast<size_t>(task)];
+  return model->program.tasks()[number_of(model->program, task)];
 }
 
 size_t input_of(const Program& program, const char* name) {
@@ -273,14 +277,15 @@ pymtl_status pymtl_run(pymtl_session* session, int64_t batch, const int64_t* len
     for (int64_t i = 0; i < field_count; ++i) {
       const pymtl_field& field = fields[i];
       check_given(field.name, "fields.name");
+      check((field.strings != nullptr) + (field.ids != nullptr) + (field.numbers != nullptr) <= 1, Fault::argument,
+            "fields: expected strings, ids or numbers of '", field.name, "', got more than one of them");
       session->fields.push_back({input_of(program, field.name), field.strings, field.ids, field.numbers, field.width});
     }
     session->tasks.clear();
-    check(request.tasks == nullptr || request.task_count >= 1, Fault::argument,
-          "request.task_count: expected at least one, got ", request.task_count);
-    for (int64_t i = 0; request.tasks != nullptr && i < request.task_count; ++i) {
-      check(request.tasks[i] >= 0, Fault::argument, "request.tasks: expected numbers of tasks, got ", request.tasks[i]);
-      session->tasks.push_back(static_cast<size_t>(request.tasks[i]));
+    check(request.tasks == nullptr ? request.task_count == 0 : request.task_count >= 1, Fault::argument,
+          "request.task_count: expected at least one of tasks, and 0 without tasks, got ", request.task_count);
+    for (int64_t i = 0; i < request.task_count; ++i) {
+      session->tasks.push_back(number_of(program, request.tasks[i]));
     }
     session->session.run(lengths, batch, session->fields, session->tasks, request.probabilities != 0);
   });
@@ -290,7 +295,7 @@ pymtl_status pymtl_get_answer(const pymtl_session* session, int64_t task, pymtl_
   return guarded([&] {
     check_given(session, "session");
     check_given(answer, "answer");
-    const pymtl::runtime::Answer& own = session->session.answer(static_cast<size_t>(task));
+    const pymtl::runtime::Answer& own = session->session.answer(number_of(session->session.program(), task));
     const auto or_null = [](const auto& list) { return list.empty() ? nullptr : list.data(); };
     *answer = {own.ids.data(), own.starts.data(), or_null(own.numbers), own.probability.data(),
                or_null(own.probabilities)};
@@ -304,9 +309,10 @@ pymtl_status pymtl_get_logits(const pymtl_session* session, int64_t task, const 
     check_given(logits, "logits");
     check_given(rows, "rows");
     check_given(columns, "columns");
-    const std::vector<float>& own = session->session.logits(static_cast<size_t>(task));
+    const size_t number = number_of(session->session.program(), task);
+    const std::vector<float>& own = session->session.logits(number);
     *logits = own.data();
-    *columns = session->session.program().tasks()[static_cast<size_t>(task)].width;
+    *columns = session->session.program().tasks()[number].width;
     *rows = static_cast<int64_t>(own.size()) / *columns;
   });
 }

@@ -64,9 +64,9 @@ PYMTL_API const char* pymtl_isa(void);
 typedef struct pymtl_model pymtl_model;
 
 typedef struct pymtl_options {
-  size_t size;         /* sizeof(pymtl_options) */
-  int64_t threads;     /* that a call may run on; 0: as many as there are cores for this process. All calls of a process
-                          share those beyond the caller's own: one call at a time has them. */
+  size_t size;     /* sizeof(pymtl_options) */
+  int64_t threads; /* that a call may run on, at most 256; 0: as many as there are cores for this process. All calls of
+                      a process share those beyond the caller's own: one call at a time has them. */
   size_t memory_limit; /* bytes that packed weights may take, and the buffers of a batch; 0: 4 GiB */
 } pymtl_options;
 
@@ -147,9 +147,9 @@ typedef struct pymtl_field {
 } pymtl_field;
 
 typedef struct pymtl_request {
-  size_t size;          /* sizeof(pymtl_request) */
-  const int64_t* tasks; /* [task_count] those wanted; NULL: all */
-  int64_t task_count;
+  size_t size;           /* sizeof(pymtl_request) */
+  const int64_t* tasks;  /* [task_count] those wanted; NULL: all */
+  int64_t task_count;    /* 0 of NULL */
   int32_t probabilities; /* whether answers of tokens say how probable they are, which of a path takes as long again */
 } pymtl_request;
 

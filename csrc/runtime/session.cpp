@@ -15,6 +15,8 @@ namespace {
 
 constexpr int64_t kMostTokens = int64_t{1} << 31;
 
+bool is_of_paths(Decoder::Kind kind) { return kind == Decoder::Kind::crf || kind == Decoder::Kind::ctc; }
+
 }  // namespace
 
 Executor executor_of(int64_t threads) {
@@ -42,7 +44,10 @@ Session::Session(const Program& program, int64_t threads, size_t memory_limit, b
 
 void Session::forget_answers() { std::fill(has_answers_.begin(), has_answers_.end(), false); }
 
-void Session::reset() { std::fill(frame_.state.begin(), frame_.state.end(), 0.0f); }
+void Session::reset() {
+  forget_answers();
+  std::fill(frame_.state.begin(), frame_.state.end(), 0.0f);
+}
 
 void Session::run(const int64_t* lengths, int64_t batch, const std::vector<Field>& fields,
                   const std::vector<size_t>& tasks, bool with_probabilities) {
@@ -65,12 +70,17 @@ void Session::run(const int64_t* lengths, int64_t batch, const std::vector<Field
   frame_.executor = executor_of(threads_);
   arrange(lengths, batch);
   read_fields(fields);
-  program_.run(frame_, needed_);
-  for (size_t task = 0; task < all; ++task) {
-    if (!wanted_[task]) continue;
-    collect(task, with_probabilities);
-    has_answers_[task] = true;
+  kept_state_ = frame_.state;
+  try {
+    program_.run(frame_, needed_);
+    for (size_t task = 0; task < all; ++task) {
+      if (wanted_[task]) collect(task, with_probabilities);
+    }
+  } catch (...) {
+    std::copy(kept_state_.begin(), kept_state_.end(), frame_.state.begin());  // a call that failed has read no tokens
+    throw;
   }
+  has_answers_ = wanted_;
 }
 
 void Session::arrange(const int64_t* lengths, int64_t batch) {
@@ -88,6 +98,11 @@ void Session::arrange(const int64_t* lengths, int64_t batch) {
   }
   PackedRows& rows = frame_.tokens;
   rows.count = starts_[batch];
+  // Of what follows; the plan of the buffers checks them by itself.
+  constexpr size_t kOrderOfToken = 3 * sizeof(int64_t);
+  check(static_cast<size_t>(rows.count) <= memory_limit_ / kOrderOfToken, Fault::memory,
+        "expected a batch that fits into ", memory_limit_, " bytes, the limit of memory, got one of ", rows.count,
+        " tokens: split it");
   rows.batch = batch;
   rows.batch_sizes.resize(static_cast<size_t>(longest));
   sequence_.resize(static_cast<size_t>(batch));
@@ -112,7 +127,11 @@ std::string Session::place_of(int64_t token) const {
 void Session::read_fields(const std::vector<Field>& fields) {
   std::vector<const Field*>& by_input = by_input_;
   by_input.assign(program_.inputs().size(), nullptr);
-  for (const Field& field : fields) by_input[field.input] = &field;
+  for (const Field& field : fields) {
+    check(by_input[field.input] == nullptr, Fault::argument, "fields: expected each once, got ",
+          quoted(program_.inputs()[field.input].name), " twice");
+    by_input[field.input] = &field;
+  }
   const auto read = [&](const Field& field) {
     const Input& input = program_.inputs()[field.input];
     if (input.kind == Input::Kind::ids) {
@@ -304,26 +323,26 @@ void Session::collect(size_t index, bool with_probabilities) {
     std::copy_n(packed + static_cast<int64_t>(row) * task.width, task.width, logits.data() + order[row] * task.width);
   }
   // Of a stream there is no last token yet, from which paths are found backwards.
-  const Decoder::Kind kind = task.decoder.kind();
-  if (frame_.keeps_state && (kind == Decoder::Kind::crf || kind == Decoder::Kind::ctc)) {
-    answers_[index].starts.assign(2, 0);
-    answers_[index].probability.assign(1, std::nan(""));
-    return;
-  }
+  if (frame_.keeps_state && is_of_paths(task.decoder.kind())) return;
   task.decoder.decode({packed, frame_.tokens, sequence_.data(), places_.data(), starts_.data(), with_probabilities},
                       frame_, answers_[index]);
 }
 
-const Answer& Session::answer(size_t task) const {
-  const std::vector<Task>& tasks = program_.tasks();
-  check(task < tasks.size(), Fault::argument, "task: expected a number from 0 to ", tasks.size() - 1, ", got ", task);
-  check(has_answers_[task], Fault::argument, "task ", quoted(tasks[task].name),
+void Session::check_answered(size_t task) const {
+  check(has_answers_[task], Fault::argument, "task ", quoted(program_.tasks()[task].name),
         ": there are no answers: run a batch that asks for it first");
+}
+
+const Answer& Session::answer(size_t task) const {
+  check_answered(task);
+  const Task& asked = program_.tasks()[task];
+  check(!frame_.keeps_state || !is_of_paths(asked.decoder.kind()), Fault::argument, "task ", quoted(asked.name),
+        ": a stream has its logits alone: the answer depends on tokens to come");
   return answers_[task];
 }
 
 const std::vector<float>& Session::logits(size_t task) const {
-  answer(task);
+  check_answered(task);
   return logits_[task];
 }
 

@@ -41,7 +41,7 @@ class Session {
   void reset();
   std::vector<float>& state() { return frame_.state; }
 
-  // Of the last batch; throw Error (Fault::argument) if it was not asked for this task.
+  // Of the last batch; throw Error (Fault::argument) if it was not asked for this task, or has no answers of it.
   const Answer& answer(size_t task) const;
   const std::vector<float>& logits(size_t task) const;  // [N, C] or [B, C] in the caller's order
 
@@ -55,6 +55,7 @@ class Session {
   void read_characters(const Field& field);
   void read_numbers(const Field& field);
   void find_words();
+  void check_answered(size_t task) const;
   std::string place_of(int64_t token) const;
   void collect(size_t task, bool with_probabilities);
 
@@ -62,6 +63,7 @@ class Session {
   int64_t threads_;
   size_t memory_limit_;
   Frame frame_;
+  std::vector<float> kept_state_;         // before the call
   std::vector<std::vector<bool>> needs_;  // of each task, which instructions; empty if a stream has no answers of it
   std::vector<bool> needed_;
   std::vector<int64_t> starts_;         // [B + 1] the first token of each of the caller's sequences

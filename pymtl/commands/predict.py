@@ -117,10 +117,10 @@ def _inputs(texts: Sequence[str], first: int, as_json: bool) -> list[Any]:
             continue
         try:
             record = json.loads(text)
-        except ValueError as error:
-            raise DataError(f"text {number}: not JSON: {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"input {number}: not JSON: {error}") from None
         if not isinstance(record, dict):
-            raise DataError(f"text {number}: expected a JSON object, got {type(record).__name__}")
+            raise DataError(f"input {number}: expected a JSON object, got {type(record).__name__}")
         found.append(record)
     return found
 

@@ -14,6 +14,7 @@ def check_plain(module: nn.Module) -> None:
     Raises:
         ValueError: there is some; the message names the module.
         TypeError: a parameter is of another dtype than float32.
+        ValueError: a parameter has no values, on the meta device.
     """
     for name, child in module.named_modules():
         at = f"{name or 'the module'} ({type(child).__name__})"
@@ -29,6 +30,8 @@ def check_plain(module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if parameter.dtype != torch.float32:
             raise TypeError(f"{name}: expected parameters of torch.float32, got {parameter.dtype}: model.float()")
+        if parameter.is_meta:
+            raise ValueError(f"{name}: expected a parameter with values, got one on the meta device")
 
 
 def refuse(module: nn.Module, what: str, expected: str) -> ValueError:

@@ -32,6 +32,8 @@ def lower_embedding(program: Program, embedding: nn.Module | None, size: int, si
         raise ValueError(f"sizes: expected how many numbers a token has of {', '.join(missing)}, got no such sizes")
     if missing:
         known[missing[0]] = size - sum(own for own in known.values() if own is not None)
+    if sum(known.values()) != size or min(known.values()) < 1:
+        raise ValueError(f"embedding: expected {size} features of a token in all, as the encoder reads, got {known}")
     parts = [
         _field(program, module, name, f"embedding.fields.{name}", known[name])
         for name, module in embedding.fields.items()
@@ -47,6 +49,10 @@ def _field(program: Program, module: nn.Module, field: str, at: str, size: int) 
     lower = _FIELDS.get(type(module))
     if lower is None:
         raise refuse(module, at, "an nn.Embedding, a CharacterLSTM, a CharacterCNN or an nn.Identity")
+    weight = getattr(module, "weight", None)
+    own = _size_of(module) if weight is None else weight.shape[1]
+    if own is not None and own != size:
+        raise ValueError(f"{at}: expected {size} features of a token, got {own}")
     return lower(program, module, field, at, size)
 
 

@@ -77,9 +77,12 @@ def export(
         if known is None:
             raise KeyError(f"labels: expected tasks among {[each['name'] for each in program.tasks]}, got {task!r}")
         count = count_ids(module.heads[task]) if isinstance(module, MultiTaskModel) else 0
+        if isinstance(own, str):
+            raise TypeError(f"labels of {task!r}: expected a list of {count}, got the string {own!r}")
         if len(own) != count:
             raise ValueError(f"labels of {task!r}: expected {count}, got {len(own)}")
         known["labels"] = list(map(str, own))
+        _check_names(known["labels"], f"labels of {task!r}")
     write(program, path, {})
 
 
@@ -87,21 +90,36 @@ def name_ids(field: dict[str, Any], names: Sequence[str], unknown: int | None) -
     """Gives the ids of a program's field their names.
 
     Raises:
-        ValueError: one is no string or comes twice, there are too many, or ``unknown`` is no id.
+        TypeError: they are one string, or ``unknown`` is no number.
+        ValueError: one is no string or comes twice, there are too many or none, or ``unknown`` is no id.
     """
-    wrong = next((name for name in names if not isinstance(name, str) or "\0" in name), None)
-    if wrong is not None:
-        raise ValueError(f"names of {field['name']!r}: expected strings without a zero character, got {wrong!r}")
-    if len(names) > field["count"] or len(set(names)) != len(names):
-        raise ValueError(
-            f"names of {field['name']!r}: expected at most {field['count']}, all different, got {len(names)} of which "
-            f"{len(set(names))} are different"
-        )
+    what = f"names of {field['name']!r}"
+    if isinstance(names, str):
+        raise TypeError(f"{what}: expected a list of strings, got the string {names!r}")
+    if not 1 <= len(names) <= field["count"]:
+        raise ValueError(f"{what}: expected from 1 to {field['count']}, got {len(names)}")
+    _check_names(names, what)
+    if unknown is not None and (isinstance(unknown, bool) or not isinstance(unknown, int)):
+        raise TypeError(f"unknown of {field['name']!r}: expected an id, a whole number, got {unknown!r}")
     if unknown is not None and not 0 <= unknown < field["count"]:
         raise ValueError(f"unknown of {field['name']!r}: expected an id below {field['count']}, got {unknown}")
     field["names"] = list(names)
     if unknown is not None:
         field["unknown"] = unknown
+
+
+def _check_names(names: Sequence[str], what: str) -> None:
+    seen = set()
+    for name in names:
+        if not isinstance(name, str) or "\0" in name:
+            raise ValueError(f"{what}: expected strings without a zero character, got {name!r}")
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{what}: expected text, got {name!r}: {error.reason}") from None
+        if name in seen:
+            raise ValueError(f"{what}: expected different ones, got {name!r} twice")
+        seen.add(name)
 
 
 def write(program: Program, path: str | Path, description: Mapping[str, Any]) -> None:
@@ -112,9 +130,10 @@ def write(program: Program, path: str | Path, description: Mapping[str, Any]) ->
 
     Raises:
         ImportError: there is no safetensors, or no onnx.
-        ValueError: the file's name ends otherwise, or ONNX has no operators for an instruction.
+        ValueError: the file's name ends otherwise, a number is not finite, or ONNX has no operators for an instruction.
         OSError: the file cannot be written.
     """
+    program.check_finite()
     about = {"pymtl": version, **description}
     target = Path(path)
     if target.suffix.lower() not in SUFFIXES:

@@ -37,10 +37,14 @@ def lower(
 
     Raises:
         KeyError: a task is unknown.
-        TypeError: a parameter is not float32.
+        TypeError: the module is none, ``tasks`` is a string, or a parameter is not float32.
         ValueError: there are no instructions for a module, or for what was changed in it; the message names it.
         RuntimeError: a layer cannot be kept in ``weights``.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module: expected a pymtl.MultiTaskModel, LSTM, GRU or RNN, got {type(module).__name__}")
+    if isinstance(tasks, str):
+        raise TypeError(f"tasks: expected a list of names, got the string {tasks!r}")
     check_plain(module)
     program = Program(weights=None if weights == torch.float32 else weights)
     with torch.no_grad():

@@ -134,9 +134,10 @@ class _Graph:
 
     def add_input(self, field: Mapping[str, Any]) -> None:
         name, kind = field["name"], field["kind"]
-        if name == LENGTHS:
+        outputs = [f"{task['name']}/{what}" for task in self.program.tasks for what in ("logits", "answer")]
+        if name == LENGTHS or name in outputs:
             raise ValueError(
-                f"{name}: expected a field of another name, since ONNX's input of the lengths has this one"
+                f"{name}: expected a field of another name, since ONNX's lengths or an output have this one"
             )
         shapes = {"ids": ["batch", "steps"], "characters": ["batch", "steps", "letters"]}
         shape = shapes.get(kind, ["batch", "steps", field.get("size")])

@@ -132,3 +132,16 @@ class Program:
             },
             ensure_ascii=False,
         )
+
+    def check_finite(self) -> None:
+        """Checks what JSON has to hold.
+
+        Raises:
+            ValueError: a number of an instruction or of a task, as a mean, is nan or inf.
+        """
+        for each in [*self.instructions, *self.tasks]:
+            try:
+                json.dumps(each, allow_nan=False)
+            except ValueError:
+                what = each.get("name", each.get("output"))
+                raise ValueError(f"{what}: expected finite numbers, got nan or inf among {each}") from None

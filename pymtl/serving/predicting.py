@@ -112,13 +112,14 @@ class Answering:
         work: dict[str, list[tuple[int, Record]]] = {dataset: [] for dataset in self.config.sets}
         for index, given in enumerate(inputs):
             records = self._records(given, f"input {first + index}")
-            dataset, record = next(iter(records.items()))
+            with_tokens = {name: record for name, record in records.items() if record.tokens}
+            dataset, record = next(iter((with_tokens or records).items()))
             tokens = given_tokens(record, self.config.sets[dataset])
             answers.append({"tokens": tokens})
-            if tokens:
+            if with_tokens:
                 unknown = [t for t, read in zip(tokens, record.tokens) if read not in self._known]
                 answers[-1]["unknown_tokens"] = unknown if self.config.model.words else []
-                for name, each in records.items():
+                for name, each in with_tokens.items():
                     work[name].append((index, each))
         for dataset, own in work.items():
             found = self.predict_records([record for _, record in own], dataset, batch_size, beam_size, distributions)
@@ -185,7 +186,8 @@ class Answering:
         itself = {name: True for name, task in self.config.main_tasks.items() if task.rules.labels_itself}
         if isinstance(given, bytes):
             raise TypeError(f"{where}: expected a text, a list of tokens or a record, got bytes: decode them first")
-        if isinstance(given, str | Sequence) and self.config.fields:
+        is_blank = isinstance(given, str) and not given.strip()  # which has no tokens, and so no fields
+        if isinstance(given, str | Sequence) and self.config.fields and not is_blank:
             raise DataError(f"{where}: expected a record with the fields {', '.join(self.config.fields)}, got a text")
         if isinstance(given, str):
             records = {name: text_record(given, self.config, name) for name in self.config.sets}

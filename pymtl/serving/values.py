@@ -8,6 +8,8 @@ from typing import Any
 
 from .errors import DataError
 
+LARGEST_FLOAT32 = 3.4028234663852886e38
+
 
 def number_of(cell: str) -> Any:
     """The number a cell of CSV holds, or the cell, for a check to name it."""
@@ -26,10 +28,11 @@ def is_number(value: Any) -> bool:
 
 
 def has_numbers(value: Any, size: int) -> bool:
-    """Whether it is a list of so many finite numbers; of one, also a number by itself."""
-    if size == 1 and is_number(value):
-        return True
-    return isinstance(value, list) and len(value) == size and all(is_number(number) for number in value)
+    """Whether it is a list of so many finite numbers, also in float32; of one, also a number by itself."""
+    numbers = [value] if size == 1 and not isinstance(value, list) else value
+    if not isinstance(numbers, list) or len(numbers) != size:
+        return False
+    return all(is_number(number) and abs(number) <= LARGEST_FLOAT32 for number in numbers)
 
 
 def is_string(value: Any) -> bool:

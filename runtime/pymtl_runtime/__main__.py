@@ -48,10 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=__version__)
     given, further = parser.parse_known_args(arguments)
     # argparse takes no texts behind an option once it has seen that there were none before it.
-    if given.command != "predict" or given.texts or any(text.startswith("-") for text in further):
+    end = further.index("--") if "--" in further else len(further)
+    if given.command != "predict" or given.texts or any(text.startswith("-") for text in further[:end]):
         given = parser.parse_args(arguments)
     elif further:
-        given.texts = further
+        given.texts = further[:end] + further[end + 1 :]
     try:
         return {"predict": _predict, "info": _info, "flags": _flags}[given.command](given)
     except BrokenPipeError:  # whoever reads has had enough
@@ -70,13 +71,19 @@ def _flags(given: argparse.Namespace) -> int:
 
 
 def _predict(given: argparse.Namespace) -> int:
-    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
-        if isinstance(stream, io.TextIOWrapper):  # whatever the locale says
-            stream.reconfigure(encoding="utf-8", errors=errors)
+    # Whatever the locale says; a mark of the byte order is no text.
+    for stream, encoding, errors in (
+        (sys.stdin, "utf-8-sig", "surrogateescape"),
+        (sys.stdout, "utf-8", "backslashreplace"),
+    ):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=encoding, errors=errors)
     predictor = load(given.file, given.threads)
     if predictor.config.fields and not given.records:
         fields = ", ".join(predictor.config.fields)
         raise DataError(f"this model reads {fields} of each token too: give JSON objects with these, and --records")
+    if not given.texts and sys.stdin is None:
+        raise DataError("expected texts, or lines of standard input, which is closed")
     texts = given.texts or (line.rstrip("\r\n") for line in sys.stdin)
     for number, text in enumerate(texts, 1):
         answer = predictor.predict([_input(text, number, given.records)], distributions=False, first=number)[0]
@@ -94,10 +101,10 @@ def _input(text: str, number: int, as_record: bool) -> Any:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     try:
         record = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"text {number}: not JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"input {number}: not JSON: {error}") from None
     if not isinstance(record, dict):
-        raise DataError(f"text {number}: expected a JSON object, got {type(record).__name__}")
+        raise DataError(f"input {number}: expected a JSON object, got {type(record).__name__}")
     return record
 
 
@@ -105,7 +112,8 @@ def _info(given: argparse.Namespace) -> int:
     model = Model(given.file)
     about = _about(model)
     by = about.get("pymtl", "of an unknown version")
-    print(f"{given.file}: {given.file.stat().st_size / 1e6:.1f} MB, by pymtl {by}")
+    size = given.file.stat().st_size
+    print(f"{given.file}: {f'{size / 1e6:.1f} MB' if size >= 1e6 else f'{size / 1e3:.0f} kB'}, by pymtl {by}")
     print(f"instruction set: {isa()}")
     for each in model.inputs:
         what = f"{each.size} numbers a token" if each.kind == "numbers" else f"{each.kind} below {each.size}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from ctypes import POINTER, addressof, byref, c_char_p, c_int32, c_int64, c_size_t, c_void_p
 from dataclasses import dataclass
@@ -186,17 +186,22 @@ class Model:
     Raises:
         MemoryError: the packed weights take more than ``memory_limit``.
         ModelError: the file is missing, damaged, or written by a newer version.
-        ValueError: a number is out of range.
+        TypeError, ValueError: a number is none, or out of range.
     """
 
     def __init__(self, path: str | os.PathLike[str], threads: int = 0, memory_limit: int = 0) -> None:
         for name, number in (("threads", threads), ("memory_limit", memory_limit)):  # ctypes would take it modulo 2^64
+            if not isinstance(number, int) or isinstance(number, bool):
+                raise TypeError(f"{name}: expected a whole number, got {number!r}")
             if not 0 <= number < 2**63:
-                raise ValueError(f"{name}: expected a number from 0 on, got {number}")
+                raise ValueError(f"{name}: expected a number from 0 to 2^63 - 1, got {number}")
+        encoded_path = os.fsencode(path)
+        if not encoded_path or b"\0" in encoded_path:
+            raise ValueError(f"path: expected the name of a file, got {os.fspath(path)!r}")
         self._arguments = (os.path.abspath(path), threads, memory_limit)
         options = _Options(ctypes.sizeof(_Options), threads, memory_limit)
         pointer = c_void_p()
-        _check(_LIBRARY.pymtl_model_load(os.fsencode(path), byref(options), byref(pointer)))
+        _check(_LIBRARY.pymtl_model_load(encoded_path, byref(options), byref(pointer)))
         self._pointer = pointer
         self.description: str = _LIBRARY.pymtl_model_description(pointer).decode()
         self.inputs = [self._input(i) for i in range(_LIBRARY.pymtl_input_count(pointer))]
@@ -299,39 +304,41 @@ class Session:
             MemoryError: the batch takes more memory than the limit.
             RuntimeError: another thread is using the session.
         """
+        with self._alone():
+            self._batch = 0  # should this one fail, there are no answers
+            self._run(lengths, fields, tasks, probabilities)
+
+    def _run(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        fields: Mapping[str, Values],
+        tasks: Sequence[str] | None,
+        probabilities: bool,
+    ) -> None:
         given = np.asarray(lengths)
         if given.ndim != 1 or (given.dtype.kind not in "iu" and len(given) > 0):
             raise TypeError(f"lengths: expected a list of whole numbers, got {lengths!r}")
         if len(given) == 0 or given.min() < 1 or given.max() >= 1 << 31:
             raise ValueError(f"lengths: expected numbers from 1 to {(1 << 31) - 1}, at least one, got {lengths!r}")
         given = np.ascontiguousarray(given, np.int64)
-        if isinstance(tasks, str):
-            raise TypeError(f"tasks: expected a list of names, got the string {tasks!r}")
-        if tasks is not None and len(tasks) == 0:
-            raise ValueError("tasks: expected at least one name, got none")
         known = {each.name: each for each in self.model.inputs}
         for name in fields:
             if name not in known:
                 raise ValueError(f"fields: expected some of {list(known)}, got {name!r}")
         count = int(given.sum())
-        with self._alone():
-            self._run(given, {known[name]: values for name, values in fields.items()}, count, tasks, probabilities)
-
-    def _run(
-        self,
-        given: np.ndarray,
-        fields: Mapping[InputInfo, Values],
-        count: int,
-        tasks: Sequence[str] | None,
-        probabilities: bool,
-    ) -> None:
         # What the call's pointers lead to, which has to live as long.
-        kept: list[Any] = [_fill(field, *item, count) for field, item in zip(self._fields, fields.items())]
+        kept: list[Any] = [
+            _fill(field, known[name], values, count) for field, (name, values) in zip(self._fields, fields.items())
+        ]
         self._request.probabilities = probabilities
         if tasks is None:
             self._request.tasks, self._request.task_count = None, 0
+        elif isinstance(tasks, str) or not isinstance(tasks, Iterable):
+            raise TypeError(f"tasks: expected a list of names, got {tasks!r}")
         else:
             places = np.array([self.model.place(task) for task in tasks], np.int64)
+            if len(places) == 0:
+                raise ValueError("tasks: expected at least one name, got none")
             kept.append(places)
             self._request.tasks, self._request.task_count = _address(places), len(places)
         _check(
@@ -364,19 +371,30 @@ class Session:
 
         Raises:
             KeyError: the task is unknown.
-            ValueError: the last batch was not asked for it.
+            ValueError: the last batch was not asked for it, or failed.
         """
         data, rows, columns = c_void_p(), c_int64(), c_int64()
         place = self.model.place(task)
         with self._alone():
+            self._check_answered(task)
             _check(_LIBRARY.pymtl_get_logits(self._pointer, place, byref(data), byref(rows), byref(columns)))
             return _copy(data.value, (rows.value, columns.value), np.float32)
 
     def answer(self, task: str) -> Answer:
-        """What the task says. Errors as :meth:`logits`."""
+        """What the task says.
+
+        Raises:
+            KeyError, ValueError: as :meth:`logits`; a stream has no answers of paths and of CTC.
+        """
         place = self.model.place(task)
         with self._alone():
+            self._check_answered(task)
             return self._answer(place)
+
+    def _check_answered(self, task: str) -> None:
+        """Refuses what an older batch left, where the last one was refused before it came to the library."""
+        if self._batch == 0:
+            raise ValueError(f"task {task!r}: there are no answers: run a batch that asks for it first")
 
     def _answer(self, place: int) -> Answer:
         found = _Answer()
@@ -409,7 +427,10 @@ class Session:
 
     @state.setter
     def state(self, kept: np.ndarray) -> None:
-        values = np.ascontiguousarray(kept, np.float32)
+        given = np.asarray(kept)
+        if given.dtype.kind not in "iuf":
+            raise TypeError(f"state: expected numbers, got {given.dtype}")
+        values = np.ascontiguousarray(given, np.float32)
         with self._alone():
             address, count = self._state()
             if values.shape != (count,):
@@ -440,17 +461,25 @@ def _fill(field: _Field, info: InputInfo, values: Values, count: int) -> Any:
     name = info.name
     field.name = encoded_name = name.encode()
     field.strings = field.ids = field.numbers = None
-    if isinstance(values, str | bytes):
-        raise TypeError(f"fields[{name!r}]: expected a list with a value for each token, got {values!r}")
-    if not isinstance(values, np.ndarray) or values.dtype.kind in "UO":
-        if info.kind != "numbers" and all(isinstance(value, str) for value in values):
-            return _fill_strings(field, name, list(values), count), encoded_name
-        values = np.asarray(values)
+    is_list = isinstance(values, Sequence) or hasattr(values, "__array__")
+    if not is_list or isinstance(values, str | bytes | bytearray):
+        raise TypeError(f"fields[{name!r}]: expected a list with a value for each token, got {values!r:.80}")
     expected, kinds = {
         "ids": (f"strings or whole numbers [{count}]", "iu"),
         "characters": (f"strings [{count}] or whole numbers [{count}, W]", "iu"),
         "numbers": (f"numbers [{count}, {info.size}]", "iuf"),
     }[info.kind]
+    if not isinstance(values, np.ndarray) or values.dtype.kind in "UO":
+        strings = [isinstance(value, str) for value in values]
+        if info.kind != "numbers" and all(strings):
+            return _fill_strings(field, name, list(values), count), encoded_name
+        if any(strings) and not all(strings):
+            odd = strings.index(not strings[0])
+            raise TypeError(f"fields[{name!r}]: expected {expected}, got {list(values)[odd]!r} at {odd} among others")
+        try:
+            values = np.asarray(values)
+        except ValueError as error:  # lists of several lengths
+            raise ValueError(f"fields[{name!r}]: expected {expected}: {error}") from None
     got = f"{values.dtype} {list(values.shape)}"
     if values.dtype.kind not in kinds:
         raise TypeError(f"fields[{name!r}]: expected {expected}, got {got}")
@@ -458,10 +487,17 @@ def _fill(field: _Field, info: InputInfo, values: Values, count: int) -> Any:
         values = values[:, None]
     if values.ndim != (1 if info.kind == "ids" else 2) or len(values) != count:
         raise ValueError(f"fields[{name!r}]: expected {expected}, got {got}")
-    kept = np.ascontiguousarray(values, np.float32 if info.kind == "numbers" else np.int64)
     if info.kind == "numbers":
+        try:
+            with np.errstate(over="raise"):
+                kept = np.ascontiguousarray(values, np.float32)
+        except FloatingPointError:
+            raise ValueError(f"fields[{name!r}]: expected numbers that float32 can hold, got larger ones") from None
         field.numbers = _address(kept)
     else:
+        if values.dtype.kind == "u" and values.size > 0 and values.max() >= 2**63:
+            raise ValueError(f"fields[{name!r}]: expected ids below {info.size}, got {values.max()}")
+        kept = np.ascontiguousarray(values, np.int64)
         field.ids = _address(kept)
     field.width = kept.shape[1] if kept.ndim == 2 else 1
     return kept, encoded_name
@@ -470,7 +506,10 @@ def _fill(field: _Field, info: InputInfo, values: Values, count: int) -> Any:
 def _fill_strings(field: _Field, name: str, values: list[str], count: int) -> Any:
     if len(values) != count:
         raise ValueError(f"fields[{name!r}]: expected {count} strings, one a token, got {len(values)}")
-    encoded = [value.encode() for value in values]
+    try:
+        encoded = [value.encode() for value in values]
+    except UnicodeEncodeError as error:
+        raise ValueError(f"fields[{name!r}]: expected text, got {error.object!r}: {error.reason}") from None
     for value in encoded:
         if b"\0" in value:
             raise ValueError(f"fields[{name!r}]: expected strings without a zero character, got {value.decode()!r}")

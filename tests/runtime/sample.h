@@ -252,7 +252,10 @@ inline double read_everything(const pymtl_model* model, const pymtl_session* ses
     int64_t rows, columns;
     if (pymtl_get_logits(session, task, &logits, &rows, &columns) != PYMTL_OK) continue;
     for (int64_t i = 0; i < rows * columns; ++i) sum += logits[i];
-    CHECK(pymtl_get_answer(session, task, &answer) == PYMTL_OK);
+    if (pymtl_get_answer(session, task, &answer) != PYMTL_OK) {
+      CHECK(std::strstr(pymtl_error(), "a stream has its logits alone") != nullptr, pymtl_error());
+      continue;
+    }
     for (size_t i = 0; i < batch; ++i) sum += answer.probability[i];
     for (int64_t i = 0; i < answer.starts[batch]; ++i) {
       sum += static_cast<double>(answer.ids[i]) + (answer.probabilities == nullptr ? 0.0 : answer.probabilities[i]);

@@ -59,6 +59,17 @@ def two_identities():
     return small(embedding, pymtl.LSTM(7, 5, batch_first=True))
 
 
+def two_embeddings():
+    embedding = pymtl.TokenFeatures({"words": nn.Embedding(9, 4), "more": nn.Embedding(9, 2)})
+    return small(embedding, pymtl.LSTM(7, 5, batch_first=True))
+
+
+def no_mean():
+    model = small(heads={"a": pymtl.RegressionHead(2)})
+    model.heads["a"].mean = (float("nan"), 0.0)
+    return model
+
+
 def two_characters():
     fields = {"one": pymtl.CharacterLSTM(9, 3, 2), "two": pymtl.CharacterLSTM(9, 3, 2)}
     return small(pymtl.TokenFeatures(fields), pymtl.LSTM(8, 5, batch_first=True))
@@ -102,6 +113,11 @@ REFUSED = {
         lambda: nn.Linear(3, 4),
         "module: expected a pymtl.MultiTaskModel, LSTM, GRU or RNN, got Linear",
     ),
+    "no module": (lambda: None, "module: expected a pymtl.MultiTaskModel, LSTM, GRU or RNN, got NoneType"),
+    "the meta device": (lambda: small().to("meta"), r"embedding\.weight: expected a parameter with values"),
+    "too many features": (lambda: small(nn.Embedding(9, 5)), "embedding: expected 4 features of a token, got 5"),
+    "too few features": (two_embeddings, "embedding: expected 7 features of a token in all"),
+    "a mean that is no number": (no_mean, "a: expected finite numbers"),
     "torch's LSTM": (lambda: nn.LSTM(3, 4), "module: expected a pymtl.MultiTaskModel, LSTM, GRU or RNN, got LSTM"),
 }
 
@@ -121,8 +137,17 @@ def test_what_no_file_can_hold_is_refused_by_name(case, name, tmp_path):
         ({"tasks": ["b"]}, KeyError, "unknown task 'b'"),
         ({"tasks": []}, ValueError, "at least one task"),
         ({"names": {"tokens": ["x"]}}, KeyError, "expected fields of ids among"),
-        ({"names": {"words": list("abcabcabc")}}, ValueError, "all different"),
-        ({"names": {"words": list("abcdefghij")}}, ValueError, "at most 9"),
+        ({"names": {"words": list("abcabcabc")}}, ValueError, "expected different ones, got 'a' twice"),
+        ({"names": {"words": list("abcdefghij")}}, ValueError, "expected from 1 to 9, got 10"),
+        ({"names": {"words": []}}, ValueError, "expected from 1 to 9, got 0"),
+        ({"names": {"words": "abc"}}, TypeError, "names of 'words': expected a list of strings, got the string 'abc'"),
+        ({"names": {"words": ["x"]}, "unknown": {"words": True}}, TypeError, "unknown of 'words': expected an id"),
+        ({"names": {"words": ["x"]}, "unknown": {"words": "x"}}, TypeError, "unknown of 'words': expected an id"),
+        ({"names": {"words": ["\udc80"]}}, ValueError, "names of 'words': expected text"),
+        ({"labels": {"a": "abc"}}, TypeError, "labels of 'a': expected a list of 3, got the string 'abc'"),
+        ({"labels": {"a": ["x", "y", "x"]}}, ValueError, "labels of 'a': expected different ones, got 'x' twice"),
+        ({"labels": {"a": ["x", "y", "z\0"]}}, ValueError, "labels of 'a': expected strings without a zero"),
+        ({"tasks": "a"}, TypeError, "tasks: expected a list of names, got the string 'a'"),
         ({"names": {"words": ["x"]}, "unknown": {"words": 9}}, ValueError, "expected an id below 9, got 9"),
         ({"unknown": {"words": 1}}, KeyError, "unknown: expected fields that names has"),
         ({"labels": {"b": ["x"]}}, KeyError, "labels: expected tasks among"),
@@ -152,6 +177,14 @@ def test_fields_may_have_any_name_and_tasks_may_be_named_twice(tmp_path):
     model = small(embedding, pymtl.LSTM(7, 5, batch_first=True))
     export(model, tmp_path / "m.pymtl", sizes={"linear3": 2}, tasks=["a", "a"])
     assert [task.name for task in loaded(tmp_path / "m.pymtl").tasks] == ["a"]
+
+
+def test_a_link_stays_one_and_what_it_leads_to_is_replaced(tmp_path):
+    export(small(), tmp_path / "real.pymtl")
+    (tmp_path / "link.pymtl").symlink_to("real.pymtl")
+    export(small(heads={"b": pymtl.ClassificationHead(3)}), tmp_path / "link.pymtl")
+    assert (tmp_path / "link.pymtl").is_symlink()
+    assert loaded(tmp_path / "real.pymtl").tasks[0].name == "b"
 
 
 def test_many_threads_may_write_one_file(tmp_path):
@@ -227,7 +260,9 @@ def test_strings_and_ids_are_the_same_and_unknown_ones_are_told(tmp_path):
     model = model_of(heads={task: HEADS[task] for task in ("intent", "tags")}, fields=fields)
     letters = ["<pad>", "<unk>", *"abcdéf"]
     names = {"words": ["<pad>", "<unk>", "bad", "café"], "characters": letters}
-    export(model, tmp_path / "m.pymtl", names=names, unknown={"words": 1, "characters": 1}, labels={"tags": "OBICD"})
+    export(
+        model, tmp_path / "m.pymtl", names=names, unknown={"words": 1, "characters": 1}, labels={"tags": list("OBICD")}
+    )
     session = loaded(tmp_path / "m.pymtl").session()
     words = ["bad", "café", "", "x🎉"]
     session.run([4], {"words": words})

@@ -118,7 +118,7 @@ def test_what_onnx_lacks_is_named_and_nothing_is_written(options, tmp_path):
 def test_names_and_labels_are_in_the_file(tmp_path):
     model = model_of(heads={"intent": HEADS["intent"]})
     names = [f"w{i}" for i in range(50)]
-    export(model, tmp_path / "m.onnx", names={"words": names}, labels={"intent": "abcde"})
+    export(model, tmp_path / "m.onnx", names={"words": names}, labels={"intent": list("abcde")})
     about = session_of(tmp_path / "m.onnx").get_modelmeta().custom_metadata_map
     assert json.loads(about["inputs"])[0]["names"] == names
     assert json.loads(about["tasks"]) == [{"name": "intent", "decoder": "classes", "labels": list("abcde")}]

@@ -232,8 +232,23 @@ print(sorted(name for name in foreign if not name.startswith("_")))
 @pytest.mark.parametrize("number", [-1, 2**63, 2**64 + 1])
 @pytest.mark.parametrize("name", ["threads", "memory_limit"])
 def test_numbers_out_of_range_are_named(two_sets, name, number):
-    with pytest.raises(ValueError, match=f"{name}: expected a number from 0 on, got {number}"):
+    with pytest.raises(ValueError, match=rf"{name}: expected a number from 0 to 2\^63 - 1, got {number}"):
         pymtl_runtime.load(file_of(two_sets), **{name: number})
+
+
+@pytest.mark.parametrize(
+    ("path", "options", "kind", "reason"),
+    [
+        ("", {}, ValueError, "path: expected the name of a file, got ''"),
+        ("a\0b", {}, ValueError, "path: expected the name of a file"),
+        ("a", {"threads": 1.5}, TypeError, "threads: expected a whole number, got 1.5"),
+        ("a", {"memory_limit": "4 GB"}, TypeError, "memory_limit: expected a whole number, got '4 GB'"),
+        ("a", {"threads": 257}, ValueError, "threads: expected a number from 0 to 256, got 257"),
+    ],
+)
+def test_wrong_arguments_are_named(path, options, kind, reason):
+    with pytest.raises(kind, match=reason):
+        pymtl_runtime.Model(path, **options)
 
 
 def test_weights_above_the_limit_are_refused(two_sets):
@@ -247,6 +262,66 @@ def test_a_pipe_and_a_folder_are_refused_at_once(tmp_path):
     for name, what in (("pipe", "expected a file, got something else"), ("folder", "is a folder: expected a file")):
         with pytest.raises(pymtl_runtime.ModelError, match=rf"{name}\.pymtl: {what}"):
             pymtl_runtime.Model(tmp_path / f"{name}.pymtl")
+
+
+def run_predict(path, *options, given=b""):
+    return subprocess.run(
+        [sys.executable, "-m", "pymtl_runtime", "predict", str(path), *options],
+        input=given,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(Path(pymtl_runtime.__file__).parents[1])},
+    )
+
+
+def test_the_program_reads_what_editors_write(everything, two_sets):
+    marked = run_predict(file_of(two_sets), "--json", given=b"\xef\xbb\xbfplay jazz\r\n\r\nwatch\n")
+    found = [json.loads(line)["tokens"] for line in marked.stdout.splitlines()]
+    assert (marked.returncode, found) == (0, [["play", "jazz"], [], ["watch"]])
+    record = json.dumps({"tokens": ["a"], "case": [0], "signal": [[0.0, 1.0]]}).encode()
+    blank = run_predict(file_of(everything), "--records", "--json", given=b"\n" + record + b"\n\n")
+    found = [json.loads(line)["tokens"] for line in blank.stdout.splitlines()]
+    assert (blank.returncode, found) == (0, [[], ["a"], []]), blank.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "texts"),
+    [
+        (["--json", "--", "-5"], ["-5"]),
+        (["--", "-5"], None),
+        (["--json", "play", "--", "-5"], ["play", "-5"]),
+        (["play", "--json"], ["play"]),
+        (["--json", "play", "jazz"], ["play", "jazz"]),
+    ],
+)
+def test_texts_may_stand_behind_options_and_dashes(two_sets, options, texts):
+    done = run_predict(file_of(two_sets), *options)
+    assert done.returncode == 0, done.stderr
+    if texts is not None:
+        assert ["".join(json.loads(line)["tokens"]) for line in done.stdout.splitlines()] == texts
+
+
+def test_an_unknown_option_is_named(two_sets):
+    done = run_predict(file_of(two_sets), "--jsn", "play")
+    assert (done.returncode, b"unrecognized arguments: --jsn" in done.stderr) == (2, True)
+
+
+def test_a_closed_standard_input_is_named(two_sets):
+    done = subprocess.run(
+        ["sh", "-c", f"exec {sys.executable} -m pymtl_runtime predict {file_of(two_sets)} <&-"],
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(Path(pymtl_runtime.__file__).parents[1])},
+    )
+    reason = b"error: expected texts, or lines of standard input, which is closed\n"
+    assert (done.returncode, done.stderr) == (1, reason)
+
+
+def test_numbers_beyond_float32_are_refused(everything):
+    record = {"tokens": ["a"], "case": [0], "signal": [[1e300, 1.0]]}
+    for model in (pymtl.load(everything), pymtl_runtime.load(file_of(everything))):
+        with pytest.raises(ValueError, match=r"input 1: .*signal"):
+            model.predict(record)
+    with pytest.raises(ValueError, match=r"fields\['signal'\]: expected numbers that float32 can hold"):
+        model.model.session().run([1], {"signal": [[1e300, 1.0]]})
 
 
 def test_what_is_no_file_of_a_run_is_named(tmp_path, two_sets):
@@ -366,6 +441,90 @@ def test_the_limit_of_memory_is_that_of_characters_too(two_sets):
         model.predict([["x" * 16] * 10000])
 
 
+def test_a_failed_call_leaves_a_streams_states(tmp_path):
+    torch.manual_seed(0)
+    pymtl.export(pymtl.LSTM(12, 64, num_layers=2), tmp_path / "m.pymtl")
+    refused = 0
+    for limit in range(150_000, 700_000, 5_000):  # of some the first layer has run before memory is short
+        try:
+            stream = pymtl_runtime.Model(tmp_path / "m.pymtl", 1, limit).stream()
+            stream.run([3], {"features": np.ones((3, 12))})
+        except MemoryError:
+            continue
+        before = stream.state
+        try:
+            stream.run([500], {"features": np.ones((500, 12))})
+        except MemoryError:
+            refused += 1
+            assert np.array_equal(stream.state, before)
+            with pytest.raises(ValueError, match="there are no answers"):
+                stream.logits("output")
+    assert refused > 0
+
+
+def test_states_are_numbers_and_a_new_text_has_no_answers(tmp_path):
+    pymtl.export(pymtl.LSTM(3, 4), tmp_path / "m.pymtl")
+    stream = pymtl_runtime.Model(tmp_path / "m.pymtl").stream()
+    with pytest.raises(TypeError, match="state: expected numbers, got <U1"):
+        stream.state = ["1"] * len(stream.state)
+    stream.run([1], {"features": np.ones((1, 3))})
+    stream.logits("output")
+    stream.reset()
+    with pytest.raises(ValueError, match="there are no answers"):
+        stream.logits("output")
+
+
+def test_a_stream_has_no_path_but_its_logits(one_way):
+    stream = pymtl_runtime.Model(file_of(one_way)).stream()
+    stream.run([1], {"words": [2]})
+    stream.logits("slots")
+    with pytest.raises(ValueError, match='"slots": a stream has its logits alone'):
+        stream.answer("slots")
+
+
+def test_lengths_above_the_limit_take_no_memory(one_way):
+    session = pymtl_runtime.Model(file_of(one_way), memory_limit=10**8).session()
+    with pytest.raises(MemoryError, match="got one of 67108864 tokens: split it"):
+        session.run([2**26], {})
+
+
+TWO_TEXTS = """
+[datasets.one]
+train = "one.jsonl"
+holdout = 0.25
+[datasets.two]
+train = "two.jsonl"
+tokens = "said"
+holdout = 0.25
+[tasks.mood]
+kind = "classification"
+dataset = "one"
+[tasks.topic]
+kind = "classification"
+dataset = "two"
+[model]
+embedding_dim = 8
+hidden_size = 8
+[training]
+epochs = 1
+"""
+
+
+def test_a_record_may_lack_the_text_of_a_data_set(tmp_path):
+    for name, text, task in (("one", "tokens", "mood"), ("two", "said", "topic")):
+        records = [{text: f"bring tea {i}", task: "ab"[i % 2]} for i in range(12)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (tmp_path / "two.toml").write_text(TWO_TEXTS)
+    assert main(["train", str(tmp_path / "two.toml"), "--run", str(tmp_path / "run")]) == 0
+    for model in (pymtl.load(tmp_path / "run"), pymtl_runtime.load(file_of(tmp_path / "run"))):
+        given = [{"said": said, "tokens": tokens} for said in ("", "bring it") for tokens in ("", "bring tea")]
+        nothing, first, second, both = model.predict(given, distributions=False)
+        assert nothing == {"tokens": []}
+        assert (first["tokens"], "mood" in first, "topic" in first) == (["bring", "tea"], True, False)
+        assert (second["tokens"], "mood" in second, "topic" in second) == (["bring", "it"], False, True)
+        assert ("mood" in both, "topic" in both) == (True, True)
+
+
 def test_a_second_thread_is_refused_a_session(one_way):
     session = pymtl_runtime.load(file_of(one_way)).model.session()
     with session._alone(), pytest.raises(RuntimeError, match="in use by another thread: make one for each"):
@@ -384,8 +543,17 @@ def test_a_second_thread_is_refused_a_session(one_way):
         ([2], {"words": "ab"}, {}, TypeError, r"fields\['words'\]: expected a list with a value for each token"),
         ([2], {"words": [2]}, {}, ValueError, r"expected strings or whole numbers \[2\], got int64 \[1\]"),
         ([2], {"words": ["a"]}, {}, ValueError, "expected 2 strings, one a token, got 1"),
-        ([2], {"words": ["a", 3]}, {}, TypeError, "expected strings or whole numbers"),
+        ([2], {"words": ["a", 3]}, {}, TypeError, "expected strings or whole numbers .*got 3 at 1 among others"),
         ([2], {"words": [0.5, 1.5]}, {}, TypeError, "expected strings or whole numbers"),
+        ([2], {"words": {"play", "jazz"}}, {}, TypeError, r"fields\['words'\]: expected a list with a value for each"),
+        ([2], {"words": iter([2, 3])}, {}, TypeError, r"fields\['words'\]: expected a list with a value for each"),
+        ([2], {"words": None}, {}, TypeError, r"fields\['words'\]: expected a list with a value for each"),
+        ([2], {"words": bytearray(b"ab")}, {}, TypeError, r"fields\['words'\]: expected a list with a value for each"),
+        ([2], {"words": [[2], [2, 3]]}, {}, ValueError, r"fields\['words'\]: expected strings or whole numbers \[2\]"),
+        ([1], {"words": np.array([2**63 + 1], np.uint64)}, {}, ValueError, "got 9223372036854775809"),
+        ([2], {"words": ["\udc80", "a"]}, {}, ValueError, r"fields\['words'\]: expected text, got '\\udc80'"),
+        ([2], {"words": ["a\0", "a"]}, {}, ValueError, r"fields\['words'\]: expected strings without a zero"),
+        ([1], {"words": [2]}, {"tasks": 3}, TypeError, "tasks: expected a list of names"),
         (
             [2],
             {"words": [[1, 2], [3, 4]]},
@@ -403,6 +571,7 @@ def test_a_second_thread_is_refused_a_session(one_way):
 )
 def test_wrong_batches_are_named(one_way, lengths, fields, options, kind, reason):
     session = pymtl_runtime.load(file_of(one_way)).model.session()
+    session.run([1], {"words": [2]})
     with pytest.raises(kind, match=reason):
         session.run(lengths, fields, **options)
     with pytest.raises(ValueError, match="there are no answers"):

@@ -291,8 +291,10 @@ void streams() {
       CHECK(same_bits(own.data(), last.data(), 4));
       pymtl_answer answer;
       CHECK(pymtl_get_answer(stream, 1, &answer) == PYMTL_BAD_ARGUMENT);  // a mean over all tokens
-      CHECK(pymtl_get_answer(stream, 6, &answer) == PYMTL_OK && answer.starts[1] == 0);
+      CHECK(pymtl_get_answer(stream, 0, &answer) == PYMTL_OK);
+      CHECK(pymtl_get_answer(stream, 6, &answer) == PYMTL_BAD_ARGUMENT);  // a path, which ends with the last token
       CHECK(pymtl_stream_reset(stream) == PYMTL_OK);
+      CHECK(pymtl_get_answer(stream, 0, &answer) == PYMTL_BAD_ARGUMENT);
     }
     const int64_t wanted = 1;
     const pymtl_request request{sizeof request, &wanted, 1, 0};
@@ -327,7 +329,8 @@ void refusals() {
     CHECK(error.find(part) != std::string::npos, error, part);
   };
   std::vector<int64_t> ids(20, 6);
-  has(text(with(0, [&](pymtl_field& f) { f.ids = ids.data(); }), PYMTL_BAD_ARGUMENT), "got 6 at token 0 of sequence 0");
+  const auto unknown_ids = [&](pymtl_field& f) { f.strings = nullptr, f.ids = ids.data(); };
+  has(text(with(0, unknown_ids), PYMTL_BAD_ARGUMENT), "got 6 at token 0 of sequence 0");
   has(text(with(0, [&](pymtl_field& f) { f.name = "letters"; }), PYMTL_BAD_ARGUMENT), "no input 'letters'");
   has(text(with(0, [&](pymtl_field& f) { f.strings = nullptr, f.ids = nullptr; }), PYMTL_BAD_ARGUMENT), "got neither");
   const std::vector<const char*> none(20, nullptr);
@@ -341,6 +344,10 @@ void refusals() {
       "expected one of the batch, got none");
   has(text(pymtl_run(sample.session, 0, batch.lengths.data(), 3, batch.fields.data(), nullptr), PYMTL_BAD_ARGUMENT),
       "at least one sequence");
+  has(text(with(1, [&](pymtl_field& f) { f = batch.fields[0]; }), PYMTL_BAD_ARGUMENT), "expected each once");
+  has(text(with(2, [&](pymtl_field& f) { f.ids = ids.data(); }), PYMTL_BAD_ARGUMENT), "got more than one of them");
+  const pymtl_request no_tasks{sizeof no_tasks, nullptr, 7, 0};
+  has(text(batch.run(sample.session, &no_tasks), PYMTL_BAD_ARGUMENT), "0 without tasks, got 7");
   const int64_t empty[] = {1, 0}, huge[] = {int64_t{1} << 40, 1};
   has(text(pymtl_run(sample.session, 2, empty, 3, batch.fields.data(), nullptr), PYMTL_BAD_ARGUMENT),
       "got 0 of sequence 1");
@@ -351,7 +358,8 @@ void refusals() {
   CHECK(pymtl_get_answer(sample.session, 0, &answer) == PYMTL_OK);
   for (const int64_t task : {int64_t{-1}, int64_t{8}, std::numeric_limits<int64_t>::min()}) {
     CHECK(batch.run(sample.session) == PYMTL_OK);
-    text(pymtl_get_answer(sample.session, task, &answer), PYMTL_BAD_ARGUMENT);
+    const std::string error = text(pymtl_get_answer(sample.session, task, &answer), PYMTL_BAD_ARGUMENT);
+    has(error, ("from 0 to 7, got " + std::to_string(task)).c_str());
     const pymtl_request request{sizeof request, &task, 1, 0};
     text(batch.run(sample.session, &request), PYMTL_BAD_ARGUMENT);
     text(pymtl_get_answer(sample.session, 0, &answer), PYMTL_BAD_ARGUMENT);  // nor are there older answers
@@ -374,6 +382,8 @@ void refusals() {
   pymtl_session* session;
   CHECK(pymtl_session_new(model, &session) == PYMTL_OK);
   CHECK(batch.run(session) == PYMTL_OK, pymtl_error());
+  const int64_t enormous = std::numeric_limits<int32_t>::max();  // which no order of tokens is made of
+  has(text(pymtl_run(session, 1, &enormous, 0, nullptr, nullptr), PYMTL_NO_MEMORY), "got one of 2147483647 tokens");
   const SampleBatch large(model, 400, 100, random);
   has(text(large.run(session), PYMTL_NO_MEMORY), "the limit of memory");
   text(pymtl_get_answer(session, 0, &answer), PYMTL_BAD_ARGUMENT);
