@@ -5,8 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from ctypes import POINTER, addressof, byref, c_char_p, c_int32, c_int64, c_size_t, c_void_p
 from dataclasses import dataclass
 from itertools import pairwise
@@ -206,6 +205,7 @@ class Model:
         self.description: str = _LIBRARY.pymtl_model_description(pointer).decode()
         self.inputs = [self._input(i) for i in range(_LIBRARY.pymtl_input_count(pointer))]
         self.tasks = [self._task(i) for i in range(_LIBRARY.pymtl_task_count(pointer))]
+        self._by_name = {each.name: each for each in self.inputs}
         self._places = {task.name: i for i, task in enumerate(self.tasks)}
 
     def __del__(self) -> None:
@@ -263,6 +263,20 @@ class Model:
         return Session(self, stream=True)
 
 
+class _Alone:
+    """Refuses a second thread, which would find the memory of the first one's call."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("session: in use by another thread: make one for each, by Model.session()")
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 class Session:
     """A thread's use of a model; made by :meth:`Model.session` and :meth:`Model.stream`."""
 
@@ -275,7 +289,7 @@ class Session:
         self._fields = (_Field * len(model.inputs))()
         self._request = _Request(ctypes.sizeof(_Request), None, 0, False)
         self._batch = 0
-        self._lock = threading.Lock()
+        self._alone = _Alone()
 
     def __del__(self) -> None:
         if hasattr(self, "_pointer"):
@@ -304,7 +318,7 @@ class Session:
             MemoryError: the batch takes more memory than the limit.
             RuntimeError: another thread is using the session.
         """
-        with self._alone():
+        with self._alone:
             self._batch = 0  # should this one fail, there are no answers
             self._run(lengths, fields, tasks, probabilities)
 
@@ -318,14 +332,15 @@ class Session:
         given = np.asarray(lengths)
         if given.ndim != 1 or (given.dtype.kind not in "iu" and len(given) > 0):
             raise TypeError(f"lengths: expected a list of whole numbers, got {lengths!r}")
-        if len(given) == 0 or given.min() < 1 or given.max() >= 1 << 31:
+        numbers = given.tolist()  # of few numbers Python's min, max and sum are faster than numpy's
+        if not numbers or min(numbers) < 1 or max(numbers) >= 1 << 31:
             raise ValueError(f"lengths: expected numbers from 1 to {(1 << 31) - 1}, at least one, got {lengths!r}")
         given = np.ascontiguousarray(given, np.int64)
-        known = {each.name: each for each in self.model.inputs}
+        known = self.model._by_name
         for name in fields:
             if name not in known:
                 raise ValueError(f"fields: expected some of {list(known)}, got {name!r}")
-        count = int(given.sum())
+        count = sum(numbers)
         # What the call's pointers lead to, which has to live as long.
         kept: list[Any] = [
             _fill(field, known[name], values, count) for field, (name, values) in zip(self._fields, fields.items())
@@ -353,16 +368,6 @@ class Session:
         )
         self._batch = len(given)
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Refuses a second thread, which would find the memory of the first one's call."""
-        if not self._lock.acquire(blocking=False):
-            raise RuntimeError("session: in use by another thread: make one for each, by Model.session()")
-        try:
-            yield
-        finally:
-            self._lock.release()
-
     def __reduce__(self) -> Any:
         raise TypeError("a session cannot be copied or sent to another process: make one there, by Model.session()")
 
@@ -375,7 +380,7 @@ class Session:
         """
         data, rows, columns = c_void_p(), c_int64(), c_int64()
         place = self.model.place(task)
-        with self._alone():
+        with self._alone:
             self._check_answered(task)
             _check(_LIBRARY.pymtl_get_logits(self._pointer, place, byref(data), byref(rows), byref(columns)))
             return _copy(data.value, (rows.value, columns.value), np.float32)
@@ -387,7 +392,7 @@ class Session:
             KeyError, ValueError: as :meth:`logits`; a stream has no answers of paths and of CTC.
         """
         place = self.model.place(task)
-        with self._alone():
+        with self._alone:
             self._check_answered(task)
             return self._answer(place)
 
@@ -414,14 +419,14 @@ class Session:
 
     def reset(self) -> None:
         """Begins a new sequence of a stream. Raises ValueError if it is none."""
-        with self._alone():
+        with self._alone:
             _check(_LIBRARY.pymtl_stream_reset(self._pointer))
 
     @property
     def state(self) -> np.ndarray:
         """A stream's states, float32 [S], to keep and to put back: ``stream.state = kept``. Raises ValueError if it is
         none, or if another number of states is put back."""
-        with self._alone():
+        with self._alone:
             address, count = self._state()
             return _copy(address, (count,), np.float32)
 
@@ -431,7 +436,7 @@ class Session:
         if given.dtype.kind not in "iuf":
             raise TypeError(f"state: expected numbers, got {given.dtype}")
         values = np.ascontiguousarray(given, np.float32)
-        with self._alone():
+        with self._alone:
             address, count = self._state()
             if values.shape != (count,):
                 raise ValueError(f"state: expected {count} numbers, got shape {list(values.shape)}")
@@ -461,38 +466,29 @@ def _fill(field: _Field, info: InputInfo, values: Values, count: int) -> Any:
     name = info.name
     field.name = encoded_name = name.encode()
     field.strings = field.ids = field.numbers = None
-    is_list = isinstance(values, Sequence) or hasattr(values, "__array__")
+    is_array = isinstance(values, np.ndarray)
+    is_list = is_array or isinstance(values, Sequence) or hasattr(values, "__array__")
     if not is_list or isinstance(values, str | bytes | bytearray):
         raise TypeError(f"fields[{name!r}]: expected a list with a value for each token, got {values!r:.80}")
-    expected, kinds = {
-        "ids": (f"strings or whole numbers [{count}]", "iu"),
-        "characters": (f"strings [{count}] or whole numbers [{count}, W]", "iu"),
-        "numbers": (f"numbers [{count}, {info.size}]", "iuf"),
-    }[info.kind]
-    if not isinstance(values, np.ndarray) or values.dtype.kind in "UO":
+    if not is_array or values.dtype.kind in "UO":
         strings = [isinstance(value, str) for value in values]
         if info.kind != "numbers" and all(strings):
             return _fill_strings(field, name, list(values), count), encoded_name
         if any(strings) and not all(strings):
             odd = strings.index(not strings[0])
-            raise TypeError(f"fields[{name!r}]: expected {expected}, got {list(values)[odd]!r} at {odd} among others")
+            raise TypeError(f"{_expected(info, count)}, got {list(values)[odd]!r} at {odd} among others")
         try:
             values = np.asarray(values)
         except ValueError as error:  # lists of several lengths
-            raise ValueError(f"fields[{name!r}]: expected {expected}: {error}") from None
-    got = f"{values.dtype} {list(values.shape)}"
-    if values.dtype.kind not in kinds:
-        raise TypeError(f"fields[{name!r}]: expected {expected}, got {got}")
+            raise ValueError(f"{_expected(info, count)}: {error}") from None
+    if values.dtype.kind not in ("iuf" if info.kind == "numbers" else "iu"):
+        raise TypeError(f"{_expected(info, count)}, got {values.dtype} {list(values.shape)}")
     if info.kind == "numbers" and info.size == 1 and values.ndim == 1:
         values = values[:, None]
     if values.ndim != (1 if info.kind == "ids" else 2) or len(values) != count:
-        raise ValueError(f"fields[{name!r}]: expected {expected}, got {got}")
+        raise ValueError(f"{_expected(info, count)}, got {values.dtype} {list(values.shape)}")
     if info.kind == "numbers":
-        try:
-            with np.errstate(over="raise"):
-                kept = np.ascontiguousarray(values, np.float32)
-        except FloatingPointError:
-            raise ValueError(f"fields[{name!r}]: expected numbers that float32 can hold, got larger ones") from None
+        kept = _floats(values, name)
         field.numbers = _address(kept)
     else:
         if values.dtype.kind == "u" and values.size > 0 and values.max() >= 2**63:
@@ -501,6 +497,26 @@ def _fill(field: _Field, info: InputInfo, values: Values, count: int) -> Any:
         field.ids = _address(kept)
     field.width = kept.shape[1] if kept.ndim == 2 else 1
     return kept, encoded_name
+
+
+def _expected(info: InputInfo, count: int) -> str:
+    """How an error about a field begins."""
+    what = {
+        "ids": f"strings or whole numbers [{count}]",
+        "characters": f"strings [{count}] or whole numbers [{count}, W]",
+        "numbers": f"numbers [{count}, {info.size}]",
+    }
+    return f"fields[{info.name!r}]: expected {what[info.kind]}"
+
+
+def _floats(values: np.ndarray, name: str) -> np.ndarray:
+    if values.dtype == np.float32:
+        return np.ascontiguousarray(values)
+    try:
+        with np.errstate(over="raise"):
+            return np.ascontiguousarray(values, np.float32)
+    except FloatingPointError:
+        raise ValueError(f"fields[{name!r}]: expected numbers that float32 can hold, got larger ones") from None
 
 
 def _fill_strings(field: _Field, name: str, values: list[str], count: int) -> Any:

@@ -527,7 +527,7 @@ def test_a_record_may_lack_the_text_of_a_data_set(tmp_path):
 
 def test_a_second_thread_is_refused_a_session(one_way):
     session = pymtl_runtime.load(file_of(one_way)).model.session()
-    with session._alone(), pytest.raises(RuntimeError, match="in use by another thread: make one for each"):
+    with session._alone, pytest.raises(RuntimeError, match="in use by another thread: make one for each"):
         session.run([1], {"words": [2]})
     session.run([1], {"words": [2]})
 
