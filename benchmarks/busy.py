@@ -97,15 +97,19 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def percentiles(name: str, shape: tuple[int, int, int], threads: int, seconds: float) -> dict[str, float]:
     with torch.no_grad():
-        call = CONTENDERS[name](*shape, threads)
-        for _ in range(50):
-            call()
-        taken = []
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            started = time.perf_counter()
-            call()
-            taken.append(1e3 * (time.perf_counter() - started))
+        return percentiles_of(CONTENDERS[name](*shape, threads), seconds, per_second=1e3)
+
+
+def percentiles_of(call: Callable[[], Any], seconds: float, per_second: float) -> dict[str, float]:
+    """Percentiles of the time of a call, after 50 calls to warm up; ``per_second`` says the unit, 1e3 milliseconds."""
+    for _ in range(50):
+        call()
+    taken = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        started = time.perf_counter()
+        call()
+        taken.append(per_second * (time.perf_counter() - started))
     return {"p50": percentile(taken, 0.5), "p90": percentile(taken, 0.9), "p99": percentile(taken, 0.99)}
 
 

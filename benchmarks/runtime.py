@@ -10,9 +10,10 @@ and tags.
 
 They take turns in one process, in blocks of calls with a pause before each; a ratio is the median over the blocks of
 their time over that of pymtl_runtime with the same weights. Percentiles beside a neighbour, which keeps one core busy,
-are of contenders each in a process of its own, on two threads. Then: one step of a stream (H = 128, one direction, its
-states kept), through C and through Python, beside ONNX Runtime with the states as inputs; texts a second in batches of
-64; and, of a run (--run), the time from starting Python to the first answer, and the memory it takes.
+are of contenders each in a process of its own, on two threads. Then: how fast the tagger reads its recurrent weights,
+and how fast the core can; one step of a stream (H = 128, one direction, its states kept), through C and through Python,
+beside ONNX Runtime with the states as inputs; texts a second in batches of 64; and, of a run (--run), the time from
+starting Python to the first answer, and the memory it takes.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import onnx
 import onnxruntime
 import pymtl_runtime
 import torch
-from busy import apart, neighbours
+from busy import apart, neighbours, percentiles_of
 from grids import BLOCKS, blocks
 from matplotlib.figure import Figure
 from onnx import TensorProto, helper
@@ -46,7 +47,7 @@ from torch import nn
 
 import pymtl
 from pymtl.benchmark import results
-from pymtl.benchmark.timing import percentile
+from pymtl.benchmark.machine import read_gigabytes
 
 MODELS = ("joint", "tagger")
 SIZES = (128, 256)
@@ -165,16 +166,7 @@ def latencies(seconds: float, folder: Path) -> Iterator[dict[str, Any]]:
 def percentiles(
     name: str, kind: str, hidden: int, length: int, threads: int, folder: Path, seconds: float
 ) -> dict[str, float]:
-    call = call_of(name, kind, hidden, length, threads, folder)
-    for _ in range(50):
-        call()
-    taken = []
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        started = time.perf_counter()
-        call()
-        taken.append(1e6 * (time.perf_counter() - started))
-    return {"p50": percentile(taken, 0.5), "p99": percentile(taken, 0.99)}
+    return percentiles_of(call_of(name, kind, hidden, length, threads, folder), seconds, per_second=1e6)
 
 
 def beside_neighbours(seconds: float, folder: Path) -> Iterator[dict[str, Any]]:
@@ -314,6 +306,29 @@ def starts(run: Path, folder: Path) -> dict[str, dict[str, float]]:
     return found
 
 
+def reading(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """How fast the tagger reads its recurrent weights on one thread, float32: both directions' W_hh in the time of each
+    further token; and how fast the core reads one direction's again and again."""
+    us = {
+        (row["hidden size"], row["tokens"]): row["us"]
+        for row in rows
+        if row["model"] == "tagger" and row["threads"] == 1
+    }
+    first, last = LENGTHS
+    for hidden in SIZES:
+        size = 4 * hidden * hidden * 4
+        further = {
+            name: (us[hidden, last][name] - us[hidden, first][name]) / (last - first) for name in ("pymtl_runtime", ORT)
+        }
+        yield {
+            "hidden size": hidden,
+            "bytes of a direction": size,
+            "us a token": further,
+            "GB/s": {name: 2 * size / taken / 1e3 for name, taken in further.items()},
+            "GB/s of the core": read_gigabytes(1, size),
+        }
+
+
 def plot(result: dict[str, Any]) -> Figure:
     """Microseconds of the joint model's answer to one text on one thread."""
     rows = [row for row in result["latency"] if row["model"] == "joint" and row["threads"] == 1]
@@ -329,7 +344,9 @@ def plot(result: dict[str, Any]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(axis="x", labelsize=7)
     machine = result["machine"]
-    figure.suptitle(f"µs an answer, one thread: {machine['cpu']}, {machine['instruction set in use']}", fontsize=9)
+    figure.suptitle(
+        f"µs an answer, joint model, one thread: {machine['cpu']}, {machine['instruction set in use']}", fontsize=9
+    )
     return figure
 
 
@@ -343,6 +360,15 @@ def tables(result: dict[str, Any]) -> Iterator[Table]:
             for name in CONTENDERS
         ]
         table.add_row(row["model"], *(str(row[key]) for key in ("hidden size", "tokens", "threads")), *cells)
+    yield table
+    table = Table(title="GB/s of reading W_hh: the tagger, one thread, each further token")
+    for heading in ("H", "KiB a direction", "pymtl_runtime", ORT, "the core reads"):
+        table.add_column(heading, justify="right")
+    for row in result["reading"]:
+        rates = (row["GB/s"]["pymtl_runtime"], row["GB/s"][ORT], row["GB/s of the core"])
+        table.add_row(
+            str(row["hidden size"]), str(row["bytes of a direction"] >> 10), *(f"{rate:.0f}" for rate in rates)
+        )
     yield table
     table = Table(title="p50 / p99 in microseconds beside neighbours, joint model, two threads")
     names = list(result["neighbours"][0]["us"])
@@ -368,6 +394,7 @@ def main() -> None:
         result = results.stamped(blocks=BLOCKS)
         rows = latencies(arguments.seconds, folder)
         result["latency"] = list(track(rows, "latency", total=16, console=console))
+        result["reading"] = list(reading(result["latency"]))
         rows = beside_neighbours(arguments.seconds, folder)
         result["neighbours"] = list(track(rows, "neighbours", total=8, console=console))
         result["step"] = stream_step(folder)

@@ -57,7 +57,7 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from pymtl.serving.predicting import described
+    from pymtl.serving.predicting import described, input_of
     from pymtl.training.errors import ConfigError
     from pymtl.training.predictor import Predictor
 
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     number = 1
     first = True
     for texts in [arguments.texts] if arguments.texts else _lines():
-        inputs = _inputs(texts, number, arguments.records)
+        inputs = [input_of(text, number + i, arguments.records) for i, text in enumerate(texts)]
         answers = predictor.predict(inputs, arguments.batch_size, arguments.beam, distributions=False, first=number)
         for answer in answers:
             if arguments.json:
@@ -101,28 +101,6 @@ def _is_file(text: str) -> bool:
         return Path(text).is_file()
     except (OSError, ValueError):  # too long for a name, or with a zero in it
         return False
-
-
-def _inputs(texts: Sequence[str], first: int, as_json: bool) -> list[Any]:
-    """Texts as they are, or as JSON objects."""
-    from pymtl.training.errors import DataError
-
-    found: list[Any] = []
-    for number, text in enumerate(texts, first):
-        if not as_json:
-            found.append(text.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
-            continue
-        if not text.strip():
-            found.append("")
-            continue
-        try:
-            record = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"input {number}: not JSON: {error}") from None
-        if not isinstance(record, dict):
-            raise DataError(f"input {number}: expected a JSON object, got {type(record).__name__}")
-        found.append(record)
-    return found
 
 
 def _lines() -> Iterator[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, overload
 
@@ -13,6 +14,29 @@ from .tokenizing import Place, places
 # A text, its tokens, or a record with the fields that training read.
 Input = str | Sequence[str] | Mapping[str, Any]
 Answer = dict[str, Any]
+
+
+def input_of(line: str, number: int, as_record: bool) -> Input:
+    """What a line of input says: a text, or a record in JSON. An empty line is an empty text.
+
+    Args:
+        line: as it was read, bytes that are no UTF-8 as half surrogates (``surrogateescape``).
+        number: of the line, for errors.
+
+    Raises:
+        DataError: it is no JSON object.
+    """
+    if not as_record:
+        return line.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    if not line.strip():
+        return ""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"input {number}: not JSON: {error}") from None
+    if not isinstance(record, dict):
+        raise DataError(f"input {number}: expected a JSON object, got {type(record).__name__}")
+    return record
 
 
 class Answering:

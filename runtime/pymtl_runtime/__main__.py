@@ -12,7 +12,7 @@ from typing import Any
 from . import DataError, ModelError, __version__, isa
 from .library import Model
 from .predictor import load
-from .serving.predicting import described
+from .serving.predicting import described, input_of
 
 FOLDER = Path(__file__).parent
 
@@ -86,7 +86,7 @@ def _predict(given: argparse.Namespace) -> int:
         raise DataError("expected texts, or lines of standard input, which is closed")
     texts = given.texts or (line.rstrip("\r\n") for line in sys.stdin)
     for number, text in enumerate(texts, 1):
-        answer = predictor.predict([_input(text, number, given.records)], distributions=False, first=number)[0]
+        answer = predictor.predict([input_of(text, number, given.records)], distributions=False, first=number)[0]
         if given.json:
             print(json.dumps(answer, ensure_ascii=False), flush=True)
         elif not answer["tokens"]:  # an empty line stays one
@@ -94,18 +94,6 @@ def _predict(given: argparse.Namespace) -> int:
         else:
             print("\n".join([*([""] if number > 1 else []), *described(answer, predictor)]), flush=True)
     return 0
-
-
-def _input(text: str, number: int, as_record: bool) -> Any:
-    if not as_record or not text.strip():
-        return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"input {number}: not JSON: {error}") from None
-    if not isinstance(record, dict):
-        raise DataError(f"input {number}: expected a JSON object, got {type(record).__name__}")
-    return record
 
 
 def _info(given: argparse.Namespace) -> int:
