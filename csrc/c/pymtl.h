@@ -127,7 +127,7 @@ PYMTL_API void pymtl_session_free(pymtl_session* session);
 
 /* A session for one sequence whose tokens come in several calls of pymtl_run, one or more at a time: each goes on from
  * the states that the one before ended with. It has answers of the tasks that `streams` tells; of a task of sequences
- * the answer for all tokens so far. Paths and CTC's labels it has none of, but their logits. */
+ * the answer for all tokens so far. Of PYMTL_PATH and PYMTL_CTC it has the logits alone. */
 PYMTL_API pymtl_status pymtl_stream_new(const pymtl_model* model, pymtl_session** stream);
 
 /* Begins a new sequence. */
@@ -149,7 +149,7 @@ typedef struct pymtl_field {
 typedef struct pymtl_request {
   size_t size;           /* sizeof(pymtl_request) */
   const int64_t* tasks;  /* [task_count] those wanted; NULL: all */
-  int64_t task_count;    /* 0 of NULL */
+  int64_t task_count;    /* 0 if tasks is NULL */
   int32_t probabilities; /* whether answers of tokens say how probable they are, which of a path takes as long again */
 } pymtl_request;
 

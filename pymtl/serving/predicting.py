@@ -20,7 +20,7 @@ def input_of(line: str, number: int, as_record: bool) -> Input:
     """What a line of input says: a text, or a record in JSON. An empty line is an empty text.
 
     Args:
-        line: as it was read, bytes that are no UTF-8 as half surrogates (``surrogateescape``).
+        line: as it was read, where ``surrogateescape`` stands for bytes that are not UTF-8.
         number: of the line, for errors.
 
     Raises:
