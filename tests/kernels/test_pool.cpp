@@ -69,6 +69,11 @@ int cores() {
   return sched_getaffinity(0, sizeof(allowed), &allowed) == 0 ? CPU_COUNT(&allowed) : 1;
 }
 
+void work_for(std::chrono::nanoseconds length) {
+  const auto end = std::chrono::steady_clock::now() + length;
+  while (std::chrono::steady_clock::now() < end) continue;
+}
+
 // A wait that is shorter than the caller's own share of a long call is none that the pool would spare.
 void unequal_shares_are_not_late() {
   using std::chrono::milliseconds;
@@ -84,7 +89,7 @@ void unequal_shares_are_not_late() {
     other.join();
   };
   for (int turn = 0; turn < 5; ++turn) {
-    for_each(steady_executor(2, unequal), 2, [](int64_t) { std::this_thread::sleep_for(milliseconds(40)); });
+    for_each(steady_executor(2, unequal), 2, [](int64_t) { work_for(milliseconds(40)); });
   }
   CHECK(calls == 5, calls.load());
 }
@@ -113,6 +118,20 @@ void a_late_executor_is_left_for_the_pool() {
   CHECK(each_runs_once(steady_executor(1, serially), 4));  // one thread has nobody to wait for
   std::this_thread::sleep_for(std::chrono::milliseconds(1100));
   CHECK(each_runs_once(steady_executor(2, late), 4));
+  CHECK(calls == 2 || cores() == 1, calls.load());
+}
+
+// So is one whose caller has to wait before its own tasks, as if it had lost its core to one of the executor's threads.
+void an_executor_that_takes_the_callers_core_is_left_for_the_pool() {
+  static std::atomic<int64_t> calls;
+  calls = 0;
+  std::this_thread::sleep_for(std::chrono::milliseconds(1100));  // the pool is left again
+  const auto late = [](int64_t count, Executor::Task task, void* state) {
+    ++calls;
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    serially(count, task, state);
+  };
+  for (int turn = 0; turn < 20; ++turn) CHECK(each_runs_once(steady_executor(2, late), 4));
   CHECK(calls == 2 || cores() == 1, calls.load());
 }
 
@@ -196,6 +215,8 @@ int main() {
       {"a helper comes late", a_helper_comes_late},
       {"unequal shares are not late", unequal_shares_are_not_late},
       {"a late executor is left for the pool", a_late_executor_is_left_for_the_pool},
+      {"an executor that takes the caller's core is left for the pool",
+       an_executor_that_takes_the_callers_core_is_left_for_the_pool},
       {"a thread with one core goes elsewhere", a_thread_with_one_core_goes_elsewhere},
       {"a forked process has a pool of its own", a_forked_process_has_a_pool_of_its_own},
   });

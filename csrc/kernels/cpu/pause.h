@@ -1,4 +1,4 @@
-// What a thread does while it waits for another one that is a fraction of a microsecond away.
+// What a thread does while it waits for another one that is microseconds away at most.
 #pragma once
 
 #include <sched.h>
@@ -8,14 +8,19 @@
 namespace pymtl {
 namespace {
 
-// Gives the core to others now and then: more threads may want to run than there are cores.
-inline void pause_a_moment(int64_t& spins) {
+inline void pause_a_moment() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
   asm volatile("yield");
 #endif
-  if (++spins % 128 == 0) sched_yield();
+}
+
+// For waits without a bound: gives the core to others now and then, since more threads may want to run than there are
+// cores. Not often: beside a busy process that has taken the core it does not come back for milliseconds.
+inline void pause_or_yield(int64_t& spins) {
+  pause_a_moment();
+  if (++spins % 1024 == 0) sched_yield();
 }
 
 }  // namespace

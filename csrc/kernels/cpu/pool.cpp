@@ -13,6 +13,7 @@
 #include <climits>
 
 #include "pause.h"
+#include "rest.h"
 
 namespace pymtl {
 namespace {
@@ -29,12 +30,50 @@ void wake(const std::atomic<uint32_t>& word) {
   syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
 }
 
-// Whether the caller, who had done its own tasks at `alone`, has then waited for a thread without a core: for longer
-// than to do the shares of `others` by itself would have taken. The shares of a long call may be unequal, and one
-// thread less costs a long call more than a wait.
-bool is_late(Clock::time_point start, Clock::time_point alone, Clock::time_point end, int64_t others) {
-  return end - alone > milliseconds(1) && end - alone > (alone - start) * others;
+Clock::duration thread_time() {
+  timespec time;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return std::chrono::seconds(time.tv_sec) + std::chrono::nanoseconds(time.tv_nsec);
 }
+
+// How long a caller is at its own tasks, and then waits for the others. After a call of more than a millisecond the
+// next one of the same thread measures what its own tasks take of a core's time, too, which costs a quarter of a
+// microsecond: a caller that lost its core was long at them.
+class CallTime {
+ public:
+  void own_tasks_done() {
+    alone_ = Clock::now();
+    if (measured_) worked_ = thread_time() - begun_;
+  }
+
+  void done() {
+    end_ = Clock::now();
+    long_before = length() > milliseconds(1);
+  }
+
+  // Whether so much time was lost to a thread without a core: more than to do the shares of `others` by itself would
+  // have taken. The shares of a long call may be unequal, and one thread less costs a long call more than a wait.
+  bool is_late(Clock::duration lost, int64_t others) const {
+    return lost > milliseconds(1) && lost > (measured_ ? worked_ : alone_ - start_) * others;
+  }
+
+  Clock::time_point end() const { return end_; }
+  Clock::duration length() const { return end_ - start_; }
+  Clock::duration waited() const { return end_ - alone_; }
+  Clock::duration lost() const { return measured_ ? length() - worked_ : waited(); }
+
+ private:
+  static thread_local bool long_before;
+
+  const bool measured_ = long_before;
+  const Clock::duration begun_ = measured_ ? thread_time() : Clock::duration(0);
+  Clock::duration worked_{0};
+  const Clock::time_point start_ = Clock::now();
+  Clock::time_point alone_ = start_;
+  Clock::time_point end_ = start_;
+};
+
+thread_local bool CallTime::long_before = false;
 
 // For how long to spin.
 class Patience {
@@ -42,8 +81,8 @@ class Patience {
   explicit Patience(microseconds length) : end_(Clock::now() + length) {}
 
   bool is_over() {
-    pause_a_moment(spins_);
-    return spins_ % 64 == 0 && Clock::now() > end_;
+    pause_a_moment();
+    return ++spins_ % 64 == 0 && Clock::now() > end_;
   }
 
  private:
@@ -58,7 +97,7 @@ class Pool {
   // Returns false, with nothing done, where helpers would have no core of their own.
   bool run(int64_t threads, int64_t count, Executor::Task task, void* state) {
     const int64_t helpers = std::min({threads, count, kMostHelpers + 1}) - 1;
-    if (helpers < 1 || count >= static_cast<int64_t>(kClosed) || rests() ||
+    if (helpers < 1 || count >= static_cast<int64_t>(kClosed) || rest_.is_on() ||
         busy_.exchange(true, std::memory_order_acquire)) {
       serially(count, task, state);
       return true;
@@ -85,7 +124,7 @@ class Pool {
   };
 
   static constexpr uint64_t kClosed = 0xffffffff;
-  static constexpr microseconds kHelperSpins{50};
+  static constexpr microseconds kHelperSpins{50}, kHelperSpinsMost{500};
   static constexpr microseconds kCallerSpins{20};
 
   // The generation of a call in the upper half, the next task in the lower one, kClosed between calls: a helper that
@@ -99,8 +138,7 @@ class Pool {
   std::atomic<bool> caller_sleeps_{false};
 
   alignas(64) std::atomic<bool> busy_{false};
-  std::atomic<Clock::rep> rest_until_{0};
-  int64_t rest_factor_ = kLeastRest;
+  Rest rest_{128};       // without helpers
   int64_t started_ = 0;  // helpers
   int cpu_ = -1;         // that the helpers are kept off
   int64_t placed_ = 0;   // how many of them are
@@ -119,7 +157,7 @@ class Pool {
   }
 
   void share(int64_t helpers, int64_t count, Executor::Task task, void* state) {
-    const Clock::time_point start = Clock::now();
+    CallTime time;
     const uint64_t generation = (next_.load(std::memory_order_relaxed) >> 32) + 1;
     next_.store(generation << 32 | kClosed, std::memory_order_release);
     done_.store(0, std::memory_order_release);
@@ -137,9 +175,10 @@ class Pool {
     Work work{};
     uint32_t own = 0;
     for (; claim(work, -1); ++own) work.task(work.state, work.index);
-    const Clock::time_point alone = Clock::now();
+    time.own_tasks_done();
     wait_for(static_cast<uint32_t>(count) - own);
-    note_wait(start, alone, Clock::now(), helpers);
+    time.done();
+    if (time.is_late(time.waited(), helpers)) rest_.begin(time.end(), time.length());
   }
 
   void wait_for(uint32_t tasks) {
@@ -152,21 +191,6 @@ class Pool {
       caller_sleeps_.store(false, std::memory_order_relaxed);
       return;
     }
-  }
-
-  // A helper that lost its core in the middle of a task keeps the caller for milliseconds, and while the machine is
-  // that busy it will do so again: the next calls do without helpers.
-  static constexpr int64_t kLeastRest = 8, kLongestRest = 64;
-
-  bool rests() const { return Clock::now().time_since_epoch().count() < rest_until_.load(std::memory_order_relaxed); }
-
-  void note_wait(Clock::time_point start, Clock::time_point alone, Clock::time_point end, int64_t helpers) {
-    const Clock::duration waited = end - alone;
-    if (!is_late(start, alone, end, helpers)) return;
-    const Clock::duration since = end.time_since_epoch() - Clock::duration(rest_until_.load(std::memory_order_relaxed));
-    const bool again = since < waited * rest_factor_;
-    rest_factor_ = again ? std::min(kLongestRest, 2 * rest_factor_) : kLeastRest;
-    rest_until_.store((end + waited * rest_factor_).time_since_epoch().count(), std::memory_order_relaxed);
   }
 
   // Starts helpers, and keeps them off the core that the caller is on, where they would only interrupt it. Returns how
@@ -213,20 +237,28 @@ class Pool {
     helper.thread.store(static_cast<pid_t>(syscall(SYS_gettid)), std::memory_order_release);
     Work work{};
     for (;;) {
-      for (Patience patience(kHelperSpins); !patience.is_over();) {
-        if (!claim(work, helper.place)) continue;
-        do {
-          work.task(work.state, work.index);
-          done_.fetch_add(1, std::memory_order_seq_cst);
-          if (caller_sleeps_.load(std::memory_order_seq_cst)) wake(done_);
-        } while (claim(work, helper.place));
-        patience = Patience(kHelperSpins);
+      while (finds_task(work, helper.place)) {
+        work.task(work.state, work.index);
+        done_.fetch_add(1, std::memory_order_seq_cst);
+        if (caller_sleeps_.load(std::memory_order_seq_cst)) wake(done_);
       }
       const uint32_t signal = helper.signal.load(std::memory_order_acquire);
       helper.asleep.store(true, std::memory_order_seq_cst);
       if (!has_task(helper.place)) sleep_while(helper.signal, signal);
       helper.asleep.store(false, std::memory_order_relaxed);
     }
+  }
+
+  // Spins. As long as a call goes on the next one may be near: a helper that woke up too late for a short call, and
+  // slept before the next, would be late for all of them.
+  bool finds_task(Work& work, int64_t place) {
+    const Clock::time_point latest = Clock::now() + kHelperSpinsMost;
+    for (Patience patience(kHelperSpins); !claim(work, place);) {
+      if (!patience.is_over()) continue;
+      if (!busy_.load(std::memory_order_relaxed) || Clock::now() > latest) return false;
+      patience = Patience(kHelperSpins);
+    }
+    return true;
   }
 
   bool has_task(int64_t place) const {
@@ -266,48 +298,31 @@ struct Asked {
 
 thread_local Asked asked;
 
-// Until when the machine counts as busy: for a second after a late call, and longer each time that the call after it is
-// late again.
-class Busy {
-  static constexpr milliseconds kLeast{1000}, kMost{16000}, kAgain{200};
+// From OpenMP's threads, while the machine counts as busy. Its length grows with the calls' own: of a hundred calls
+// beside a busy process less than one is to try OpenMP again.
+Rest openmp_rest(512);
 
- public:
-  static bool is_on() { return Clock::now().time_since_epoch().count() < until_.load(std::memory_order_relaxed); }
-
-  static void begin(Clock::time_point now) {
-    const Clock::duration since = now.time_since_epoch() - Clock::duration(until_.load(std::memory_order_relaxed));
-    const Clock::rep before = length_.load(std::memory_order_relaxed);
-    const Clock::rep least = Clock::duration(kLeast).count();
-    const Clock::rep length =
-        since < kAgain && before > 0 ? std::min(2 * before, Clock::duration(kMost).count()) : least;
-    length_.store(length, std::memory_order_relaxed);
-    until_.store(now.time_since_epoch().count() + length, std::memory_order_relaxed);
-  }
-
- private:
-  static inline std::atomic<Clock::rep> until_{0}, length_{0};
-};
-
-// Runs the tasks, and notes when the caller's own share of them was done.
+// Runs the tasks, and notes whether that took the caller much longer than its own share of them.
 void run_timed(Executor::ForEach for_each, int64_t count, Executor::Task task, void* state) {
   struct Timed {
     Executor::Task task;
     void* state;
     pthread_t caller;
-    Clock::time_point alone;
+    CallTime time;
   };
-  const Clock::time_point start = Clock::now();
-  Timed timed{task, state, pthread_self(), start};
+  Timed timed{task, state, pthread_self(), {}};
   for_each(
       count,
       [](void* given, int64_t index) {
         Timed& own = *static_cast<Timed*>(given);
         own.task(own.state, index);
-        if (pthread_equal(pthread_self(), own.caller)) own.alone = Clock::now();
+        if (pthread_equal(pthread_self(), own.caller)) own.time.own_tasks_done();
       },
       &timed);
-  const Clock::time_point end = Clock::now();
-  if (is_late(start, timed.alone, end, 1)) Busy::begin(end);
+  timed.time.done();
+  // A thread of OpenMP that wakes up on the caller's core, and then spins there, keeps the caller from its own tasks.
+  const Clock::duration lost = timed.time.lost();
+  if (timed.time.is_late(lost, 1)) openmp_rest.begin(timed.time.end(), timed.time.length());
 }
 
 }  // namespace
@@ -318,7 +333,7 @@ Executor steady_executor(int64_t threads, Executor::ForEach otherwise) {
   const auto for_each = [](int64_t count, Executor::Task task, void* state) {
     const Asked now = asked;
     const bool forked = is_forked.load(std::memory_order_relaxed);
-    const bool by_pool = now.threads > 1 && (forked || Busy::is_on());
+    const bool by_pool = now.threads > 1 && (forked || openmp_rest.is_on());
     if (by_pool && pool().run(now.threads, count, task, state)) return;
     run_timed(forked ? serially : now.otherwise, count, task, state);
   };

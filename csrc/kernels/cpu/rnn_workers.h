@@ -3,12 +3,12 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cstdint>
 
 #include "../executor.h"
 #include "../rnn.h"
+#include "rest.h"
 #include "schedule.h"
 #include "team.h"
 #include "workspace.h"
@@ -49,43 +49,44 @@ inline int64_t join(Team& team, int64_t workers, double seconds, void* memory) {
   int64_t spins = 0;
   if (place >= Team::kClosed) return -1;
   if (place > 0) {
-    while (__atomic_load_n(&team.size, __ATOMIC_ACQUIRE) == 0) pause_a_moment(spins);
+    while (__atomic_load_n(&team.size, __ATOMIC_ACQUIRE) == 0) pause_or_yield(spins);
     return place;
   }
   team.shared = memory;
   const Clock::time_point start = Clock::now();
   while (__atomic_load_n(&team.tickets, __ATOMIC_ACQUIRE) < workers &&
          std::chrono::duration<double>(Clock::now() - start).count() < seconds) {
-    pause_a_moment(spins);
+    pause_or_yield(spins);
   }
   __atomic_store_n(&team.size, __atomic_fetch_add(&team.tickets, Team::kClosed, __ATOMIC_ACQ_REL), __ATOMIC_RELEASE);
   return 0;
 }
 
-// How long the first worker of a team waits for the others: a small part of what its time loop takes alone.
-inline double patience(const RnnShape& shape) {
-  constexpr double kMultiplyAddsASecond = 25e9;
-  return 0.05 * static_cast<double>(work_of(shape) / shape.recurrences) / kMultiplyAddsASecond;
+// How long the first worker of a team waits for the others: a small part of what its time loop takes alone, which reads
+// weights of `number` bytes each from memory at first.
+inline double patience(const RnnShape& shape, size_t number) {
+  constexpr double kMultiplyAddsASecond = 25e9, kBytesASecond = 20e9;
+  const auto multiply_adds = static_cast<double>(work_of(shape) / shape.recurrences);
+  const double bytes =
+      multiply_adds / static_cast<double>(std::max<int64_t>(shape.tokens, 1)) * static_cast<double>(number);
+  return 0.05 * (multiply_adds / kMultiplyAddsASecond + bytes / kBytesASecond);
 }
 
-// If a member of a team loses its core, the others wait for milliseconds until the system schedules it again. After
-// that has happened, each recurrence has a single worker for a while: the same bits, without waiting.
-class TeamRest {
-  using Clock = std::chrono::steady_clock;
-  static constexpr std::chrono::milliseconds kRest{100};
+// If a member of a team loses its core, the others wait until the system schedules it again. After that has happened,
+// each recurrence has a single worker for a while: the same bits, without waiting.
+inline Rest team_rest(64);
 
- public:
-  static bool is_on() { return Clock::now().time_since_epoch().count() < until_.load(std::memory_order_relaxed); }
-
-  static void begin_if_late(const Team* teams, int64_t count) {
-    for (int64_t g = 0; g < count; ++g) {
-      if (teams[g].late) until_.store((Clock::now() + kRest).time_since_epoch().count(), std::memory_order_relaxed);
-    }
+// A rest if teams of `workers` that began at `start` have taken longer than each one's work by a single worker would.
+inline void note_waits(const Team* teams, int64_t count, int64_t workers, Rest::Clock::time_point start) {
+  constexpr std::chrono::nanoseconds kLong = std::chrono::microseconds(200);
+  std::chrono::nanoseconds waited{0};
+  for (int64_t g = 0; g < count; ++g) {
+    for (const Team::Place& place : teams[g].places) waited = std::max(waited, std::chrono::nanoseconds(place.waited));
   }
-
- private:
-  static inline std::atomic<Clock::rep> until_{0};
-};
+  if (waited <= kLong) return;
+  const Rest::Clock::time_point end = Rest::Clock::now();
+  if (workers * (end - start - waited) < end - start) team_rest.begin(end, waited);
+}
 
 // One worker's part of a pass: the sequences [first_row, last_row) of recurrence g.
 struct RnnShare {
@@ -101,6 +102,7 @@ struct RnnShare {
 
 struct RnnWorkers {
   Executor executor;
+  size_t number;         // the bytes of a weight
   int64_t team_workers;  // that share a recurrence's hidden units
   int64_t slices;        // of the sequences
   size_t scratch_size = 0;
@@ -109,9 +111,10 @@ struct RnnWorkers {
   Team* teams = nullptr;
   char* scratch = nullptr;
 
-  // number: the bytes of one; most: how many workers can share a recurrence's hidden units.
-  RnnWorkers(const RnnShape& shape, size_t number, int64_t most, const Executor& given)
+  // number_bytes: of a weight; most: how many workers can share a recurrence's hidden units.
+  RnnWorkers(const RnnShape& shape, size_t number_bytes, int64_t most, const Executor& given)
       : executor(executor_for(work_of(shape), given)),
+        number(number_bytes),
         team_workers(team_size(shape, executor, number, most)),
         slices(team_workers > 1 ? 1 : slice_count(shape, executor)) {}
 
@@ -139,8 +142,10 @@ struct RnnWorkers {
   // Calls run(share) for every worker.
   template <typename Run>
   void for_each_share(const RnnShape& shape, const Run& run) const {
-    const bool in_teams = team_workers > 1 && !TeamRest::is_on();
+    const bool in_teams = team_workers > 1 && !team_rest.is_on();
+    const Rest::Clock::time_point start = in_teams ? Rest::Clock::now() : Rest::Clock::time_point{};
     for (int64_t g = 0; g < shape.recurrences && in_teams; ++g) teams[g] = Team{};
+    const double seconds = patience(shape, number);
     const int64_t count = team_workers > 1 && !in_teams ? shape.recurrences : tasks(shape);
     for_each(executor, count, [&](int64_t task) {
       RnnShare share{};
@@ -150,7 +155,7 @@ struct RnnWorkers {
         // Neighbours are of different teams, since a thread may have several tasks.
         share.g = task % shape.recurrences;
         share.team = &teams[share.g];
-        share.place = join(*share.team, team_workers, patience(shape), share.scratch);
+        share.place = join(*share.team, team_workers, seconds, share.scratch);
         if (share.place < 0) return;
       } else {
         share.g = task / slices;
@@ -160,7 +165,7 @@ struct RnnWorkers {
       share.last_row = bounds[slice + 1];
       run(share);
     });
-    if (in_teams) TeamRest::begin_if_late(teams, shape.recurrences);
+    if (in_teams) note_waits(teams, shape.recurrences, team_workers, start);
   }
 };
 
