@@ -132,7 +132,7 @@ void an_executor_that_takes_the_callers_core_is_left_for_the_pool() {
     serially(count, task, state);
   };
   for (int turn = 0; turn < 20; ++turn) CHECK(each_runs_once(steady_executor(2, late), 4));
-  CHECK(calls == 2 || cores() == 1, calls.load());
+  CHECK((calls >= 1 && calls <= 2) || cores() == 1, calls.load());  // 1, if the call before was a long one
 }
 
 // Helpers take part; one that is held up in its task keeps the caller waiting, and the calls after it do without.
