@@ -114,11 +114,11 @@ void a_late_executor_is_left_for_the_pool() {
   CHECK(each_runs_once(executor, 4));
   CHECK(calls == 1);
   for (int turn = 0; turn < 20; ++turn) CHECK(each_runs_once(executor, 4));
-  CHECK(calls == 1 || cores() == 1, calls.load());
+  CHECK(calls == 2 || cores() == 1, calls.load());         // once may happen on a quiet machine
   CHECK(each_runs_once(steady_executor(1, serially), 4));  // one thread has nobody to wait for
   std::this_thread::sleep_for(std::chrono::milliseconds(1100));
   CHECK(each_runs_once(steady_executor(2, late), 4));
-  CHECK(calls == 2 || cores() == 1, calls.load());
+  CHECK(calls == 3 || cores() == 1, calls.load());
 }
 
 // So is one whose caller has to wait before its own tasks, as if it had lost its core to one of the executor's threads.
@@ -132,7 +132,7 @@ void an_executor_that_takes_the_callers_core_is_left_for_the_pool() {
     serially(count, task, state);
   };
   for (int turn = 0; turn < 20; ++turn) CHECK(each_runs_once(steady_executor(2, late), 4));
-  CHECK((calls >= 1 && calls <= 2) || cores() == 1, calls.load());  // 1, if the call before was a long one
+  CHECK((calls >= 2 && calls <= 3) || cores() == 1, calls.load());  // 2, if the call before was a long one
 }
 
 // Helpers take part; one that is held up in its task keeps the caller waiting, and the calls after it do without.

@@ -178,7 +178,7 @@ class Pool {
     time.own_tasks_done();
     wait_for(static_cast<uint32_t>(count) - own);
     time.done();
-    if (time.is_late(time.waited(), helpers)) rest_.begin(time.end(), time.length());
+    if (time.is_late(time.waited(), helpers)) rest_.note(time.end(), time.length());
   }
 
   void wait_for(uint32_t tasks) {
@@ -322,7 +322,7 @@ void run_timed(Executor::ForEach for_each, int64_t count, Executor::Task task, v
   timed.time.done();
   // A thread of OpenMP that wakes up on the caller's core, and then spins there, keeps the caller from its own tasks.
   const Clock::duration lost = timed.time.lost();
-  if (timed.time.is_late(lost, 1)) openmp_rest.begin(timed.time.end(), timed.time.length());
+  if (timed.time.is_late(lost, 1)) openmp_rest.note(timed.time.end(), timed.time.length());
 }
 
 }  // namespace

@@ -85,7 +85,7 @@ inline void note_waits(const Team* teams, int64_t count, int64_t workers, Rest::
   }
   if (waited <= kLong) return;
   const Rest::Clock::time_point end = Rest::Clock::now();
-  if (workers * (end - start - waited) < end - start) team_rest.begin(end, waited);
+  if (workers * (end - start - waited) < end - start) team_rest.note(end, waited);
 }
 
 // One worker's part of a pass: the sequences [first_row, last_row) of recurrence g.
