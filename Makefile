@@ -75,7 +75,7 @@ bench: $(VENV)/.bench test-kernels
 	  benchmarks/runtime.py --json benchmarks/results/runtime.json --plot benchmarks/results/runtime.png
 	$(BIN)/python benchmarks/tables.py
 
-# What avx2_only.c hides no library sees; where a CPU's features cannot be hidden, the variables hold back torch and us.
+# avx2_only.c hides AVX-512 from all contenders. Where the CPU does not let it, the variables hold back torch and pymtl.
 bench-avx2: $(VENV)/.bench
 	$(CC) -O2 -shared -fPIC benchmarks/avx2_only.c -o build/avx2_only.so
 	LD_PRELOAD=$(CURDIR)/build/avx2_only.so PYMTL_ISA=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \

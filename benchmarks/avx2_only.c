@@ -1,11 +1,12 @@
-// Preloaded, makes a process believe that its CPU has AVX2 and nothing later, whatever it asks the CPU through:
+// Preloaded, makes a process take its CPU for one that has AVX2 and nothing later:
 //
 //     cc -O2 -shared -fPIC benchmarks/avx2_only.c -o avx2_only.so
 //     LD_PRELOAD=./avx2_only.so python benchmarks/grids.py
 //
-// Torch and pymtl can be told by a variable each what to use; ONNX Runtime and OpenVINO cannot. Here the CPU faults at
-// the instruction CPUID (Intel since Ivy Bridge, AMD since Zen 4, and Linux, say whether they can: the flag
-// cpuid_fault in /proc/cpuinfo), and the handler answers without the features of AVX-512, AVX-VNNI and AMX.
+// A variable each tells torch and pymtl what to use; nothing tells ONNX Runtime and OpenVINO. Here the instruction
+// CPUID faults, and the handler of the fault answers without the features of AVX-512, AVX-VNNI and AMX. Linux has to
+// know how to make it fault on this CPU: /proc/cpuinfo says cpuid_fault then. What asked before, as the C library does
+// for its memcpy, keeps what it chose.
 #define _GNU_SOURCE
 #include <asm/prctl.h>
 #include <cpuid.h>

@@ -14,10 +14,11 @@ namespace pymtl {
 // alone. Where the calling thread may run on one core only, helpers would have none: its tasks go to `otherwise`.
 Executor pool_executor(int64_t threads, Executor::ForEach otherwise);
 
-// `otherwise` while the machine is quiet, the pool while it is busy: once `otherwise` has kept its caller waiting for a
-// thread that had lost its core. In a forked process it is never `otherwise`: the threads of OpenMP are not there, and
-// whoever waits for them waits for ever. OpenMP's threads spin for a while after each region of theirs, and in a model
-// that has such regions between the layers they would take the core from the pool's.
+// `otherwise` while the machine is quiet, the pool while it is busy: once `otherwise` has twice in short succession
+// kept its caller waiting for a thread that had lost its core, or from its own core. In a forked process it is never
+// `otherwise`: the threads of OpenMP are not there, and whoever waits for them waits for ever. OpenMP's threads spin
+// for a while after each region of theirs, and in a model that has such regions between the layers they would take the
+// core from the pool's.
 Executor steady_executor(int64_t threads, Executor::ForEach otherwise);
 
 }  // namespace pymtl

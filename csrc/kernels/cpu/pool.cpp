@@ -5,6 +5,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -37,7 +38,7 @@ Clock::duration thread_time() {
 }
 
 // How long a caller is at its own tasks, and then waits for the others. After a call of more than a millisecond the
-// next one of the same thread measures what its own tasks take of a core's time, too, which costs a quarter of a
+// next ones of the same thread measure what their own tasks take of a core's time, too, which costs each a quarter of a
 // microsecond: a caller that lost its core was long at them.
 class CallTime {
  public:
@@ -48,7 +49,7 @@ class CallTime {
 
   void done() {
     end_ = Clock::now();
-    long_before = length() > milliseconds(1);
+    if (length() > milliseconds(1)) to_measure = kMeasured;
   }
 
   // Whether so much time was lost to a thread without a core: more than to do the shares of `others` by itself would
@@ -57,15 +58,17 @@ class CallTime {
     return lost > milliseconds(1) && lost > (measured_ ? worked_ : alone_ - start_) * others;
   }
 
+  Clock::time_point start() const { return start_; }
   Clock::time_point end() const { return end_; }
   Clock::duration length() const { return end_ - start_; }
   Clock::duration waited() const { return end_ - alone_; }
   Clock::duration lost() const { return measured_ ? length() - worked_ : waited(); }
 
  private:
-  static thread_local bool long_before;
+  static constexpr int kMeasured = 64;
+  static thread_local int to_measure;  // so many of the thread's next calls
 
-  const bool measured_ = long_before;
+  const bool measured_ = to_measure > 0 && to_measure-- > 0;
   const Clock::duration begun_ = measured_ ? thread_time() : Clock::duration(0);
   Clock::duration worked_{0};
   const Clock::time_point start_ = Clock::now();
@@ -73,7 +76,7 @@ class CallTime {
   Clock::time_point end_ = start_;
 };
 
-thread_local bool CallTime::long_before = false;
+thread_local int CallTime::to_measure = 0;
 
 // For how long to spin.
 class Patience {
@@ -97,7 +100,7 @@ class Pool {
   // Returns false, with nothing done, where helpers would have no core of their own.
   bool run(int64_t threads, int64_t count, Executor::Task task, void* state) {
     const int64_t helpers = std::min({threads, count, kMostHelpers + 1}) - 1;
-    if (helpers < 1 || count >= static_cast<int64_t>(kClosed) || rest_.is_on() ||
+    if (helpers < 1 || count >= static_cast<int64_t>(kClosed) || rest_.covers_call() ||
         busy_.exchange(true, std::memory_order_acquire)) {
       serially(count, task, state);
       return true;
@@ -178,7 +181,7 @@ class Pool {
     time.own_tasks_done();
     wait_for(static_cast<uint32_t>(count) - own);
     time.done();
-    if (time.is_late(time.waited(), helpers)) rest_.note(time.end(), time.length());
+    if (time.is_late(time.waited(), helpers)) rest_.note(time.start(), time.end());
   }
 
   void wait_for(uint32_t tasks) {
@@ -256,6 +259,7 @@ class Pool {
     for (Patience patience(kHelperSpins); !claim(work, place);) {
       if (!patience.is_over()) continue;
       if (!busy_.load(std::memory_order_relaxed) || Clock::now() > latest) return false;
+      sched_yield();  // there may be more helpers than cores
       patience = Patience(kHelperSpins);
     }
     return true;
@@ -298,8 +302,8 @@ struct Asked {
 
 thread_local Asked asked;
 
-// From OpenMP's threads, while the machine counts as busy. Its length grows with the calls' own: of a hundred calls
-// beside a busy process less than one is to try OpenMP again.
+// From OpenMP's threads, while the machine counts as busy. It may be long: of a hundred calls beside a busy process
+// less than one is to try OpenMP again.
 Rest openmp_rest(512);
 
 // Runs the tasks, and notes whether that took the caller much longer than its own share of them.
@@ -321,8 +325,8 @@ void run_timed(Executor::ForEach for_each, int64_t count, Executor::Task task, v
       &timed);
   timed.time.done();
   // A thread of OpenMP that wakes up on the caller's core, and then spins there, keeps the caller from its own tasks.
-  const Clock::duration lost = timed.time.lost();
-  if (timed.time.is_late(lost, 1)) openmp_rest.note(timed.time.end(), timed.time.length());
+  // The shares are about equal: after its own a caller waits for no more than one other, whatever their number.
+  if (timed.time.is_late(timed.time.lost(), 1)) openmp_rest.note(timed.time.start(), timed.time.end());
 }
 
 }  // namespace
@@ -333,9 +337,10 @@ Executor steady_executor(int64_t threads, Executor::ForEach otherwise) {
   const auto for_each = [](int64_t count, Executor::Task task, void* state) {
     const Asked now = asked;
     const bool forked = is_forked.load(std::memory_order_relaxed);
-    const bool by_pool = now.threads > 1 && (forked || openmp_rest.is_on());
+    const bool by_pool = now.threads > 1 && (forked || openmp_rest.covers_call());
     if (by_pool && pool().run(now.threads, count, task, state)) return;
-    run_timed(forked ? serially : now.otherwise, count, task, state);
+    if (forked || now.threads == 1) return (forked ? serially : now.otherwise)(count, task, state);
+    run_timed(now.otherwise, count, task, state);
   };
   return {for_each, threads};
 }

@@ -76,16 +76,20 @@ inline double patience(const RnnShape& shape, size_t number) {
 // each recurrence has a single worker for a while: the same bits, without waiting.
 inline Rest team_rest(64);
 
-// A rest if teams of `workers` that began at `start` have taken longer than each one's work by a single worker would.
+// Notes a call, begun at `start`, whose teams of `workers` lost so much time by waiting that single workers would have
+// been done earlier. While one member is late all others wait, so that what is lost is their waits' sum over their
+// number.
 inline void note_waits(const Team* teams, int64_t count, int64_t workers, Rest::Clock::time_point start) {
   constexpr std::chrono::nanoseconds kLong = std::chrono::microseconds(200);
-  std::chrono::nanoseconds waited{0};
+  std::chrono::nanoseconds lost{0};
   for (int64_t g = 0; g < count; ++g) {
-    for (const Team::Place& place : teams[g].places) waited = std::max(waited, std::chrono::nanoseconds(place.waited));
+    int64_t waited = 0;
+    for (const Team::Place& place : teams[g].places) waited += place.waited;
+    lost = std::max(lost, std::chrono::nanoseconds(waited / (workers - 1)));
   }
-  if (waited <= kLong) return;
+  if (lost <= kLong) return;
   const Rest::Clock::time_point end = Rest::Clock::now();
-  if (workers * (end - start - waited) < end - start) team_rest.note(end, waited);
+  if (workers * (end - start - lost) < end - start) team_rest.note(start, end);
 }
 
 // One worker's part of a pass: the sequences [first_row, last_row) of recurrence g.
@@ -142,7 +146,7 @@ struct RnnWorkers {
   // Calls run(share) for every worker.
   template <typename Run>
   void for_each_share(const RnnShape& shape, const Run& run) const {
-    const bool in_teams = team_workers > 1 && !team_rest.is_on();
+    const bool in_teams = team_workers > 1 && !team_rest.covers_call();
     const Rest::Clock::time_point start = in_teams ? Rest::Clock::now() : Rest::Clock::time_point{};
     for (int64_t g = 0; g < shape.recurrences && in_teams; ++g) teams[g] = Team{};
     const double seconds = patience(shape, number);
