@@ -308,7 +308,7 @@ def main() -> None:
     text = re.sub(r"Weights in fewer bits: .*", f"Weights in fewer bits: {origin(results['narrow'])}.", text)
     text = re.sub(r"Busy: .*", f"Busy: {origin(results['busy'])}.", text)
     text = re.sub(r"Without torch: .*", f"Without torch: {origin(results['runtime'])}.", text)
-    text = re.sub(r"AVX2 kernels, measured [^(]*\(", f"AVX2 kernels, measured {origin(results['grids_avx2'])} (", text)
+    text = re.sub(r"AVX2 kernels, .* \(all", f"AVX2 kernels, measured {origin(results['grids_avx2'])} (all", text)
     readme.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
 
 

@@ -11,8 +11,8 @@ namespace pymtl {
 // A thread that loses its core keeps those that wait for it for milliseconds. On a quiet machine that happens once in a
 // while, and when threads wake up after a pause; beside a busy process it happens again and again. So one late call
 // changes nothing. A second one soon after it begins a rest, which lasts for eight times the length of the late call,
-// and for sixteen calls. After a rest it takes two late calls again; if they come soon, the next rest is four times as
-// long, up to `most` times the length of a call.
+// and for four calls. After a rest it takes two late calls again; if they come soon, the next rest is four times as
+// long, up to `most` times the length of a call. Soon is measured in time, and for calls that are far apart in calls.
 class Rest {
  public:
   using Clock = std::chrono::steady_clock;
@@ -36,19 +36,19 @@ class Rest {
 
  private:
   static constexpr std::memory_order kRelaxed = std::memory_order_relaxed;
-  static constexpr int64_t kLeast = 8, kGrowth = 4, kCallsEach = 2, kFewCalls = 32;
-  static constexpr std::chrono::milliseconds kLongest{
-      30};  // a call that was stopped for seconds says no more than that
+  static constexpr int64_t kLeast = 8, kGrowth = 4, kCallsPart = 2, kFewCalls = 4;
+  // A call that was stopped for seconds says no more than that.
+  static constexpr std::chrono::milliseconds kLongest{10};
 
   void begin_if_again(Clock::duration length, Clock::time_point end) {
     const int64_t calls = calls_.exchange(0, kRelaxed);  // since the last late one, or since a rest
-    const bool again = is_second_ && (calls <= kFewCalls || end - noted_ < length * kLeast);
+    const bool again = is_second_ && (calls <= kFewCalls || end - noted_ < length * kLeast / 2);
     if (!again) {
       const Clock::time_point rest{Clock::duration(until_.load(kRelaxed))};
-      grows_ = times_ > 0 && !is_second_ && (calls <= kCallsEach * times_ || end - rest < length * times_);
+      grows_ = times_ > 0 && !is_second_ && (calls <= kFewCalls || end - rest < length * times_);
     } else {
       times_ = grows_ ? std::min(most_, kGrowth * times_) : kLeast;
-      calls_left_.store(kCallsEach * times_, kRelaxed);
+      calls_left_.store(times_ / kCallsPart, kRelaxed);
       until_.store((end + length * times_).time_since_epoch().count(), kRelaxed);
     }
     is_second_ = !again;
