@@ -128,8 +128,6 @@ class Pool {
 
   static constexpr uint64_t kClosed = 0xffffffff;
   static constexpr microseconds kHelperSpins{50}, kHelperSpinsMost{500};
-  // How often helpers may be moved: it stops the caller too, which may then find its core taken.
-  static constexpr milliseconds kPlaced{20};
   static constexpr microseconds kCallerSpins{20};
 
   // The generation of a call in the upper half, the next task in the lower one, kClosed between calls: a helper that
@@ -147,7 +145,6 @@ class Pool {
   int64_t started_ = 0;  // helpers
   int cpu_ = -1;         // that the helpers are kept off
   int64_t placed_ = 0;   // how many of them are
-  Clock::time_point place_again_{};
   Helper helpers_[kMostHelpers];
 
   bool claim(Work& work, int64_t place) {
@@ -203,7 +200,7 @@ class Pool {
   // many there are.
   int64_t prepare(int64_t helpers) {
     const int cpu = sched_getcpu();
-    if (started_ >= helpers && placed_ >= helpers && (cpu == cpu_ || Clock::now() < place_again_)) return helpers;
+    if (started_ >= helpers && placed_ >= helpers && cpu == cpu_) return helpers;
     cpu_set_t allowed;
     if (cpu < 0 || sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return 0;
     CPU_CLR(cpu, &allowed);
@@ -218,7 +215,6 @@ class Pool {
     }
     cpu_ = cpu;
     placed_ = started_;
-    place_again_ = Clock::now() + kPlaced;
     return std::min(started_, helpers);
   }
 
