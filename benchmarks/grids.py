@@ -205,9 +205,7 @@ def blocks(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, 
     counts = {}
     for name, call in calls.items():
         call()
-        started = time.perf_counter()
-        call()
-        once = time.perf_counter() - started
+        once = min(timed(call) for _ in range(3))  # one call may be a disturbed one
         counts[name] = max(1, min(500, int(seconds / (len(calls) * BLOCKS) / once)))
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(BLOCKS):
@@ -215,13 +213,15 @@ def blocks(calls: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, 
         for name, call in calls.items():
             time.sleep(0.003)
             call()
-            times = []
-            for _ in range(counts[name]):
-                started = time.perf_counter()
-                call()
-                times.append(time.perf_counter() - started)
-            taken[name].append(1e3 * statistics.median(times))
+            taken[name].append(1e3 * statistics.median(timed(call) for _ in range(counts[name])))
     return taken
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """Seconds that a call takes."""
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
 
 
 def limit(case: Case, grid: Grid, tokens: int, peak: float, threads: int) -> float:
