@@ -12,7 +12,7 @@ namespace pymtl {
 // while, and when threads wake up after a pause; beside a busy process it happens again and again. So one late call
 // changes nothing. A second one soon after it begins a rest, which lasts for eight times the length of the late call,
 // and for four calls. After a rest it takes two late calls again; if they come soon, the next rest is four times as
-// long, up to `most` times the length of a call. Soon is measured in time, and for calls that are far apart in calls.
+// long, up to `most` times the length of a call. Late calls come soon if little time or few calls are between them.
 class Rest {
  public:
   using Clock = std::chrono::steady_clock;
@@ -30,7 +30,8 @@ class Rest {
   // A call from `start` to `end` was late.
   void note(Clock::time_point start, Clock::time_point end) {
     if (noting_.exchange(true, std::memory_order_acquire)) return;
-    if (start >= noted_) begin_if_again(std::min<Clock::duration>(end - start, kLongest), end);  // no call beside one
+    // A call that ran at the same time as the last late one was late for the same reason.
+    if (start >= noted_) begin_if_again(std::min<Clock::duration>(end - start, kLongest), end);
     noting_.store(false, std::memory_order_release);
   }
 
@@ -61,7 +62,7 @@ class Rest {
   std::atomic<int64_t> calls_{0};       // that no rest covered, since the last late one or the last rest
   std::atomic<bool> noting_{false};     // the fields below are the noting caller's
   Clock::time_point noted_{};           // the end of the last late call
-  int64_t times_ = 0;                   // the last call's length that the last rest lasted for
+  int64_t times_ = 0;                   // how many times the length of the late call the last rest was
   bool is_second_ = false;              // whether the next late call would be the second one
   bool grows_ = false;                  // whether the rest would be the next one of a series
 };

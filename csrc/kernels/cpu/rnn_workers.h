@@ -77,8 +77,8 @@ inline double patience(const RnnShape& shape, size_t number) {
 inline Rest team_rest(64);
 
 // Notes a call, begun at `start`, whose teams of `workers` lost so much time by waiting that single workers would have
-// been done earlier. While one member is late all others wait, so that what is lost is their waits' sum over their
-// number.
+// been done earlier. While one member is late all the others wait, so that a team has lost the mean of the waits of all
+// members but one.
 inline void note_waits(const Team* teams, int64_t count, int64_t workers, Rest::Clock::time_point start) {
   constexpr std::chrono::nanoseconds kLong = std::chrono::microseconds(200);
   std::chrono::nanoseconds lost{0};
