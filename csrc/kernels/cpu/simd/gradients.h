@@ -167,8 +167,9 @@ class WeightGradient {
   __attribute__((noinline)) void add_tile(int64_t row, Accum<T>* sums, T* result, int64_t stride, int64_t valid) const {
     const T* rows[R];
     for (int r = 0; r < R; ++r) rows[r] = transposed_ + (row + r) * block_;
+    prefetch_rows<V>(sums, stride, R);
     Vec<T> acc[R][V] = {};
-    multiply_tile<T, R, V>(rows, count_, panels_, acc);
+    multiply_tile<T, V>(rows, count_, panels_, 0, acc);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8

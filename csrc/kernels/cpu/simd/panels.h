@@ -41,6 +41,24 @@ PYMTL_INLINE void for_row_groups(int64_t rows, Tile&& tile) {
   }
 }
 
+// Whether to ask for what a tile adds to before it is needed: the loads of processors with AVX-512 wait less.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+constexpr bool kPrefetches = true;
+#else
+constexpr bool kPrefetches = false;
+#endif
+
+// Asks for rows of V vectors.
+template <int V, typename R>
+PYMTL_INLINE void prefetch_rows(const R* rows, int64_t stride, int64_t count) {
+  if constexpr (!kPrefetches) return;
+  constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(R));
+  for (int64_t r = 0; r < count; ++r) {
+#pragma GCC unroll 8
+    for (int64_t at = 0; at < V * kLanes<R>; at += line) __builtin_prefetch(rows + r * stride + at);
+  }
+}
+
 // Rows of T meet panels whose numbers are W: T, or bfloat16 numbers for rows of float, which are widened first.
 template <int Step, typename T, typename W>
 PYMTL_INLINE Vec<T> operand_for(const T* row) {
@@ -51,25 +69,28 @@ PYMTL_INLINE Vec<T> operand_for(const T* row) {
   }
 }
 
-// acc[r][v] += row[r][k] * panel[k][v] for the next depth group.
-template <typename T, int R, int V, typename W>
-PYMTL_INLINE void multiply_group(const T* const (&row)[R], int64_t k, const W* panel, Vec<T> (&acc)[R][V]) {
+// acc[r][v] += row[r][k] * panels[k][v] for the next depth group of panels of C vectors, `apart` from each other.
+template <typename T, int C, int R, int V, typename W>
+PYMTL_INLINE void multiply_group(const T* const (&row)[R], int64_t k, const W* panels, int64_t apart,
+                                 Vec<T> (&acc)[R][V]) {
+  const auto vector = [&](int v)
+                          PYMTL_INLINE_LAMBDA { return panels + v / C * apart + v % C * (kLanes<T> * kDepthGroup<W>); };
   const auto multiply = [&]<int Step>() PYMTL_INLINE_LAMBDA {
     // Whichever operand has fewer vectors stays in registers while the other is streamed.
     if constexpr (R <= V) {
       Vec<T> x[R];
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) x[r] = operand_for<Step, T, W>(row[r] + k);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int v = 0; v < V; ++v) {
-        const Vec<T> w = panel_operand<Step>(panel + v * kLanes<T> * kDepthGroup<W>);
+        const Vec<T> w = panel_operand<Step>(vector(v));
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) acc[r][v] = multiply_add<T>(x[r], w, acc[r][v]);
       }
     } else {
       Vec<T> w[V];
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) w[v] = panel_operand<Step>(panel + v * kLanes<T> * kDepthGroup<W>);
+      for (int v = 0; v < V; ++v) w[v] = panel_operand<Step>(vector(v));
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const Vec<T> x = operand_for<Step, T, W>(row[r] + k);
@@ -82,17 +103,18 @@ PYMTL_INLINE void multiply_group(const T* const (&row)[R], int64_t k, const W* p
   if constexpr (kSteps<W> == 2) multiply.template operator()<1>();
 }
 
-// acc[r][v] += sum_k rows[r][k] * panel[k][v]
-template <typename T, int R, int V, typename W>
-PYMTL_INLINE void multiply_tile(const T* const* rows, int64_t depth, const W* panel, Vec<T> (&acc)[R][V]) {
+// acc[r][v] += sum_k rows[r][k] * panels[k][v]
+template <typename T, int C, int R, int V, typename W>
+PYMTL_INLINE void multiply_tile(const T* const* rows, int64_t depth, const W* panels, int64_t apart,
+                                Vec<T> (&acc)[R][V]) {
   const T* row[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) row[r] = rows[r];
   int64_t k = 0;
 #pragma GCC unroll 2
   for (; k + kDepthGroup<W> <= depth; k += kDepthGroup<W>) {
-    multiply_group<T, R, V>(row, k, panel, acc);
-    panel += V * kLanes<T> * kDepthGroup<W>;
+    multiply_group<T, C>(row, k, panels, apart, acc);
+    panels += C * kLanes<T> * kDepthGroup<W>;
   }
   if constexpr (kDepthGroup<W> > 1) {
     if (k == depth) return;
@@ -101,7 +123,7 @@ PYMTL_INLINE void multiply_tile(const T* const* rows, int64_t depth, const W* pa
       last[r][0] = row[r][k];
       row[r] = last[r];
     }
-    multiply_group<T, R, V>(row, 0, panel, acc);
+    multiply_group<T, C>(row, 0, panels, apart, acc);
   }
 }
 
@@ -109,19 +131,20 @@ PYMTL_INLINE void multiply_tile(const T* const* rows, int64_t depth, const W* pa
 // libraries that sum in blocks.
 constexpr int64_t kChain = 64;
 
-// acc[r][v] += sum_k rows[r][k] * panel[k][v]; above kChain in chains of their own, added in order.
-template <typename T, int R, int V, typename W>
-PYMTL_INLINE void multiply_deep(const T* const* rows, int64_t depth, const W* panel, Vec<T> (&acc)[R][V]) {
+// acc[r][v] += sum_k rows[r][k] * panels[k][v]; above kChain in chains of their own, added in order.
+template <typename T, int C, int R, int V, typename W>
+PYMTL_INLINE void multiply_deep(const T* const* rows, int64_t depth, const W* panels, int64_t apart,
+                                Vec<T> (&acc)[R][V]) {
   alignas(64) Accum<T> sums[R][V][kLanes<T>];
   for (int64_t k = 0;; k += kChain) {
     const bool last = depth - k <= kChain;
     const T* parts[R];
     for (int r = 0; r < R; ++r) parts[r] = rows[r] + k;
-    multiply_tile<T, R, V>(parts, last ? depth - k : kChain, panel + k * V * kLanes<T>, acc);
+    multiply_tile<T, C>(parts, last ? depth - k : kChain, panels + k * C * kLanes<T>, apart, acc);
     if (last && k == 0) return;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int v = 0; v < V; ++v) {
         if (k > 0) acc[r][v] = load(sums[r][v]) + acc[r][v];
         if (last) continue;
@@ -260,7 +283,7 @@ PYMTL_INLINE void with_vectors(int64_t vectors, Body&& body) {
 template <typename T, int R, int V>
 __attribute__((noinline)) void multiply_rows(const T* const* rows, int64_t depth, const T* panel, Accum<T>* products) {
   Vec<T> acc[R][V] = {};
-  multiply_deep<T, R, V>(rows, depth, panel, acc);
+  multiply_deep<T, V>(rows, depth, panel, 0, acc);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8

@@ -24,6 +24,8 @@ class RnnTimeLoopRun {
   using R = Accum<T>;
   using Layout = RnnPanels<T, Cell, W>;
   static constexpr bool kOwnNumbers = std::is_same_v<T, W>;
+  // Whether a sequence alone is multiplied with as many panels at a time as have their cells updated together.
+  static constexpr bool kJoinsPanels = kLockstep > 1 && !std::is_same_v<W, int8_t>;
   static constexpr int kVectors = Layout::kVectors;
   alignas(64) static constexpr R kZeros[kVectors * kLanes<T>] = {};
 
@@ -129,7 +131,9 @@ class RnnTimeLoopRun {
 
   // Weights that are read once only are packed when they are, into memory that stays in the cache.
   bool reads_input_once() const { return loop_.starts[loop_.steps] - loop_.starts[0] <= scratch_.block; }
+  bool packs_input() const { return loop_.weights != nullptr && reads_input_once(); }
   bool reads_hidden_once() const { return loop_.steps == 1; }
+  bool packs_hidden() const { return loop_.weights != nullptr && reads_hidden_once(); }
 
   // Narrower weights come packed.
   void pack() const {
@@ -152,7 +156,7 @@ class RnnTimeLoopRun {
 
   const W* input_panel(int64_t panel) const {
     if constexpr (kOwnNumbers) {
-      if (loop_.weights != nullptr && reads_input_once()) {
+      if (packs_input()) {
         pack_gates<T, Cell>(loop_.weights->w_ih, loop_.input_size, loop_.hidden_size, panel, panel_);
         return panel_;
       }
@@ -162,7 +166,7 @@ class RnnTimeLoopRun {
 
   const W* hidden_panel(int64_t panel) const {
     if constexpr (kOwnNumbers) {
-      if (loop_.weights != nullptr && reads_hidden_once()) {
+      if (packs_hidden()) {
         pack_gates<T, Cell>(loop_.weights->w_hh, loop_.hidden_size, loop_.hidden_size, panel, panel_);
         return panel_;
       }
@@ -182,8 +186,16 @@ class RnnTimeLoopRun {
       for (int64_t row = 0; row < active; ++row) pointers_[count++] = loop_.input + token(t, row) * loop_.input_stride;
     }
     if constexpr (!Cell::kNormalised) products_.take(pointers_, count, loop_.input_size);
-    for (int64_t panel = first_panel_; panel < last_panel_; ++panel) {
-      const R* const bias = reinterpret_cast<const R*>(loop_.panels + layout_.bias(panel));
+    int64_t panel = first_panel_;
+    if constexpr (kJoinsPanels && !Cell::kNormalised) {
+      for (; count == 1 && !packs_input() && panel + kLockstep <= last_panel_; panel += kLockstep) {
+        products_.template add_panels<kVectors, 0, kLockstep>(0, input_panel(panel), nullptr, bias_of(panel),
+                                                              bias_of(panel + 1) - bias_of(panel),
+                                                              gates_ + gate_column(panel));
+      }
+    }
+    for (; panel < last_panel_; ++panel) {
+      const R* const bias = bias_of(panel);
       R* const gates = gates_ + gate_column(panel);
       if constexpr (Cell::kNormalised) {
         for (int64_t row = 0; row < count; ++row) take_gates(pointers_[row], panel, bias, gates + row * gate_row());
@@ -269,13 +281,26 @@ class RnnTimeLoopRun {
       for (int64_t first = 0; first < active; first += kUpdateRows) {
         const int64_t count = active - first < kUpdateRows ? active - first : kUpdateRows;
         alignas(64) R sums[kUpdateRows][kVectors][kLanes<T>];
-        for (int64_t panel = begin; panel < end; ++panel) {
+        int64_t panel = begin;
+        if constexpr (kJoinsPanels) {
+          if (count == 1 && end - begin == kLockstep && !packs_hidden()) {
+            products_.template add_panels<kVectors, Cell::kStarted * Cell::kUnitVectors, kLockstep>(
+                first, w_hh, gates + gate_column(begin), rest_of(begin), rest_of(begin + 1) - rest_of(begin),
+                &sums[0][0][0]);
+            panel = end;
+          }
+        }
+        for (; panel < end; ++panel) {
           if (panel > begin) w_hh = hidden_panel(panel);
           const R* const from = gates + gate_column(panel);
-          const R* const rest = reinterpret_cast<const R*>(loop_.panels + layout_.bias(panel)) + kVectors * kLanes<T>;
           products_.template add<kVectors, Cell::kStarted * Cell::kUnitVectors>(
-              first, count, w_hh, from + first * gate_row(), gate_row(), rest, &sums[(panel - begin) * count][0][0],
-              kVectors * kLanes<T>);
+              first, count, w_hh, from + first * gate_row(), gate_row(), rest_of(panel),
+              &sums[(panel - begin) * count][0][0], kVectors * kLanes<T>);
+        }
+        if (first + kUpdateRows < active) {
+          prefetch_gates(gates, begin, first + kUpdateRows, active);
+        } else {
+          prefetch_gates(gates, t % 2 == 0 ? end : begin - together, 0, active);
         }
         Cells cells{};
         cells.t = t;
@@ -291,6 +316,17 @@ class RnnTimeLoopRun {
       }
     });
   }
+
+  // While cells are updated: what the next sums start from.
+  PYMTL_INLINE void prefetch_gates(const R* gates, int64_t panel, int64_t row, int64_t rows) const {
+    if (panel < first_panel_ || panel >= last_panel_) return;
+    const int64_t count = rows - row < kTileRows ? rows - row : kTileRows;
+    prefetch_rows<kVectors>(gates + row * gate_row() + gate_column(panel), gate_row(), count);
+  }
+
+  // What the gates' sums start from; behind it, what those start from that do not go on from the projected input.
+  const R* bias_of(int64_t panel) const { return reinterpret_cast<const R*>(loop_.panels + layout_.bias(panel)); }
+  const R* rest_of(int64_t panel) const { return bias_of(panel) + kVectors * kLanes<T>; }
 
   // Of the panels [begin, end), without those past H.
   int64_t vectors_of_units(int64_t begin, int64_t end) const {
@@ -345,7 +381,7 @@ class RnnTimeLoopRun {
     };
     const Moments<T> moments = moments_of<T>(Cell::kGates * loop_.hidden_size, for_all);
     for (int64_t panel = 0; panel < layout_.panels(); ++panel) {
-      const R* const rest = reinterpret_cast<const R*>(loop_.panels + layout_.bias(panel));
+      const R* const bias = bias_of(panel);
       for_vectors(panel, [&](int gate, int64_t unit, int64_t valid, int place) PYMTL_INLINE_LAMBDA {
         const int64_t row_of = gate * loop_.hidden_size + unit;
         const int64_t column = gate_column(panel) + place * kLanes<T>;
@@ -354,7 +390,7 @@ class RnnTimeLoopRun {
           store_part(loop_.gates + (token * reserve() + Cell::kPlainReserve) * loop_.hidden_size + row_of, sum, valid);
         }
         const Vec<T> from = gate < Cell::kStarted ? load(projected + column)
-                                                  : load(rest + (kVectors + gate - Cell::kStarted) * kLanes<T>);
+                                                  : load(bias + (kVectors + gate - Cell::kStarted) * kLanes<T>);
         store(sums + column, fma(load_part(loop_.norm.g_hh + row_of, valid), moments.normalised(sum), from));
       });
     }

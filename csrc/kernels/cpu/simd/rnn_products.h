@@ -8,23 +8,24 @@
 namespace pymtl {
 namespace {
 
-// to[r] = rows[r] * panel of V vectors, the first S of them plus from[r] and the others plus `rest`. A function of its
-// own, so that the accumulators have the registers to themselves.
-template <typename T, int R, int V, int S, typename W>
-__attribute__((noinline)) void add_product(const T* const* rows, int64_t depth, const W* panel, const Accum<T>* from,
-                                           int64_t from_stride, const Accum<T>* rest, Accum<T>* to, int64_t to_stride) {
+// to[r] = rows[r] * V vectors in panels of C, the first S of them plus from[r] and the others plus `rest`. A function
+// of its own, so that the accumulators have the registers to themselves.
+template <typename T, int R, int V, int C, int S, typename W>
+__attribute__((noinline)) void add_product(const T* const* rows, int64_t depth, const W* panels, int64_t apart,
+                                           const Accum<T>* from, int64_t from_stride, const Accum<T>* rest,
+                                           Accum<T>* to, int64_t to_stride) {
   Vec<T> acc[R][V];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
+#pragma GCC unroll 16
     for (int v = 0; v < V; ++v) {
       acc[r][v] = v < S ? load(from + r * from_stride + v * kLanes<T>) : load(rest + (v - S) * kLanes<T>);
     }
   }
-  multiply_deep<T, R, V>(rows, depth, panel, acc);
+  multiply_deep<T, C>(rows, depth, panels, apart, acc);
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 4
+#pragma GCC unroll 16
     for (int v = 0; v < V; ++v) store(to + r * to_stride + v * kLanes<T>, acc[r][v]);
   }
 }
@@ -45,7 +46,7 @@ __attribute__((noinline)) void add_chains(const T* const* rows, int64_t depth, c
     const T* parts[R];
     for (int r = 0; r < R; ++r) parts[r] = rows[r] + k;
     Vec<T> acc[R][V] = {};
-    multiply_tile<T, R, V>(parts, depth - k < kChain ? depth - k : kChain, panel + k * V * kLanes<T>, acc);
+    multiply_tile<T, V>(parts, depth - k < kChain ? depth - k : kChain, panel + k * V * kLanes<T>, 0, acc);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 4
@@ -84,7 +85,7 @@ class RnnProducts {
         const T* rows[Rows];
         for (int r = 0; r < Rows; ++r) rows[r] = rows_[row + r] + k;
         if (k == 0) {
-          add_product<T, Rows, V, V>(rows, depth, block, bias, 0, nullptr, to + row * stride, stride);
+          add_product<T, Rows, V, V, V>(rows, depth, block, 0, bias, 0, nullptr, to + row * stride, stride);
         } else {
           add_chains<T, Rows, V>(rows, depth, block, to + row * stride, stride);
         }
@@ -97,9 +98,27 @@ class RnnProducts {
   void add(int64_t first, int64_t count, const W* panel, const R* from, int64_t from_stride, const R* rest, R* to,
            int64_t to_stride) const {
     for_row_groups(count, [&]<int Rows>(int64_t row) {
-      add_product<T, Rows, V, S>(rows_ + first + row, depth_, panel, from + row * from_stride, from_stride, rest,
-                                 to + row * to_stride, to_stride);
+      const int64_t next = row + Rows;
+      prefetch_rows<S>(from + next * from_stride, from_stride, count - next < kTileRows ? count - next : kTileRows);
+      add_product<T, Rows, V, V, S>(rows_ + first + row, depth_, panel, 0, from + row * from_stride, from_stride, rest,
+                                    to + row * to_stride, to_stride);
     });
+  }
+
+  // The same of a single row with several panels, which lie one after another as their sums do: one panel alone has too
+  // few sums to keep the multipliers busy, and is read in too few places at once. `rest` is that of the first panel,
+  // the next ones' are `rest_apart` apart.
+  template <int V, int S, int Panels>
+  void add_panels(int64_t row, const W* panels, const R* from, const R* rest, int64_t rest_apart, R* to) const {
+    for (int panel = 0; panel < Panels; ++panel) {
+      for (int v = 0; v < V; ++v) {
+        const int64_t at = (panel * V + v) * kLanes<T>;
+        store(to + at, v < S ? load(from + at) : load(rest + panel * rest_apart + (v - S) * kLanes<T>));
+      }
+    }
+    constexpr int kAll = Panels * V;
+    const int64_t apart = V * kLanes<T> * padded_depth<W>(depth_);
+    add_product<T, 1, kAll, V, kAll>(rows_ + row, depth_, panels, apart, to, 0, nullptr, to, 0);
   }
 
  private:

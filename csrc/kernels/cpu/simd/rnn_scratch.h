@@ -16,6 +16,10 @@ struct RnnScratch {
   // tokens would cost more than gates that leave the cache.
   static constexpr int64_t kBlockBytes = 192 * 1024;
   static constexpr int64_t kLeastBlock = 96;
+  // Rows that begin a multiple of kAlike bytes apart compete for the same places of a first-level cache: those of such
+  // a length are a line longer.
+  static constexpr int64_t kAlike = 1024;
+  static constexpr int64_t kLine = 64;
   // h of this many tokens waits in first-level cache for the heads' projection.
   static constexpr int64_t kHeadTokens = 4 * kTileRows;
 
@@ -29,6 +33,7 @@ struct RnnScratch {
   explicit RnnScratch(const RnnTimeLoop<T>& loop) {
     rows = loop.last_row - loop.first_row;
     units = Layout{loop.input_size, loop.hidden_size}.units();
+    if (units * static_cast<int64_t>(sizeof(Accum<T>)) % kAlike == 0) units += kLine / static_cast<int64_t>(sizeof(T));
     const int64_t fitting = kBlockBytes / (Cell::kGates * units * static_cast<int64_t>(sizeof(Accum<T>)));
     block = fitting < kLeastBlock ? kLeastBlock : fitting;
     const int64_t all = loop.starts[loop.steps] - loop.starts[0];
