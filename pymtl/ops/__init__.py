@@ -13,7 +13,14 @@ from pymtl.ops.late_errors import raise_late_errors
 from pymtl.ops.packing import PackingOrder, pack, packing_order, unpack
 from pymtl.ops.pooling import attention_pool, pool
 from pymtl.ops.rnn import RNNHeadsResult, RNNMasks, RNNNorm, RNNWeights, rnn, rnn_heads
-from pymtl.ops.rnn_frozen import NarrowWeights, RNNFrozen, rnn_frozen, rnn_frozen_of, rnn_prepack
+from pymtl.ops.rnn_frozen import (
+    NarrowWeights,
+    RNNFrozen,
+    rnn_frozen,
+    rnn_frozen_of,
+    rnn_frozen_plain,
+    rnn_prepack,
+)
 from pymtl.ops.segments import Segments, segment_order
 
 __all__ = [
@@ -40,6 +47,7 @@ __all__ = [
     "rnn",
     "rnn_frozen",
     "rnn_frozen_of",
+    "rnn_frozen_plain",
     "rnn_heads",
     "rnn_prepack",
     "segment_order",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pymtl import reference
-from pymtl.ops.autograd import below_autograd
+from pymtl.ops.autograd import below_autograd, cpu_kernel, is_watched
 from pymtl.ops.rnn import RNNNorm, RNNWeights, check_counts
 
 
@@ -124,6 +124,16 @@ def rnn_frozen(
 
 
 _frozen_op = torch.ops.pymtl.rnn_frozen.default  # the packet would look for it at every call
+_frozen_kernel = cpu_kernel(_frozen_op)
+
+
+def rnn_frozen_plain(
+    input: Tensor, frozen: RNNFrozen, h0: Tensor | None, c0: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`rnn_frozen` of a batch [T, B, I] on the CPU in ordinary inference (``is_plain``), by the shortest way."""
+    if is_watched():
+        return rnn_frozen(input, None, frozen, h0, c0)
+    return _frozen_kernel(input, None, frozen.prepacked, frozen.layers, h0, c0)
 
 
 def rnn_frozen_of(

@@ -18,6 +18,7 @@ from modules import (
 )
 from parity import assert_same_bits
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pymtl
 from pymtl import LSTM, _native
@@ -266,3 +267,25 @@ def test_a_float32_pack_is_left_aside_under_autocast():
 def test_a_model_without_our_layers_is_told_so():
     with pytest.warns(UserWarning, match="freeze found no pymtl.LSTM, GRU or RNN inside Sequential"):
         pymtl.freeze(torch.nn.Sequential(torch.nn.LSTM(3, 4)).eval())
+
+
+def test_profilers_and_modes_see_the_op_of_a_frozen_call():
+    """Otherwise the call goes past the dispatcher, which would tell them."""
+    ours, _ = frozen_pair()
+    x = input_of(ours)
+    expected = run(ours, x)
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        watched = run(ours, x)
+    assert "pymtl.rnn_frozen.default" in seen
+    assert_same_bits(watched, expected)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        profiled = run(ours, x)
+    assert "pymtl::rnn_frozen" in {event.key for event in profile.key_averages()}
+    assert_same_bits(profiled, expected)
