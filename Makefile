@@ -3,6 +3,7 @@
 #   make test    all tests          make check      those of a daily change
 #   make test-asan  the kernels' and the runtime's tests under the sanitizers, HOSTILE damaged files and calls among them
 #   make bench   the benchmarks     make wheels     wheels of pymtl and pymtl-runtime, tried in fresh environments
+#   make test-torch TORCH=torch==2.10.0   the tests of ops and modules, of the wheel beside another torch
 #   make test-cuda, make bench-cuda    the tests that need a GPU, and the benchmarks on one
 #   make gpu-check   what benchmarks/gpu_check.py needs on a machine with a GPU where nothing can be built
 #   make bench-avx2  the grids and pymtl bench as on a CPU without AVX-512
@@ -18,7 +19,7 @@ CXX_FILES := $(wildcard $(foreach folder,csrc/* csrc/*/* csrc/*/*/* tests/kernel
   tests/kernels/*/*/*/* tests/runtime benchmarks examples/runtime,$(folder)/*.h $(folder)/*.c $(folder)/*.cpp $(folder)/*.cu))
 TOOLS := cmake ninja
 
-.PHONY: demo test check test-kernels test-asan gpu gpu-check test-cuda sanitize-cuda bench bench-avx2 bench-cuda wheels \
+.PHONY: demo test check test-kernels test-asan gpu gpu-check test-cuda sanitize-cuda bench bench-avx2 bench-cuda wheels test-torch \
   docs lint format clean install
 
 demo: install
@@ -131,6 +132,16 @@ gpu-check: $(VENV)/.torch $(VENV)/.tools
 TRY ?= all
 wheels: $(VENV)/.torch $(VENV)/.wheels
 	$(BIN)/python packaging/make_wheels.py --torch "$(TORCH)" --try $(TRY)
+
+# The wheel that `make wheels` made, its ops, modules, compiled and exported code, beside another torch:
+# make test-torch TORCH=torch==2.10.0
+test-torch:
+	rm -rf build/torch
+	$(PYTHON) -m venv build/torch
+	build/torch/bin/pip install -q "$(TORCH)" numpy pytest pytest-xdist hypothesis expecttest mpmath
+	build/torch/bin/pip install -q --no-deps dist/pymtl-*.whl
+	cd build/torch && bin/python -c "import torch, pymtl; print('torch', torch.__version__, 'pymtl', pymtl.__file__)" && \
+	  bin/pytest -n auto --dist loadfile -c ../../pyproject.toml --rootdir ../.. $(addprefix ../../tests/,ops recurrent models)
 
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/docs
