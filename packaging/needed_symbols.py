@@ -1,9 +1,9 @@
 """Shows what a wheel's libraries need of the system and of torch, and fails where that is more than promised.
 
-Usage: needed_symbols.py WHEEL [WHEEL ...]. Of each library: the newest versions of glibc's, libstdc++'s and the C++ ABI's
-symbols, and how many functions of torch. Exit status 1 if one is newer than glibc 2.28 or than what torch 2.10 itself
-needs, if a function of torch is not in torch 2.10's stable interface, or if another library is needed than those that
-every such system, Python or torch brings; what breaks the promise is named with the symbols that do. The installed
+Usage: needed_symbols.py WHEEL [WHEEL ...]. Of each library: the newest versions of glibc's, libstdc++'s and the C++
+ABI's symbols, and how many functions of torch. Exit status 1 if one is newer than glibc 2.28 or than what torch 2.10
+itself needs, if a function of torch is not in torch 2.10's stable interface, or if another library is needed than those
+that every such system, Python or torch brings; what breaks the promise is named with the symbols that do. The installed
 torch's shim headers tell its stable interface: what they declare outside every block guarded by a version after 2.10.
 """
 
