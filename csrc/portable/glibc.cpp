@@ -1,5 +1,5 @@
-// The libraries load on glibc 2.28 though they are built with a newer one: what that has changed or added is called under
-// its older name, or is here. CMakeLists.txt has the linker lead all calls of these functions to those called
+// The libraries load on glibc 2.28 though they are built with a newer one: what that has changed or added is called
+// under its older name, or is here. CMakeLists.txt has the linker lead all calls of these functions to those called
 // __wrap_...
 #include <pthread.h>
 #include <signal.h>

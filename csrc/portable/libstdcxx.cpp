@@ -1,6 +1,6 @@
-// The libraries load with the libstdc++ of GCC 7, as torch does, though they are compiled with a newer one: what that has
-// added is made here of what there was before. The functions go by their mangled names, as the linker sees them: the
-// calls of each are led to the one called __wrap_... (see CMakeLists.txt).
+// The libraries load with the libstdc++ of GCC 7, as torch does, though they are compiled with a newer one: what that
+// has added is made here of what there was before. The functions go by their mangled names, as the linker sees them:
+// the calls of each are led to the one called __wrap_... (see CMakeLists.txt).
 #include <ios>
 #include <new>
 #include <string>
