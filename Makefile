@@ -130,16 +130,17 @@ gpu-check: $(VENV)/.torch $(VENV)/.tools
 
 # TRY=own tries pymtl's wheel with the environment's Python alone: each other one would download a torch.
 TRY ?= all
+CUDA ?= ANY
 wheels: $(VENV)/.torch $(VENV)/.wheels
-	$(BIN)/python packaging/make_wheels.py --torch "$(TORCH)" --try $(TRY)
+	$(BIN)/python packaging/make_wheels.py --torch "$(TORCH)" --cuda $(CUDA) --try $(TRY)
 
 # The wheel that `make wheels` made, its ops, modules, compiled and exported code, beside another torch:
 # make test-torch TORCH=torch==2.10.0
 test-torch:
 	rm -rf build/torch
 	$(PYTHON) -m venv build/torch
-	build/torch/bin/pip install -q "$(TORCH)" numpy pytest pytest-xdist hypothesis expecttest mpmath
-	build/torch/bin/pip install -q --no-deps dist/pymtl-*.whl
+	build/torch/bin/pip install -q "$(TORCH)" numpy safetensors pytest pytest-xdist hypothesis expecttest mpmath
+	build/torch/bin/pip install -q --no-deps "$$(ls -t dist/pymtl-*.whl | head -n 1)"
 	cd build/torch && bin/python -c "import torch, pymtl; print('torch', torch.__version__, 'pymtl', pymtl.__file__)" && \
 	  bin/pytest -n auto --dist loadfile -c ../../pyproject.toml --rootdir ../.. $(addprefix ../../tests/,ops recurrent models)
 

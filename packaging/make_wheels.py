@@ -37,9 +37,12 @@ class Python(NamedTuple):
     def at(cls, path: str) -> Python:
         program = (
             "import sys, sysconfig as s; "
-            "print(*sys.version_info[:2], s.get_config_var('EXT_SUFFIX'), s.get_path('include'), sep='\\n')"
+            "print(*sys.version_info[:2], s.get_config_var('EXT_SUFFIX'), s.get_path('include'), "
+            "sys.implementation.name == 'cpython' and not sys.abiflags, sep='\\n')"
         )
-        major, minor, suffix, include = output(path, "-c", program).split("\n")
+        major, minor, suffix, include, ordinary = output(path, "-c", program).split("\n")
+        if ordinary != "True":
+            raise ValueError("a debug or free-threaded build, or another Python than CPython")
         return cls(path, (int(major), int(minor)), suffix, include)
 
 
@@ -62,8 +65,8 @@ def find_pythons(named: list[str]) -> list[Python]:
             python = Python.at(path)
         except (subprocess.CalledProcessError, ValueError, OSError) as error:
             if named:
-                raise SystemExit(f"{path}: expected a Python, got {error}") from error
-            continue  # a launcher of a Python that is not there
+                raise SystemExit(f"{path}: expected an ordinary CPython, got {error}") from error
+            continue  # another kind of Python, or a launcher of one that is not there
         if python.version >= (3, 10) and Path(python.include, "Python.h").exists():
             found.setdefault(python.version, python)
         elif named:
@@ -95,15 +98,16 @@ def retagged(wheel: Path, *tags: str) -> Path:
     return wheel.with_name(name)
 
 
-def repaired(wheel: Path, out: Path) -> Path:
+def repaired(wheel: Path) -> Path:
     """The same wheel under the oldest platform tag that auditwheel finds it fits."""
     folder = wheel.parent / "repaired"
     excluded = [option for name in NOT_OURS for option in ("--exclude", name)]
     beside = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
     command = [sys.executable, "-m", "auditwheel", "repair", "-w", folder, *excluded, wheel]
-    subprocess.run(command, check=True, env=beside, capture_output=True)
-    made = only(folder)
-    return Path(shutil.move(made, out / made.name))
+    done = subprocess.run(command, env=beside, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise SystemExit(f"{done.stdout}\n{wheel}: auditwheel failed")
+    return only(folder)
 
 
 # What does not need torch, without the package around it, which does.
@@ -126,16 +130,13 @@ def try_wheel(python: Python, wheel: Path, name: str, beside: list[str], *comman
     folder = BUILD / "environments" / f"{name}-{python.tag}"
     subprocess.run([python.path, "-m", "venv", folder], check=True)
     tools = folder / "bin"
-    alone = {"PATH": str(tools), "HOME": os.environ["HOME"], **pip_settings()}
+    ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    alone = {**{key: value for key, value in os.environ.items() if key not in ours}, "PATH": str(tools)}
     install = [tools / "python", "-m", "pip", "install", "-q", "--disable-pip-version-check"]
     installs = [[*install, *beside, wheel]] if beside == ["--no-deps"] else [[*install, *beside], [*install, wheel]]
     for step in (*installs, *([tools / "python", *command] for command in commands)):
         subprocess.run(step, check=True, env=alone, cwd=BUILD)  # away from the sources, so that the wheel is imported
     shutil.rmtree(folder)
-
-
-def pip_settings() -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if key.startswith("PIP_")}
 
 
 def arguments() -> argparse.Namespace:
@@ -145,6 +146,13 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--torch", default="torch", help="what pip installs to try pymtl beside (default: torch)")
     parser.add_argument("--out", type=Path, default=ROOT / "dist", metavar="FOLDER", help="default: dist")
+    parser.add_argument(
+        "--cuda",
+        choices=("ANY", "ON", "OFF"),
+        default="ANY",
+        help="hold the CUDA kernels too, and so serve machines with and without a GPU: where nvcc is found (default), "
+        "always, never",
+    )
     parser.add_argument(
         "--try",
         dest="tried",
@@ -168,16 +176,14 @@ def main() -> None:
         raise SystemExit("no Python from 3.10 on was found with its headers: name one by --python")
     own = Python.at(sys.executable)
     shutil.rmtree(BUILD, ignore_errors=True)
-    given.out.mkdir(parents=True, exist_ok=True)
 
     say(f"building pymtl for {', '.join('{}.{}'.format(*python.version) for python in pythons)}")
     others = ";".join(f"{p.suffix}={p.include}" for p in pythons if p.version != own.version)
-    # One wheel serves machines with and without a GPU, whatever torch it is built with.
-    wheel = build(ROOT, "cmake.define.PYMTL_CUDA=ANY", f"cmake.define.PYMTL_PYTHONS={others}")
+    wheel = build(ROOT, f"cmake.define.PYMTL_CUDA={given.cuda}", f"cmake.define.PYMTL_PYTHONS={others}")
     tag = ".".join(sorted({python.tag for python in [*pythons, own]}))
-    wheel = repaired(retagged(wheel, "--python-tag", tag, "--abi-tag", "none"), given.out)
+    wheel = repaired(retagged(wheel, "--python-tag", tag, "--abi-tag", "none"))
     say("building pymtl-runtime")
-    runtime = repaired(build(ROOT / "runtime"), given.out)
+    runtime = repaired(build(ROOT / "runtime"))
 
     say("what they need")
     subprocess.run([sys.executable, ROOT / "packaging" / "needed_symbols.py", wheel, runtime], check=True)
@@ -193,8 +199,10 @@ def main() -> None:
         else:
             try_wheel(python, wheel, "bindings", ["--no-deps"], ["-c", BINDINGS])
             say(f"Python {version}: pymtl's bindings load; not tried with torch")
+    given.out.mkdir(parents=True, exist_ok=True)
     for made in (wheel, runtime):
-        say(f"made {made}, {made.stat().st_size / 2**20:.1f} MB")
+        kept = Path(shutil.move(made, given.out / made.name))
+        say(f"made {kept}, {kept.stat().st_size / 2**20:.1f} MB")
 
 
 if __name__ == "__main__":

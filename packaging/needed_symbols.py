@@ -65,21 +65,27 @@ class Needs(NamedTuple):
     def of(cls, elf: ELFFile) -> Needs:
         names = {}  # of versions, by their number
         table = elf.get_section_by_name(".gnu.version_r")
-        for _, versions in table.iter_versions() if table else ():
-            names.update({version["vna_other"]: version.name for version in versions})
+        for _, needed in table.iter_versions() if table else ():
+            names.update({version["vna_other"]: version.name for version in needed})
         numbers = elf.get_section_by_name(".gnu.version")
         versions, torch = defaultdict(set), set()
+        for name in names.values():
+            versions[cls.version_of(name)]  # also one without a symbol, of which a system has to know all the same
         for i, symbol in enumerate(elf.get_section_by_name(".dynsym").iter_symbols()):
             if symbol["st_shndx"] != "SHN_UNDEF" or not symbol.name:
                 continue
             version = names.get(numbers.get_symbol(i)["ndx"]) if numbers else None
-            if version is not None and re.fullmatch(r"[A-Z]+_[\d.]+", version):
-                kind, number = version.split("_")
-                versions[kind, tuple(map(int, number.split(".")))].add(symbol.name)
-            elif version is None and re.search(r"torch|aoti|c10|at[0-9]", symbol.name) and "pymtl" not in symbol.name:
+            if version is not None:
+                versions[cls.version_of(version)].add(symbol.name)
+            elif re.search(r"torch|aoti|c10|at[0-9]", symbol.name) and "pymtl" not in symbol.name:
                 torch.add(symbol.name)
         needed = [tag.needed for tag in elf.get_section_by_name(".dynamic").iter_tags("DT_NEEDED")]
         return cls(needed, dict(versions), torch)
+
+    @staticmethod
+    def version_of(name: str) -> tuple[str, tuple[int, ...]]:
+        match = re.fullmatch(r"([A-Z]+)_(\d[\d.]*)", name)
+        return (match[1], tuple(map(int, match[2].split(".")))) if match else (name, ())
 
     def newest(self, kind: str) -> str:
         numbers = [number for k, number in self.versions if k == kind]
@@ -88,7 +94,7 @@ class Needs(NamedTuple):
     def broken(self, torch_has: set[str]) -> Iterator[str]:
         for (kind, number), symbols in sorted(self.versions.items()):
             if kind not in PROMISED or number > PROMISED[kind]:
-                yield f"{kind}_{'.'.join(map(str, number))}: {', '.join(sorted(symbols))}"
+                yield f"{'_'.join([kind, *filter(None, ['.'.join(map(str, number))])])}: {', '.join(sorted(symbols))}"
         if self.torch - torch_has:
             yield f"not in torch 2.10's stable interface: {', '.join(sorted(self.torch - torch_has))}"
         others = [name for name in self.libraries if not LIBRARIES.fullmatch(name)]
@@ -99,7 +105,7 @@ class Needs(NamedTuple):
 def libraries(wheel: Path) -> Iterator[tuple[str, Needs]]:
     with zipfile.ZipFile(wheel) as archive:
         for name in sorted(archive.namelist()):
-            if name.endswith(".so"):
+            if re.search(r"\.so(\.\d+)*$", name):
                 yield name, Needs.of(ELFFile(io.BytesIO(archive.read(name))))
 
 

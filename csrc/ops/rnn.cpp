@@ -1,7 +1,7 @@
 #include "kernels/rnn.h"
 
 #include <algorithm>
-#include <cstdlib>
+#include <charconv>
 #include <string>
 
 #include "batch.h"
@@ -190,14 +190,22 @@ struct Stack {
 
   explicit Stack(const std::string& text) {
     const size_t mode = text.find(' ');
-    char* end = nullptr;
-    hidden_size = mode == std::string::npos ? 0 : std::strtoll(text.c_str() + mode, &end, 10);
-    layers = end == nullptr ? 0 : std::strtoll(end, &end, 10);
-    if (end != nullptr && *end == ' ') directions = end + 1;
+    const char* at = text.data() + (mode == std::string::npos ? text.size() : mode);
+    const char* const end = text.data() + text.size();
+    hidden_size = number_at(at, end);
+    layers = number_at(at, end);
+    if (at != end && *at == ' ') directions.assign(at + 1, end);
     check(
         hidden_size > 0 && layers > 0 && !directions.empty() && directions.find_first_not_of("fr") == std::string::npos,
         "layers: expected mode, hidden size, number of layers and directions as in LSTM 128 2 fr, got ", text);
     cell = cell_of(text.substr(0, mode));
+  }
+
+  // The number behind a space, after which `at` goes on; 0 if there is none.
+  static int64_t number_at(const char*& at, const char* end) {
+    int64_t number = 0;
+    if (at != end && *at == ' ') at = std::from_chars(at + 1, end, number).ptr;
+    return number;
   }
 
   int64_t recurrences() const { return static_cast<int64_t>(directions.size()); }

@@ -1,6 +1,7 @@
 // The libraries load with the libstdc++ of GCC 7, as torch does, though they are compiled with a newer one: what that
 // has added is made here of what there was before. The functions go by their mangled names, as the linker sees them:
 // the calls of each are led to the one called __wrap_... (see CMakeLists.txt).
+#include <exception>
 #include <ios>
 #include <new>
 #include <string>
@@ -30,6 +31,14 @@ std::string __wrap__ZNOSt7__cxx1115basic_stringbufIcSt11char_traitsIcESaIcEE3str
 
 // std::__throw_bad_array_new_length(), of GCC 11.
 [[noreturn]] void __wrap__ZSt28__throw_bad_array_new_lengthv() { throw std::bad_array_new_length(); }
+
+// What GCC 14 calls where an exception leaves a function that throws none.
+void* exception_begins(void* exception) __asm__("__cxa_begin_catch");
+
+[[noreturn]] void __wrap___cxa_call_terminate(void* exception) {
+  if (exception != nullptr) exception_begins(exception);
+  std::terminate();
+}
 
 // std::exception_ptr counts references by two functions since GCC 11, before within its copies and their end.
 void exception_ptr_copy(void* self, const void* other) __asm__("_ZNSt15__exception_ptr13exception_ptrC1ERKS0_");

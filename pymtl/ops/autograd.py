@@ -76,14 +76,38 @@ def is_plain() -> bool:
 
 
 def is_watched() -> bool:
-    """Whether a profiler or a mode (torch.utils._python_dispatch) asks the dispatcher to show it each op."""
-    return torch._C._autograd._profiler_enabled() or torch._C._len_torch_dispatch_stack() > 0
+    """Whether a profiler or a mode (torch.overrides, torch.utils._python_dispatch) asks to be shown each op."""
+    return (
+        torch._C._autograd._profiler_enabled()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
+    )
 
 
 def cpu_kernel(op: torch._ops.OpOverload) -> Callable[..., Any]:
     """The op's CPU kernel, called past autograd and every other layer of the dispatcher: some microseconds less, for
-    calls that are :func:`is_plain` and not :func:`is_watched`."""
+    calls that are :func:`is_plain` and not :func:`is_watched`, of tensors that :func:`has_plain_numbers` holds for."""
     return partial(op._handle.redispatch_boxed, torch._C.DispatchKeySet(torch._C.DispatchKey.CPU))
+
+
+def _dispatch_keys(tensor: Tensor) -> int:
+    return torch._C._dispatch_keys(tensor).raw_repr()
+
+
+def _ordinary() -> frozenset[int]:
+    with torch.inference_mode():
+        made_in_inference = torch.empty(0)
+    return frozenset(map(_dispatch_keys, (made_in_inference, torch.empty(0))))
+
+
+_ORDINARY = _ordinary()
+
+
+def has_plain_numbers(tensor: Tensor) -> bool:
+    """Whether a kernel may read the tensor as it lies in the CPU's memory: it is strided, of no subclass, and no view
+    that conjugates or negates."""
+    return type(tensor) is Tensor and _dispatch_keys(tensor) in _ORDINARY
 
 
 def is_mapped(tensor: Tensor) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pymtl import reference
-from pymtl.ops.autograd import below_autograd, cpu_kernel, is_watched
+from pymtl.ops.autograd import below_autograd, cpu_kernel, has_plain_numbers, is_watched
 from pymtl.ops.rnn import RNNNorm, RNNWeights, check_counts
 
 
@@ -131,7 +131,8 @@ def rnn_frozen_plain(
     input: Tensor, frozen: RNNFrozen, h0: Tensor | None, c0: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`rnn_frozen` of a batch [T, B, I] on the CPU in ordinary inference (``is_plain``), by the shortest way."""
-    if is_watched():
+    states = (h0, c0)
+    if is_watched() or not has_plain_numbers(input) or not all(h is None or has_plain_numbers(h) for h in states):
         return rnn_frozen(input, None, frozen, h0, c0)
     return _frozen_kernel(input, None, frozen.prepacked, frozen.layers, h0, c0)
 

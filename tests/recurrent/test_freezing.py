@@ -18,6 +18,8 @@ from modules import (
 )
 from parity import assert_same_bits
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pymtl
@@ -269,23 +271,93 @@ def test_a_model_without_our_layers_is_told_so():
         pymtl.freeze(torch.nn.Sequential(torch.nn.LSTM(3, 4)).eval())
 
 
-def test_profilers_and_modes_see_the_op_of_a_frozen_call():
-    """Otherwise the call goes past the dispatcher, which would tell them."""
-    ours, _ = frozen_pair()
-    x = input_of(ours)
-    expected = run(ours, x)
-    seen = []
+class _Watch(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
 
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            seen.append(str(func))
-            return func(*args, **(kwargs or {}))
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
 
-    with Watch():
+
+class _WatchFunctions(TorchFunctionMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def frozen_layer_and_call():
+    """A frozen layer and a call of it that may go past the dispatcher, which would tell those who watch."""
+    ours, _ = frozen_pair(batch_first=False)
+    x = torch.randn(3, 2, 5)
+    return ours, x, run(ours, x)
+
+
+@pytest.mark.parametrize("mode", [_Watch, _WatchFunctions])
+def test_modes_see_the_op_of_a_frozen_call(mode):
+    ours, x, expected = frozen_layer_and_call()
+    with mode() as watch:
         watched = run(ours, x)
-    assert "pymtl.rnn_frozen.default" in seen
+    assert "pymtl.rnn_frozen.default" in watch.seen
     assert_same_bits(watched, expected)
+
+
+def test_profilers_see_the_op_of_a_frozen_call():
+    ours, x, expected = frozen_layer_and_call()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         profiled = run(ours, x)
     assert "pymtl::rnn_frozen" in {event.key for event in profile.key_averages()}
     assert_same_bits(profiled, expected)
+
+
+@pytest.mark.parametrize("pre_dispatch", [False, True])
+def test_traces_of_a_frozen_call_hold_its_op(pre_dispatch):
+    ours, x, _ = frozen_layer_and_call()
+    other = torch.randn(3, 2, 5)
+    with torch.no_grad():
+        traced = make_fx(lambda x: ours(x)[0], pre_dispatch=pre_dispatch)(x)
+        assert "pymtl.rnn_frozen.default" in {str(node.target) for node in traced.graph.nodes}
+        assert torch.equal(traced(other), ours(other)[0])
+
+
+@pytest.mark.parametrize("place", ["input", "h0", "c0"])
+def test_a_frozen_call_reads_views_that_negate(place):
+    ours, x, _ = frozen_layer_and_call()
+    given = {"input": x, "h0": torch.randn(2, 2, 7), "c0": torch.randn(2, 2, 7)}
+    negated = {**given, place: torch.complex(given[place], given[place]).conj().imag}
+    expected = {**given, place: -given[place]}
+    results = []
+    with torch.no_grad():
+        for call in (negated, expected):
+            output, (h, c) = ours(call["input"], (call["h0"], call["c0"]))
+            results.append({"output": output, "h_n": h, "c_n": c})
+    assert_same_bits(*results)
+
+
+class _Wrapped(torch.Tensor):
+    """Has its numbers in another tensor, as DTensor has."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        unwrapped = [arg.inner if isinstance(arg, _Wrapped) else arg for arg in args]
+        return func(*unwrapped, **(kwargs or {}))
+
+
+def test_a_frozen_call_takes_states_of_a_subclass():
+    ours, x, _ = frozen_layer_and_call()
+    h, c = torch.randn(2, 2, 7), torch.randn(2, 2, 7)
+    with torch.no_grad():
+        output, _ = ours(x, (_Wrapped(h), _Wrapped(c)))
+        assert torch.equal(output, ours(x, (h, c))[0])
