@@ -18,7 +18,6 @@ from pymtl.ops.rnn_frozen import (
     RNNFrozen,
     rnn_frozen,
     rnn_frozen_of,
-    rnn_frozen_plain,
     rnn_prepack,
 )
 from pymtl.ops.segments import Segments, segment_order
@@ -47,7 +46,6 @@ __all__ = [
     "rnn",
     "rnn_frozen",
     "rnn_frozen_of",
-    "rnn_frozen_plain",
     "rnn_heads",
     "rnn_prepack",
     "segment_order",

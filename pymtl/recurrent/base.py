@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from pymtl import ops, reference
 from pymtl.dropout import dropout
 from pymtl.ops.autograd import is_plain, needs_reference, wants_gradient
+from pymtl.ops.rnn_frozen import rnn_frozen_plain
 from pymtl.packing import as_lengths, turned_around
 from pymtl.recurrent.freezable import Freezable
 from pymtl.recurrent.options import Options
@@ -168,9 +169,9 @@ class Recurrent(Freezable):
     def _frozen_forward(self, stack: ops.RNNFrozen, input: Tensor, hx: Any) -> tuple[Tensor, Any]:
         h0, c0 = self._initial_state(hx, input.shape[0 if self.batch_first else 1], True)
         if not self.batch_first:
-            output, h_n, c_n = ops.rnn_frozen_plain(input, stack, h0, c0)
+            output, h_n, c_n = rnn_frozen_plain(input, stack, h0, c0)
             return output, self._states(h_n, c_n)
-        output, h_n, c_n = ops.rnn_frozen_plain(input.transpose(0, 1), stack, h0, c0)
+        output, h_n, c_n = rnn_frozen_plain(input.transpose(0, 1), stack, h0, c0)
         return output.transpose(0, 1), self._states(h_n, c_n)
 
     def _pymtl_torchs_forward(self, input: Tensor | PackedSequence, hx: Any) -> tuple[Any, Any]:

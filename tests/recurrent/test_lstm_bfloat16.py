@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 from modules import (
+    autocast,
     by_packing,
     data_of,
     input_of,
@@ -41,7 +42,6 @@ OPTIONS = {
 every_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 with_and_without_states = pytest.mark.parametrize("given", [False, True], ids=["zero states", "given states"])
 LENGTHS = [4, 6, 1, 4, 2]
-autocast = partial(torch.autocast, "cpu", BF16)
 casting = pytest.mark.parametrize("autocasts", [False, True], ids=["bfloat16", "autocast"])
 
 

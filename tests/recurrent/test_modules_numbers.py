@@ -7,6 +7,7 @@ import pytest
 import torch
 from modules import (
     KINDS,
+    autocast,
     by_packing,
     compare,
     in_double,
@@ -141,7 +142,7 @@ def test_bfloat16_and_autocast_are_as_accurate_as_torchs(kind, options, autocast
     h0 = like(h0, [h.to(BF16).to(h.dtype) for h in tuple_of(h0)]) if given else None
 
     def cast(call, *args):
-        with torch.autocast("cpu", BF16, enabled=autocasts):
+        with autocast(enabled=autocasts):
             return call(*args)
 
     plain = partial(cast, lambda module, *args: module(*args))

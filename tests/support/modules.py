@@ -2,6 +2,7 @@
 
 import copy
 import io
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import numpy as np
@@ -143,6 +144,16 @@ def seeds_for(results):
     """Gradients to start from, exact in every dtype that is compared."""
     generator = torch.Generator().manual_seed(7)
     return {name: torch.randn(r.shape, generator=generator).bfloat16() for name, r in results.items()}
+
+
+@contextmanager
+def autocast(enabled=True):
+    """bfloat16 under autocast, for torch's modules too. On a CPU without AVX-512 oneDNN has no bfloat16 LSTM, and nn.LSTM
+    raises: torch's own code takes its place there."""
+    without = enabled and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    onednn = torch.backends.mkldnn.flags(enabled=False, allow_tf32=False) if without else nullcontext()
+    with onednn, torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        yield
 
 
 def with_gradients(module, input, hx=None, *, call=None, dtype=None, only=None):
