@@ -148,7 +148,7 @@ def seeds_for(results):
 
 @contextmanager
 def autocast(enabled=True):
-    """bfloat16 under autocast, for torch's modules too. On a CPU without AVX-512 oneDNN has no bfloat16 LSTM, and nn.LSTM
+    """bfloat16 under autocast, for torch's modules too. On CPUs without AVX-512 oneDNN has no bfloat16 LSTM and nn.LSTM
     raises: torch's own code takes its place there."""
     without = enabled and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
     onednn = torch.backends.mkldnn.flags(enabled=False, allow_tf32=False) if without else nullcontext()
