@@ -190,7 +190,7 @@ def main() -> None:
 
     for python in pythons:
         version = "{}.{}".format(*python.version)
-        try_wheel(python, runtime, "runtime", ["numpy"], ["-m", "pymtl_runtime", "--help"])
+        try_wheel(python, runtime, "runtime", ["numpy"], ["-c", "import pymtl_runtime as p; print(p.isa())"])
         say(f"Python {version}: pymtl-runtime works, with numpy alone")
         if given.tried == "all" or (given.tried == "own" and python.version == own.version):
             smoke = ROOT / "packaging" / "smoke_test.py"
