@@ -75,13 +75,16 @@ def is_plain() -> bool:
     )
 
 
+_PRE_DISPATCH = torch._C.DispatchKey.PreDispatch  # has modes of its own
+
+
 def is_watched() -> bool:
     """Whether a profiler or a mode (torch.overrides, torch.utils._python_dispatch) asks to be shown each op."""
     return (
         torch._C._autograd._profiler_enabled()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0
-        or torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
+        or torch._C._dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH)
     )
 
 

@@ -131,8 +131,8 @@ def rnn_frozen_plain(
     input: Tensor, frozen: RNNFrozen, h0: Tensor | None, c0: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`rnn_frozen` of a batch [T, B, I] on the CPU in ordinary inference (``is_plain``), by the shortest way."""
-    states = (h0, c0)
-    if is_watched() or not has_plain_numbers(input) or not all(h is None or has_plain_numbers(h) for h in states):
+    plain = has_plain_numbers(input) and (h0 is None or has_plain_numbers(h0)) and (c0 is None or has_plain_numbers(c0))
+    if not plain or is_watched():
         return rnn_frozen(input, None, frozen, h0, c0)
     return _frozen_kernel(input, None, frozen.prepacked, frozen.layers, h0, c0)
 
