@@ -1,8 +1,8 @@
 """Builds the wheels of pymtl and pymtl-runtime, checks what they need, and tries them in fresh environments.
 
 Only the bindings, one small library, depend on Python's version: a single wheel of pymtl holds them for every Python
-from 3.10 on that is found here, and all of these install it. The wheels load on every Linux with glibc 2.28 or newer,
-whatever machine they were built on; packaging/needed_symbols.py proves it. They go to dist/.
+from 3.10 on that is found here, and all of these install it. The wheels need no newer glibc than 2.28, also where they
+are built with a newer one; packaging/needed_symbols.py stops the build if they do. They go to dist/.
 """
 
 from __future__ import annotations
