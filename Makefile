@@ -131,8 +131,9 @@ gpu-check: $(VENV)/.torch $(VENV)/.tools
 # TRY=own tries pymtl's wheel with the environment's Python alone: each other one would download a torch.
 TRY ?= all
 CUDA ?= ANY
+ARCH ?= $(shell uname -m)
 wheels: $(VENV)/.torch $(VENV)/.wheels
-	$(BIN)/python packaging/make_wheels.py --torch "$(TORCH)" --cuda $(CUDA) --try $(TRY)
+	$(BIN)/python packaging/make_wheels.py --torch "$(TORCH)" --cuda $(CUDA) --try $(TRY) --arch $(ARCH)
 
 # The wheel that `make wheels` made, its ops, modules, compiled and exported code, beside another torch:
 # make test-torch TORCH=torch==2.10.0

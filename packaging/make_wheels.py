@@ -3,22 +3,28 @@
 Only the bindings, one small library, depend on Python's version: a single wheel of pymtl holds them for every Python
 from 3.10 on that is found here, and all of these install it. The wheels need no newer glibc than 2.28, also where they
 are built with a newer one; packaging/needed_symbols.py stops the build if they do. They go to dist/.
+
+Wheels for arm64 are made on x86-64 too, with GCC's cross compiler and the libraries of a torch for arm64, which is
+downloaded. `make test-aarch64` tries them under emulation.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "wheels"
+HERE = platform.machine()
 # Torch and its OpenMP runtime must be those of the environment, never copies in the wheel.
 NOT_OURS = ("libtorch*", "libc10*", "libgomp*", "libcudart*")
 
@@ -74,15 +80,49 @@ def find_pythons(named: list[str]) -> list[Python]:
     return [found[version] for version in sorted(found)]
 
 
-def build(project: Path, *settings: str) -> Path:
-    """A wheel of the project, with the torch beside this Python."""
+class Target(NamedTuple):
+    """The CPU that wheels are for."""
+
+    arch: str
+    settings: tuple[str, ...] = ()
+    environment: dict[str, str] = {}  # noqa: RUF012
+
+    @classmethod
+    def of(cls, arch: str, torch: str) -> Target:
+        if arch == HERE:
+            return cls(arch)
+        toolchain = ROOT / "packaging" / f"{arch}.cmake"
+        if not toolchain.exists():
+            raise SystemExit(f"--arch: expected {HERE}, or aarch64 on another machine, got {arch}")
+        return cls(
+            arch, (f"cmake.define.CMAKE_TOOLCHAIN_FILE={toolchain}",), {"PYMTL_TORCH": str(cls.torch_of(arch, torch))}
+        )
+
+    @staticmethod
+    def torch_of(arch: str, torch: str) -> Path:
+        """The folder of a torch for another CPU, downloaded once."""
+        folder = ROOT / "build" / f"torch-{arch}"
+        if not (folder / torch).is_dir():
+            of_arch = ("--only-binary=:all:", "--platform", f"manylinux_2_28_{arch}")
+            output(sys.executable, "-m", "pip", "download", "-q", "--no-deps", *of_arch, "-d", folder, torch)
+            (wheel,) = folder.glob("*.whl")
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(folder / "unpacking")
+            wheel.unlink()
+            (folder / "unpacking").rename(folder / torch)  # whole or not at all
+        return folder / torch / "torch"
+
+
+def build(project: Path, target: Target, *settings: str) -> Path:
+    """A wheel of the project, with the torch beside this Python or the target's."""
     folder = BUILD / project.resolve().name
     log = folder.with_suffix(".log")
     folder.mkdir(parents=True)
-    options = [option for setting in settings for option in ("-C", setting)]
+    place = f"build-dir={ROOT / 'build' / target.arch / folder.name}"  # never that of an editable installation
+    options = [option for setting in (place, *target.settings, *settings) for option in ("-C", setting)]
     with log.open("wb") as to:
         command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "-w", folder, *options, project]
-        if subprocess.run(command, stdout=to, stderr=subprocess.STDOUT).returncode:
+        if subprocess.run(command, env={**os.environ, **target.environment}, stdout=to, stderr=subprocess.STDOUT).returncode:
             sys.stdout.write(log.read_text()[-5000:])
             raise SystemExit(f"{project}: the build failed, see {log}")
     return only(folder)
@@ -93,7 +133,8 @@ def only(folder: Path) -> Path:
     return wheel
 
 
-def retagged(wheel: Path, *tags: str) -> Path:
+def retagged(wheel: Path, target: Target, *tags: str) -> Path:
+    tags = (*tags, "--platform-tag", f"linux_{target.arch}")
     name = output(sys.executable, "-m", "wheel", "tags", "--remove", *tags, wheel).split("\n")[-1]
     return wheel.with_name(name)
 
@@ -144,7 +185,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--python", action="append", default=[], metavar="FILE", help="a Python to serve (default: all found from 3.10)"
     )
-    parser.add_argument("--torch", default="torch", help="what pip installs to try pymtl beside (default: torch)")
+    parser.add_argument(
+        "--arch", choices=("x86_64", "aarch64"), default=HERE, help=f"the CPU that they are for (default: {HERE})"
+    )
+    parser.add_argument(
+        "--torch",
+        default="torch",
+        help="what pip installs to try pymtl beside, or downloads to build for another CPU (default: torch)",
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "dist", metavar="FOLDER", help="default: dist")
     parser.add_argument(
         "--cuda",
@@ -174,21 +222,23 @@ def main() -> None:
     pythons = find_pythons(given.python)
     if not pythons:
         raise SystemExit("no Python from 3.10 on was found with its headers: name one by --python")
-    own = Python.at(sys.executable)
     shutil.rmtree(BUILD, ignore_errors=True)
+    target = Target.of(given.arch, given.torch)
 
-    say(f"building pymtl for {', '.join('{}.{}'.format(*python.version) for python in pythons)}")
-    others = ";".join(f"{p.suffix}={p.include}" for p in pythons if p.version != own.version)
-    wheel = build(ROOT, f"cmake.define.PYMTL_CUDA={given.cuda}", f"cmake.define.PYMTL_PYTHONS={others}")
-    tag = ".".join(sorted({python.tag for python in [*pythons, own]}))
-    wheel = repaired(retagged(wheel, "--python-tag", tag, "--abi-tag", "none"))
+    say(f"building pymtl for {', '.join('{}.{}'.format(*python.version) for python in pythons)} on {given.arch}")
+    # The headers of a Python for another 64-bit Linux say the same.
+    bindings = ";".join(f"{p.suffix.replace(HERE, given.arch)}={p.include}" for p in pythons)
+    cuda = given.cuda if given.arch == HERE else "OFF"
+    wheel = build(ROOT, target, f"cmake.define.PYMTL_CUDA={cuda}", f"cmake.define.PYMTL_PYTHONS={bindings}")
+    wheel = repaired(retagged(wheel, target, "--python-tag", ".".join(p.tag for p in pythons), "--abi-tag", "none"))
     say("building pymtl-runtime")
-    runtime = repaired(build(ROOT / "runtime"))
+    runtime = repaired(retagged(build(ROOT / "runtime", target), target))
 
     say("what they need")
     subprocess.run([sys.executable, ROOT / "packaging" / "needed_symbols.py", wheel, runtime], check=True)
 
-    for python in pythons:
+    own = Python.at(sys.executable)
+    for python in pythons if given.arch == HERE else ():
         version = "{}.{}".format(*python.version)
         try_wheel(python, runtime, "runtime", ["numpy"], ["-c", "import pymtl_runtime as p; print(p.isa())"])
         say(f"Python {version}: pymtl-runtime works, with numpy alone")
