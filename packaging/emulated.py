@@ -3,9 +3,9 @@
     python packaging/emulated.py packaging/smoke_test.py
     python packaging/emulated.py -m pytest -n 2 tests/ops
 
-It needs qemu-aarch64 and debootstrap (Debian's packages qemu-user and debootstrap). A small Debian with its Python, torch
-and what the tests need are unpacked below build/aarch64 when they are first needed; the wheels each time. The emulated
-CPU has NEON and the products of 8-bit integers; a program takes 10 to 50 times as long there.
+It needs qemu-aarch64 and debootstrap (Debian's packages qemu-user and debootstrap). A small Debian with its Python,
+torch and what the tests need are unpacked below build/aarch64 when they are first needed; the wheels each time. The
+emulated CPU has NEON and the products of 8-bit integers; a program takes 10 to 50 times as long there.
 """
 
 from __future__ import annotations
@@ -51,9 +51,10 @@ def make_system() -> None:
 
 
 def install(to: Path, *what: str | Path) -> None:
-    platforms = [option for glibc in ("2_17", "2_27", "2_28") for option in ("--platform", f"manylinux_{glibc}_aarch64")]
-    of_arm64 = ("--only-binary=:all:", *platforms, "--platform", "manylinux2014_aarch64", "--python-version", VERSION)
-    run(sys.executable, "-m", "pip", "install", "-q", "--upgrade", "--target", to, *of_arm64, *what)
+    options = ["--only-binary=:all:", "--python-version", VERSION]
+    for name in ("manylinux2014", "manylinux_2_17", "manylinux_2_27", "manylinux_2_28"):
+        options += ["--platform", f"{name}_aarch64"]
+    run(sys.executable, "-m", "pip", "install", "-q", "--upgrade", "--target", to, *options, *what)
 
 
 def main() -> int:
@@ -70,7 +71,7 @@ def main() -> int:
         unpacking.rename(PACKAGES)
     wheels = sorted((ROOT / "dist").glob("*aarch64.whl"))
     if not wheels:
-        raise SystemExit("dist holds no wheel for arm64: make wheels ARCH=aarch64")
+        raise SystemExit("dist holds no wheel for arm64: make wheels FOR=aarch64")
     install(PACKAGES, "--no-deps", *wheels)
     python = HOME / "python"
     python.write_text(SHELL.format(system=SYSTEM, packages=PACKAGES, version=VERSION))

@@ -5,7 +5,8 @@ from 3.10 on that is found here, and all of these install it. The wheels need no
 are built with a newer one; packaging/needed_symbols.py stops the build if they do. They go to dist/.
 
 Wheels for arm64 are made on x86-64 too, with GCC's cross compiler and the libraries of a torch for arm64, which is
-downloaded. `make test-aarch64` tries them under emulation.
+downloaded; packaging/emulated.py tries them. For musl's Linux and for macOS, pymtl-runtime is made by the package
+ziglang.
 """
 
 from __future__ import annotations
@@ -19,12 +20,16 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "wheels"
+TOOLCHAINS = ROOT / "packaging" / "toolchains"
 HERE = platform.machine()
+# The same sources, compiler and torch give the same bytes: an archive's files are of one time, the earliest there is.
+REPRODUCIBLE = {"SOURCE_DATE_EPOCH": "315532800"}
 # Torch and its OpenMP runtime must be those of the environment, never copies in the wheel.
 NOT_OURS = ("libtorch*", "libc10*", "libgomp*", "libcudart*")
 
@@ -81,51 +86,65 @@ def find_pythons(named: list[str]) -> list[Python]:
 
 
 class Target(NamedTuple):
-    """The CPU that wheels are for."""
+    """What wheels are for: a CPU, and a system."""
 
     arch: str
+    platform: str  # in the wheel's name
     settings: tuple[str, ...] = ()
-    environment: dict[str, str] = {}  # noqa: RUF012
+    has_torch: bool = True  # where there is none, only pymtl-runtime is made
 
     @classmethod
-    def of(cls, arch: str, torch: str) -> Target:
-        if arch == HERE:
-            return cls(arch)
-        toolchain = ROOT / "packaging" / f"{arch}.cmake"
+    def named(cls, name: str) -> Target:
+        if name == HERE:
+            return cls(name, f"linux_{name}")
+        toolchain = TOOLCHAINS / f"{name}.cmake"
         if not toolchain.exists():
-            raise SystemExit(f"--arch: expected {HERE}, or aarch64 on another machine, got {arch}")
-        return cls(
-            arch, (f"cmake.define.CMAKE_TOOLCHAIN_FILE={toolchain}",), {"PYMTL_TORCH": str(cls.torch_of(arch, torch))}
-        )
+            raise SystemExit(f"--for {name}: expected {', '.join([HERE, *others()])}")
+        system, _, arch = name.rpartition("-")
+        platform = {"": "linux", "musl": "musllinux_1_2", "macos": "macosx_11_0"}[system]
+        return cls(arch, f"{platform}_{arch}", (f"cmake.define.CMAKE_TOOLCHAIN_FILE={toolchain}",), system == "")
 
-    @staticmethod
-    def torch_of(arch: str, torch: str) -> Path:
-        """The folder of a torch for another CPU, downloaded once."""
-        folder = ROOT / "build" / f"torch-{arch}"
-        if not (folder / torch).is_dir():
-            of_arch = ("--only-binary=:all:", "--platform", f"manylinux_2_28_{arch}")
-            output(sys.executable, "-m", "pip", "download", "-q", "--no-deps", *of_arch, "-d", folder, torch)
+    def torch(self, wanted: str) -> Path | None:
+        """The folder of a torch for another CPU, downloaded once; None for this one's, which the build finds."""
+        if self.arch == HERE or not self.has_torch:
+            return None
+        folder = ROOT / "build" / f"torch-{self.arch}"
+        if not (folder / wanted).is_dir():
+            of_arch = ("--only-binary=:all:", "--platform", f"manylinux_2_28_{self.arch}")
+            output(sys.executable, "-m", "pip", "download", "-q", "--no-deps", *of_arch, "-d", folder, wanted)
             (wheel,) = folder.glob("*.whl")
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(folder / "unpacking")
             wheel.unlink()
-            (folder / "unpacking").rename(folder / torch)  # whole or not at all
-        return folder / torch / "torch"
+            (folder / "unpacking").rename(folder / wanted)  # whole or not at all
+        return folder / wanted / "torch"
 
 
-def build(project: Path, target: Target, *settings: str) -> Path:
-    """A wheel of the project, with the torch beside this Python or the target's."""
+def others() -> list[str]:
+    """What this machine can make wheels for besides itself."""
+    return sorted(path.stem for path in TOOLCHAINS.glob("*.cmake") if path.stem != HERE)
+
+
+def build(project: Path, target: Target, *settings: str, torch: Path | None = None) -> Path:
+    """A wheel of the project, built with the torch that is named or is beside this Python."""
     folder = BUILD / project.resolve().name
     log = folder.with_suffix(".log")
     folder.mkdir(parents=True)
-    place = f"build-dir={ROOT / 'build' / target.arch / folder.name}"  # never that of an editable installation
+    place = f"build-dir={ROOT / 'build' / target.platform / folder.name}"  # never that of an editable installation
     options = [option for setting in (place, *target.settings, *settings) for option in ("-C", setting)]
     with log.open("wb") as to:
+        environment = {**environment_with_tools(), **({"PYMTL_TORCH": str(torch)} if torch is not None else {})}
         command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "-w", folder, *options, project]
-        if subprocess.run(command, env={**os.environ, **target.environment}, stdout=to, stderr=subprocess.STDOUT).returncode:
+        if subprocess.run(command, env=environment, stdout=to, stderr=subprocess.STDOUT).returncode:
             sys.stdout.write(log.read_text()[-5000:])
             raise SystemExit(f"{project}: the build failed, see {log}")
     return only(folder)
+
+
+def environment_with_tools() -> dict[str, str]:
+    """With what is installed beside this Python on PATH."""
+    tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return {**os.environ, **REPRODUCIBLE, "PATH": tools}
 
 
 def only(folder: Path) -> Path:
@@ -134,7 +153,7 @@ def only(folder: Path) -> Path:
 
 
 def retagged(wheel: Path, target: Target, *tags: str) -> Path:
-    tags = (*tags, "--platform-tag", f"linux_{target.arch}")
+    tags = (*tags, "--platform-tag", target.platform)
     name = output(sys.executable, "-m", "wheel", "tags", "--remove", *tags, wheel).split("\n")[-1]
     return wheel.with_name(name)
 
@@ -143,9 +162,10 @@ def repaired(wheel: Path) -> Path:
     """The same wheel under the oldest platform tag that auditwheel finds it fits."""
     folder = wheel.parent / "repaired"
     excluded = [option for name in NOT_OURS for option in ("--exclude", name)]
-    beside = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
     command = [sys.executable, "-m", "auditwheel", "repair", "-w", folder, *excluded, wheel]
-    done = subprocess.run(command, env=beside, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(
+        command, env=environment_with_tools(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     if done.returncode:
         raise SystemExit(f"{done.stdout}\n{wheel}: auditwheel failed")
     return only(folder)
@@ -180,13 +200,34 @@ def try_wheel(python: Python, wheel: Path, name: str, beside: list[str], *comman
     shutil.rmtree(folder)
 
 
+def try_wheels(
+    pythons: list[Python], wheel: Path, runtime: Path, torch: str, tried: str, say: Callable[[str], None]
+) -> None:
+    own = Python.at(sys.executable)
+    for python in pythons:
+        version = "{}.{}".format(*python.version)
+        try_wheel(python, runtime, "runtime", ["numpy"], ["-c", "import pymtl_runtime as p; print(p.isa())"])
+        say(f"Python {version}: pymtl-runtime works, with numpy alone")
+        if tried == "all" or (tried == "own" and python.version == own.version):
+            smoke = ROOT / "packaging" / "smoke_test.py"
+            try_wheel(python, wheel, "pymtl", [torch], [smoke], ["-m", "pymtl", "info"])
+            say(f"Python {version}: pymtl works")
+        else:
+            try_wheel(python, wheel, "bindings", ["--no-deps"], ["-c", BINDINGS])
+            say(f"Python {version}: pymtl's bindings load; not tried with torch")
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--python", action="append", default=[], metavar="FILE", help="a Python to serve (default: all found from 3.10)"
     )
     parser.add_argument(
-        "--arch", choices=("x86_64", "aarch64"), default=HERE, help=f"the CPU that they are for (default: {HERE})"
+        "--for",
+        dest="name",
+        default=HERE,
+        metavar="PLATFORM",
+        help=f"{HERE} (default: this machine's) or one of {', '.join(others())}; of the last three pymtl-runtime alone",
     )
     parser.add_argument(
         "--torch",
@@ -223,35 +264,30 @@ def main() -> None:
     if not pythons:
         raise SystemExit("no Python from 3.10 on was found with its headers: name one by --python")
     shutil.rmtree(BUILD, ignore_errors=True)
-    target = Target.of(given.arch, given.torch)
-
-    say(f"building pymtl for {', '.join('{}.{}'.format(*python.version) for python in pythons)} on {given.arch}")
-    # The headers of a Python for another 64-bit Linux say the same.
-    bindings = ";".join(f"{p.suffix.replace(HERE, given.arch)}={p.include}" for p in pythons)
-    cuda = given.cuda if given.arch == HERE else "OFF"
-    wheel = build(ROOT, target, f"cmake.define.PYMTL_CUDA={cuda}", f"cmake.define.PYMTL_PYTHONS={bindings}")
-    wheel = repaired(retagged(wheel, target, "--python-tag", ".".join(p.tag for p in pythons), "--abi-tag", "none"))
-    say("building pymtl-runtime")
-    runtime = repaired(retagged(build(ROOT / "runtime", target), target))
+    target = Target.named(given.name)
+    made = []
+    if target.has_torch:
+        versions = ", ".join("{}.{}".format(*python.version) for python in pythons)
+        say(f"building pymtl on {target.platform}, Python {versions}")
+        # The headers of a Python for another 64-bit Linux say the same.
+        bindings = ";".join(f"{p.suffix.replace(HERE, target.arch)}={p.include}" for p in pythons)
+        cuda = given.cuda if target.arch == HERE else "OFF"
+        settings = (f"cmake.define.PYMTL_CUDA={cuda}", f"cmake.define.PYMTL_PYTHONS={bindings}")
+        wheel = build(ROOT, target, *settings, torch=target.torch(given.torch))
+        tags = ("--python-tag", ".".join(python.tag for python in pythons), "--abi-tag", "none")
+        made.append(repaired(retagged(wheel, target, *tags)))
+    say(f"building pymtl-runtime on {target.platform}")
+    runtime = retagged(build(ROOT / "runtime", target), target)
+    made.append(repaired(runtime) if target.has_torch else runtime)
 
     say("what they need")
-    subprocess.run([sys.executable, ROOT / "packaging" / "needed_symbols.py", wheel, runtime], check=True)
+    subprocess.run([sys.executable, ROOT / "packaging" / "needed_symbols.py", *made], check=True)
 
-    own = Python.at(sys.executable)
-    for python in pythons if given.arch == HERE else ():
-        version = "{}.{}".format(*python.version)
-        try_wheel(python, runtime, "runtime", ["numpy"], ["-c", "import pymtl_runtime as p; print(p.isa())"])
-        say(f"Python {version}: pymtl-runtime works, with numpy alone")
-        if given.tried == "all" or (given.tried == "own" and python.version == own.version):
-            smoke = ROOT / "packaging" / "smoke_test.py"
-            try_wheel(python, wheel, "pymtl", [given.torch], [smoke], ["-m", "pymtl", "info"])
-            say(f"Python {version}: pymtl works")
-        else:
-            try_wheel(python, wheel, "bindings", ["--no-deps"], ["-c", BINDINGS])
-            say(f"Python {version}: pymtl's bindings load; not tried with torch")
+    if given.name == HERE:
+        try_wheels(pythons, *made, given.torch, given.tried, say)
     given.out.mkdir(parents=True, exist_ok=True)
-    for made in (wheel, runtime):
-        kept = Path(shutil.move(made, given.out / made.name))
+    for wheel in made:
+        kept = Path(shutil.move(wheel, given.out / wheel.name))
         say(f"made {kept}, {kept.stat().st_size / 2**20:.1f} MB")
 
 

@@ -24,7 +24,7 @@ from elftools.elf.elffile import ELFFile
 # The newest versions: what torch's own wheels, manylinux_2_28, need.
 PROMISED = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 22), "CXXABI": (1, 3, 11), "GCC": (4, 2, 0)}
 LIBRARIES = re.compile(
-    r"(libc\.so\.6|libm\.so\.6|libpthread\.so\.0|libdl\.so\.2|librt\.so\.1|ld-linux-(x86-64|aarch64)\.so\.[12]"
+    r"(libc\.so(\.6)?|libm\.so\.6|libpthread\.so\.0|libdl\.so\.2|librt\.so\.1|ld-linux-(x86-64|aarch64)\.so\.[12]"
     r"|libstdc\+\+\.so\.6|libgcc_s\.so\.1|lib(torch|torch_cpu|c10|pymtl|pymtl_cuda)\.so)"
 )
 SHIMS = (

@@ -1,17 +1,15 @@
 // The C interface: checks of what only a caller can get wrong, and no exception past it.
 #include "pymtl.h"
 
-#include <sched.h>
-
 #include <algorithm>
 #include <cstring>
 #include <exception>
 #include <new>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "kernels/isa.h"
+#include "kernels/pool.h"
 #include "runtime/error.h"
 #include "runtime/program.h"
 #include "runtime/session.h"
@@ -93,14 +91,6 @@ void check_given(const T* pointer, const char* name) {
   check(pointer != nullptr, Fault::argument, name, ": expected a pointer, got NULL");
 }
 
-int64_t cores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  // It fails where there are more than the set has room for.
-  const bool known = sched_getaffinity(0, sizeof set, &set) == 0;
-  return std::max<int64_t>(known ? CPU_COUNT(&set) : std::thread::hardware_concurrency(), 1);
-}
-
 // A structure of the caller's, which may be shorter or longer than this version's.
 template <typename T>
 T versioned(const T* given, const char* name) {
@@ -170,7 +160,7 @@ pymtl_status pymtl_model_load(const char* path, const pymtl_options* given, pymt
     const pymtl_options options = versioned(given, "options");
     check(options.threads >= 0 && options.threads <= kMostThreads, Fault::argument,
           "options.threads: expected a number from 0 to ", kMostThreads, ", got ", options.threads);
-    const int64_t threads = options.threads == 0 ? std::min(cores(), kMostThreads) : options.threads;
+    const int64_t threads = options.threads == 0 ? std::min(pymtl::available_cores(), kMostThreads) : options.threads;
     const size_t limit = options.memory_limit == 0 ? kMemoryLimit : options.memory_limit;
     *model = new pymtl_model{threads, Program(path, executor_of(threads), limit), limit};
   });

@@ -21,4 +21,7 @@ Executor pool_executor(int64_t threads, Executor::ForEach otherwise);
 // core from the pool's.
 Executor steady_executor(int64_t threads, Executor::ForEach otherwise);
 
+// How many cores the calling thread may run on, at least 1.
+int64_t available_cores();
+
 }  // namespace pymtl

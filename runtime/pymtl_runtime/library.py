@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from ctypes import POINTER, addressof, byref, c_char_p, c_int32, c_int64, c_size_t, c_void_p
@@ -15,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 ABI = 1  # the major number of the interface that this file knows
+_FILE = "libpymtl_runtime.dylib" if sys.platform == "darwin" else "libpymtl_runtime.so"
 
 # What a batch has of a field: strings, or ids, or numbers.
 Values = Sequence[str] | Sequence[int] | Sequence[float] | np.ndarray
@@ -100,7 +102,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 def _library() -> ctypes.CDLL:
     """The library beside this file, or the one that the environment variable PYMTL_RUNTIME_LIBRARY names."""
-    path = os.environ.get("PYMTL_RUNTIME_LIBRARY") or str(Path(__file__).with_name("libpymtl_runtime.so"))
+    path = os.environ.get("PYMTL_RUNTIME_LIBRARY") or str(Path(__file__).with_name(_FILE))
     try:
         library = ctypes.CDLL(path)
     except OSError as error:

@@ -134,7 +134,12 @@ bool cpu_has(Isa isa) {
   }
   return false;
 #else
-  return isa == Isa::neon || (isa == Isa::neon_dotprod && (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0);
+#if defined(__linux__)
+  const bool has_dotprod = (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#else
+  constexpr bool has_dotprod = true;  // every Mac with an arm64 processor
+#endif
+  return isa == Isa::neon || (isa == Isa::neon_dotprod && has_dotprod);
 #endif
 }
 

@@ -1,20 +1,17 @@
 #include "../pool.h"
 
-#include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
-#include <sys/syscall.h>
 #include <time.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <climits>
 
 #include "pause.h"
 #include "rest.h"
+#include "system.h"
 
 namespace pymtl {
 namespace {
@@ -22,14 +19,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::microseconds;
 using std::chrono::milliseconds;
-
-void sleep_while(const std::atomic<uint32_t>& word, uint32_t value) {
-  syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
-}
-
-void wake(const std::atomic<uint32_t>& word) {
-  syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
-}
 
 Clock::duration thread_time() {
   timespec time;
@@ -121,7 +110,7 @@ class Pool {
   struct alignas(64) Helper {
     Pool* pool;
     int64_t place;
-    std::atomic<pid_t> thread{0};
+    std::atomic<int32_t> thread{0};
     std::atomic<uint32_t> signal{0};  // changes when there is work; what the helper sleeps on
     std::atomic<bool> asleep{false};
   };
@@ -143,7 +132,7 @@ class Pool {
   alignas(64) std::atomic<bool> busy_{false};
   Rest rest_{128};       // without helpers
   int64_t started_ = 0;  // helpers
-  int cpu_ = -1;         // that the helpers are kept off
+  int core_ = -1;        // that the helpers are kept off
   int64_t placed_ = 0;   // how many of them are
   Helper helpers_[kMostHelpers];
 
@@ -199,21 +188,21 @@ class Pool {
   // Starts helpers, and keeps them off the core that the caller is on, where they would only interrupt it. Returns how
   // many there are.
   int64_t prepare(int64_t helpers) {
-    const int cpu = sched_getcpu();
-    if (started_ >= helpers && placed_ >= helpers && cpu == cpu_) return helpers;
-    cpu_set_t allowed;
-    if (cpu < 0 || sched_getaffinity(0, sizeof(allowed), &allowed) != 0) return 0;
-    CPU_CLR(cpu, &allowed);
-    if (CPU_COUNT(&allowed) == 0) return 0;
+    const int core = current_core();
+    if (started_ >= helpers && placed_ >= helpers && core == core_) return helpers;
+    Cores others;
+    if (core < 0 || others.count() == 0) return 0;
+    others.remove(core);
+    if (others.count() == 0) return 0;
     for (; started_ < helpers; ++started_) {
       if (!start(helpers_[started_], started_)) break;
     }
     for (int64_t i = 0; i < started_; ++i) {
-      const pid_t thread = helpers_[i].thread.load(std::memory_order_acquire);
-      if (thread != 0) sched_setaffinity(thread, sizeof(allowed), &allowed);
+      const int32_t thread = helpers_[i].thread.load(std::memory_order_acquire);
+      if (thread != 0) others.place(thread);
       if (thread == 0) return std::min(started_, helpers);  // it has not run yet: placed by a later call
     }
-    cpu_ = cpu;
+    core_ = core;
     placed_ = started_;
     return std::min(started_, helpers);
   }
@@ -230,14 +219,14 @@ class Pool {
         &helper);
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
     if (error != 0) return false;
-    pthread_setname_np(thread, "pymtl");
+    name_thread(thread, "pymtl");
     pthread_detach(thread);
     return true;
   }
 
   void* help(void* itself) {
     Helper& helper = *static_cast<Helper*>(itself);
-    helper.thread.store(static_cast<pid_t>(syscall(SYS_gettid)), std::memory_order_release);
+    helper.thread.store(this_thread(), std::memory_order_release);
     Work work{};
     for (;;) {
       while (finds_task(work, helper.place)) {
@@ -352,6 +341,11 @@ Executor pool_executor(int64_t threads, Executor::ForEach otherwise) {
     if (!pool().run(now.threads, count, task, state)) now.otherwise(count, task, state);
   };
   return {for_each, threads};
+}
+
+int64_t available_cores() {
+  const int64_t count = Cores().count();
+  return std::max<int64_t>(count > 0 ? count : std::thread::hardware_concurrency(), 1);
 }
 
 }  // namespace pymtl

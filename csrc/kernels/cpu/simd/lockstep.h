@@ -10,7 +10,7 @@ namespace {
 
 // How many updates of cells pay: as many as the registers hold the intermediate results of. Processors with AVX-512
 // look far enough ahead.
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if (defined(__AVX2__) && !defined(__AVX512F__)) || defined(__ARM_NEON)
 constexpr int kLockstep = 3;
 #else
 constexpr int kLockstep = 1;
