@@ -12,6 +12,7 @@ ziglang.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import platform
 import re
@@ -44,6 +45,10 @@ class Python(NamedTuple):
     def tag(self) -> str:
         return "cp{}{}".format(*self.version)
 
+    @property
+    def number(self) -> str:
+        return "{}.{}".format(*self.version)
+
     @classmethod
     def at(cls, path: str) -> Python:
         program = (
@@ -51,14 +56,15 @@ class Python(NamedTuple):
             "print(*sys.version_info[:2], s.get_config_var('EXT_SUFFIX'), s.get_path('include'), "
             "sys.implementation.name == 'cpython' and not sys.abiflags, sep='\\n')"
         )
-        major, minor, suffix, include, ordinary = output(path, "-c", program).split("\n")
+        major, minor, suffix, include, ordinary = output(path, "-c", program, quietly=True).split("\n")
         if ordinary != "True":
             raise ValueError("a debug or free-threaded build, or another Python than CPython")
         return cls(path, (int(major), int(minor)), suffix, include)
 
 
-def output(*command: str | Path) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+def output(*command: str | Path, quietly: bool = False) -> str:
+    errors = subprocess.DEVNULL if quietly else None
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=errors, text=True).stdout.strip()
 
 
 def find_pythons(named: list[str]) -> list[Python]:
@@ -89,7 +95,7 @@ class Target(NamedTuple):
     """What wheels are for: a CPU, and a system."""
 
     arch: str
-    platform: str  # in the wheel's name
+    tag: str  # of the platform, in the wheel's name
     settings: tuple[str, ...] = ()
     has_torch: bool = True  # where there is none, only pymtl-runtime is made
 
@@ -97,27 +103,14 @@ class Target(NamedTuple):
     def named(cls, name: str) -> Target:
         if name == HERE:
             return cls(name, f"linux_{name}")
-        toolchain = TOOLCHAINS / f"{name}.cmake"
-        if not toolchain.exists():
-            raise SystemExit(f"--for {name}: expected {', '.join([HERE, *others()])}")
         system, _, arch = name.rpartition("-")
-        platform = {"": "linux", "musl": "musllinux_1_2", "macos": "macosx_11_0"}[system]
-        return cls(arch, f"{platform}_{arch}", (f"cmake.define.CMAKE_TOOLCHAIN_FILE={toolchain}",), system == "")
-
-    def torch(self, wanted: str) -> Path | None:
-        """The folder of a torch for another CPU, downloaded once; None for this one's, which the build finds."""
-        if self.arch == HERE or not self.has_torch:
-            return None
-        folder = ROOT / "build" / f"torch-{self.arch}"
-        if not (folder / wanted).is_dir():
-            of_arch = ("--only-binary=:all:", "--platform", f"manylinux_2_28_{self.arch}")
-            output(sys.executable, "-m", "pip", "download", "-q", "--no-deps", *of_arch, "-d", folder, wanted)
-            (wheel,) = folder.glob("*.whl")
-            with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(folder / "unpacking")
-            wheel.unlink()
-            (folder / "unpacking").rename(folder / wanted)  # whole or not at all
-        return folder / wanted / "torch"
+        tag = {"": "linux", "musl": "musllinux_1_2", "macos": "macosx_11_0"}[system]
+        toolchain = f"cmake.define.CMAKE_TOOLCHAIN_FILE={TOOLCHAINS / name}.cmake"
+        if system == "":
+            return cls(arch, f"{tag}_{arch}", (toolchain,))
+        if importlib.util.find_spec("ziglang") is None:
+            raise SystemExit(f"--for {name} needs the package ziglang: pip install ziglang")
+        return cls(arch, f"{tag}_{arch}", (toolchain, "install.strip=false"), has_torch=False)  # it is linked without
 
 
 def others() -> list[str]:
@@ -125,19 +118,53 @@ def others() -> list[str]:
     return sorted(path.stem for path in TOOLCHAINS.glob("*.cmake") if path.stem != HERE)
 
 
-def build(project: Path, target: Target, *settings: str, torch: Path | None = None) -> Path:
+def headers_serve(python: Python, arch: str) -> bool:
+    """Whether a Python's headers can be compiled for another 64-bit Linux: all but those that have one per CPU."""
+    if arch == HERE:
+        return True
+    configuration = Path(python.include, "pyconfig.h").read_text()
+    return f"<{HERE}-linux-gnu/" not in configuration or Path("/usr/include", f"{arch}-linux-gnu").exists()
+
+
+def torch_of(arch: str, wanted: str) -> Path:
+    """The folder of a torch for another CPU; one of a certain version is downloaded once."""
+    folder = ROOT / "build" / f"torch-{arch}-{re.sub('[^A-Za-z0-9.]+', '-', wanted)}"
+    if "==" not in wanted or not folder.is_dir():
+        unpacking = folder.with_name("unpacking")
+        for old in (unpacking, folder):
+            shutil.rmtree(old, ignore_errors=True)
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", unpacking]
+        if subprocess.run([*command, "--platform", f"manylinux_2_28_{arch}", wanted]).returncode:
+            raise SystemExit(f"no torch for {arch} was found as {wanted}: name another by --torch")
+        wheel = only(unpacking)
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(unpacking)
+        wheel.unlink()
+        unpacking.rename(folder)  # whole or not at all
+    return folder / "torch"
+
+
+def build(name: str, project: Path, target: Target, *settings: str, torch: Path | None = None) -> Path:
     """A wheel of the project, built with the torch that is named or is beside this Python."""
-    folder = BUILD / project.resolve().name
+    folder = BUILD / name
     log = folder.with_suffix(".log")
     folder.mkdir(parents=True)
-    place = f"build-dir={ROOT / 'build' / target.platform / folder.name}"  # never that of an editable installation
+    place = f"build-dir={ROOT / 'build' / target.tag / name}"  # never that of an editable installation
     options = [option for setting in (place, *target.settings, *settings) for option in ("-C", setting)]
-    with log.open("wb") as to:
-        environment = {**environment_with_tools(), **({"PYMTL_TORCH": str(torch)} if torch is not None else {})}
-        command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "-w", folder, *options, project]
-        if subprocess.run(command, env=environment, stdout=to, stderr=subprocess.STDOUT).returncode:
-            sys.stdout.write(log.read_text()[-5000:])
-            raise SystemExit(f"{project}: the build failed, see {log}")
+    environment = {**environment_with_tools(), **({"PYMTL_TORCH": str(torch)} if torch is not None else {})}
+    command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "-w", folder, *options, project]
+    with (
+        log.open("w") as to,
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run,
+    ):
+        for line in run.stdout:
+            to.write(line)
+            count = re.match(r"\s*\[\d+/\d+\]", line)
+            if count and sys.stdout.isatty():
+                print(f"\r        compiling {count[0].strip()}", end="\r", flush=True)
+    if run.returncode:
+        sys.stdout.write(log.read_text()[-5000:])
+        raise SystemExit(f"{name}: the build failed, see {log}")
     return only(folder)
 
 
@@ -153,7 +180,7 @@ def only(folder: Path) -> Path:
 
 
 def retagged(wheel: Path, target: Target, *tags: str) -> Path:
-    tags = (*tags, "--platform-tag", target.platform)
+    tags = (*tags, "--platform-tag", target.tag)
     name = output(sys.executable, "-m", "wheel", "tags", "--remove", *tags, wheel).split("\n")[-1]
     return wheel.with_name(name)
 
@@ -205,16 +232,15 @@ def try_wheels(
 ) -> None:
     own = Python.at(sys.executable)
     for python in pythons:
-        version = "{}.{}".format(*python.version)
         try_wheel(python, runtime, "runtime", ["numpy"], ["-c", "import pymtl_runtime as p; print(p.isa())"])
-        say(f"Python {version}: pymtl-runtime works, with numpy alone")
+        say(f"Python {python.number}: pymtl-runtime works, with numpy alone")
         if tried == "all" or (tried == "own" and python.version == own.version):
             smoke = ROOT / "packaging" / "smoke_test.py"
             try_wheel(python, wheel, "pymtl", [torch], [smoke], ["-m", "pymtl", "info"])
-            say(f"Python {version}: pymtl works")
+            say(f"Python {python.number}: pymtl works")
         else:
             try_wheel(python, wheel, "bindings", ["--no-deps"], ["-c", BINDINGS])
-            say(f"Python {version}: pymtl's bindings load; not tried with torch")
+            say(f"Python {python.number}: pymtl's bindings load; not tried with torch")
 
 
 def arguments() -> argparse.Namespace:
@@ -226,6 +252,7 @@ def arguments() -> argparse.Namespace:
         "--for",
         dest="name",
         default=HERE,
+        choices=(HERE, *others()),
         metavar="PLATFORM",
         help=f"{HERE} (default: this machine's) or one of {', '.join(others())}; of the last three pymtl-runtime alone",
     )
@@ -254,37 +281,46 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     given = arguments()
+    if sys.platform != "linux":
+        raise SystemExit("this makes wheels on Linux: elsewhere `pip wheel .` makes one of this machine")
     started = time.monotonic()
 
     def say(text: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - started), 60)
         print(f"{minutes:3}:{seconds:02}  {text}", flush=True)
 
-    pythons = find_pythons(given.python)
-    if not pythons:
-        raise SystemExit("no Python from 3.10 on was found with its headers: name one by --python")
-    shutil.rmtree(BUILD, ignore_errors=True)
+    here = given.name == HERE
+    if given.cuda == "ON" and not here:
+        raise SystemExit(f"--cuda ON: the CUDA kernels are compiled for {HERE} alone, not for {given.name}")
     target = Target.named(given.name)
-    made = []
+    torch = torch_of(target.arch, given.torch) if target.has_torch and not here else None
+    shutil.rmtree(BUILD, ignore_errors=True)
+    made, pythons = [], []
     if target.has_torch:
-        versions = ", ".join("{}.{}".format(*python.version) for python in pythons)
-        say(f"building pymtl on {target.platform}, Python {versions}")
-        # The headers of a Python for another 64-bit Linux say the same.
+        found = find_pythons(given.python)
+        pythons = [python for python in found if headers_serve(python, target.arch)]
+        for python in found:
+            if python not in pythons:
+                say(f"left out: {python.path}, whose headers are for {HERE} alone")
+        if not pythons:
+            raise SystemExit("no Python from 3.10 on was found with its headers: name one by --python")
+        say(f"building pymtl on {target.tag}, Python {', '.join(python.number for python in pythons)}")
         bindings = ";".join(f"{p.suffix.replace(HERE, target.arch)}={p.include}" for p in pythons)
-        cuda = given.cuda if target.arch == HERE else "OFF"
-        settings = (f"cmake.define.PYMTL_CUDA={cuda}", f"cmake.define.PYMTL_PYTHONS={bindings}")
-        wheel = build(ROOT, target, *settings, torch=target.torch(given.torch))
+        settings = [f"PYMTL_CUDA={given.cuda if here else 'OFF'}", f"PYMTL_PYTHONS={bindings}"]
+        wheel = build("pymtl", ROOT, target, *(f"cmake.define.{setting}" for setting in settings), torch=torch)
         tags = ("--python-tag", ".".join(python.tag for python in pythons), "--abi-tag", "none")
         made.append(repaired(retagged(wheel, target, *tags)))
-    say(f"building pymtl-runtime on {target.platform}")
-    runtime = retagged(build(ROOT / "runtime", target), target)
+    say(f"building pymtl-runtime on {target.tag}")
+    runtime = retagged(build("pymtl-runtime", ROOT / "runtime", target), target)
     made.append(repaired(runtime) if target.has_torch else runtime)
 
     say("what they need")
     subprocess.run([sys.executable, ROOT / "packaging" / "needed_symbols.py", *made], check=True)
 
-    if given.name == HERE:
+    if here:
         try_wheels(pythons, *made, given.torch, given.tried, say)
+    else:
+        say(f"not tried: this machine is no {given.name}")
     given.out.mkdir(parents=True, exist_ok=True)
     for wheel in made:
         kept = Path(shutil.move(wheel, given.out / wheel.name))

@@ -24,7 +24,7 @@ from elftools.elf.elffile import ELFFile
 # The newest versions: what torch's own wheels, manylinux_2_28, need.
 PROMISED = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 22), "CXXABI": (1, 3, 11), "GCC": (4, 2, 0)}
 LIBRARIES = re.compile(
-    r"(libc\.so(\.6)?|libm\.so\.6|libpthread\.so\.0|libdl\.so\.2|librt\.so\.1|ld-linux-(x86-64|aarch64)\.so\.[12]"
+    r"(libc\.so\.6|libm\.so\.6|libpthread\.so\.0|libdl\.so\.2|librt\.so\.1|ld-linux-(x86-64|aarch64)\.so\.[12]"
     r"|libstdc\+\+\.so\.6|libgcc_s\.so\.1|lib(torch|torch_cpu|c10|pymtl|pymtl_cuda)\.so)"
 )
 SHIMS = (
@@ -91,13 +91,13 @@ class Needs(NamedTuple):
         numbers = [number for k, number in self.versions if k == kind]
         return ".".join(map(str, max(numbers))) if numbers else "-"
 
-    def broken(self, torch_has: set[str]) -> Iterator[str]:
+    def broken(self, torch_has: set[str], musl: bool) -> Iterator[str]:
         for (kind, number), symbols in sorted(self.versions.items()):
             if kind not in PROMISED or number > PROMISED[kind]:
                 yield f"{'_'.join([kind, *filter(None, ['.'.join(map(str, number))])])}: {', '.join(sorted(symbols))}"
         if self.torch - torch_has:
             yield f"not in torch 2.10's stable interface: {', '.join(sorted(self.torch - torch_has))}"
-        others = [name for name in self.libraries if not LIBRARIES.fullmatch(name)]
+        others = [name for name in self.libraries if not LIBRARIES.fullmatch(name) and not (musl and name == "libc.so")]
         if others:
             yield f"libraries that the system, Python and torch may lack: {', '.join(others)}"
 
@@ -113,16 +113,20 @@ def main() -> int:
     spec = importlib.util.find_spec("torch")
     torch_has = declared(Path(spec.submodule_search_locations[0], "include")) if spec is not None else set()
     failed = False
+    read = 0
     for wheel in map(Path, sys.argv[1:]):
         print(f"{wheel.name}, {wheel.stat().st_size / 2**20:.1f} MB")
         print(f"  {'library':56} {'GLIBC':>7} {'GLIBCXX':>8} {'CXXABI':>7} {'torch':>5}")
         for name, needs in libraries(wheel):
+            read += 1
             row = [needs.newest(kind) for kind in ("GLIBC", "GLIBCXX", "CXXABI")]
             print(f"  {name:56} {row[0]:>7} {row[1]:>8} {row[2]:>7} {len(needs.torch):5}")
-            for problem in needs.broken(torch_has):
+            for problem in needs.broken(torch_has, musl="musllinux" in wheel.name):
                 print(f"{name}: {problem}", file=sys.stderr)
                 failed = True
-    if not failed:
+    if not read:
+        print("no library of Linux: nothing was checked")
+    elif not failed:
         promise = ", ".join(f"{kind}_{'.'.join(map(str, number))}" for kind, number in PROMISED.items())
         print(f"nothing is newer than {promise} and torch 2.10's stable interface")
     return int(failed)

@@ -16,7 +16,7 @@ from pymtl.dropout import dropout
 from pymtl.heads import CRFHead, CTCHead, Head
 from pymtl.language_model import LanguageModelHead
 from pymtl.losses import CrossEntropy, Loss
-from pymtl.ops.autograd import is_plain, needs_reference, wants_gradient
+from pymtl.ops.autograd import is_exporting, is_plain, needs_reference, wants_gradient
 from pymtl.packing import as_lengths, same_packing
 from pymtl.recurrent import Recurrent
 from pymtl.recurrent.route import refuse_recording
@@ -184,7 +184,7 @@ class MultiTaskModel(nn.Module):
             else:
                 logits[task] = ops.unpack(values, order, batch_first=self.encoder.batch_first)
         # An exported program gives what torch.export knows.
-        return dict(logits) if torch.compiler.is_exporting() else logits
+        return dict(logits) if is_exporting() else logits
 
     def __prepare_scriptable__(self) -> nn.Module:
         raise RuntimeError("torch.jit.script cannot compile a MultiTaskModel; torch.export.export can export it")

@@ -32,7 +32,7 @@
 #define PYMTL_OLD_SINCE(name, version) PYMTL_OLD_OF(name, PYMTL_OLDEST)  // all that is older is of 2.17 there
 #endif
 
-// Other numbers of the same version since 2.29.
+// glibc 2.29 has new ones beside the old, and the linker takes those.
 PYMTL_OLD(exp);
 PYMTL_OLD(log);
 

@@ -24,6 +24,11 @@ def constant_to_tracers(function: Function) -> Function:
     return function
 
 
+def is_exporting() -> bool:
+    """``torch.compiler.is_exporting()``, which the compiler of torch 2.10 takes for true whenever it traces."""
+    return torch.compiler._is_exporting_flag
+
+
 def wants_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd has to record a call with these inputs.
 

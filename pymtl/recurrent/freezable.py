@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pymtl import ops
-from pymtl.ops.autograd import wants_gradient
+from pymtl.ops.autograd import is_exporting, wants_gradient
 from pymtl.ops.dtypes import autocast_dtype
 from pymtl.recurrent.options import Options
 from pymtl.recurrent.portable import PortableWeights
@@ -138,7 +138,7 @@ class Freezable(nn.RNNBase):
         snapshot = self._snapshot
         if snapshot is None or autocast_dtype(weights[0]):
             return None
-        if snapshot.is_narrow and torch.compiler.is_exporting():
+        if snapshot.is_narrow and is_exporting():
             raise RuntimeError(
                 f"torch.export cannot keep weights frozen in {snapshot.dtype}, which are packed for this machine: call "
                 "pymtl.unfreeze first; of a run of pymtl train, pymtl export --weights makes such a program"

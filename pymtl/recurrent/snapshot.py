@@ -26,6 +26,7 @@ class Snapshot(NamedTuple):
     origin: Tensor  # int64: the versions and then the addresses, for compiled code
     isa: str
     dtype: torch.dtype  # of the prepacked matrices
+    is_narrow: bool  # whether that has fewer bits than the parameters: then the results are others than theirs
     prepacked: list[Tensor]  # of each layer
     stacks: list[ops.RNNFrozen]  # of the first layer, of the first two, and so on; over the same memory
 
@@ -39,12 +40,9 @@ class Snapshot(NamedTuple):
         versions = [p._version for p in parameters]
         parts = list(whole.prepacked.split(sizes))
         origin = torch.tensor([*versions, *addresses])
-        return Snapshot(parameters, versions, memory, addresses, origin, _native.active_isa(), dtype, parts, stacks)
-
-    @property
-    def is_narrow(self) -> bool:
-        """Whether the matrices are kept in fewer bits than the parameters: then its results are others than theirs."""
-        return self.dtype != self.parameters[0].dtype
+        narrow = dtype != parameters[0].dtype
+        isa = _native.active_isa()
+        return Snapshot(parameters, versions, memory, addresses, origin, isa, dtype, narrow, parts, stacks)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copy of a module is not frozen: None takes this one's place there."""

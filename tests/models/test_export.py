@@ -20,7 +20,7 @@ with_and_without_lengths = pytest.mark.parametrize("given", [False, True], ids=[
 
 # Answers the batches in a file by a program, in a process that has torch and the op library but not pymtl.
 ANSWER = """
-import sys, torch
+import sys, torch, torch._inductor.codecache  # torch 2.10 itself forgets the last
 library, program, batches, answers = sys.argv[1:]
 torch.ops.load_library(library)
 if program.endswith("compiled.pt2"):

@@ -379,12 +379,17 @@ UNFIT_PROJECTIONS = {"LSTM": (7, -1), "GRU": (3, 0), "RNN tanh": (3, 0)}
 )
 def test_the_constructor_refuses_what_torchs_refuses_in_its_words(kind, arguments):
     arguments = {"input_size": 5, "hidden_size": 7, **arguments}
-    with pytest.raises(Exception) as expected:  # noqa: PT011
+    try:
         theirs_of(kind, **arguments)
-    with pytest.raises(expected.type) as actual:
+    except Exception as error:
+        refused = error
+    else:
+        assert torch.__version__ < "2.13", "torch takes what it refused before"
+        pytest.skip("this torch does not look at such an argument")
+    with pytest.raises(type(refused)) as actual:
         ours_of(kind, **arguments)
-    if expected.type is ValueError:
-        assert str(actual.value) == str(expected.value)
+    if type(refused) is ValueError:
+        assert str(actual.value) == str(refused)
 
 
 @pytest.mark.parametrize("nonlinearity", ["sigmoid", "", "TANH", None, 1])

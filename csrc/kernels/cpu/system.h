@@ -8,6 +8,8 @@
 #include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif !defined(__APPLE__)
+#error "the pool of threads is for Linux and macOS"
 #endif
 
 #include <atomic>
