@@ -91,12 +91,12 @@ class Needs(NamedTuple):
         numbers = [number for k, number in self.versions if k == kind]
         return ".".join(map(str, max(numbers))) if numbers else "-"
 
-    def broken(self, torch_has: set[str], musl: bool) -> Iterator[str]:
+    def broken(self, interface: set[str], musl: bool) -> Iterator[str]:
         for (kind, number), symbols in sorted(self.versions.items()):
             if kind not in PROMISED or number > PROMISED[kind]:
                 yield f"{'_'.join([kind, *filter(None, ['.'.join(map(str, number))])])}: {', '.join(sorted(symbols))}"
-        if self.torch - torch_has:
-            yield f"not in torch 2.10's stable interface: {', '.join(sorted(self.torch - torch_has))}"
+        if self.torch - interface:
+            yield f"not in torch 2.10's stable interface: {', '.join(sorted(self.torch - interface))}"
         others = [name for name in self.libraries if not LIBRARIES.fullmatch(name) and not (musl and name == "libc.so")]
         if others:
             yield f"libraries that the system, Python and torch may lack: {', '.join(others)}"
@@ -109,9 +109,14 @@ def libraries(wheel: Path) -> Iterator[tuple[str, Needs]]:
                 yield name, Needs.of(ELFFile(io.BytesIO(archive.read(name))))
 
 
-def main() -> int:
+def torch_has() -> set[str]:
+    """The installed torch's stable interface."""
     spec = importlib.util.find_spec("torch")
-    torch_has = declared(Path(spec.submodule_search_locations[0], "include")) if spec is not None else set()
+    return declared(Path(spec.submodule_search_locations[0], "include")) if spec is not None else set()
+
+
+def main() -> int:
+    interface = torch_has()
     failed = False
     read = 0
     for wheel in map(Path, sys.argv[1:]):
@@ -121,7 +126,7 @@ def main() -> int:
             read += 1
             row = [needs.newest(kind) for kind in ("GLIBC", "GLIBCXX", "CXXABI")]
             print(f"  {name:56} {row[0]:>7} {row[1]:>8} {row[2]:>7} {len(needs.torch):5}")
-            for problem in needs.broken(torch_has, musl="musllinux" in wheel.name):
+            for problem in needs.broken(interface, musl="musllinux" in wheel.name):
                 print(f"{name}: {problem}", file=sys.stderr)
                 failed = True
     if not read:
