@@ -64,7 +64,9 @@ class Python(NamedTuple):
 
 def output(*command: str | Path, quietly: bool = False) -> str:
     errors = subprocess.DEVNULL if quietly else None
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=errors, text=True).stdout.strip()
+    environment = {**os.environ, **REPRODUCIBLE}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+    return done.stdout.strip()
 
 
 def find_pythons(named: list[str]) -> list[Python]:
@@ -82,12 +84,13 @@ def find_pythons(named: list[str]) -> list[Python]:
             python = Python.at(path)
         except (subprocess.CalledProcessError, ValueError, OSError) as error:
             if named:
-                raise SystemExit(f"{path}: expected an ordinary CPython, got {error}") from error
+                raise SystemExit(f"{path}: expected an ordinary CPython") from error
             continue  # another kind of Python, or a launcher of one that is not there
         if python.version >= (3, 10) and Path(python.include, "Python.h").exists():
             found.setdefault(python.version, python)
         elif named:
-            raise SystemExit(f"{path}: expected Python 3.10 or newer with its headers in {python.include}")
+            what = f"{python.number}, headers in {python.include}"
+            raise SystemExit(f"{path}: expected Python 3.10 or newer with its headers, got {what}")
     return [found[version] for version in sorted(found)]
 
 
@@ -292,18 +295,22 @@ def main() -> None:
     here = given.name == HERE
     if given.cuda == "ON" and not here:
         raise SystemExit(f"--cuda ON: the CUDA kernels are compiled for {HERE} alone, not for {given.name}")
+    missing = [name for name in ("auditwheel", "elftools", "wheel") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SystemExit(f"{sys.executable} lacks {', '.join(missing)}: `make wheels` runs this with what it needs")
+    given.out.mkdir(parents=True, exist_ok=True)
     target = Target.named(given.name)
+    found = find_pythons(given.python) if target.has_torch else []
+    pythons = [python for python in found if headers_serve(python, target.arch)]
+    for python in found:
+        if python not in pythons:
+            say(f"left out: {python.path}, whose headers are for {HERE} alone")
+    if target.has_torch and not pythons:
+        raise SystemExit("no Python from 3.10 on was found with its headers: name one by --python")
     torch = torch_of(target.arch, given.torch) if target.has_torch and not here else None
     shutil.rmtree(BUILD, ignore_errors=True)
-    made, pythons = [], []
+    made = []
     if target.has_torch:
-        found = find_pythons(given.python)
-        pythons = [python for python in found if headers_serve(python, target.arch)]
-        for python in found:
-            if python not in pythons:
-                say(f"left out: {python.path}, whose headers are for {HERE} alone")
-        if not pythons:
-            raise SystemExit("no Python from 3.10 on was found with its headers: name one by --python")
         say(f"building pymtl on {target.tag}, Python {', '.join(python.number for python in pythons)}")
         bindings = ";".join(f"{p.suffix.replace(HERE, target.arch)}={p.include}" for p in pythons)
         settings = [f"PYMTL_CUDA={given.cuda if here else 'OFF'}", f"PYMTL_PYTHONS={bindings}"]
@@ -321,8 +328,11 @@ def main() -> None:
         try_wheels(pythons, *made, given.torch, given.tried, say)
     else:
         say(f"not tried: this machine is no {given.name}")
-    given.out.mkdir(parents=True, exist_ok=True)
     for wheel in made:
+        name, version, *_ = wheel.name.split("-")
+        for old in given.out.glob(f"{name}-{version}-*{target.tag.removeprefix('linux')}.whl"):
+            if target.tag.startswith("linux") == ("manylinux" in old.name):
+                old.unlink()  # of the same version and other Pythons, between which pip would have to choose
         kept = Path(shutil.move(wheel, given.out / wheel.name))
         say(f"made {kept}, {kept.stat().st_size / 2**20:.1f} MB")
 

@@ -1,6 +1,6 @@
 """Shows what a wheel's libraries need of the system and of torch, and fails where that is more than promised.
 
-Usage: needed_symbols.py WHEEL [WHEEL ...]. Of each library: the newest versions of glibc's, libstdc++'s and the C++
+Of each library: the newest versions of glibc's, libstdc++'s and the C++
 ABI's symbols, and how many functions of torch. Exit status 1 if one is newer than glibc 2.28 or than what torch 2.10
 itself needs, if a function of torch is not in torch 2.10's stable interface, or if another library is needed than those
 that every such system, Python or torch brings; what breaks the promise is named with the symbols that do. The installed
@@ -9,6 +9,7 @@ torch's shim headers tell its stable interface: what they declare outside every 
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import io
 import re
@@ -112,28 +113,36 @@ def libraries(wheel: Path) -> Iterator[tuple[str, Needs]]:
 def torch_has() -> set[str]:
     """The installed torch's stable interface."""
     spec = importlib.util.find_spec("torch")
-    return declared(Path(spec.submodule_search_locations[0], "include")) if spec is not None else set()
+    if spec is None:
+        raise SystemExit("this needs torch 2.10 or newer beside it, whose headers tell its stable interface")
+    return declared(Path(spec.submodule_search_locations[0], "include"))
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("wheels", nargs="+", type=Path, metavar="WHEEL")
+    wheels = parser.parse_args().wheels
+    for wheel in wheels:
+        if not zipfile.is_zipfile(wheel):
+            parser.error(f"{wheel}: expected a wheel")
     interface = torch_has()
     failed = False
-    read = 0
-    for wheel in map(Path, sys.argv[1:]):
+    for wheel in wheels:
         print(f"{wheel.name}, {wheel.stat().st_size / 2**20:.1f} MB")
+        read = list(libraries(wheel))
+        if not read:
+            print("  not checked: no library of Linux")
+            continue
         print(f"  {'library':56} {'GLIBC':>7} {'GLIBCXX':>8} {'CXXABI':>7} {'torch':>5}")
-        for name, needs in libraries(wheel):
-            read += 1
+        for name, needs in read:
             row = [needs.newest(kind) for kind in ("GLIBC", "GLIBCXX", "CXXABI")]
             print(f"  {name:56} {row[0]:>7} {row[1]:>8} {row[2]:>7} {len(needs.torch):5}")
             for problem in needs.broken(interface, musl="musllinux" in wheel.name):
                 print(f"{name}: {problem}", file=sys.stderr)
                 failed = True
-    if not read:
-        print("no library of Linux: nothing was checked")
-    elif not failed:
+    if not failed:
         promise = ", ".join(f"{kind}_{'.'.join(map(str, number))}" for kind, number in PROMISED.items())
-        print(f"nothing is newer than {promise} and torch 2.10's stable interface")
+        print(f"of what was checked, nothing is newer than {promise} and torch 2.10's stable interface")
     return int(failed)
 
 
