@@ -69,8 +69,8 @@ def test_an_instruction_set_of_another_architecture_is_a_runtime_error():
 
 
 def test_weights_packed_for_another_width_of_registers_are_refused():
-    if len(_native.available_isas()) < 2:
-        pytest.skip("this CPU has one instruction set only")
+    if len(_native.available_isas()) < 2 or "neon" in _native.available_isas():
+        pytest.skip("all registers of this CPU are of one width")
     before = _native.active_isa()
     weights = ops.RNNWeights([torch.ones(20, 3)], [torch.ones(20, 5)], [], [], [False])
     first, last = _native.available_isas()[0], _native.available_isas()[-1]
