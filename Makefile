@@ -200,11 +200,11 @@ $(VENV)/.installed: $(VENV)/.torch $(NATIVE)
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.installed
-	$(BIN)/pip install -q -e ".[bench]"
+	$(BIN)/pip install -q "pymtl[bench]"
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.installed
-	$(BIN)/pip install -q -e ".[docs]"
+	$(BIN)/pip install -q "pymtl[docs]"
 	touch $@
 
 clean:
