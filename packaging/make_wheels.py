@@ -157,7 +157,7 @@ def build(name: str, project: Path, target: Target, *settings: str, torch: Path 
     environment = {**environment_with_tools(), **({"PYMTL_TORCH": str(torch)} if torch is not None else {})}
     command = [sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "-w", folder, *options, project]
     with (
-        log.open("w") as to,
+        log.open("w", buffering=1) as to,
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run,
     ):
         for line in run.stdout:
