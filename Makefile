@@ -143,7 +143,8 @@ CUDA ?= ANY
 FOR ?= $(shell uname -m)
 TORCH_AARCH64 ?= torch==2.10.0
 wheels: $(VENV)/.torch $(VENV)/.wheels
-	$(BIN)/python packaging/make_wheels.py --torch "$(if $(filter $(shell uname -m),$(FOR)),$(TORCH),$(TORCH_AARCH64))" --cuda $(CUDA) --try $(TRY) --for $(FOR)
+	$(BIN)/python packaging/make_wheels.py --for $(FOR) --cuda $(CUDA) --try $(TRY) \
+	  --torch "$(if $(filter $(shell uname -m),$(FOR)),$(TORCH),$(TORCH_AARCH64))"
 
 # The wheel that `make wheels` made, its ops, modules, compiled and exported code, beside another torch:
 # make test-torch TORCH=torch==2.10.0

@@ -237,7 +237,7 @@ def test_factory_arguments_place_and_type_the_parameters(database, theirs, train
 def test_the_databases_errors_are_raised_in_torchs_words(database, theirs, dtype):
     info = database[theirs]
     errors = info.module_error_inputs_func(info, device="cpu", dtype=dtype, requires_grad=False, training=False)
-    assert len(errors) >= 2  # torch 2.10 has so many, later ones more than 14
+    assert len(errors) >= (14 if torch.__version__ >= "2.13" else 2)  # torch 2.10 knows two
     for error in errors:
         construction, call = error.module_error_input.constructor_input, error.module_error_input.forward_input
 

@@ -64,7 +64,7 @@ inline int32_t this_thread() {
 #endif
 }
 
-// The cores that the calling thread may run on.
+// The cores that the calling thread may run on; none where that is unknown.
 class Cores {
  public:
 #if defined(__linux__)
