@@ -18,8 +18,10 @@ except ModuleNotFoundError as error:
     ) from None
 
 from pymtl import balancing, sharing
+from pymtl.attention import Attention
 from pymtl.crf import CRF, CRFLoss
 from pymtl.ctc import CTCLoss, ctc_beam, ctc_greedy
+from pymtl.decoder import DecoderHead
 from pymtl.embeddings import CharacterCNN, CharacterLSTM, TokenFeatures
 from pymtl.heads import (
     ClassificationHead,
@@ -59,6 +61,7 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "Attention",
     "AttentionPooling",
     "BinaryCrossEntropy",
     "CRF",
@@ -70,6 +73,7 @@ __all__ = [
     "CharacterLSTM",
     "ClassificationHead",
     "CrossEntropy",
+    "DecoderHead",
     "Head",
     "JointLoss",
     "JointLossResult",

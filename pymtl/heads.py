@@ -123,13 +123,18 @@ class Head(nn.Module):
             if isinstance(self.label_embedding, nn.UninitializedParameter):
                 self.label_embedding.materialize((before.out_features, self.reads.label_embedding_dim), **kind)
                 init.normal_(self.label_embedding, std=self.reads.label_embedding_dim**-0.5)
-        if isinstance(self.weight, nn.UninitializedParameter):
+        if isinstance(self.bias, nn.UninitializedParameter):
             self.materialize_output(in_features, kind)
             self.reset_parameters()
-        elif self.weight.shape[1] != in_features:
+        elif self.in_features != in_features:
             raise ValueError(
-                f"{type(self).__name__}: expected an encoder of {self.weight.shape[1]} features, got {in_features}"
+                f"{type(self).__name__}: expected an encoder of {self.in_features} features, got {in_features}"
             )
+
+    @property
+    def in_features(self) -> int:
+        """F, once it is known: of what :meth:`features` gives."""
+        return self.weight.shape[1]
 
     def materialize_output(self, in_features: int, kind: dict[str, object]) -> None:
         """Gives weight and bias their size."""

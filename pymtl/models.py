@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from pymtl import ops, reference
 from pymtl.crf import CRFLoss
 from pymtl.custom import is_module_name, runs_own_code
+from pymtl.decoder import DecoderHead, Memory, packed_targets
 from pymtl.dropout import dropout
 from pymtl.heads import CRFHead, CTCHead, Head
 from pymtl.language_model import LanguageModelHead
@@ -27,7 +28,7 @@ Field = Tensor | PackedSequence
 Input = Field | Mapping[str, Field]
 
 
-class Logits(dict[str, Tensor | PackedSequence]):
+class Logits(dict[str, Tensor | PackedSequence | Memory]):
     """The logits of each task, and what the loss needs besides.
 
     ``penalties``: of the sharing scheme, weighted scalars by name; empty in evaluation. ``states``: those that each
@@ -39,7 +40,7 @@ class Logits(dict[str, Tensor | PackedSequence]):
     states: dict[str, tuple[Tensor, ...]]
     shared: tuple[Tensor, ...]
 
-    def __init__(self, logits: Mapping[str, Tensor | PackedSequence]) -> None:
+    def __init__(self, logits: Mapping[str, Tensor | PackedSequence | Memory]) -> None:
         super().__init__(logits)
         self.penalties = {}
         self.states = {}
@@ -138,6 +139,7 @@ class MultiTaskModel(nn.Module):
         inputs: Input,
         lengths: Tensor | Sequence[int] | None = None,
         tasks: Sequence[str] | None = None,
+        targets: Mapping[str, Field] | None = None,
     ) -> Logits:
         """The logits of the tasks.
 
@@ -148,15 +150,19 @@ class MultiTaskModel(nn.Module):
             lengths: of the sequences, in any order: int64 [B] or integers from 1 to T; None if all are T long. Those on
                 a GPU are waited for.
             tasks: those wanted; all by default.
+            targets: in training, of each :class:`pymtl.DecoderHead`'s task, as int64 [B, S] or packed; others are not
+                looked at.
 
         Returns:
             For each task, [B, C] for a head of sequences; for a head of tokens [B, T, C] ([T, B, C] without
-            ``batch_first``), zero at padding, or a PackedSequence [N, C] if the input is one.
+            ``batch_first``), zero at padding, or a PackedSequence [N, C] if the input is one. For a decoder [B, S, C],
+            or a PackedSequence, as its targets are; a :class:`pymtl.decoder.Memory` where it has none.
 
         Raises:
             KeyError: a task is unknown.
-            ValueError: the rank of the input does not fit, fields differ in their packing, or ``lengths`` comes with a
-                PackedSequence.
+            TypeError: a decoder's targets are no integers.
+            ValueError: the rank of the input does not fit, fields differ in their packing, ``lengths`` comes with a
+                PackedSequence, or a decoder's targets are of another number of sequences.
             RuntimeError: a size, dtype or device does not fit.
         """
         refuse_recording("a MultiTaskModel", "it packs its tokens by operators of pymtl; torch.export.export can")
@@ -173,10 +179,17 @@ class MultiTaskModel(nn.Module):
         packed = isinstance(first, PackedSequence)
         order = self._packing(fields, lengths)
         data = {name: f.data if packed else self._pack(f, order) for name, f in fields.items()}
-        logits = self._logits(data if isinstance(inputs, Mapping) else data["tokens"], order, wanted)
+        batch = order.batch_sizes[0] if order.unsorted_indices is None else order.unsorted_indices.shape[0]
+        known = {} if targets is None else self._decoded(targets, wanted, batch)
+        logits = self._logits(data if isinstance(inputs, Mapping) else data["tokens"], order, wanted, known)
         for task in wanted:
             values = logits[task]
-            if self.heads[task].pooling is not None:
+            if isinstance(self.heads[task], DecoderHead):
+                if task in known and isinstance(targets[task], Tensor):
+                    logits[task] = ops.unpack(values, ops.PackingOrder(*known[task][1:]), batch_first=True)
+                elif task in known:
+                    logits[task] = targets[task]._replace(data=values)
+            elif self.heads[task].pooling is not None:
                 unsorted = order.unsorted_indices
                 logits[task] = values if unsorted is None else values.index_select(0, unsorted)
             elif packed:
@@ -219,11 +232,36 @@ class MultiTaskModel(nn.Module):
             lengths = torch.full((batch,), steps, dtype=torch.int64, device="cpu")
         return ops.packing_order(as_lengths(lengths, batch, first.device).cpu(), steps, first.device)
 
+    def _decoded(
+        self, targets: Mapping[str, Field], wanted: Sequence[str], batch: int | Tensor
+    ) -> dict[str, PackedSequence]:
+        """The targets of the decoders among the tasks, packed."""
+        known = {}
+        for task in wanted:
+            if not isinstance(self.heads[task], DecoderHead) or targets.get(task) is None:
+                continue
+            given = targets[task]
+            try:
+                packed = given if isinstance(given, PackedSequence) else packed_targets(given, self.heads[task].loss.ignore_index)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"targets[{task!r}]: {error}") from None
+            count = int(packed.batch_sizes[0]) if len(packed.batch_sizes) > 0 else 0
+            if count != int(batch):
+                raise ValueError(f"targets[{task!r}]: expected {int(batch)} sequences, got {count}")
+            known[task] = packed
+        return known
+
     def _pack(self, padded: Tensor, order: ops.PackingOrder) -> Tensor:
         return ops.pack(padded, order, batch_first=self.encoder.batch_first)
 
-    def _logits(self, data: Tensor | Mapping[str, Tensor], order: ops.PackingOrder, wanted: tuple[str, ...]) -> Logits:
-        """In the packed order: of tokens [N, ...], of sequences [B, ...]."""
+    def _logits(
+        self,
+        data: Tensor | Mapping[str, Tensor],
+        order: ops.PackingOrder,
+        wanted: tuple[str, ...],
+        targets: Mapping[str, PackedSequence],
+    ) -> Logits:
+        """In the packed order: of tokens [N, ...], of sequences [B, ...]. ``targets``: of decoders."""
         if self.embedding is not None:
             data = self.embedding(data)
         if not isinstance(data, Tensor):
@@ -254,7 +292,12 @@ class MultiTaskModel(nn.Module):
         for task in tasks:
             if task not in found:
                 head = self.heads[task]
-                found[task] = head(head.features(states_of[task], embedded, found.get(head.reads.after)))
+                before = found.get(head.reads.after)
+                if isinstance(head, DecoderHead):
+                    memory = head.memory(states_of[task], embedded, before, order.unsorted_indices)
+                    found[task] = head(memory, targets[task]) if task in targets else memory
+                else:
+                    found[task] = head(head.features(states_of[task], embedded, before))
         result = Logits({task: found[task] for task in wanted})
         result.penalties = penalties
         result.states = {task: shared[task].tensors() for task in wanted}
@@ -375,8 +418,10 @@ def _reading_order(heads: Mapping[str, Head]) -> list[str]:
         after = heads[task].reads.after
         if after is not None and not isinstance(heads[after].loss, CrossEntropy | CRFLoss):
             raise ValueError(f"heads[{task!r}]: reads after {after!r}, expected a head of classes or tags")
-        if after is not None and isinstance(heads[after], LanguageModelHead):
-            raise ValueError(f"heads[{task!r}]: reads after {after!r}, expected another than a language model")
+        if after is not None and isinstance(heads[after], LanguageModelHead | DecoderHead):
+            raise ValueError(
+                f"heads[{task!r}]: reads after {after!r}, expected another than a language model or a decoder"
+            )
     if waiting:
         raise ValueError(f"heads: expected an order to read one after another, got a circle of {waiting}")
     return order

@@ -3,6 +3,7 @@
 They are the oracle of the tests and the "pure PyTorch" side of comparisons. None of them is fast.
 """
 
+from pymtl.reference.attention import attend
 from pymtl.reference.char_cnn import char_cnn, char_cnn_at
 from pymtl.reference.crf import crf, crf_decode
 from pymtl.reference.dropout import dropout
@@ -15,6 +16,7 @@ from pymtl.reference.rnn import normalised_projection, rnn
 
 __all__ = [
     "Int8Weight",
+    "attend",
     "attention_pool",
     "char_cnn",
     "char_cnn_at",

@@ -1,6 +1,7 @@
 """From logits to answers, by the kind of task.
 
-Of a task of sequences logits are an array [B, C]; of a task of tokens a list of arrays [T_i, C], one for each sequence.
+Of a task of sequences logits are an array [B, C]; of a task of tokens a list of arrays [T_i, C], one for each sequence;
+of a task whose answers are generated the answers themselves, each sequence's best first.
 A task is what a run's configuration says of it: its ``kind``, and the options of that kind.
 """
 
@@ -17,13 +18,14 @@ import numpy as np
 from . import ctc
 from . import tags as schemes
 from .encoding import FIRST_TOKEN
+from .generation import Hypothesis, Search
 from .tokenizing import Place
 from .values import as_name
 
 NO_LABEL = -100  # the target of what has no label
 SUFFIX = 3  # characters that a language model of suffixes predicts
 
-Logits = np.ndarray | list[np.ndarray]
+Logits = np.ndarray | list[np.ndarray] | list[list[Hypothesis]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Decoding:
     labels: Sequence[Any]
     targets: Sequence[np.ndarray] | None = None
     paths: Paths | None = None
-    beam_size: int = 1
+    search: Search = Search()
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Answers:
 
     name: ClassVar[str]
     of_tokens: ClassVar[bool] = False  # whether there are logits of every token, not of a whole sentence
+    generates: ClassVar[bool] = False  # whether answers are written token by token
     labels_itself: ClassVar[bool] = False  # whether every text is its own label
 
     def label_name(self, part: Any) -> str:
@@ -76,6 +79,10 @@ class Answers:
         """Of a kind whose texts are their own labels, what the tokens (ids [T]) have to be predicted as.
         ``directions``: of the encoder."""
         raise NotImplementedError
+
+    def search(self, task: Any, asked: Search | None) -> Search:
+        """How answers are looked for."""
+        return Search() if asked is None else asked
 
     def decode(self, logits: Logits, given: Decoding) -> list[Any]:
         """Each sentence's label in the form of the records."""
@@ -259,12 +266,66 @@ class CTCAnswers(Answers):
 
     @staticmethod
     def _ids(logits: list[np.ndarray], given: Decoding) -> list[list[int]]:
-        if given.beam_size == 1:
+        size = given.search.beam_size
+        if size == 1:
             return [ctc.greedy(z.argmax(-1).tolist()) for z in logits]
-        return [ctc.beam(log_softmax(z.astype(np.float64)).tolist(), given.beam_size)[0] for z in logits]
+        return [ctc.beam(log_softmax(z.astype(np.float64)).tolist(), size)[0] for z in logits]
 
     def describe(self, value: list[str], details: Mapping[str, Any], tokens: Sequence[str], task: Any) -> str:
         return " ".join(value) or "none"
+
+
+class GenerationAnswers(Answers):
+    """A sequence of tokens of each sentence, or a text. The labels are the tokens; the first ends a sequence, and the
+    second stands for all that training has not seen, or too rarely."""
+
+    name = "generation"
+    generates = True
+
+    def search(self, task: Any, asked: Search | None) -> Search:
+        """How answers are looked for: as the task's configuration says, unless something else is asked for."""
+        return Search(beam_size=task.beam_size) if asked is None else asked
+
+    def in_form(self, tokens: Sequence[str], task: Any) -> list[str] | str:
+        """Tokens in the form of the records."""
+        if task.units == "tokens":
+            return list(tokens)
+        return (" " if task.units == "words" else "").join(tokens)
+
+    def decode(self, logits: list[list[Hypothesis]], given: Decoding) -> list[list[str] | str]:
+        return [self._answer(found[0], given) for found in logits]
+
+    def details(self, logits: list[list[Hypothesis]], given: Decoding) -> dict[str, list[Any]]:
+        """``probability`` of the answer, as long as it is; and of several all, the best first, ``nbest``."""
+        details: dict[str, list[Any]] = {"probability": [math.exp(found[0].log_probability) for found in logits]}
+        if given.search.nbest > 1:
+            details["nbest"] = [
+                [
+                    {
+                        "answer": self._answer(each, given),
+                        "probability": math.exp(each.log_probability),
+                        "score": each.score,
+                    }
+                    for each in found
+                ]
+                for found in logits
+            ]
+        return details
+
+    def distributions(self, logits: list[list[Hypothesis]], given: Decoding) -> dict[str, list[Any]]:
+        """``attention``: of each token of the answer, and of its end, how much was read of each token of the text."""
+        return {"attention": [found[0].attention.tolist() for found in logits]}
+
+    def _answer(self, found: Hypothesis, given: Decoding) -> list[str] | str:
+        return self.in_form([given.labels[i] for i in found.tokens], given.task)
+
+    def describe(self, value: list[str] | str, details: Mapping[str, Any], tokens: Sequence[str], task: Any) -> str:
+        every = details.get("nbest") or [{"answer": value, "probability": details["probability"]}]
+        lines = [
+            f"{' '.join(each['answer']) if task.units == 'tokens' else each['answer']} ({100 * each['probability']:.1f} %)"
+            for each in every
+        ]
+        return "\n  ".join(lines)
 
 
 class LogFrequencyAnswers(Answers):
@@ -348,6 +409,7 @@ ANSWERS: dict[str, Answers] = {
         RegressionAnswers,
         TaggingAnswers,
         CTCAnswers,
+        GenerationAnswers,
         LogFrequencyAnswers,
         LanguageModelAnswers,
     )
@@ -360,7 +422,7 @@ def decode(
     labels: Mapping[str, Sequence[Any]],
     targets: Mapping[str, Sequence[np.ndarray]],
     paths: Mapping[str, Paths],
-    beam_size: int = 1,
+    search: Search | None = None,
     distributions: bool = False,
 ) -> list[dict[str, Any]]:
     """For each sentence, each task's label in the form of the records, and ``<task>/probability`` of a class.
@@ -373,14 +435,15 @@ def decode(
         labels: theirs.
         targets: of those whose texts are their own labels.
         paths: of those whose tags are decoded together.
-        beam_size: of the search for CTC's labels; 1 takes the likeliest at each step.
+        search: of CTC's labels, and how generated answers were looked for; None: as the task's configuration says.
         distributions: whether to say how probable other labels are too, ``<task>/probabilities``.
     """
     predictions: list[dict[str, Any]] = [{} for _ in range(max(map(len, logits.values()), default=0))]
     for name, z in logits.items():
         task = tasks[name]
-        given = Decoding(task, labels.get(name, []), targets.get(name), paths.get(name), beam_size)
         answers = task.rules
+        own = answers.search(task, search)
+        given = Decoding(task, labels.get(name, []), targets.get(name), paths.get(name), own)
         details = answers.details(z, given)
         if distributions:
             details |= answers.distributions(z, given)

@@ -8,6 +8,7 @@ from typing import Any, overload
 
 from .answers import Scored, details_of
 from .errors import DataError
+from .generation import Search
 from .records import Record, given_tokens, text_field, text_record, unlabelled_record
 from .tokenizing import Place, places
 
@@ -64,9 +65,14 @@ class Answering:
         return {name: labels for name, labels in self.vocabulary.labels.items() if name in self.tasks}
 
     def answer_batch(
-        self, records: Sequence[Record], dataset: str, beam_size: int, distributions: bool
+        self,
+        records: Sequence[Record],
+        dataset: str,
+        search: Search | None,
+        distributions: bool,
+        numbers: Sequence[int],
     ) -> list[Answer]:
-        """What the model says of some records, which run together."""
+        """What the model says of some records, which run together. ``numbers``: of these, for what is drawn."""
         raise NotImplementedError
 
     @overload
@@ -74,26 +80,29 @@ class Answering:
         self,
         inputs: str | Mapping[str, Any],
         batch_size: int = 64,
-        beam_size: int = 1,
+        beam_size: int | None = None,
         distributions: bool = True,
         first: int = 1,
+        search: Search | None = None,
     ) -> Answer: ...
     @overload
     def predict(
         self,
         inputs: Sequence[Input],
         batch_size: int = 64,
-        beam_size: int = 1,
+        beam_size: int | None = None,
         distributions: bool = True,
         first: int = 1,
+        search: Search | None = None,
     ) -> list[Answer]: ...
     def predict(
         self,
         inputs: str | Mapping[str, Any] | Sequence[Input],
         batch_size: int = 64,
-        beam_size: int = 1,
+        beam_size: int | None = None,
         distributions: bool = True,
         first: int = 1,
+        search: Search | None = None,
     ) -> Answer | list[Answer]:
         """What the model says of some texts.
 
@@ -101,9 +110,11 @@ class Answering:
             inputs: a list of texts, of lists of tokens, or of records with the fields that training read; or one text
                 or record by itself.
             batch_size: how many run at a time, ordered by length. The answers do not depend on it.
-            beam_size: of the search for CTC's labels; 1 takes the likeliest at each step.
+            beam_size: how many hypotheses are kept in the search for CTC's labels and for generated answers; 1 takes
+                the likeliest at each step. None: as the task's configuration says, of CTC 1.
             distributions: whether to say how probable all labels are.
-            first: the number of the first input, for errors.
+            first: the number of the first input, for errors, and for what is drawn.
+            search: all that may be said of that search, or of sampling, in the place of ``beam_size``.
 
         Returns:
             A dictionary for each input, in the order of the inputs (of a single one itself):
@@ -113,6 +124,9 @@ class Answering:
             - ``<task>``: the answer, in the form of the labels in the data; an ordered class is the middle one of its
               distribution, which need not be the likeliest
             - ``<task>/probability``: of the answer; of tags and of CTC's labels only with ``distributions``
+            - ``<task>/nbest``: of generated answers, if several are asked for, each with its ``probability`` and ``score``
+            - ``<task>/attention``: of generated answers, how much each token of the answer, and its end, has read of
+              each token of the text. Only with ``distributions``
             - ``<task>/probabilities``: of each label by name; of tags, of each token's tag. Only with ``distributions``
             - ``<task>/split``: the tokens that the answer is of, where the task's data set splits texts in another way
               than the first
@@ -127,11 +141,15 @@ class Answering:
             DataError: a record lacks a field, or one does not fit; the message names it.
         """
         if isinstance(inputs, str | Mapping):
-            return self.predict([inputs], batch_size, beam_size, distributions, first)[0]
+            return self.predict([inputs], batch_size, beam_size, distributions, first, search)[0]
         if not isinstance(inputs, Iterable):
             raise TypeError(f"inputs: expected a text, a record or a list of them, got {type(inputs).__name__}")
         if batch_size < 1:
             raise ValueError(f"batch_size: expected a number above 0, got {batch_size}")
+        if beam_size is not None:
+            if search is not None:
+                raise ValueError(f"beam_size: expected none beside search, which has its own, got {beam_size}")
+            search = Search(beam_size=beam_size)
         answers: list[Answer] = []
         work: dict[str, list[tuple[int, Record]]] = {dataset: [] for dataset in self.config.sets}
         for index, given in enumerate(inputs):
@@ -146,7 +164,10 @@ class Answering:
                 for name, each in with_tokens.items():
                     work[name].append((index, each))
         for dataset, own in work.items():
-            found = self.predict_records([record for _, record in own], dataset, batch_size, beam_size, distributions)
+            numbers = [first + index for index, _ in own]
+            found = self.predict_records(
+                [record for _, record in own], dataset, batch_size, search, distributions, numbers
+            )
             for (index, record), prediction in zip(own, found):
                 tokens = given_tokens(record, self.config.sets[dataset])
                 text, where = self._located(record, tokens, dataset)
@@ -161,15 +182,18 @@ class Answering:
         records: Sequence[Record],
         dataset: str = "",
         batch_size: int = 64,
-        beam_size: int = 1,
+        search: Search | None = None,
         distributions: bool = True,
+        numbers: Sequence[int] | None = None,
     ) -> list[Answer]:
-        """What the model says of a data set's records, as training reads them; of each task that it has."""
+        """What the model says of a data set's records, as training reads them; of each task that it has. ``numbers``:
+        of the records, for what is drawn; by default from 0 on."""
         answers: list[Answer] = [{} for _ in records]
         order = sorted(range(len(records)), key=lambda i: len(records[i].tokens))
         for start in range(0, len(order), batch_size):
             part = order[start : start + batch_size]
-            found = self.answer_batch([records[i] for i in part], dataset, beam_size, distributions)
+            own = part if numbers is None else [numbers[i] for i in part]
+            found = self.answer_batch([records[i] for i in part], dataset, search, distributions, own)
             for index, prediction in zip(part, found):
                 answers[index] = prediction
         return answers

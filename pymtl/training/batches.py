@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_sequence
 
 from pymtl import ops
+from pymtl.decoder import packed_targets
+from pymtl.serving.answers import NO_LABEL
 from pymtl.serving.encoding import Encoder
 from pymtl.serving.records import Record
 from pymtl.training.config import Config, TaskConfig, TrainingConfig
@@ -25,7 +27,8 @@ class Batch:
 
     ``tokens`` int64 [B, T], 0 at padding; ``lengths`` int64 [B]; ``targets`` for each task as
     :class:`pymtl.JointLoss` takes them; ``indices`` the records it was made of; ``fields`` the tokens' further fields,
-    [B, T] or [B, T, F]; ``of_tokens`` the tasks whose targets are laid out as the tokens.
+    [B, T] or [B, T, F]; ``of_tokens`` the tasks whose targets are laid out as the tokens, ``generated`` those whose
+    targets a decoder reads.
     """
 
     tokens: Tensor
@@ -34,6 +37,7 @@ class Batch:
     indices: list[int]
     fields: dict[str, Tensor] = field(default_factory=dict)
     of_tokens: frozenset[str] = frozenset()
+    generated: frozenset[str] = frozenset()
     words: bool = True
 
     def inputs(self) -> Tensor | dict[str, Tensor]:
@@ -57,7 +61,13 @@ class Batch:
 
         inputs = self.inputs()
         packed = pack(inputs) if isinstance(inputs, Tensor) else {name: pack(f) for name, f in inputs.items()}
-        return packed, {name: pack(t) if name in self.of_tokens else t for name, t in self.targets.items()}
+        targets: dict[str, Tensor | PackedSequence] = {}
+        for name, target in self.targets.items():
+            if name in self.generated:
+                targets[name] = packed_targets(target, NO_LABEL)
+            else:
+                targets[name] = pack(target) if name in self.of_tokens else target
+        return packed, targets
 
 
 class _Encoded(NamedTuple):
@@ -97,19 +107,20 @@ class Batcher:
             name: pad_sequence([encoded.fields[name] for encoded in chosen], batch_first=True)
             for name in chosen[0].fields
         }
-        targets, of_tokens = {}, set()
+        targets = {}
         for name, task in self.config.tasks.items():
             if any(name in encoded.targets for encoded in chosen):
                 targets[name] = self._targets(name, task, chosen)
-                if task.rules.aligned:
-                    of_tokens.add(name)
+        rules = {name: self.config.tasks[name].rules for name in targets}
+        of_tokens = frozenset(name for name, each in rules.items() if each.aligned)
+        generated = frozenset(name for name, each in rules.items() if each.generates)
         words = self.config.model.words
-        return Batch(tokens, lengths, targets, list(indices), fields, frozenset(of_tokens), words)
+        return Batch(tokens, lengths, targets, list(indices), fields, of_tokens, generated, words)
 
     def _targets(self, name: str, task: TaskConfig, chosen: Sequence[_Encoded]) -> Tensor:
         known = next(encoded.targets[name] for encoded in chosen if name in encoded.targets)
         missing = missing_like(known)
-        if task.rules.of_tokens:
+        if task.rules.of_tokens or task.rules.generates:
             nothing = known.new_empty(0, *known.shape[1:])
             rows = pad_sequence([e.targets.get(name, nothing) for e in chosen], True, missing)
             steps = max(len(encoded.tokens) for encoded in chosen)

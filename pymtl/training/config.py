@@ -393,7 +393,8 @@ def _check_task(name: str, task: TaskConfig, config: Config, at: str) -> None:
         _require(fits, f"{at}.{option.name}", f"none but for {' or '.join(kinds)}", value)
     _require(0 <= task.label_smoothing <= 1, f"{at}.label_smoothing", "a number from 0 to 1", task.label_smoothing)
     _require(task.attention_heads >= 1, f"{at}.attention_heads", "a number above 0", task.attention_heads)
-    attention = task.attention_heads == 1 or task.pooling == "attention"
+    pools = task.rules.has_option("pooling") and task.pooling != "attention"
+    attention = task.attention_heads == 1 or not pools
     _require(attention, f"{at}.attention_heads", "pooling = 'attention' with it", task.attention_heads)
     if task.after is not None:
         _require(task.after in config.tasks and task.after != name, f"{at}.after", "another task", task.after)

@@ -381,7 +381,7 @@ def _record(row: Row, config: Config, labelled: bool, dataset: str, tokenizer: T
     tokens, text = record.tokens, record.source
     if not tokens:
         return record
-    source = dataclasses.replace(changes, length=len(tokens))
+    source = dataclasses.replace(changes, length=len(tokens), values=row.values, cells=row.cells)
     if isinstance(text, str):
         source = dataclasses.replace(source, places=places(text, tokenizer), text=text)
     labels = {}

@@ -66,7 +66,7 @@ def evaluate(
             found["calibration"] = calibration(chances, [i not in missed for i in range(len(pairs))])
         result["tasks"][name] = found
         for i in mistakes:
-            line = {"task": name, "text": _text(pairs[i][0]), "truth": truth[i], "answer": guess[i]}
+            line = {"task": name, "text": _text(pairs[i][0]), "truth": task.rules.in_report(truth[i], task), "answer": guess[i]}
             wrong.append(line if chances[i] is None else {**line, "probability": chances[i]})
     return result, wrong
 

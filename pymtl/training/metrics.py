@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from pymtl.crf import CRF
+from pymtl.decoder import Memory
+from pymtl.generation import generate
 from pymtl.serving import answers
 from pymtl.serving.answers import Scored, details_of
+from pymtl.serving.generation import UNKNOWN, Search
 from pymtl.serving.records import Record
 from pymtl.training.batches import Batch
 from pymtl.training.config import Config, TrainingConfig
@@ -21,28 +24,32 @@ from pymtl.training.kinds import KINDS
 from pymtl.training.model_with_loss import ModelWithLoss
 from pymtl.training.vocabulary import Vocabulary
 
-LOWER_IS_BETTER = tuple(kind.scores[0] for kind in KINDS.values() if kind.lower_is_better)
+LOWER_IS_BETTER = frozenset().union(*(kind.lower_is_better for kind in KINDS.values()))
+UNBOUNDED = frozenset(kind.scores[0] for kind in KINDS.values() if not kind.is_bounded)
 
 
 def decode(
-    logits: Mapping[str, Tensor],
+    logits: Mapping[str, Tensor | Memory],
     batch: Batch,
     config: Config,
     vocabulary: Vocabulary,
     crfs: Mapping[str, CRF] | None = None,
-    beam_size: int = 1,
+    search: Search | None = None,
     distributions: bool = False,
+    numbers: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
     """For each sentence, each task's label in the form of the records, and ``<task>/probability`` of a class.
 
     Of a language model the perplexity, with ``<task>/tokens``, how many were predicted; None of none.
 
     Args:
-        logits: padded, batch first, of the tasks to decode.
+        logits: padded, batch first, of the tasks to decode; of a task whose answers are generated what its decoder
+            reads.
         batch: what they are of.
         crfs: of the tasks whose tags are decoded together.
-        beam_size: of the search for CTC's labels; 1 takes the likeliest at each step.
+        search: for CTC's labels and generated answers; None: as each task's configuration says.
         distributions: whether to say how probable other labels are too, ``<task>/probabilities``.
+        numbers: of the sentences, for what is drawn.
     """
     lengths = batch.lengths.tolist()
 
@@ -52,14 +59,19 @@ def decode(
     found: dict[str, answers.Logits] = {}
     targets, paths = {}, {}
     for name, z in logits.items():
-        rules = config.tasks[name].rules
+        task = config.tasks[name]
+        rules = task.rules
+        if rules.generates:
+            own = rules.search(task, search)
+            found[name] = generate(z, own, task.max_length, distributions, [UNKNOWN], numbers)
+            continue
         z = z.detach() if z.dtype == torch.float64 else z.detach().float()
         found[name] = rows(z) if rules.of_tokens else z.cpu().numpy()
         if rules.labels_itself:
             targets[name] = rows(batch.targets[name])
         if crfs and name in crfs:
             paths[name] = _paths(crfs[name], z, lengths, distributions)
-    decoded = answers.decode(found, config.tasks, vocabulary.labels, targets, paths, beam_size, distributions)
+    decoded = answers.decode(found, config.tasks, vocabulary.labels, targets, paths, search, distributions)
     return decoded if found else [{} for _ in lengths]
 
 
@@ -79,11 +91,13 @@ def score(
     config: Config,
     labels: Mapping[str, Sequence[Any]],
 ) -> dict[str, float]:
-    """The scores of all tasks, the one a task is judged by first; higher is better, but for the perplexity.
+    """The scores of all tasks, the one a task is judged by first; higher is better, but for error rates and the
+    perplexity.
 
     Accuracy and macro F1 of classes; quadratically weighted kappa and accuracy of ordered ones; for tags span F1 by
     seqeval where the task's tags are of spans, else token accuracy; R², Pearson's and Spearman's correlation of
-    numbers; micro F1 of multiple labels; one minus the label error rate of CTC; a language model's perplexity; and
+    numbers; micro F1 of multiple labels; one minus the label error rate of CTC; of generated answers the token error rate,
+    exact matches, and of texts BLEU and chrF; a language model's perplexity; and
     ``exact_match``, the share of sentences with every class, ordered class, set of labels and tag right. Records and
     tokens without a label do not count; a label that training has not seen counts as missed.
 
@@ -179,7 +193,7 @@ def selection_score(scores: Mapping[str, float], settings: TrainingConfig | None
         return -value if lower_is_better(select_by) and math.isfinite(value) else value
     if select_by != "mean":
         return by_task.get(select_by, -math.inf)
-    unbounded = {name.partition("/")[0] for name in scores if lower_is_better(name)}
+    unbounded = {name.partition("/")[0] for name in scores if name.partition("/")[2] in UNBOUNDED}
     counted = [max(value, -1.0) for task, value in by_task.items() if task not in unbounded] or list(by_task.values())
     return sum(counted) / len(counted) if counted else -math.inf
 

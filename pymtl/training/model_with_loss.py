@@ -90,7 +90,7 @@ class ModelWithLoss(nn.Module):
         """
         if self.name == "pymtl":
             inputs, targets = batch.packed()
-            return self.joint(self.model(inputs, None, list(targets)), targets, scales, mean)
+            return self.joint(self.model(inputs, None, list(targets), targets), targets, scales, mean)
         return self._reference_loss(batch)
 
     forward = loss  # what a wrapper for several processes calls

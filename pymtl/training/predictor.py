@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pymtl.recurrent import Recurrent, freeze
+from pymtl.serving.generation import Search
 from pymtl.serving.predicting import Answer, Answering, Input
 from pymtl.serving.records import Record
 from pymtl.training.batches import Batcher
@@ -105,13 +106,18 @@ class Predictor(Answering):
             raise ConfigError(str(error)) from None
 
     def answer_batch(
-        self, records: Sequence[Record], dataset: str, beam_size: int, distributions: bool
+        self,
+        records: Sequence[Record],
+        dataset: str,
+        search: Search | None,
+        distributions: bool,
+        numbers: Sequence[int],
     ) -> list[Answer]:
         batch = self._batcher.batch(records, range(len(records))).to(self.device)
         with torch.inference_mode():
             logits = self._trained.logits(batch, dataset)
             crfs = self._trained.crfs
-            return decode(logits, batch, self.config, self.vocabulary, crfs, beam_size, distributions)
+            return decode(logits, batch, self.config, self.vocabulary, crfs, search, distributions, numbers)
 
     def logits(self, inputs: Sequence[Input], dataset: str = "") -> dict[str, Tensor]:
         """Every task's logits of some texts, all in one batch: [B, C], or [B, T, C] of each token, padded to the

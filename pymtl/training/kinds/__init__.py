@@ -3,6 +3,7 @@
 from pymtl.training.kinds.base import Kind
 from pymtl.training.kinds.classification import Classification
 from pymtl.training.kinds.ctc import CTC
+from pymtl.training.kinds.generation import Generation
 from pymtl.training.kinds.language_model import LanguageModel
 from pymtl.training.kinds.log_frequency import LogFrequency
 from pymtl.training.kinds.multilabel import Multilabel
@@ -21,6 +22,7 @@ KINDS: dict[str, Kind] = {
         LanguageModel(),
         LogFrequency(),
         CTC(),
+        Generation(),
     )
 }
 

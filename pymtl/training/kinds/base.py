@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -35,18 +35,30 @@ class NoOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolingOptions:
-    """Of kinds whose head reads a whole sentence."""
+class AttentionHeadsOptions:
+    """Of kinds whose head may attend."""
 
-    pooling: Literal["last", "mean", "max", "attention"] = "last"  # how a text's states become one vector
-    attention_heads: int = 1  # of pooling = "attention": how many averages with weights of their own
+    attention_heads: int = 1  # of attention: how many averages of the states, each with weights of its own
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrossEntropyOptions:
+class PoolingOptions(AttentionHeadsOptions):
+    """Of kinds whose head reads a whole sentence."""
+
+    pooling: Literal["last", "mean", "max", "attention"] = "last"  # how a text's states become one vector
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothingOptions:
     """Of kinds whose loss is a cross-entropy."""
 
     label_smoothing: float = 0.0  # the share of each target that is spread over all classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropyOptions(SmoothingOptions):
+    """Of kinds whose classes may weigh differently in it."""
+
     # Of each class in the loss: "none"; "balanced", a class of n among N labels of C classes weighs N / (C n); or a
     # table of those that are not 1, as {rude = 3.0}
     class_weights: str | dict[str, float] = "none"
@@ -68,7 +80,8 @@ class Kind(Answers, ABC):
 
     Options: ClassVar[type] = NoOptions  # a dataclass; its fields are keys of the task's section
     scores: ClassVar[tuple[str, ...]]  # a task is judged by the first it has
-    lower_is_better: ClassVar[bool] = False  # of that score; it then has no upper limit either
+    lower_is_better: ClassVar[frozenset[str]] = frozenset()  # scores of which less is better
+    is_bounded: ClassVar[bool] = True  # whether that first score has a limit
     aligned: ClassVar[bool] = False  # whether there is a target for every token
     is_discrete: ClassVar[bool] = False  # classes or tags, which another task may read
     is_exact: ClassVar[bool] = False  # an answer is right or wrong: "exact_match" counts it
@@ -138,6 +151,10 @@ class Kind(Answers, ABC):
     def expects(self, label: Any, task: TaskConfig, length: int) -> tuple[bool, str]:
         """Whether a label fits, and what would."""
         return is_label(label), "a string or a whole number"
+
+    def in_report(self, label: Any, task: TaskConfig) -> Any:
+        """A label as reports have it, plain values."""
+        return label
 
     def is_element(self, value: Any) -> bool:
         """Whether it may stand in a label that is a list."""
@@ -271,12 +288,14 @@ class Kind(Answers, ABC):
 
 @dataclass(frozen=True)
 class Source:
-    """The text of a label: its number of tokens, where they stand in it (None of a list of tokens), the text itself,
-    and what had to be changed to make labels fit: how often, and an example of each."""
+    """Where a label is from: the number of its text's tokens, where they stand in it (None of a list of tokens), the
+    text itself, and the record; and what had to be changed to make labels fit: how often, and an example of each."""
 
     length: int
     places: Sequence[Place] | None = None
     text: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)  # the record's fields
+    cells: Collection[str] = ()  # those that are cells of a table
     counts: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
 

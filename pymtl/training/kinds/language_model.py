@@ -29,7 +29,8 @@ class LanguageModel(LanguageModelAnswers, Kind):
 
     Options = LanguageModelOptions
     scores = ("perplexity",)
-    lower_is_better = True
+    lower_is_better = frozenset(scores)
+    is_bounded = False
     aligned = True
 
     def requirements(self, task: Any, config: Any) -> list[Requirement]:

@@ -1,0 +1,227 @@
+"""Sequences out: a decoder that reads what it has written, and the encoder's states by attention."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from pymtl import ops
+from pymtl.attention import SCORES, Attended, Attention, Score, linear
+from pymtl.dropout import dropout
+from pymtl.heads import Head, Reads
+from pymtl.losses import CrossEntropy
+from pymtl.recurrent import GRU, LSTM
+from pymtl.reference.pooling import sequences_of
+from pymtl.serving.generation import END
+from pymtl.states import States
+
+CELLS = {"lstm": LSTM, "gru": GRU}
+State = tuple[Tensor, ...]  # h, and of an LSTM c: [L, B, H] each
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a :class:`DecoderHead` answers from: what :class:`pymtl.MultiTaskModel` gives in the place of logits where
+    it is not told the targets.
+
+    ``attended``: the encoder's states, packed; ``initial``: the decoder's first states [L, B, H], in the packed order;
+    ``places``: of each sentence of the batch, its place in that order, int64 [B].
+    """
+
+    head: DecoderHead
+    attended: Attended
+    initial: State
+    places: Tensor
+
+    def lengths(self) -> Tensor:
+        """Of the sentences, in the batch's order, int64 [B] on the CPU."""
+        sizes = self.attended.batch_sizes
+        return (sizes.unsqueeze(0) > self.places.cpu().unsqueeze(1)).sum(1)
+
+
+class DecoderHead(Head):
+    """A sequence for each sequence: one token after the other from a recurrent decoder that attends to the encoder's
+    states (Bahdanau et al. 2015; Luong et al. 2015, "Effective Approaches to Attention-based Neural Machine
+    Translation").
+
+    Of the target's tokens y, the encoder's states s_t and final states s::
+
+        h_0 = tanh(W_0 s + b_0)                        of each layer; c_0 = W_1 s + b_1
+        h_i = LSTM(E y_{i-1}, h_{i-1})
+        c_i = sum_t a_it s_t                           a_i: Attention(h_i, s)
+        p(y_i) = softmax(W_o tanh(W_c [h_i; c_i] + b_c) + b_o)
+
+    What attention reads does not enter the next step (no input feeding), so in training the whole target is one call
+    of the recurrence on packed tokens, and attention follows.
+
+    Class 0 ends a sequence, and is read before its first token. Targets are int64 [B, S], filled up with
+    ``ignore_index``, and each ends in class 0; a sequence of nothing but ``ignore_index`` has no label. A
+    :class:`pymtl.MultiTaskModel` takes them as ``targets`` and gives logits [B, S, C] of the next token at each; without
+    them it gives a :class:`Memory` to generate from, see :meth:`pymtl.MultiTaskModel.generate`.
+
+    Args:
+        num_classes: C, the tokens and the end.
+        hidden_size, num_layers, cell: H and the layers of the decoder, ``"lstm"`` or ``"gru"``.
+        embedding_dim: of the target's tokens.
+        attention, attention_heads: as ``score`` and ``num_heads`` of :class:`pymtl.Attention`.
+        tied: whether W_o is the embedding E (Press & Wolf 2017); W_c then gives as many features as E has.
+        dropout: in training, of the embedded tokens, between layers, and of what W_o reads.
+        loss, reads: as for :class:`Head`.
+
+    Raises:
+        ValueError: a name or number does not fit.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        hidden_size: int = 256,
+        num_layers: int = 1,
+        embedding_dim: int = 128,
+        cell: Literal["lstm", "gru"] = "lstm",
+        attention: Score = "general",
+        attention_heads: int = 1,
+        tied: bool = False,
+        dropout: float = 0.0,
+        loss: CrossEntropy | None = None,
+        reads: Reads | None = None,
+    ) -> None:
+        super().__init__(num_classes, None, loss or CrossEntropy(), None, reads)
+        if cell not in CELLS:
+            raise ValueError(f"cell: expected one of {tuple(CELLS)}, got {cell!r}")
+        if attention not in SCORES:
+            raise ValueError(f"attention: expected one of {SCORES}, got {attention!r}")
+        if not 0.0 <= dropout <= 1.0:
+            raise ValueError(f"dropout: expected a number from 0 to 1, got {dropout}")
+        for name, value in (("hidden_size", hidden_size), ("num_layers", num_layers), ("embedding_dim", embedding_dim)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected a number above 0, got {value!r}")
+        self.hidden_size, self.num_layers, self.embedding_dim = hidden_size, num_layers, embedding_dim
+        self.cell, self.score, self.attention_heads, self.tied = cell, attention, attention_heads, tied
+        self.dropout = float(dropout)
+        if tied:
+            del self.weight
+
+    def materialize(
+        self, in_features: int, like: Tensor | None = None, input_size: int = 0, before: Head | None = None
+    ) -> None:
+        self._states_size = in_features
+        super().materialize(in_features, like, input_size, before)
+
+    def materialize_output(self, in_features: int, kind: dict[str, object]) -> None:
+        size, output = self.hidden_size, self.embedding_dim if self.tied else self.hidden_size
+        between = self.dropout if self.num_layers > 1 else 0.0
+        self.embedding = nn.Embedding(self.out_features, self.embedding_dim, **kind)
+        self.recurrence = CELLS[self.cell](self.embedding_dim, size, self.num_layers, dropout=between, **kind)
+        states = self.num_layers * size * (2 if self.cell == "lstm" else 1)
+        self.begin = nn.Linear(self._states_size, states, **kind)
+        self.reader = Attention(size, in_features, self.score, self.attention_heads, **kind)
+        self.combine = nn.Linear(size + in_features, output, **kind)
+        if not self.tied:
+            self.weight.materialize((self.out_features, output), **kind)
+        self.bias.materialize((self.out_features,), **kind)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.embedding.weight, std=self.embedding_dim**-0.5)
+        nn.init.zeros_(self.bias)
+        if not self.tied:
+            nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+
+    @property
+    def in_features(self) -> int:
+        return self.combine.in_features - self.hidden_size
+
+    def projection(self) -> tuple[Tensor, Tensor]:
+        return self.embedding.weight if self.tied else self.weight, self.bias
+
+    def memory(self, states: States, embedded: States, before: Tensor | None, places: Tensor | None) -> Memory:
+        """What answers are made from.
+
+        Args:
+            states, embedded, before: as for :meth:`features`.
+            places: of each sentence of the batch, its place in the packed order; None if that is the batch's.
+        """
+        attended = self.reader.attended(self.features(states, embedded, before), states.batch_sizes)
+        first = linear(states.pooled("last"), self.begin).view(states.batch, -1, self.num_layers, self.hidden_size)
+        # [kind, L, B, H]
+        h, *c = first.permute(1, 2, 0, 3).contiguous().unbind()
+        if places is None:
+            places = torch.arange(states.batch, device=first.device)
+        return Memory(self, attended, (torch.tanh(h), *c), places)
+
+    def forward(self, memory: Memory, targets: PackedSequence) -> Tensor:
+        """Logits [M, C] of each target token, packed as ``targets``, from those before it."""
+        sizes = targets.batch_sizes
+        count = targets.data.shape[0]
+        rows = sequences_of(sizes, count).to(memory.places.device, non_blocking=True)
+        places = memory.places if targets.sorted_indices is None else memory.places[targets.sorted_indices]
+        places = places[: int(sizes[0])]
+        inputs = dropout(self.embedding(read_before(targets)), self.dropout if self.training else 0.0)
+        states, _ = self._run(inputs, sizes, tuple(state.index_select(1, places) for state in memory.initial))
+        return self._output(states, memory, places[rows])[0]
+
+    def step(self, tokens: Tensor, state: State, memory: Memory, places: Tensor) -> tuple[Tensor, State, Tensor]:
+        """One step of M hypotheses.
+
+        Args:
+            tokens: what each reads, int64 [M].
+            state: each one's, [L, M, H].
+            places: of each, its sentence's place in the packed order, int64 [M].
+
+        Returns:
+            Logits [M, C], the states after the step, and the weights of attention [M, J, T].
+        """
+        states, state = self._run(self.embedding(tokens), torch.tensor([tokens.shape[0]]), state)
+        logits, weights = self._output(states, memory, places)
+        return logits, state, weights
+
+    def _run(self, inputs: Tensor, batch_sizes: Tensor, state: State) -> tuple[Tensor, State]:
+        hx = state if self.cell == "lstm" else state[0]
+        output, after = self.recurrence(PackedSequence(inputs, batch_sizes), hx)
+        return output.data, after if self.cell == "lstm" else (after,)
+
+    def _output(self, states: Tensor, memory: Memory, places: Tensor) -> tuple[Tensor, Tensor]:
+        context, weights = self.reader(states, memory.attended, places)
+        features = torch.tanh(linear(torch.cat([states, context], dim=1), self.combine))
+        return super().forward(dropout(features, self.dropout if self.training else 0.0)), weights
+
+    def extra_repr(self) -> str:
+        return f"{self.out_features}, cell={self.cell!r}, tied={self.tied}, loss={self.loss}"
+
+
+def read_before(targets: PackedSequence) -> Tensor:
+    """What a decoder has read when it is to write each target token: the one before, or the end. Packed likewise."""
+    sizes, count = targets.batch_sizes, targets.data.shape[0]
+    first = int(sizes[0]) if len(sizes) > 0 else 0
+    back = sizes[:-1].repeat_interleave(sizes[1:], output_size=count - first)
+    before = (torch.arange(first, count) - back).to(targets.data.device, non_blocking=True)
+    # Where there is no label, there is only the end to read.
+    tokens = targets.data.index_select(0, before).clamp(min=END)
+    return torch.cat([tokens.new_full((first,), END), tokens])
+
+
+def packed_targets(targets: Tensor, ignore_index: int = -100) -> PackedSequence:
+    """Targets [B, S] of a :class:`DecoderHead`, filled up with ``ignore_index``, packed by their own lengths. A sentence
+    without a label has one ``ignore_index``.
+
+    Raises:
+        TypeError: they are no integers [B, S].
+        ValueError: ``ignore_index`` stands before a class.
+    """
+    if targets.is_floating_point() or targets.dim() != 2:
+        raise TypeError(f"expected int64 tokens [B, S], got {targets.dim()}-D {targets.dtype}")
+    present = targets != ignore_index
+    lengths = present.sum(1)
+    inside = torch.arange(targets.shape[1], device=targets.device) < lengths.unsqueeze(1)
+    if bool((present != inside).any()):
+        raise ValueError(f"expected tokens first and {ignore_index} behind them")
+    if targets.shape[1] == 0:
+        targets = targets.new_full((targets.shape[0], 1), ignore_index)
+    lengths = lengths.clamp(min=1).cpu()
+    order = ops.packing_order(lengths, int(lengths.max()) if len(lengths) > 0 else 0, targets.device)
+    return PackedSequence(ops.pack(targets[:, : order.batch_sizes.shape[0]], order, batch_first=True), *order)

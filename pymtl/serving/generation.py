@@ -1,0 +1,309 @@
+"""Sequences from a model that says, step by step, how probable each next token is: by search or by sampling.
+
+All sentences' hypotheses make each step together, in one call of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+END = 0  # the token that ends a sequence, and that a decoder reads before the first
+UNKNOWN = 1  # the token that stands for all others, which no answer has
+NO_COVERAGE = 1e-9  # the least attention that the coverage penalty knows
+
+
+@dataclass(frozen=True)
+class Search:
+    """How sequences are looked for.
+
+    Args:
+        beam_size: how many hypotheses of a sentence are kept at each step; 1 takes the likeliest token each time.
+        nbest: how many answers are given, the best first: at most ``beam_size`` of a search, any number of samples.
+        length_penalty: the power a of the length by which scores are divided, ``((5 + length) / 6)^a`` (Wu et al. 2016,
+            "Google's Neural Machine Translation System", equation 14); 0 prefers short answers.
+        coverage_penalty: the weight b of that equation's second term, which prefers answers whose attention has passed
+            over every token of the sentence.
+        no_repeat_ngram: n, if no n tokens may stand in an answer twice; 0: they may.
+        max_length: tokens of an answer at most; None: as many as the task allows.
+        sample: draw each token by its probability instead of looking for the likeliest.
+        temperature: by which logits are divided before a token is drawn.
+        top_k: draw among the k likeliest tokens; 0: among all.
+        top_p: draw among the fewest tokens that together are this probable (Holtzman et al. 2020, "The Curious Case of
+            Neural Text Degeneration").
+        seed: of what is drawn; a sentence's draws depend on it and on the sentence's number alone.
+
+    Raises:
+        ValueError: a number does not fit.
+    """
+
+    beam_size: int = 1
+    nbest: int = 1
+    length_penalty: float = 1.0
+    coverage_penalty: float = 0.0
+    no_repeat_ngram: int = 0
+    max_length: int | None = None
+    sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("beam_size", "nbest"):
+            _require(getattr(self, name) >= 1, name, "a number above 0", getattr(self, name))
+        fits = self.sample or self.nbest <= self.beam_size
+        _require(fits, "nbest", f"at most beam_size = {self.beam_size} without sampling", self.nbest)
+        fits = not self.sample or self.beam_size == 1
+        _require(fits, "beam_size", "1 with sampling (nbest says how many samples)", self.beam_size)
+        for name in ("length_penalty", "coverage_penalty"):
+            value = getattr(self, name)
+            _require(0 <= value < float("inf"), name, "a number of at least 0", value)
+        for name in ("no_repeat_ngram", "top_k", "seed"):
+            _require(getattr(self, name) >= 0, name, "a number of at least 0", getattr(self, name))
+        fits = self.max_length is None or self.max_length >= 1
+        _require(fits, "max_length", "a number above 0", self.max_length)
+        _require(0 < self.temperature < float("inf"), "temperature", "a number above 0", self.temperature)
+        _require(0 < self.top_p <= 1, "top_p", "a number above 0, at most 1", self.top_p)
+
+    def normalised(self, log_probability: np.ndarray | float, length: int) -> np.ndarray | float:
+        """The score of ``length`` tokens, the end among them, without the coverage penalty."""
+        return log_probability / ((5 + length) / 6) ** self.length_penalty
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One answer: its ``tokens`` without the end; ``log_probability`` of all its tokens, the end's too; ``score``, by
+    which a search ranks it; whether it ``ended`` or was cut off; and where it was asked for, how much each of its steps
+    (the end is one) read of each token of the sentence, ``attention`` [S, T]."""
+
+    tokens: list[int]
+    log_probability: float
+    score: float
+    ended: bool = True
+    attention: np.ndarray | None = field(default=None, compare=False)
+
+
+class Scores(NamedTuple):
+    """What a model says of M hypotheses' next tokens: log-probabilities ``values`` [M, k] of the likeliest ``ids`` [M, k],
+    falling; and how much each read of its sentence's tokens, ``attention`` [M, T], if it does."""
+
+    values: np.ndarray
+    ids: np.ndarray
+    attention: np.ndarray | None = None
+
+
+class Steps(Protocol):
+    """A model that goes on step by step, with a state for each hypothesis."""
+
+    first: np.ndarray  # int64 [B], what each sentence's hypotheses read first
+    ends: bool  # whether a sequence may end by itself
+    lengths: np.ndarray  # int64 [B], of the sentences whose tokens ``attention`` is over
+
+    def step(self, tokens: np.ndarray, parents: np.ndarray, sentences: np.ndarray, count: int, banned: Banned) -> Scores:
+        """Reads a token of each of M hypotheses.
+
+        Args:
+            tokens: int64 [M].
+            parents: int64 [M], the hypothesis of the last step that each goes on from; at the first step, the sentence.
+            sentences: int64 [M], which each belongs to.
+            count: k, how many tokens are wanted; 0 for all.
+            banned: hypotheses and tokens, in pairs, that are not to come.
+        """
+        ...
+
+
+Banned = tuple[Sequence[int], Sequence[int]]
+
+
+def search(model: Steps, settings: Search, max_length: int, numbers: Sequence[int] | None = None) -> list[list[Hypothesis]]:
+    """The ``nbest`` sequences of each sentence, the best first; samples in the order they were drawn.
+
+    Args:
+        max_length: tokens at most, where the settings say nothing.
+        numbers: of the sentences, for what is drawn; by default from 0 on.
+    """
+    limit = settings.max_length or max_length
+    if settings.sample:
+        return _sampled(model, settings, limit, range(len(model.first)) if numbers is None else numbers)
+    return _searched(model, settings, limit)
+
+
+@dataclass
+class _Live:
+    """Hypotheses that go on, those of a sentence side by side: [M, ...] each."""
+
+    sentences: np.ndarray
+    parents: np.ndarray  # at the step before; at the first, the sentences
+    tokens: np.ndarray  # [M, S] so far
+    sums: np.ndarray  # of log-probabilities
+    attention: np.ndarray | None = None  # [M, S, T]
+
+    @staticmethod
+    def begin(batch: int, each: int) -> _Live:
+        sentences = np.arange(batch).repeat(each)
+        return _Live(sentences, sentences, np.zeros((len(sentences), 0), dtype=np.int64), np.zeros(len(sentences)))
+
+    def following(self, model: Steps, count: int, settings: Search) -> Scores:
+        """What the model says of the next tokens."""
+        last = self.tokens[:, -1] if self.tokens.shape[1] else model.first[self.sentences]
+        banned = _repeats(self.tokens, settings.no_repeat_ngram)
+        return model.step(last, self.parents, self.sentences, count, banned)
+
+    def grown(self, rows: np.ndarray, ids: np.ndarray, sums: np.ndarray, read: np.ndarray | None) -> _Live:
+        """The hypotheses ``rows`` with a token more."""
+        tokens = np.concatenate([self.tokens[rows], ids[:, None]], axis=1)
+        return _Live(self.sentences[rows], rows, tokens, sums, self.attended(rows, read))
+
+    def attended(self, rows: np.ndarray, read: np.ndarray | None) -> np.ndarray | None:
+        """The attention of ``rows``, this step's with it."""
+        if read is None:
+            return None
+        last = read[rows, None]
+        return last if self.attention is None else np.concatenate([self.attention[rows], last], axis=1)
+
+    def hypothesis(
+        self, model: Steps, settings: Search, row: int, log_probability: float, read: np.ndarray | None, ended: bool
+    ) -> Hypothesis:
+        """A row as an answer; ``read``: its attention."""
+        length = self.tokens.shape[1] + ended
+        own = None if read is None else read[:, : model.lengths[self.sentences[row]]]
+        score = settings.normalised(log_probability, length) + _coverage(own, settings)
+        return Hypothesis(self.tokens[row].tolist(), log_probability, score, ended, own)
+
+
+def _searched(model: Steps, settings: Search, limit: int) -> list[list[Hypothesis]]:
+    size, batch = settings.beam_size, len(model.first)
+    found: list[list[Hypothesis]] = [[] for _ in range(batch)]
+    live = _Live.begin(batch, 1)
+    left = np.ones(batch, dtype=bool)  # of the hypotheses that go on, those that did not end at the last step
+    for length in range(1, limit + 1 + model.ends):
+        # Twice as many as are kept, since half of them may be ends.
+        scores = live.following(model, 2 * size, settings)
+        rows, ids, sums, ranks = _best(live, scores, 2 * size)
+        of, ends = live.sentences[rows], ids == END
+        for i in np.flatnonzero(ends & (ranks < size)):
+            read = live.attended(rows[i : i + 1], scores.attention)
+            ended = live.hypothesis(model, settings, rows[i], float(sums[i]), None if read is None else read[0], True)
+            found[of[i]] = sorted([*found[of[i]], ended], key=lambda own: -own.score)[:size]
+        if length > limit:  # only ends counted
+            left = ~np.isin(np.arange(len(live.sentences)), rows[ends])
+            break
+        # A sentence goes on while it has too few answers, or a hypothesis that is better than the worst of them.
+        goes_on = ~ends & (_place_among(~ends, of) < size)
+        best = np.full(batch, -np.inf)
+        np.maximum.at(best, of[goes_on], settings.normalised(sums[goes_on], length))
+        worst = np.array([own[-1].score if len(own) == size else -np.inf for own in found])
+        goes_on &= (best > worst)[of]
+        live = live.grown(rows[goes_on], ids[goes_on], sums[goes_on], scores.attention)
+        left = np.ones(len(live.sentences), dtype=bool)
+        if len(left) == 0:
+            break
+    for row in np.flatnonzero(left):  # cut off, the best first
+        own = found[live.sentences[row]]
+        if len(own) < size and live.tokens.shape[1] == limit:
+            read = None if live.attention is None else live.attention[row]
+            own.append(live.hypothesis(model, settings, row, float(live.sums[row]), read, False))
+    return [own[: settings.nbest] for own in found]
+
+
+def _best(live: _Live, scores: Scores, count: int) -> tuple[np.ndarray, ...]:
+    """Of each sentence the ``count`` likeliest hypotheses with a token more, falling: their rows, the tokens, the sums,
+    and the place of each among them."""
+    firsts = np.flatnonzero(np.r_[True, live.sentences[1:] != live.sentences[:-1]])
+    group = np.repeat(np.arange(len(firsts)), np.diff(np.r_[firsts, len(live.sentences)]))
+    slot = np.arange(len(live.sentences)) - firsts[group]
+    width = scores.values.shape[1]
+    grid = np.full((len(firsts), slot.max() + 1, width), -np.inf)
+    grid[group, slot] = live.sums[:, None] + scores.values
+    flat = grid.reshape(len(firsts), -1)
+    chosen = np.argsort(-flat, axis=1, kind="stable")[:, :count]
+    sums = np.take_along_axis(flat, chosen, 1)
+    rows = firsts[:, None] + chosen // width
+    ranks = np.broadcast_to(np.arange(chosen.shape[1]), chosen.shape)
+    known = sums > -np.inf
+    rows = rows[known]
+    return rows, scores.ids[rows, (chosen % width)[known]], sums[known], ranks[known]
+
+
+def _place_among(chosen: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """How many before each are chosen of its group; groups stand together."""
+    if len(group) == 0:
+        return np.zeros(0, dtype=np.int64)
+    before = np.cumsum(chosen) - chosen
+    new = np.r_[True, group[1:] != group[:-1]]
+    return before - before[new][np.cumsum(new) - 1]
+
+
+def _repeats(tokens: np.ndarray, n: int) -> Banned:
+    """The tokens with which n tokens would come a second time."""
+    rows: list[int] = []
+    ids: list[int] = []
+    if 0 < n <= tokens.shape[1]:
+        for row, own in enumerate(tokens.tolist()):
+            end = own[len(own) - n + 1 :]
+            seen = {own[i + n - 1] for i in range(len(own) - n + 1) if own[i : i + n - 1] == end}
+            rows += [row] * len(seen)
+            ids += sorted(seen)
+    return rows, ids
+
+
+def _coverage(attention: np.ndarray | None, settings: Search) -> float:
+    """The coverage penalty (Wu et al. 2016, equation 14) of the attention [S, T]."""
+    if settings.coverage_penalty == 0 or attention is None:
+        return 0.0
+    covered = attention.sum(0, dtype=np.float64).clip(NO_COVERAGE, 1.0)
+    return settings.coverage_penalty * float(np.log(covered).sum())
+
+
+def _sampled(model: Steps, settings: Search, limit: int, numbers: Sequence[int]) -> list[list[Hypothesis]]:
+    each = settings.nbest
+    found: list[list[Hypothesis]] = [[] for _ in model.first]
+    live = _Live.begin(len(model.first), each)
+    generators = np.array(
+        [np.random.Generator(np.random.Philox([settings.seed, n, i])) for n in numbers for i in range(each)]
+    )
+    drawn: list[Hypothesis | None] = [None] * len(generators)
+    own = np.arange(len(generators))  # whose draw each hypothesis is
+    for _ in range(limit):
+        scores = live.following(model, settings.top_k, settings)
+        uniform = np.array([generator.random() for generator in generators[own]])
+        column = _draw(scores.values, uniform, settings)
+        rows = np.arange(len(own))
+        ids = np.take_along_axis(scores.ids, column[:, None], 1)[:, 0]
+        sums = live.sums + np.take_along_axis(scores.values, column[:, None], 1)[:, 0]
+        for row in np.flatnonzero(ids == END):
+            read = live.attended(rows[row : row + 1], scores.attention)
+            drawn[own[row]] = live.hypothesis(
+                model, settings, row, float(sums[row]), None if read is None else read[0], True
+            )
+        rows = np.flatnonzero(ids != END)
+        live, own = live.grown(rows, ids[rows], sums[rows], scores.attention), own[rows]
+        if len(rows) == 0:
+            break
+    for row, number in enumerate(own):
+        read = None if live.attention is None else live.attention[row]
+        drawn[number] = live.hypothesis(model, settings, row, float(live.sums[row]), read, False)
+    for number, hypothesis in enumerate(drawn):
+        found[number // each].append(hypothesis)
+    return found
+
+
+def _draw(log_probabilities: np.ndarray, uniform: np.ndarray, settings: Search) -> np.ndarray:
+    """A column of each row [M, k], falling, for a number from 0 to below 1 each."""
+    scaled = log_probabilities.astype(np.float64) / settings.temperature
+    chances = np.exp(scaled - scaled[:, :1])
+    chances /= chances.sum(1, keepdims=True)
+    reached = np.cumsum(chances, axis=1)
+    if settings.top_p < 1:
+        chances = np.where(reached - chances < settings.top_p, chances, 0.0)
+        reached = np.cumsum(chances, axis=1)
+    return np.minimum((reached <= uniform[:, None] * reached[:, -1:]).sum(1), (chances > 0).sum(1) - 1)
+
+
+def _require(fits: bool, name: str, expected: str, actual: object) -> None:
+    if not fits:
+        raise ValueError(f"{name}: expected {expected}, got {actual}")

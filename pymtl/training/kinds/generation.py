@@ -1,0 +1,197 @@
+"""A sequence for each text, written token by token: a translation, a pronunciation, a summary."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pymtl.decoder import DecoderHead
+from pymtl.serving.answers import GenerationAnswers, Scored
+from pymtl.serving.encoding import UNKNOWN
+from pymtl.serving.generation import END
+from pymtl.serving.generation import UNKNOWN as UNKNOWN_ID
+from pymtl.serving.values import are_strings, check_text, is_missing, shown
+from pymtl.training.errors import DataError
+from pymtl.training.kinds.base import AttentionHeadsOptions, Kind, Learned, Requirement, SmoothingOptions, Source
+
+END_NAME = "<end>"
+SPECIAL = (END_NAME, UNKNOWN)  # the first labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions(AttentionHeadsOptions, SmoothingOptions):
+    # What answers are made of: "tokens" of labels that are lists; of labels that are texts "words", what stands between
+    # spaces, or "characters". "auto": "tokens" or "words"
+    units: Literal["auto", "tokens", "words", "characters"] = "auto"
+    # A field with all right answers, where several may be: a list of them, in a table with | between; the task's own
+    # field is what is trained on
+    references: str | None = None
+    label_min_count: int = 1  # tokens of answers that are rarer in training are not learnt
+    decoder_cell: Literal["lstm", "gru"] = "lstm"  # what writes the answers
+    decoder_size: int = 256  # its units
+    decoder_layers: int = 1  # its layers
+    decoder_embedding_dim: int = 128  # of the tokens it writes
+    decoder_dropout: float = 0.3  # of these tokens, and of what the decoder's output layer reads
+    attention: Literal["dot", "general", "additive"] = "general"  # how the decoder's states find the text's
+    decoder_tied: bool = False  # whether the weights of the output layer are the embedding's
+    beam_size: int = 1  # hypotheses that are kept in the search for an answer
+    max_length: int = 0  # tokens of an answer at most; 0: twice as many as the longest in training
+
+
+@dataclass(frozen=True)
+class RightAnswers:
+    """A label: the answer that is trained on, and further ones that are right; whether it is a text in the records."""
+
+    tokens: tuple[str, ...]
+    further: tuple[tuple[str, ...], ...] = ()
+    is_text: bool = False
+
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        yield self.tokens
+        yield from self.further
+
+
+class Generation(GenerationAnswers, Kind):
+    """Edit distance to the nearest right answer, over the answers' lengths; exact matches; of texts the same of words,
+    BLEU and chrF by sacrebleu."""
+
+    Options = GenerationOptions
+    scores = ("token_error_rate", "exact_match", "word_error_rate", "bleu", "chrf")
+    lower_is_better = frozenset({"token_error_rate", "word_error_rate"})
+
+    def requirements(self, task: Any, config: Any) -> list[Requirement]:
+        numbers = ("label_min_count", "decoder_size", "decoder_layers", "decoder_embedding_dim", "beam_size")
+        return [
+            *((getattr(task, key) >= 1, key, "a number above 0") for key in numbers),
+            (task.max_length >= 0, "max_length", "a number of at least 0"),
+            (0 <= task.decoder_dropout < 1, "decoder_dropout", "a number from 0 to below 1"),
+            (task.decoder_size % task.attention_heads == 0, "attention_heads", "a divisor of decoder_size"),
+        ]
+
+    # From records to targets.
+
+    def of_cell(self, cell: str, task: Any) -> list[str] | str:
+        return cell.split() if task.units == "tokens" else cell.strip()
+
+    def as_cell(self, value: Any) -> str:
+        return value if isinstance(value, str) else " ".join(value)
+
+    def of_value(self, value: Any, task: Any, source: Source) -> Any:
+        if isinstance(value, RightAnswers):
+            return value
+        further = source.values.get(task.references) if task.references is not None else None
+        if is_missing(further):
+            further = []
+        elif isinstance(further, str) and task.references in source.cells:
+            further = [self.of_cell(part, task) for part in further.split("|")]
+        elif isinstance(further, str) or (are_strings(further) and not isinstance(value, str)):
+            further = [further]
+        if not isinstance(further, list):
+            raise DataError(f"field {task.references!r}: expected a list of answers, got {shown(further)}")
+        first, *others = (self._tokens(answer, task) for answer in [value, *further])
+        distinct = tuple(dict.fromkeys(other for other in others if other != first))
+        return RightAnswers(first, distinct, isinstance(value, str))
+
+    @staticmethod
+    def _tokens(answer: Any, task: Any) -> tuple[str, ...]:
+        """The units of an answer."""
+        wanted = {"tokens": "a list of strings", "auto": "a text or a list of strings"}.get(task.units, "a text")
+        is_text = isinstance(answer, str)
+        if not (is_text or are_strings(answer)) or (task.units != "auto" and is_text != (task.units != "tokens")):
+            raise DataError(f"expected {wanted}, got {shown(answer, lambda part: isinstance(part, str))}")
+        found = list(answer) if task.units == "characters" else answer.split() if is_text else answer
+        for name in SPECIAL:
+            if name in found:
+                raise DataError(f"expected answers without {name}, which has a meaning of its own here")
+        return tuple(found)
+
+    def check_label(self, field: str, label: Any, task: Any, length: int) -> None:
+        for answer in label:
+            check_text(field, answer)
+
+    def strata(self, label: Any) -> tuple[str, ...]:
+        return ()
+
+    def parts(self, label: RightAnswers | None) -> tuple[str, ...]:
+        return () if label is None else label.tokens
+
+    def vocabulary(self, name: str, values: Sequence[Any], task: Any) -> list[str]:
+        counts = Counter(token for label in values for token in label.tokens)
+        kept = [token for token, count in counts.items() if count >= task.label_min_count]
+        return [*SPECIAL, *sorted(kept, key=lambda token: (-counts[token], token))]
+
+    def settled(self, name: str, task: Any, values: Sequence[Any], notes: list[str]) -> Any:
+        texts = [label.is_text for label in values]
+        if any(texts) != all(texts):
+            raise DataError(f"tasks.{name}: expected labels that are all texts or all lists of tokens, got both")
+        units = ("words" if any(texts) else "tokens") if task.units == "auto" else task.units
+        longest = max((len(label.tokens) for label in values), default=0)
+        return replace(task, units=units, max_length=task.max_length or max(2 * longest, 1))
+
+    def target(self, label: RightAnswers, encoding: Mapping[str, int], tokens: Tensor, task: Any, config: Any) -> Tensor:
+        return torch.tensor([*(encoding.get(token, UNKNOWN_ID) for token in label.tokens), END], dtype=torch.int64)
+
+    # The model.
+
+    def head(self, task: Any, learned: Learned, words: nn.Embedding | None) -> DecoderHead:
+        return DecoderHead(
+            len(learned.labels),
+            task.decoder_size,
+            task.decoder_layers,
+            task.decoder_embedding_dim,
+            task.decoder_cell,
+            task.attention,
+            task.attention_heads,
+            task.decoder_tied,
+            task.decoder_dropout,
+            self.cross_entropy(task, learned),
+            self.reads(task),
+        )
+
+    # From answers to scores.
+
+    def in_report(self, label: RightAnswers, task: Any) -> Any:
+        answers = [self.in_form(answer, task) for answer in label]
+        return answers if label.further else answers[0]
+
+    def is_right(self, truth: RightAnswers, guess: Any, task: Any) -> bool:
+        return self._tokens(guess, task) in set(truth)
+
+    def score(
+        self, truth: Sequence[Any], guess: Sequence[Any], details: Sequence[Mapping[str, Any]], scored: Scored
+    ) -> dict[str, float]:
+        task = scored.task
+        found = [self._tokens(each, task) for each in guess]
+        scores = {
+            "token_error_rate": error_rate([list(label) for label in truth], found),
+            "exact_match": sum(own in set(label) for label, own in zip(truth, found)) / len(truth),
+        }
+        if task.units == "tokens":
+            return scores
+        if task.units == "characters":
+            words = [["".join(answer).split() for answer in label] for label in truth]
+            scores["word_error_rate"] = error_rate(words, [each.split() for each in guess])
+        import sacrebleu
+
+        texts = [[self.in_form(answer, task) for answer in label] for label in truth]
+        most = max(map(len, texts))
+        references = [[own[i] if i < len(own) else None for own in texts] for i in range(most)]
+        scores["bleu"] = sacrebleu.corpus_bleu(list(guess), references).score / 100
+        scores["chrf"] = sacrebleu.corpus_chrf(list(guess), references).score / 100
+        return scores
+
+
+def error_rate(truth: Sequence[Sequence[Sequence[str]]], guess: Sequence[Sequence[str]]) -> float:
+    """The edit distance of each guess to the nearest of its right answers, over that answer's length, summed over all."""
+    from rapidfuzz.distance import Levenshtein
+
+    distance, length = 0, 0
+    for right, own in zip(truth, guess):
+        nearest, size = min(((Levenshtein.distance(one, own), len(one)) for one in right), key=lambda pair: pair[0])
+        distance, length = distance + nearest, length + size
+    return distance / max(length, 1)
