@@ -42,6 +42,7 @@ from pymtl.models import Logits, MultiTaskModel
 from pymtl.packing import pack
 from pymtl.pooling import AttentionPooling
 from pymtl.recurrent import GRU, LSTM, RNN, convert, describe, freeze, frozen_bytes, revert, set_variants, unfreeze
+from pymtl.serving.generation import Hypothesis, Search
 
 if TYPE_CHECKING:
     from pymtl.training.predictor import Predictor, load
@@ -75,6 +76,7 @@ __all__ = [
     "CrossEntropy",
     "DecoderHead",
     "Head",
+    "Hypothesis",
     "JointLoss",
     "JointLossResult",
     "LanguageModelHead",
@@ -87,6 +89,7 @@ __all__ = [
     "Predictor",
     "Reads",
     "RegressionHead",
+    "Search",
     "TokenClassificationHead",
     "TokenFeatures",
     "__version__",

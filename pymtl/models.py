@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from pymtl import ops, reference
 from pymtl.crf import CRFLoss
 from pymtl.custom import is_module_name, runs_own_code
 from pymtl.decoder import DecoderHead, Memory, packed_targets
 from pymtl.dropout import dropout
+from pymtl.generation import generate, go_on, why_not_on
 from pymtl.heads import CRFHead, CTCHead, Head
 from pymtl.language_model import LanguageModelHead
 from pymtl.losses import CrossEntropy, Loss
@@ -21,6 +22,7 @@ from pymtl.ops.autograd import is_exporting, is_plain, needs_reference, wants_gr
 from pymtl.packing import as_lengths, same_packing
 from pymtl.recurrent import Recurrent
 from pymtl.recurrent.route import refuse_recording
+from pymtl.serving.generation import Hypothesis, Search
 from pymtl.sharing import HardSharing, Sharing, SharingResult
 from pymtl.states import States
 
@@ -199,6 +201,60 @@ class MultiTaskModel(nn.Module):
         # An exported program gives what torch.export knows.
         return dict(logits) if is_exporting() else logits
 
+    def generate(
+        self,
+        inputs: Input,
+        lengths: Tensor | Sequence[int] | None = None,
+        task: str | None = None,
+        search: Search | None = None,
+        max_length: int = 100,
+        attention: bool = False,
+    ) -> list[list[Hypothesis]]:
+        """What a decoder answers to each sequence, or how a language model of one direction goes on with it; in eval
+        mode.
+
+        Args:
+            inputs, lengths: as for :meth:`forward`; token ids for a language model.
+            task: the decoder's or the language model's; may be left out where there is one.
+            search: how answers are looked for, or drawn; None: the likeliest token at each step.
+            max_length: tokens at most. A language model does not end before.
+            attention: of a decoder, whether to give what each step has read.
+
+        Returns:
+            For each sequence its ``nbest`` answers, the best first. Of a language model the tokens behind the input's.
+
+        Raises:
+            KeyError: the task is unknown.
+            ValueError: the task is none of these, or which is meant is not clear; or this language model cannot go on
+                with a text: its encoder or embedding is not of that kind.
+        """
+        able = [name for name, head in self.heads.items() if isinstance(head, DecoderHead | LanguageModelHead)]
+        if task is None and len(able) != 1:
+            raise ValueError(f"task: expected one of {able or 'none: there is no decoder or language model'}, got none")
+        task = able[0] if task is None else task
+        if task not in self.heads:
+            raise KeyError(f"task: unknown task {task!r}, expected one of {list(self.heads)}")
+        if task not in able:
+            raise ValueError(f"task: expected a decoder's or a language model's, got {task!r}")
+        settings = search or Search()
+        if isinstance(self.heads[task], DecoderHead):
+            with torch.no_grad():
+                memory = self(inputs, lengths, [task])[task]
+            return generate(memory, settings, max_length, attention)
+        why = why_not_on(self.embedding, self.encoder)
+        if why is not None:
+            raise ValueError(f"task: expected, for {task!r} to go on with a text, {why}")
+        if isinstance(inputs, PackedSequence):
+            inputs, lengths = pad_packed_sequence(inputs, batch_first=True)
+        elif not isinstance(inputs, Tensor) or inputs.dim() != 2:
+            raise ValueError("inputs: expected token ids for a language model, padded or packed")
+        elif not self.encoder.batch_first:
+            inputs = inputs.t()
+        if lengths is None:
+            lengths = [inputs.shape[1]] * inputs.shape[0]
+        lengths = as_lengths(lengths, inputs.shape[0], inputs.device).cpu()
+        return go_on(self.embedding, self.encoder, self.heads[task], inputs, lengths, settings, max_length)
+
     def __prepare_scriptable__(self) -> nn.Module:
         raise RuntimeError("torch.jit.script cannot compile a MultiTaskModel; torch.export.export can export it")
 
@@ -242,7 +298,11 @@ class MultiTaskModel(nn.Module):
                 continue
             given = targets[task]
             try:
-                packed = given if isinstance(given, PackedSequence) else packed_targets(given, self.heads[task].loss.ignore_index)
+                packed = (
+                    given
+                    if isinstance(given, PackedSequence)
+                    else packed_targets(given, self.heads[task].loss.ignore_index)
+                )
             except (TypeError, ValueError) as error:
                 raise type(error)(f"targets[{task!r}]: {error}") from None
             count = int(packed.batch_sizes[0]) if len(packed.batch_sizes) > 0 else 0

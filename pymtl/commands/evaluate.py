@@ -41,12 +41,19 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the test set, if the run was moved")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write (default: evaluation/ in RUN)")
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="texts at a time (default: 64)")
+    parser.add_argument(
+        "--beam",
+        type=positive,
+        metavar="N",
+        help="hypotheses that a search for generated answers or CTC labels keeps (default: as the configuration says)",
+    )
     add_weights(parser, FROZEN_WEIGHTS)
     add_machine(parser)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from pymtl.serving.generation import Search
     from pymtl.training.data import labelled
     from pymtl.training.evaluation import evaluate, exact_of, lines_of, page
     from pymtl.training.plots import evaluation_plot
@@ -62,7 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
     labelled(every, str(arguments.file or "the test set"), predictor.tasks)
     console.print(*notes, sep="\n", end="\n" if notes else "", markup=False)
     with console.status("evaluating ..."):
-        evaluation, wrong = evaluate(predictor, sets, arguments.batch_size)
+        search = None if arguments.beam is None else Search(beam_size=arguments.beam)
+        evaluation, wrong = evaluate(predictor, sets, arguments.batch_size, search)
     name = "test" if arguments.file is None else arguments.file.name
     narrow = predictor.weights != "float32"
     kept = f", weights in {predictor.weights}" if narrow else ""

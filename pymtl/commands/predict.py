@@ -12,9 +12,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pymtl.commands import FROZEN_WEIGHTS, add_machine, add_weights, positive, use_machine, weights_of
+from pymtl.commands import FROZEN_WEIGHTS, add_machine, add_weights, picture, positive, use_machine, weights_of
 
 if TYPE_CHECKING:
+    from pymtl.serving.generation import Search
     from pymtl.training.kinds import Kind
     from pymtl.training.predictor import Answer, Predictor
 
@@ -23,6 +24,9 @@ EXAMPLES = """examples:
   cat sentences.txt | pymtl predict runs/snips --json
   pymtl predict runs/orders --input new.csv --output answers.csv       other columns are kept
   pymtl predict runs/srl --records < sentences.jsonl      records with further fields, as trained on
+  pymtl predict runs/phones "p h y s i c s" --beam 5 --nbest 3       the three best answers that a search finds
+  pymtl predict runs/phones "p h y s i c s" --attention read.png     what each token of the answer was read from
+  pymtl predict runs/stories "once upon a" --continue 20 --sample --temperature 0.8
 """
 
 
@@ -45,15 +49,78 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
         "--output", type=Path, metavar="FILE", help="write --input's rows with the answers: .csv, .tsv or .jsonl"
     )
     parser.add_argument(
-        "--beam", type=positive, default=1, metavar="N", help="prefixes that a search for CTC labels keeps (default: 1)"
+        "--beam",
+        type=positive,
+        metavar="N",
+        help="hypotheses that a search for generated answers or CTC labels keeps (default: as the configuration says)",
     )
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="texts at a time (default: 64)")
     parser.add_argument(
         "--records", action="store_true", help="texts are JSON objects with the fields that training read"
     )
+    _add_generation(parser)
     add_weights(parser, FROZEN_WEIGHTS)
     add_machine(parser)
     return parser
+
+
+# Of each option the field of pymtl.Search, its type, its metavar and its help.
+_SEARCH = {
+    "--nbest": ("nbest", positive, "N", "answers to give, the best first"),
+    "--length-penalty": ("length_penalty", float, "A", "divide scores by ((5 + length) / 6)^A (default: 1)"),
+    "--coverage-penalty": ("coverage_penalty", float, "B", "prefer answers that have read the whole text (default: 0)"),
+    "--no-repeat": ("no_repeat_ngram", positive, "N", "let no N tokens come twice in an answer"),
+    "--max-length": ("max_length", positive, "N", "tokens of an answer at most"),
+    "--temperature": ("temperature", float, "T", "with --sample: divide logits by T (default: 1)"),
+    "--top-k": ("top_k", positive, "K", "with --sample: draw among the K likeliest tokens"),
+    "--top-p": ("top_p", float, "P", "with --sample: draw among the likeliest tokens of probability P together"),
+    "--seed": ("seed", int, "N", "with --sample: of the draws (default: 0)"),
+}
+_OF_SAMPLES = ("temperature", "top_k", "top_p", "seed")
+
+
+def _add_generation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("answers that are generated")
+    for option, (field, kind, metavar, description) in _SEARCH.items():
+        group.add_argument(option, dest=field, type=kind, metavar=metavar, help=description)
+    group.add_argument("--sample", action="store_true", help="draw each token instead of looking for the likeliest")
+    group.add_argument(
+        "--attention", type=picture, metavar="FILE.png", help="draw how much each token of the answers read of the text"
+    )
+    group.add_argument(
+        "--continue",
+        dest="count",
+        type=positive,
+        metavar="N",
+        help="go on with the texts, N tokens each, by the run's language model of one direction",
+    )
+
+
+def search_of(arguments: argparse.Namespace) -> Search | None:
+    """What the options say of the search for answers; None if nothing.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
+    from pymtl.serving.generation import Search
+    from pymtl.training.errors import ConfigError
+
+    given = {
+        field: getattr(arguments, field) for field, *_ in _SEARCH.values() if getattr(arguments, field) is not None
+    }
+    names = {field: option for option, (field, *_) in _SEARCH.items()}
+    for field in _OF_SAMPLES:
+        if field in given and not arguments.sample:
+            raise ConfigError(f"{names[field]}: expected --sample with it")
+    if arguments.beam is not None:
+        given["beam_size"] = arguments.beam
+    if arguments.sample:
+        given["sample"] = True
+    try:
+        return Search(**given) if given else None
+    except ValueError as error:
+        field, _, said = str(error).partition(":")
+        raise ConfigError(f"{ {**names, 'beam_size': '--beam'}[field] }:{said}") from None
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -69,7 +136,12 @@ def run(arguments: argparse.Namespace) -> int:
     for number, text in enumerate(arguments.texts, 1):
         if not arguments.records and _is_file(text):
             raise ConfigError(f"text {number}: {text} is a file: --input {text} --output FILE labels what it holds")
+    search = search_of(arguments)
     predictor = Predictor(arguments.run_folder, arguments.device, weights=weights_of(arguments))
+    _check_generation(predictor, arguments, search)
+    if arguments.count is not None:
+        _go_on(predictor, arguments, search)
+        return 0
     if arguments.input is not None:
         _label_file(predictor, arguments)
         return 0
@@ -81,7 +153,10 @@ def run(arguments: argparse.Namespace) -> int:
     first = True
     for texts in [arguments.texts] if arguments.texts else _lines():
         inputs = [input_of(text, number + i, arguments.records) for i, text in enumerate(texts)]
-        answers = predictor.predict(inputs, arguments.batch_size, arguments.beam, distributions=False, first=number)
+        drawn = arguments.attention is not None
+        answers = predictor.predict(inputs, arguments.batch_size, distributions=drawn, first=number, search=search)
+        if drawn:
+            _draw_attention(predictor, answers, arguments.attention)
         for answer in answers:
             if arguments.json:
                 print(json.dumps(answer, ensure_ascii=False))
@@ -94,6 +169,68 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
         number += len(texts)
     return 0
+
+
+def _check_generation(predictor: Predictor, arguments: argparse.Namespace, search: Search | None) -> None:
+    """That there is something that the options are for.
+
+    Raises:
+        ConfigError: there is not.
+    """
+    from pymtl.training.errors import ConfigError
+
+    if arguments.count is not None:
+        for option, value in (("--input", arguments.input), ("--attention", arguments.attention)):
+            if value is not None:
+                raise ConfigError(f"{option}: expected none beside --continue")
+        return
+    asked = [option for option, (field, *_) in _SEARCH.items() if getattr(arguments, field) is not None]
+    asked += ["--sample"] if arguments.sample else []
+    asked += ["--attention"] if arguments.attention is not None else []
+    if asked and not any(task.rules.generates for task in predictor.tasks.values()):
+        raise ConfigError(f"{asked[0]}: expected a run with a task of kind 'generation', got none")
+    if arguments.attention is not None and (arguments.input is not None or not arguments.texts):
+        raise ConfigError("--attention: expected TEXT with it, whose answers are drawn")
+
+
+def _go_on(predictor: Predictor, arguments: argparse.Namespace, search: Search | None) -> None:
+    """Prints the texts with what comes behind them."""
+    from pymtl.serving.predicting import input_of
+
+    number = 1
+    for texts in [arguments.texts] if arguments.texts else _lines():
+        inputs = [input_of(text, number + i, arguments.records) for i, text in enumerate(texts)]
+        every = predictor.go_on(inputs, arguments.count, search, arguments.batch_size)
+        for text, own in zip(texts, every):
+            for tokens in own:
+                line = {"text": text, "continuation": tokens}
+                print(json.dumps(line, ensure_ascii=False) if arguments.json else f"{text} {' '.join(tokens)}")
+        sys.stdout.flush()
+        number += len(texts)
+
+
+MOST_DRAWN = 12  # answers in one picture
+
+
+def _draw_attention(predictor: Predictor, answers: Sequence[Answer], path: Path) -> None:
+    from pymtl.training.plots import attention_plot
+    from pymtl.training.run import Run
+
+    generated = {name: task for name, task in predictor.tasks.items() if task.rules.generates}
+    panels = [
+        (
+            answer.get(f"{name}/split", answer["tokens"]),
+            task.rules.tokens_of(answer[name], task),
+            answer[f"{name}/attention"],
+        )
+        for answer in answers
+        for name, task in generated.items()
+        if name in answer
+    ]
+    if panels:
+        figure = attention_plot(", ".join(generated), panels[:MOST_DRAWN])
+        Run(path.parent).save_figure(path.name, figure)
+        print(f"{path}: {min(len(panels), MOST_DRAWN)} of {len(panels)} answers", file=sys.stderr)
 
 
 def _is_file(text: str) -> bool:
@@ -155,7 +292,9 @@ def _label_file(predictor: Predictor, arguments: argparse.Namespace) -> None:
     for start in _watched(range(0, len(rows), block)):
         part = [row.values for row in rows[start : start + block]]
         try:
-            answers += predictor.predict(part, arguments.batch_size, arguments.beam, form == ".jsonl", first=start + 1)
+            answers += predictor.predict(
+                part, arguments.batch_size, distributions=form == ".jsonl", first=start + 1, search=search_of(arguments)
+            )
         except DataError as error:
             raise DataError(f"{arguments.input}: {error}") from None
 

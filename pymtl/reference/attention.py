@@ -35,7 +35,9 @@ def attend(
     padded = query.new_zeros(batch * most, query.shape[1]).index_copy(0, sequences * most + column, query)
     # [B, J, ..., D / J] of each.
     q = padded.view(batch, most, heads, -1).transpose(1, 2)
-    k, v = (each[places].unflatten(-1, (heads, -1)).transpose(1, 2) for each in (key, value))
+    k, v = (
+        each.index_select(0, places.flatten()).view(batch, steps, heads, -1).transpose(1, 2) for each in (key, value)
+    )
     if score is None:
         scores = q @ k.transpose(2, 3)
     else:
@@ -44,4 +46,5 @@ def attend(
     weights = scores.masked_fill(~valid.view(batch, 1, 1, steps), -torch.inf).softmax(-1)
     context = (weights @ v).transpose(1, 2).reshape(batch * most, -1)
     chosen = sequences * most + column
-    return context[chosen], weights.transpose(1, 2).reshape(batch * most, heads, steps)[chosen]
+    weights = weights.transpose(1, 2).reshape(batch * most, heads, steps)
+    return context.index_select(0, chosen), weights.index_select(0, chosen)

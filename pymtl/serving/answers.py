@@ -47,7 +47,7 @@ class Decoding:
     labels: Sequence[Any]
     targets: Sequence[np.ndarray] | None = None
     paths: Paths | None = None
-    search: Search = Search()
+    search: Search = Search(beam_size=1)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Answers:
 
     def search(self, task: Any, asked: Search | None) -> Search:
         """How answers are looked for."""
-        return Search() if asked is None else asked
+        return (Search() if asked is None else asked).with_beam()
 
     def decode(self, logits: Logits, given: Decoding) -> list[Any]:
         """Each sentence's label in the form of the records."""
@@ -284,13 +284,17 @@ class GenerationAnswers(Answers):
 
     def search(self, task: Any, asked: Search | None) -> Search:
         """How answers are looked for: as the task's configuration says, unless something else is asked for."""
-        return Search(beam_size=task.beam_size) if asked is None else asked
+        return (Search() if asked is None else asked).with_beam(task.beam_size)
 
     def in_form(self, tokens: Sequence[str], task: Any) -> list[str] | str:
         """Tokens in the form of the records."""
         if task.units == "tokens":
             return list(tokens)
         return (" " if task.units == "words" else "").join(tokens)
+
+    def tokens_of(self, answer: Sequence[str], task: Any) -> list[str]:
+        """What :meth:`in_form` was given."""
+        return answer.split() if task.units == "words" else list(answer)
 
     def decode(self, logits: list[list[Hypothesis]], given: Decoding) -> list[list[str] | str]:
         return [self._answer(found[0], given) for found in logits]

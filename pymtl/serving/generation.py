@@ -6,7 +6,7 @@ All sentences' hypotheses make each step together, in one call of the model.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -21,7 +21,8 @@ class Search:
     """How sequences are looked for.
 
     Args:
-        beam_size: how many hypotheses of a sentence are kept at each step; 1 takes the likeliest token each time.
+        beam_size: how many hypotheses of a sentence are kept at each step; 1 takes the likeliest token each time. None:
+            as many as the task's configuration says, and ``nbest`` at least.
         nbest: how many answers are given, the best first: at most ``beam_size`` of a search, any number of samples.
         length_penalty: the power a of the length by which scores are divided, ``((5 + length) / 6)^a`` (Wu et al. 2016,
             "Google's Neural Machine Translation System", equation 14); 0 prefers short answers.
@@ -40,7 +41,7 @@ class Search:
         ValueError: a number does not fit.
     """
 
-    beam_size: int = 1
+    beam_size: int | None = None
     nbest: int = 1
     length_penalty: float = 1.0
     coverage_penalty: float = 0.0
@@ -53,21 +54,27 @@ class Search:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("beam_size", "nbest"):
-            _require(getattr(self, name) >= 1, name, "a number above 0", getattr(self, name))
-        fits = self.sample or self.nbest <= self.beam_size
+        for name in ("beam_size", "max_length"):
+            fits = getattr(self, name) is None or getattr(self, name) >= 1
+            _require(fits, name, "a number above 0", getattr(self, name))
+        _require(self.nbest >= 1, "nbest", "a number above 0", self.nbest)
+        fits = self.sample or self.beam_size is None or self.nbest <= self.beam_size
         _require(fits, "nbest", f"at most beam_size = {self.beam_size} without sampling", self.nbest)
-        fits = not self.sample or self.beam_size == 1
-        _require(fits, "beam_size", "1 with sampling (nbest says how many samples)", self.beam_size)
+        fits = not self.sample or self.beam_size in (None, 1)
+        _require(fits, "beam_size", "none with sampling (nbest says how many samples)", self.beam_size)
         for name in ("length_penalty", "coverage_penalty"):
             value = getattr(self, name)
             _require(0 <= value < float("inf"), name, "a number of at least 0", value)
         for name in ("no_repeat_ngram", "top_k", "seed"):
             _require(getattr(self, name) >= 0, name, "a number of at least 0", getattr(self, name))
-        fits = self.max_length is None or self.max_length >= 1
-        _require(fits, "max_length", "a number above 0", self.max_length)
         _require(0 < self.temperature < float("inf"), "temperature", "a number above 0", self.temperature)
         _require(0 < self.top_p <= 1, "top_p", "a number above 0, at most 1", self.top_p)
+
+    def with_beam(self, usual: int = 1) -> Search:
+        """The same with a ``beam_size``, where there is none the ``usual`` one."""
+        if self.beam_size is not None:
+            return self
+        return replace(self, beam_size=1 if self.sample else max(usual, self.nbest))
 
     def normalised(self, log_probability: np.ndarray | float, length: int) -> np.ndarray | float:
         """The score of ``length`` tokens, the end among them, without the coverage penalty."""
@@ -103,7 +110,9 @@ class Steps(Protocol):
     ends: bool  # whether a sequence may end by itself
     lengths: np.ndarray  # int64 [B], of the sentences whose tokens ``attention`` is over
 
-    def step(self, tokens: np.ndarray, parents: np.ndarray, sentences: np.ndarray, count: int, banned: Banned) -> Scores:
+    def step(
+        self, tokens: np.ndarray, parents: np.ndarray, sentences: np.ndarray, count: int, banned: Banned
+    ) -> Scores:
         """Reads a token of each of M hypotheses.
 
         Args:
@@ -119,13 +128,16 @@ class Steps(Protocol):
 Banned = tuple[Sequence[int], Sequence[int]]
 
 
-def search(model: Steps, settings: Search, max_length: int, numbers: Sequence[int] | None = None) -> list[list[Hypothesis]]:
+def search(
+    model: Steps, settings: Search, max_length: int, numbers: Sequence[int] | None = None
+) -> list[list[Hypothesis]]:
     """The ``nbest`` sequences of each sentence, the best first; samples in the order they were drawn.
 
     Args:
         max_length: tokens at most, where the settings say nothing.
         numbers: of the sentences, for what is drawn; by default from 0 on.
     """
+    settings = settings.with_beam()
     limit = settings.max_length or max_length
     if settings.sample:
         return _sampled(model, settings, limit, range(len(model.first)) if numbers is None else numbers)

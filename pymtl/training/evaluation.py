@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pymtl.serving.answers import Scored, details_of
+from pymtl.serving.generation import Search
 from pymtl.serving.records import Record
 from pymtl.training.markdown import table
 from pymtl.training.metrics import exact_tasks, score
@@ -22,9 +23,12 @@ Evaluation = dict[str, Any]
 
 
 def evaluate(
-    predictor: Predictor, sets: Mapping[str, Sequence[Record]], batch_size: int = 64
+    predictor: Predictor,
+    sets: Mapping[str, Sequence[Record]],
+    batch_size: int = 64,
+    search: Search | None = None,
 ) -> tuple[Evaluation, list[dict[str, Any]]]:
-    """Evaluates a model on labelled records of each data set.
+    """Evaluates a model on labelled records of each data set. ``search``: for generated answers and CTC's labels.
 
     Returns:
         The evaluation, plain values:
@@ -39,7 +43,7 @@ def evaluate(
     records = [record for own in sets.values() for record in own]
     answers: list[Answer] = []
     for dataset, own in sets.items():
-        answers += predictor.predict_records(own, dataset, batch_size, distributions=False)
+        answers += predictor.predict_records(own, dataset, batch_size, search, distributions=False)
     result: Evaluation = {
         "sentences": len(records),
         "unknown_tokens": unknown_share(records, predictor.vocabulary),
@@ -66,7 +70,12 @@ def evaluate(
             found["calibration"] = calibration(chances, [i not in missed for i in range(len(pairs))])
         result["tasks"][name] = found
         for i in mistakes:
-            line = {"task": name, "text": _text(pairs[i][0]), "truth": task.rules.in_report(truth[i], task), "answer": guess[i]}
+            line = {
+                "task": name,
+                "text": _text(pairs[i][0]),
+                "truth": task.rules.in_report(truth[i], task),
+                "answer": guess[i],
+            }
             wrong.append(line if chances[i] is None else {**line, "probability": chances[i]})
     return result, wrong
 

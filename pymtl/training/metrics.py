@@ -22,6 +22,7 @@ from pymtl.training.config import Config, TrainingConfig
 from pymtl.training.errors import DataError
 from pymtl.training.kinds import KINDS
 from pymtl.training.model_with_loss import ModelWithLoss
+from pymtl.training.reference_decoder import PlainMemory
 from pymtl.training.vocabulary import Vocabulary
 
 LOWER_IS_BETTER = frozenset().union(*(kind.lower_is_better for kind in KINDS.values()))
@@ -29,7 +30,7 @@ UNBOUNDED = frozenset(kind.scores[0] for kind in KINDS.values() if not kind.is_b
 
 
 def decode(
-    logits: Mapping[str, Tensor | Memory],
+    logits: Mapping[str, Tensor | Memory | PlainMemory],
     batch: Batch,
     config: Config,
     vocabulary: Vocabulary,
@@ -63,7 +64,10 @@ def decode(
         rules = task.rules
         if rules.generates:
             own = rules.search(task, search)
-            found[name] = generate(z, own, task.max_length, distributions, [UNKNOWN], numbers)
+            if isinstance(z, Memory):
+                found[name] = generate(z, own, task.max_length, distributions, [UNKNOWN], numbers)
+            else:
+                found[name] = z.generate(own, task.max_length, distributions, [UNKNOWN])
             continue
         z = z.detach() if z.dtype == torch.float64 else z.detach().float()
         found[name] = rows(z) if rules.of_tokens else z.cpu().numpy()

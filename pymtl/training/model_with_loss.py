@@ -96,7 +96,7 @@ class ModelWithLoss(nn.Module):
     forward = loss  # what a wrapper for several processes calls
 
     def _reference_loss(self, batch: Batch) -> JointLossResult:
-        logits = self.model(batch.inputs(), batch.lengths, list(batch.targets))
+        logits = self.model(batch.inputs(), batch.lengths, list(batch.targets), batch.targets)
         per_task = {task: self._of_task(task, logits[task], target, batch) for task, target in batch.targets.items()}
         total = sum(self.joint.loss_weights[task] * value for task, value in per_task.items())
         return JointLossResult(total, per_task, {}, (), {})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from pymtl.generation import go_on, why_not_on
 from pymtl.recurrent import Recurrent, freeze
 from pymtl.serving.generation import Search
 from pymtl.serving.predicting import Answer, Answering, Input
@@ -16,6 +18,7 @@ from pymtl.training.batches import Batcher
 from pymtl.training.config import Config
 from pymtl.training.errors import ConfigError
 from pymtl.training.exporting import Exported, is_exported
+from pymtl.training.kinds.language_model import LanguageModel
 from pymtl.training.metrics import decode
 from pymtl.training.model_with_loss import ModelWithLoss
 from pymtl.training.run import Run
@@ -118,6 +121,57 @@ class Predictor(Answering):
             logits = self._trained.logits(batch, dataset)
             crfs = self._trained.crfs
             return decode(logits, batch, self.config, self.vocabulary, crfs, search, distributions, numbers)
+
+    def go_on(
+        self, inputs: Sequence[Input], count: int, search: Search | None = None, batch_size: int = 64
+    ) -> list[list[list[str]]]:
+        """How the run's language model goes on with some texts, ``count`` tokens each.
+
+        Args:
+            inputs: a list as for :meth:`predict`, each input of at least one token.
+            search: how the tokens are looked for, or drawn; None: the likeliest each time.
+            batch_size: texts at a time.
+
+        Returns:
+            For each text its ``nbest`` continuations, the best first: tokens behind the text's own.
+
+        Raises:
+            ConfigError: there is no language model that can go on with a text.
+            TypeError: the inputs are no list.
+            pymtl.training.errors.DataError: there is none, or one has no token.
+        """
+        task = self._language_model()
+        dataset = self.tasks[task].dataset or ""
+        records = self.records_to_run(inputs, dataset)
+        model = self._trained.model
+        found: list[list[list[str]]] = []
+        for start in range(0, len(records), batch_size):
+            part = range(start, min(start + batch_size, len(records)))
+            batch = self._batcher.batch(records, part).to(self.device)
+            settings = replace(search or Search(), max_length=count)
+            every = go_on(
+                model.embedding, model.encoder, model.heads[task], batch.tokens, batch.lengths, settings, count, part
+            )
+            found += [[[self.vocabulary.tokens[i] for i in each.tokens] for each in own] for own in every]
+        return found
+
+    def _language_model(self) -> str:
+        """The task that goes on with texts.
+
+        Raises:
+            ConfigError: there is none, or it cannot.
+        """
+        if isinstance(self._trained, Exported):
+            raise ConfigError("expected a run folder to go on with a text, got an exported program")
+        tasks = [name for name, task in self.tasks.items() if isinstance(task.rules, LanguageModel)]
+        if len(tasks) != 1:
+            raise ConfigError(f"expected a run with one language model to go on with a text, got {len(tasks)}")
+        if self.labels.get(tasks[0]):
+            raise ConfigError(f"expected a language model of tokens to go on with a text, got {tasks[0]!r} of suffixes")
+        why = why_not_on(self._trained.model.embedding, self._trained.model.encoder)
+        if why is not None:
+            raise ConfigError(f"expected, for {tasks[0]!r} to go on with a text, {why}")
+        return tasks[0]
 
     def logits(self, inputs: Sequence[Input], dataset: str = "") -> dict[str, Tensor]:
         """Every task's logits of some texts, all in one batch: [B, C], or [B, T, C] of each token, padded to the

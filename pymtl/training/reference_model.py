@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from pymtl import embeddings
+from pymtl.decoder import DecoderHead
 from pymtl.heads import CRFHead, Head
 from pymtl.reference.pooling import attention
+from pymtl.training.reference_decoder import Decoder, PlainMemory
 
 
 class CharacterCNN(embeddings.CharacterCNN):
@@ -65,10 +67,17 @@ class MultiTaskModel(nn.Module):
             head.materialize((2 if encoder.bidirectional else 1) * encoder.hidden_size)
             if isinstance(head, CRFHead):
                 head.crf.batch_first = True
+        for task, head in self.heads.items():
+            if isinstance(head, DecoderHead):
+                self.heads[task] = Decoder(head, packed)
 
     def forward(
-        self, inputs: Tensor | Mapping[str, Tensor], lengths: Tensor, tasks: Sequence[str] | None = None
-    ) -> dict[str, Tensor]:
+        self,
+        inputs: Tensor | Mapping[str, Tensor],
+        lengths: Tensor,
+        tasks: Sequence[str] | None = None,
+        targets: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor | PlainMemory]:
         first = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
         if isinstance(inputs, Tensor):
             embedded = self.embedding(inputs)
@@ -99,6 +108,13 @@ class MultiTaskModel(nn.Module):
         logits = {}
         for task in self.heads if tasks is None else tasks:
             head = self.heads[task]
+            if isinstance(head, Decoder):
+                if targets is None:
+                    read = head.read(states, lengths)
+                    logits[task] = PlainMemory(head, read, head.first(features["last"]))
+                else:
+                    logits[task] = head(states, lengths, features["last"], targets[task])
+                continue
             if head.attention is None:
                 own = features[head.pooling]
             else:

@@ -14,6 +14,7 @@ import numpy as np
 from .library import Model, ModelError, Session
 from .serving.answers import Logits, Paths, decode
 from .serving.encoding import Encoder
+from .serving.generation import Search
 from .serving.predicting import Answer, Answering, Input
 from .serving.records import Record
 from .serving.settings import Settings
@@ -115,14 +116,19 @@ class Predictor(Answering):
         return f"Predictor({self.model._arguments[0]!r}, tasks={list(self.tasks)}, weights={self.weights!r})"
 
     def answer_batch(
-        self, records: Sequence[Record], dataset: str, beam_size: int, distributions: bool
+        self,
+        records: Sequence[Record],
+        dataset: str,
+        search: Search | None,
+        distributions: bool,
+        numbers: Sequence[int],
     ) -> list[Answer]:
         names = self.config.main_tasks_of(dataset)
         if not names:
             return [{} for _ in records]
         session = self._session()
         self._run(session, records, names, distributions)
-        return self._decoded(session, records, names, beam_size, distributions)
+        return self._decoded(session, records, names, search, distributions)
 
     def logits(self, inputs: Sequence[Input], dataset: str = "") -> dict[str, np.ndarray]:
         """Every task's logits of some texts, all in one batch: [B, C], or [B, T, C] of each token, padded to the
@@ -181,7 +187,7 @@ class Predictor(Answering):
         session: Session,
         records: Sequence[Record],
         names: Sequence[str],
-        beam_size: int,
+        search: Search | None,
         distributions: bool,
         with_paths: bool = True,
     ) -> list[Answer]:
@@ -202,7 +208,7 @@ class Predictor(Answering):
                     paths[name] = Paths(tags, each, found.probability.tolist())
                 else:
                     paths[name] = Paths(tags)
-        return decode(logits, self.tasks, self.vocabulary.labels, targets, paths, beam_size, distributions)
+        return decode(logits, self.tasks, self.vocabulary.labels, targets, paths, search, distributions)
 
     def _targets(self, name: str, records: Sequence[Record]) -> Iterator[np.ndarray]:
         directions = 2 if self.config.model.bidirectional else 1
@@ -244,7 +250,7 @@ class Stream:
         """
         record = self._predictor.record_of(given, "input", self._dataset)
         self._predictor._run(self._session, [record], self.tasks, False)
-        (answer,) = self._predictor._decoded(self._session, [record], self.tasks, 1, distributions, with_paths=False)
+        (answer,) = self._predictor._decoded(self._session, [record], self.tasks, None, distributions, with_paths=False)
         return {"tokens": record.tokens, **answer}
 
     def reset(self) -> None:

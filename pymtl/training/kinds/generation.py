@@ -61,6 +61,7 @@ class Generation(GenerationAnswers, Kind):
     BLEU and chrF by sacrebleu."""
 
     Options = GenerationOptions
+    has_reference = True
     scores = ("token_error_rate", "exact_match", "word_error_rate", "bleu", "chrf")
     lower_is_better = frozenset({"token_error_rate", "word_error_rate"})
 
@@ -133,7 +134,9 @@ class Generation(GenerationAnswers, Kind):
         longest = max((len(label.tokens) for label in values), default=0)
         return replace(task, units=units, max_length=task.max_length or max(2 * longest, 1))
 
-    def target(self, label: RightAnswers, encoding: Mapping[str, int], tokens: Tensor, task: Any, config: Any) -> Tensor:
+    def target(
+        self, label: RightAnswers, encoding: Mapping[str, int], tokens: Tensor, task: Any, config: Any
+    ) -> Tensor:
         return torch.tensor([*(encoding.get(token, UNKNOWN_ID) for token in label.tokens), END], dtype=torch.int64)
 
     # The model.
@@ -160,13 +163,13 @@ class Generation(GenerationAnswers, Kind):
         return answers if label.further else answers[0]
 
     def is_right(self, truth: RightAnswers, guess: Any, task: Any) -> bool:
-        return self._tokens(guess, task) in set(truth)
+        return tuple(self.tokens_of(guess, task)) in set(truth)
 
     def score(
         self, truth: Sequence[Any], guess: Sequence[Any], details: Sequence[Mapping[str, Any]], scored: Scored
     ) -> dict[str, float]:
         task = scored.task
-        found = [self._tokens(each, task) for each in guess]
+        found = [tuple(self.tokens_of(each, task)) for each in guess]
         scores = {
             "token_error_rate": error_rate([list(label) for label in truth], found),
             "exact_match": sum(own in set(label) for label, own in zip(truth, found)) / len(truth),
