@@ -29,8 +29,8 @@ class Attended(NamedTuple):
 
 
 class Attention(nn.Module):
-    """How much each state h of a decoder reads of each state s of its sentence: ``softmax_s(score(h, s))``, and the mean
-    of the states s with these weights.
+    """How much each state h of a decoder reads of each state s of its sentence: ``softmax_s(score(h, s))``; and the
+    mean of the states s with these weights.
 
     ``score``:
 
@@ -97,9 +97,7 @@ class Attention(nn.Module):
             The means of the encoder's states [M, F], and the weights [M, J, T], zero behind each sentence's last token.
         """
         query, score = (linear(states, self.query), self.weight) if self.score == "additive" else (states, None)
-        return reference.attend(
-            query, attended.keys, attended.values, sequences, attended.batch_sizes, self.num_heads, score
-        )
+        return ops.attend(query, attended.keys, attended.values, sequences, attended.batch_sizes, self.num_heads, score)
 
     def extra_repr(self) -> str:
         return f"score={self.score!r}, num_heads={self.num_heads}"

@@ -61,8 +61,8 @@ class DecoderHead(Head):
 
     Class 0 ends a sequence, and is read before its first token. Targets are int64 [B, S], filled up with
     ``ignore_index``, and each ends in class 0; a sequence of nothing but ``ignore_index`` has no label. A
-    :class:`pymtl.MultiTaskModel` takes them as ``targets`` and gives logits [B, S, C] of the next token at each; without
-    them it gives a :class:`Memory` to generate from, see :meth:`pymtl.MultiTaskModel.generate`.
+    :class:`pymtl.MultiTaskModel` takes them as ``targets`` and gives logits [B, S, C] of the next token at each;
+    without them it gives a :class:`Memory` to generate from, see :meth:`pymtl.MultiTaskModel.generate`.
 
     Args:
         num_classes: C, the tokens and the end.
@@ -206,8 +206,8 @@ def read_before(targets: PackedSequence) -> Tensor:
 
 
 def packed_targets(targets: Tensor, ignore_index: int = -100) -> PackedSequence:
-    """Targets [B, S] of a :class:`DecoderHead`, filled up with ``ignore_index``, packed by their own lengths. A sentence
-    without a label has one ``ignore_index``.
+    """Targets [B, S] of a :class:`DecoderHead`, filled up with ``ignore_index``, packed by their own lengths. A
+    sequence without a label has one ``ignore_index``.
 
     Raises:
         TypeError: they are no integers [B, S].

@@ -106,8 +106,8 @@ def _begin(layers: Recurrent, batch: int) -> tuple[Tensor, ...]:
 
 
 def likeliest(logits: Tensor, count: int, banned: Banned, never: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """The log-probabilities and ids of the ``count`` likeliest tokens (0: all), falling, of logits [M, C]; what is banned
-    does not come. Probabilities are of all tokens, banned ones among them."""
+    """The log-probabilities and ids of the ``count`` likeliest tokens (0: all), falling, of logits [M, C]; what is
+    banned does not come. Probabilities are of all tokens, banned ones among them."""
     scores = logits.double().log_softmax(-1)
     if never:
         scores[:, list(never)] = -torch.inf

@@ -89,14 +89,16 @@ class JointLoss(nn.Module):
 
         Raises:
             KeyError: a task is unknown, or has targets but no logits.
+            TypeError: a decoder's task has targets, which the model was not called with.
             ValueError: targets and logits of a task differ in shape, or no task has targets.
             IndexError: a class is out of range. On a GPU the task's loss is NaN instead (of ordered classes infinite or
                 NaN), and a later call raises this, or :func:`pymtl.ops.raise_late_errors`.
             RuntimeError: a dtype or device does not fit.
         """
-        if not torch.compiler.is_compiling() and any(z.is_cuda for z in logits.values()):
-            ops.raise_late_errors(wait=False)
         _check_known("logits", logits, self.losses)
+        given = [z for z in logits.values() if isinstance(z, Tensor | PackedSequence)]
+        if not torch.compiler.is_compiling() and any(z.is_cuda for z in given):
+            ops.raise_late_errors(wait=False)
         _check_known("targets", targets, self.losses)
         tasks = [task for task in self.losses if targets.get(task) is not None]
         if not tasks:
@@ -104,6 +106,9 @@ class JointLoss(nn.Module):
         for task in tasks:
             if task not in logits:
                 raise KeyError(f"logits: task {task!r} has targets but no logits")
+            if not isinstance(logits[task], Tensor | PackedSequence):
+                got = type(logits[task]).__name__
+                raise TypeError(f"logits[{task!r}]: expected logits, got a {got}: call the model with the targets")
         whole = [task for task in tasks if isinstance(self.losses[task], SequenceLoss)]
         rowwise = [task for task in tasks if task not in whole]
         per_task = dict(zip(rowwise, self._of_rows(rowwise, logits, targets).unbind())) if rowwise else {}

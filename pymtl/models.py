@@ -187,10 +187,8 @@ class MultiTaskModel(nn.Module):
         for task in wanted:
             values = logits[task]
             if isinstance(self.heads[task], DecoderHead):
-                if task in known and isinstance(targets[task], Tensor):
-                    logits[task] = ops.unpack(values, ops.PackingOrder(*known[task][1:]), batch_first=True)
-                elif task in known:
-                    logits[task] = targets[task]._replace(data=values)
+                if task in known:
+                    logits[task] = _as_targets(values, known[task], targets[task])
             elif self.heads[task].pooling is not None:
                 unsorted = order.unsorted_indices
                 logits[task] = values if unsorted is None else values.index_select(0, unsorted)
@@ -458,6 +456,16 @@ class MultiTaskModel(nn.Module):
                 f"heads[{task!r}]: expected an encoder of one layer or one direction for a language model: in others "
                 "a state has read what it should predict"
             )
+
+
+def _as_targets(values: Tensor, packed: PackedSequence, targets: Field) -> Field:
+    """A decoder's logits [M, C], laid out as its targets."""
+    if isinstance(targets, PackedSequence):
+        return targets._replace(data=values)
+    steps, sizes = targets.shape[1], packed.batch_sizes
+    # No sequence may reach the last steps.
+    sizes = torch.cat([sizes, sizes.new_zeros(max(steps - len(sizes), 0))])
+    return ops.unpack(values, ops.PackingOrder(sizes, *packed[2:]), batch_first=True)[:, :steps]
 
 
 def _reading_order(heads: Mapping[str, Head]) -> list[str]:

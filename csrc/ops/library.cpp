@@ -99,6 +99,15 @@ STABLE_TORCH_LIBRARY(pymtl, m) {
       "attention_pool_backward(Tensor grad_output, Tensor input, Tensor scores, Tensor batch_sizes) "
       "-> (Tensor grad_input, Tensor grad_scores)");
 
+  // sequences [M]: of each query, its place in the packed order. score [D] of additive scores; weights [M, heads, steps].
+  m.def(
+      "attend(Tensor query, Tensor key, Tensor value, Tensor sequences, Tensor batch_sizes, int heads, Tensor? score) "
+      "-> (Tensor context, Tensor weights)");
+  m.def(
+      "attend_backward(Tensor? grad_context, Tensor? grad_weights, Tensor query, Tensor key, Tensor value, "
+      "Tensor sequences, Tensor batch_sizes, int heads, Tensor? score, Tensor weights) "
+      "-> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_score)");
+
   // bad_rows [K]: each task's first row whose class is out of range, or -1; on the CPU that is an error instead.
   m.def(
       "joint_loss(Tensor[] logits, Tensor[] targets, str[] kinds, Tensor[] weights, int[] ignore_index, "

@@ -3,6 +3,7 @@
 They are ``torch.ops.pymtl.*``, made in C++; what stands here checks, dispatches and documents.
 """
 
+from pymtl.ops.attention import attend
 from pymtl.ops.char_cnn import char_cnn
 from pymtl.ops.crf import crf, crf_decode
 from pymtl.ops.dropout import dropout
@@ -31,6 +32,7 @@ __all__ = [
     "RNNNorm",
     "RNNWeights",
     "Segments",
+    "attend",
     "attention_pool",
     "char_cnn",
     "crf",

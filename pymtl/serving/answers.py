@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -47,7 +47,7 @@ class Decoding:
     labels: Sequence[Any]
     targets: Sequence[np.ndarray] | None = None
     paths: Paths | None = None
-    search: Search = Search(beam_size=1)
+    search: Search = field(default_factory=lambda: Search(beam_size=1))
 
 
 @dataclass(frozen=True)
@@ -325,11 +325,8 @@ class GenerationAnswers(Answers):
 
     def describe(self, value: list[str] | str, details: Mapping[str, Any], tokens: Sequence[str], task: Any) -> str:
         every = details.get("nbest") or [{"answer": value, "probability": details["probability"]}]
-        lines = [
-            f"{' '.join(each['answer']) if task.units == 'tokens' else each['answer']} ({100 * each['probability']:.1f} %)"
-            for each in every
-        ]
-        return "\n  ".join(lines)
+        texts = [" ".join(each["answer"]) if task.units == "tokens" else each["answer"] for each in every]
+        return "\n  ".join(f"{text} ({100 * each['probability']:.1f} %)" for text, each in zip(texts, every))
 
 
 class LogFrequencyAnswers(Answers):

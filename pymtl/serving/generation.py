@@ -95,8 +95,8 @@ class Hypothesis:
 
 
 class Scores(NamedTuple):
-    """What a model says of M hypotheses' next tokens: log-probabilities ``values`` [M, k] of the likeliest ``ids`` [M, k],
-    falling; and how much each read of its sentence's tokens, ``attention`` [M, T], if it does."""
+    """What a model says of M hypotheses' next tokens: log-probabilities ``values`` [M, k] of the likeliest ``ids``
+    [M, k], falling; and how much each read of its sentence's tokens, ``attention`` [M, T], if it does."""
 
     values: np.ndarray
     ids: np.ndarray

@@ -124,7 +124,8 @@ class Answering:
             - ``<task>``: the answer, in the form of the labels in the data; an ordered class is the middle one of its
               distribution, which need not be the likeliest
             - ``<task>/probability``: of the answer; of tags and of CTC's labels only with ``distributions``
-            - ``<task>/nbest``: of generated answers, if several are asked for, each with its ``probability`` and ``score``
+            - ``<task>/nbest``: of generated answers, if several are asked for, each with its ``probability`` and
+              ``score``
             - ``<task>/attention``: of generated answers, how much each token of the answer, and its end, has read of
               each token of the text. Only with ``distributions``
             - ``<task>/probabilities``: of each label by name; of tags, of each token's tag. Only with ``distributions``

@@ -5,6 +5,7 @@
   ``https://…``); and each other character that is no space by itself. Of Chinese and Japanese every character is a
   token.
 - ``whitespace``: what stands between spaces.
+- ``characters``: each character that is no space.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import re
 import unicodedata
 from typing import Literal
 
-Tokenizer = Literal["words", "whitespace"]
+Tokenizer = Literal["words", "whitespace", "characters"]
 Place = tuple[int, int]  # the first character, and the one behind the last
 
 # Kana and Chinese characters, of which each is a token; and what may stand within a word, beside letters and digits.
 _IDEOGRAPH = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 _JOINERS = "'\u2019\u200c\u200d-"
 _WHITESPACE = re.compile(r"\S+")
+_CHARACTERS = re.compile(r"\S")
 
 
 def _words(marks: str) -> re.Pattern[str]:
@@ -49,8 +51,10 @@ def _all_words() -> re.Pattern[str]:
 
 def places(text: str, tokenizer: Tokenizer) -> list[Place]:
     """Where the tokens of a text stand in it."""
-    words = _ASCII_WORDS if text.isascii() else _all_words()
-    pattern = _WHITESPACE if tokenizer == "whitespace" else words
+    if tokenizer == "words":
+        pattern = _ASCII_WORDS if text.isascii() else _all_words()
+    else:
+        pattern = _WHITESPACE if tokenizer == "whitespace" else _CHARACTERS
     return [match.span() for match in pattern.finditer(text)]
 
 

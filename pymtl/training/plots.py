@@ -169,9 +169,10 @@ def _calibration(axes: Any, name: str, found: dict[str, Any]) -> None:
     axes.grid(alpha=0.3)
 
 
-def attention_plot(
-    name: str, answers: Sequence[tuple[Sequence[str], Sequence[str], Sequence[Sequence[float]]]]
-) -> Figure:
+Read = tuple[Sequence[str], Sequence[str], Sequence[Sequence[float]]]
+
+
+def attention_plot(name: str, answers: Sequence[Read]) -> Figure:
     """A panel for each answer of a task that generates: how much each of its tokens, and its end, read of each token of
     the text. ``answers``: the text's tokens, the answer's, and a row of weights for each of these and the end."""
     columns = min(len(answers), 2)

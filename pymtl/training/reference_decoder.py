@@ -175,7 +175,7 @@ class PlainMemory:
 
         first = tuple(state[:, i : i + 1] for state in self.first)
         with torch.no_grad():
-            return beam_search(step, first, settings, max_length, never=never)
+            return beam_search(step, first, settings, settings.max_length or max_length, never=never)
 
 
 def beam_search(

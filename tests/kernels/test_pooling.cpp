@@ -159,26 +159,6 @@ void check_fused(const RnnModel<T>& model, const RnnBatch<T>& batch, Random& ran
 }
 
 template <typename T>
-Bounded<T> exponential_of(const Bounded<T>& x) {
-  const long double y = std::exp(x.value);
-  return Bounded<T>::rounded(y, static_cast<double>(y) * std::expm1(x.error), 4);
-}
-
-template <typename T>
-Bounded<T> quotient(const Bounded<T>& a, const Bounded<T>& b) {
-  const double size = std::abs(static_cast<double>(b.value));
-  const double inherited = (a.error + std::abs(static_cast<double>(a.value)) / size * b.error) / (size - b.error);
-  return Bounded<T>::rounded(a.value / b.value, inherited);
-}
-
-template <typename T>
-Bounded<T> sum_of(const std::vector<Bounded<T>>& values) {
-  Bounded<T> sum(T(0));
-  for (const Bounded<T>& value : values) sum = sum + value;
-  return sum;
-}
-
-template <typename T>
 struct Attended {
   Buffer<T> output, grad_input, grad_scores;
 };

@@ -21,7 +21,7 @@ PIECES = (
     "|\U00020000|\U0001f468\u200d\U0001f469|\U0001f44d\U0001f3fd|\u0130|\u00df|\u0661|\u00b2|\x00"
 )
 TEXTS = st.one_of(st.text(max_size=40), st.lists(st.sampled_from(PIECES.split("|")), max_size=12).map("".join))
-every_tokenizer = pytest.mark.parametrize("tokenizer", ["words", "whitespace"])
+every_tokenizer = pytest.mark.parametrize("tokenizer", ["words", "whitespace", "characters"])
 
 
 @every_tokenizer
@@ -43,6 +43,7 @@ def test_places_reproduce_the_tokens_and_no_character_but_spaces_is_lost(tokeniz
 @given(text=TEXTS)
 def test_whitespace_splits_as_python_does(text):
     assert tokens_of(text, "whitespace") == text.split()
+    assert tokens_of(text, "characters") == [character for character in text if not character.isspace()]
 
 
 @settings(max_examples=300, deadline=None)

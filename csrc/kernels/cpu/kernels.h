@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../attention.h"
 #include "../char_cnn.h"
 #include "../crf.h"
 #include "../heads.h"
@@ -206,8 +207,13 @@ struct KernelsFor {
   // Words [first, last).
   void (*char_cnn_words)(const CharCnn<T>& args, int64_t first, int64_t last);
   void (*pool_rows)(const Pool<T>& args, const int64_t* starts, int64_t first, int64_t last);
-  void (*attention_row)(const AttentionPool<T>& args, const int64_t* starts, int64_t row);
-  void (*attention_row_gradient)(const AttentionPoolBackward<T>& args, const int64_t* starts, int64_t row);
+  void (*attention_pool_row)(const AttentionPool<T>& args, const int64_t* starts, int64_t row);
+  void (*attention_pool_gradient)(const AttentionPoolBackward<T>& args, const int64_t* starts, int64_t row);
+  // One query, and one sequence with the `count` queries that read it; `scores` [steps] is scratch, and `grad_score` [D]
+  // this sequence's share, or null.
+  void (*attention_query)(const AttentionForward<T>& args, const int64_t* starts, int64_t query);
+  void (*attention_gradient)(const AttentionBackward<T>& args, const int64_t* starts, int64_t row,
+                             const int64_t* queries, int64_t count, T* scores, T* grad_score);
   // Returns the loss summed over rows [first, last), before normalisation; writes their gradients times `scale`.
   double (*loss_rows)(const LossTask<T>& task, double scale, int64_t first, int64_t last);
 

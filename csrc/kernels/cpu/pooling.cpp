@@ -1,33 +1,11 @@
 #include "../pooling.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "kernels.h"
 #include "schedule.h"
 
 namespace pymtl {
-namespace {
-
-// The first token of each step: of short sequences without memory of its own.
-class StepStarts {
- public:
-  explicit StepStarts(const RnnShape& shape) {
-    if (shape.steps >= kFew) many_.resize(static_cast<size_t>(shape.steps) + 1);
-    fill_starts(shape, data());
-  }
-
-  int64_t* data() { return many_.empty() ? few_ : many_.data(); }
-  int64_t operator[](int64_t step) { return data()[step]; }
-
- private:
-  static constexpr int64_t kFew = 256;
-  int64_t few_[kFew];
-  std::vector<int64_t> many_;
-};
-
-}  // namespace
-
 template <typename T>
 void pool_forward(const Pool<T>& args, const Executor& given) {
   StepStarts starts(args.shape);
@@ -64,7 +42,7 @@ void attention_pool_forward(const AttentionPool<T>& args, const Executor& given)
   StepStarts starts(args.shape);
   const Executor executor = executor_for(args.shape.tokens * args.shape.hidden_size, given);
   for_each(executor, args.shape.batch,
-           [&](int64_t row) { active_kernels().of<T>().attention_row(args, starts.data(), row); });
+           [&](int64_t row) { active_kernels().of<T>().attention_pool_row(args, starts.data(), row); });
 }
 
 template <typename T>
@@ -73,7 +51,7 @@ void attention_pool_backward(const AttentionPoolBackward<T>& args, const Executo
   StepStarts starts(shape);
   const Executor executor = executor_for(2 * shape.tokens * shape.hidden_size, given);
   for_each(executor, shape.batch,
-           [&](int64_t row) { active_kernels().of<T>().attention_row_gradient(args, starts.data(), row); });
+           [&](int64_t row) { active_kernels().of<T>().attention_pool_gradient(args, starts.data(), row); });
 }
 
 template void attention_pool_forward(const AttentionPool<float>&, const Executor&);

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <numeric>
+#include <vector>
 
 #include "../executor.h"
 #include "../rnn.h"
@@ -25,6 +26,23 @@ inline void fill_starts(const RnnShape& shape, int64_t* starts) {
     starts[t + 1] = starts[t] + (shape.batch_sizes == nullptr ? shape.batch : shape.batch_sizes[t]);
   }
 }
+
+// The first token of each step: of short sequences without memory of its own.
+class StepStarts {
+ public:
+  explicit StepStarts(const RnnShape& shape) {
+    if (shape.steps >= kFew) many_.resize(static_cast<size_t>(shape.steps) + 1);
+    fill_starts(shape, data());
+  }
+
+  int64_t* data() { return many_.empty() ? few_ : many_.data(); }
+  int64_t operator[](int64_t step) { return data()[step]; }
+
+ private:
+  static constexpr int64_t kFew = 256;
+  int64_t few_[kFew];
+  std::vector<int64_t> many_;
+};
 
 // How many workers each recurrence has so that the tasks fill all threads.
 inline int64_t worker_count(const RnnShape& shape, const Executor& executor) {

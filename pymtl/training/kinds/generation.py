@@ -190,7 +190,7 @@ class Generation(GenerationAnswers, Kind):
 
 
 def error_rate(truth: Sequence[Sequence[Sequence[str]]], guess: Sequence[Sequence[str]]) -> float:
-    """The edit distance of each guess to the nearest of its right answers, over that answer's length, summed over all."""
+    """The edit distance of each guess to the nearest of its right answers, over that one's length, summed over all."""
     from rapidfuzz.distance import Levenshtein
 
     distance, length = 0, 0

@@ -3,6 +3,7 @@
 #include "../kernels.h"
 
 #include "activation.h"
+#include "attention.h"
 #include "char_cnn.h"
 #include "crf.h"
 #include "dropout.h"
@@ -42,8 +43,10 @@ constexpr KernelsFor<T> kernels_for() {
       .drop = drop<T>,
       .char_cnn_words = char_cnn_words<T>,
       .pool_rows = pool_rows<T>,
-      .attention_row = attention_row<T>,
-      .attention_row_gradient = attention_row_gradient<T>,
+      .attention_pool_row = attention_pool_row<T>,
+      .attention_pool_gradient = attention_pool_gradient<T>,
+      .attention_query = attention_query<T>,
+      .attention_gradient = attention_gradient<T>,
       .loss_rows = loss_rows<T>,
       .crf_factors = crf_factors<T>,
       .crf_forward_time_loop = crf_forward_time_loop<T>,

@@ -51,7 +51,7 @@ void pool_rows(const Pool<T>& args, const int64_t* starts, int64_t first, int64_
 
 // One head's weights over a sequence: softmax of its scores.
 template <typename T>
-struct Attention {
+struct AttentionWeights {
   const T* scores;  // of the head, tokens `heads` apart
   int64_t heads;
   const int64_t* starts;  // [steps + 1] the first token of each step
@@ -60,7 +60,7 @@ struct Attention {
   T largest = -std::numeric_limits<T>::infinity();
   T sum = 0;
 
-  Attention(const AttentionPool<T>& args, const int64_t* all_starts, int64_t sequence, int64_t head)
+  AttentionWeights(const AttentionPool<T>& args, const int64_t* all_starts, int64_t sequence, int64_t head)
       : scores(args.scores + head), heads(args.heads), starts(all_starts), row(sequence) {
     while (length < args.shape.steps && starts[length + 1] - starts[length] > row) ++length;
     for (int64_t t = 0; t < length; ++t) {
@@ -78,11 +78,11 @@ struct Attention {
 };
 
 template <typename T>
-void attention_row(const AttentionPool<T>& args, const int64_t* starts, int64_t row) {
+void attention_pool_row(const AttentionPool<T>& args, const int64_t* starts, int64_t row) {
   const int64_t F = args.shape.hidden_size;
   const int64_t slice = F / args.heads;
   for (int64_t j = 0; j < args.heads; ++j) {
-    const Attention<T> attention(args, starts, row, j);
+    const AttentionWeights<T> attention(args, starts, row, j);
     T* const to = args.output + row * F + j * slice;
     for (int64_t f = 0; f < slice; f += kLanes<T>) store_part(to + f, Vec<T>{}, slice - f);
     for (int64_t t = 0; t < attention.length; ++t) {
@@ -98,12 +98,12 @@ void attention_row(const AttentionPool<T>& args, const int64_t* starts, int64_t 
 
 // dx_t = w_t dy      dw_t = dy . x_t      ds_t = w_t (dw_t - sum_u w_u dw_u)
 template <typename T>
-void attention_row_gradient(const AttentionPoolBackward<T>& args, const int64_t* starts, int64_t row) {
+void attention_pool_gradient(const AttentionPoolBackward<T>& args, const int64_t* starts, int64_t row) {
   const AttentionPool<T>& forward = args.forward;
   const int64_t F = forward.shape.hidden_size;
   const int64_t slice = F / forward.heads;
   for (int64_t j = 0; j < forward.heads; ++j) {
-    const Attention<T> attention(forward, starts, row, j);
+    const AttentionWeights<T> attention(forward, starts, row, j);
     const T* const grad = args.grad_output + row * F + j * slice;
     T mean = 0;
     for (int64_t t = 0; t < attention.length; ++t) {

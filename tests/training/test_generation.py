@@ -1,0 +1,411 @@
+"""Tasks whose answer is a sequence, trained from a configuration and asked on the command line."""
+
+import csv
+import json
+import random
+
+import pytest
+import sacrebleu
+import toy
+from parity import assert_same_bits
+
+import pymtl
+from pymtl.__main__ import main
+from pymtl.serving.answers import Scored
+from pymtl.serving.generation import Search
+from pymtl.training import config as configuration
+from pymtl.training.data import read_all
+from pymtl.training.errors import ConfigError, DataError
+from pymtl.training.kinds import KINDS
+from pymtl.training.kinds.generation import RightAnswers, error_rate
+from pymtl.training.run import Run
+from pymtl.training.vocabulary import Vocabulary
+
+REVERSED = """
+[data]
+train = "train.jsonl"
+valid = "valid.jsonl"
+test = "test.jsonl"
+
+[tasks.turned]
+kind = "generation"
+decoder_size = 48
+decoder_embedding_dim = 16
+decoder_dropout = 0.0
+
+[model]
+embedding_dim = 16
+hidden_size = 32
+dropout = 0.0
+
+[training]
+epochs = 24
+batch_size = 32
+learning_rate = 0.01
+schedule = "cosine"
+patience = 24
+"""
+
+
+def turned(count, seed):
+    """Letters, and the same from the last to the first."""
+    rng = random.Random(seed)
+    for _ in range(count):
+        letters = [rng.choice("abcdefgh") for _ in range(rng.randint(1, 8))]
+        yield {"tokens": letters, "turned": letters[::-1]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run that turns sequences around."""
+    folder = tmp_path_factory.mktemp("turned")
+    for name, count, seed in (("train", 1500, 0), ("valid", 100, 1), ("test", 300, 2)):
+        toy.write_lines(folder / f"{name}.jsonl", list(turned(count, seed)))
+    (folder / "turned.toml").write_text(REVERSED, encoding="utf-8")
+    toy.quiet("train", folder / "turned.toml", "--run", folder / "run")
+    return folder
+
+
+def test_reversing_is_learnt_without_a_mistake(folder):
+    assert Run(folder / "run").read_scores() == {"turned/token_error_rate": 0.0, "turned/exact_match": 1.0}
+
+
+def printed(capsys, *arguments):
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_answers_on_the_command_line(folder, capsys):
+    run = folder / "run"
+    text = printed(capsys, "predict", run, "a b c d")
+    assert text.startswith("turned: d c b a (")
+    answer = json.loads(printed(capsys, "predict", run, "a b c d", "--json", "--beam", 3, "--nbest", 3))
+    assert answer["turned"] == ["d", "c", "b", "a"]
+    assert [set(each) for each in answer["turned/nbest"]] == [{"answer", "probability", "score"}] * 3
+    assert answer["turned/nbest"][0]["answer"] == answer["turned"]
+    assert 0.5 < answer["turned/probability"] <= 1
+    short = json.loads(printed(capsys, "predict", run, "a b c d", "--json", "--max-length", 2))
+    assert short["turned"] == ["d", "c"]
+    lines = printed(capsys, "predict", run, "a b", "c d", "--nbest", 2).split("\n\n")
+    assert [len(each.strip().splitlines()) for each in lines] == [2, 2]
+
+
+def test_samples_on_the_command_line_repeat_with_their_seed(folder, capsys):
+    given = ["predict", folder / "run", "a b c d", "--json", "--sample", "--temperature", 20, "--nbest", 4]
+    first, same, other = (printed(capsys, *given, "--seed", seed) for seed in (1, 1, 2))
+    assert first == same != other
+    assert len({tuple(each["answer"]) for each in json.loads(first)["turned/nbest"]}) == 4
+
+
+def test_attention_is_drawn_and_given(folder, capsys):
+    printed(capsys, "predict", folder / "run", "a b c", "d e", "--attention", folder / "read.png")
+    assert (folder / "read.png").read_bytes().startswith(b"\x89PNG")
+    answer = pymtl.load(folder / "run").predict("a b c d e")
+    weights = answer["turned/attention"]
+    assert [len(row) for row in weights] == [5] * 6  # each letter, and the end
+    assert all(sum(row) == pytest.approx(1, abs=1e-5) for row in weights)
+    # What is written first is read where the text ends.
+    assert max(range(5), key=weights[0].__getitem__) >= 3
+
+
+def test_a_file_s_rows_get_their_answers(folder, tmp_path, capsys):
+    (tmp_path / "in.csv").write_text("tokens,note\na b c,x\nd e,y\n", encoding="utf-8")
+    printed(
+        capsys, "predict", folder / "run", "--input", tmp_path / "in.csv", "--output", tmp_path / "out.csv", "--beam", 2
+    )
+    with open(tmp_path / "out.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["predicted_turned"] for row in rows] == ["c b a", "e d"]
+    assert [row["note"] for row in rows] == ["x", "y"]
+
+
+def test_an_evaluation_takes_a_beam(folder, capsys):
+    text = printed(capsys, "evaluate", folder / "run", "--beam", 3, "--out", folder / "evaluation")
+    assert "exact_match" in text
+    evaluation = json.loads((folder / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
+    assert evaluation["scores"]["turned/exact_match"] == 1.0
+    assert (folder / "evaluation" / "errors.jsonl").read_text(encoding="utf-8") == ""
+
+
+def test_batches_do_not_change_answers(folder):
+    model = pymtl.load(folder / "run")
+    texts = [" ".join(record["tokens"]) for record in turned(20, 3)]
+    for search in (Search(beam_size=3, nbest=2), Search(sample=True, temperature=5.0)):
+        whole = model.predict(texts, search=search)
+        assert model.predict(texts, batch_size=3, search=search) == whole
+        assert [model.predict([text], first=i, search=search)[0] for i, text in enumerate(texts, 1)] == whole
+
+
+WRONG = {
+    "no generation": (["--continue", "3"], "expected a run with one language model to go on with a text, got 0"),
+    "samples": (["--top-k", "3"], "--top-k: expected --sample with it"),
+    "more than the beam": (["--beam", "2", "--nbest", "3"], "--nbest: expected at most beam_size = 2"),
+    "beam of samples": (["--beam", "2", "--sample"], "--beam: expected none with sampling"),
+    "temperature": (["--sample", "--temperature", "0"], "--temperature: expected a number above 0, got 0"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG.values(), ids=WRONG)
+def test_options_that_do_not_fit(folder, capsys, options, message):
+    capsys.readouterr()
+    assert main(["predict", str(folder / "run"), "a b", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_beam_size_and_a_search_are_one_too_many(folder):
+    with pytest.raises(ValueError, match="beam_size: expected none beside search, which has its own, got 2"):
+        pymtl.load(folder / "run").predict("a b", beam_size=2, search=Search())
+
+
+# Labels.
+
+TASK = """
+[data]
+train = "train.{form}"
+
+[tasks.said]
+kind = "generation"
+{options}
+"""
+
+
+def labels(tmp_path, text, form="jsonl", **options):
+    """The configuration as training settles it, and the labels."""
+    (tmp_path / f"train.{form}").write_text(text, encoding="utf-8")
+    lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in options.items())
+    (tmp_path / "run.toml").write_text(TASK.format(form=form, options=lines), encoding="utf-8")
+    sets = read_all(configuration.load(tmp_path / "run.toml"))
+    return sets.config.tasks["said"], [r.labels["said"] for r in (*sets.train[""], *sets.valid[""])], sets
+
+
+def lines(*said, **more):
+    return "".join(json.dumps({"text": f"word {i}", "said": each, **more}) + "\n" for i, each in enumerate(said))
+
+
+def test_lists_texts_and_characters(tmp_path):
+    task, found, _ = labels(tmp_path, lines(["a", "b"], ["c"], []))
+    assert task.units == "tokens"
+    assert task.max_length == 4
+    assert {label.tokens for label in found} == {("a", "b"), ("c",), ()}
+    task, found, _ = labels(tmp_path, lines("a  b c", "d"))
+    assert task.units == "words"
+    assert {label.tokens for label in found} == {("a", "b", "c"), ("d",)}
+    assert KINDS["generation"].in_form(("a", "b"), task) == "a b"
+    task, found, _ = labels(tmp_path, lines("a b", "cd"), units="characters", max_length=3)
+    assert task.max_length == 3
+    assert {label.tokens for label in found} == {("a", " ", "b"), ("c", "d")}
+    assert KINDS["generation"].in_form(("a", " ", "b"), task) == "a b"
+    task, found, _ = labels(tmp_path, "text,said\nx,a b\ny,c\n", "csv", units="tokens")
+    assert {label.tokens for label in found} == {("a", "b"), ("c",)}
+    assert KINDS["generation"].in_form(("a", "b"), task) == ["a", "b"]
+
+
+def test_several_right_answers(tmp_path):
+    given = [
+        {"text": "x", "said": ["a"], "all": [["a"], ["b", "c"], ["b", "c"]]},
+        {"text": "y", "said": ["d"], "all": None},
+    ]
+    _, found, _ = labels(tmp_path, "".join(json.dumps(each) + "\n" for each in given), references="all")
+    assert set(found) == {RightAnswers(("a",), (("b", "c"),)), RightAnswers(("d",))}
+    _, found, _ = labels(tmp_path, "text,said,all\nx,a b,a b | c\ny,d,\n", "csv", references="all")
+    assert set(found) == {RightAnswers(("a", "b"), (("c",),), True), RightAnswers(("d",), (), True)}
+
+
+def test_the_vocabulary_begins_with_the_end(tmp_path):
+    task, _, sets = labels(tmp_path, lines(*[["b", "a"], ["b", "c"], ["b", "a"]] * 4), label_min_count=4)
+    records = [*sets.train[""], *sets.valid[""]]
+    vocabulary = Vocabulary.of(records, sets.config)
+    assert vocabulary.labels["said"] == ["<end>", "<unk>", "b", "a", "c"]
+    rules = task.rules
+    encoding = rules.encoding(vocabulary.labels["said"])
+    target = rules.target(RightAnswers(("b", "z", "c")), encoding, None, task, None)
+    assert target.tolist() == [2, 1, 4, 0]
+    assert rules.unknown(RightAnswers(("b", "z")), encoding) == ["z"]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        (lines(3), {}, "field 'said': expected a text or a list of strings, got 3"),
+        (lines(["a", 3]), {}, "field 'said': expected a text or a list of strings, got a list of 2, in which 3"),
+        (lines("a b"), {"units": "tokens"}, "field 'said': expected a list of strings, got 'a b'"),
+        (lines(["a"]), {"units": "words"}, "field 'said': expected a text, got a list of 1"),
+        (lines(["a", "<end>"]), {}, "expected answers without <end>"),
+        (lines("a <unk>"), {}, "expected answers without <unk>"),
+        (lines("a", ["b"]), {}, "tasks.said: expected labels that are all texts or all lists of tokens, got both"),
+        (lines("a", all=3), {"references": "all"}, "field 'all': expected a list of answers, got 3"),
+        (lines("a", all=[3]), {"references": "all"}, "expected a text or a list of strings, got 3"),
+    ],
+)
+def test_labels_that_do_not_fit(tmp_path, text, options, message):
+    with pytest.raises(DataError) as error:
+        labels(tmp_path, text * 2, **options)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decoder_size": 0}, "tasks.said.decoder_size: expected a number above 0, got 0"),
+        ({"beam_size": 0}, "tasks.said.beam_size: expected a number above 0, got 0"),
+        ({"decoder_dropout": 1.0}, "tasks.said.decoder_dropout: expected a number from 0 to below 1, got 1.0"),
+        ({"max_length": -1}, "tasks.said.max_length: expected a number of at least 0, got -1"),
+        ({"attention_heads": 3}, "tasks.said.attention_heads: expected a divisor of decoder_size, got 3"),
+        ({"attention": "none"}, "tasks.said.attention: expected"),
+        ({"pooling": "max"}, "tasks.said.pooling: expected none but for"),
+        ({"label_smoothing": 2.0}, "tasks.said.label_smoothing: expected a number from 0 to 1, got 2.0"),
+    ],
+)
+def test_options_of_the_task_that_do_not_fit(tmp_path, options, message):
+    with pytest.raises(ConfigError) as error:
+        labels(tmp_path, lines("a b", "c"), **options)
+    assert message in str(error.value)
+
+
+# Scores.
+
+
+def scored(units, truth, guess):
+    task = type("Task", (), {"units": units})()
+    return KINDS["generation"].score(truth, guess, [{}] * len(guess), Scored(task, []))
+
+
+def test_error_rates_go_by_the_nearest_right_answer():
+    truth = [RightAnswers(("a", "b", "c"), (("x", "y"),)), RightAnswers(("d",)), RightAnswers(())]
+    found = scored("tokens", truth, [["x", "z"], ["d"], ["e"]])
+    # 1 of 2 from the second answer, 0 of 1, and 1 of none.
+    assert found == {"token_error_rate": pytest.approx(2 / 3), "exact_match": pytest.approx(1 / 3)}
+    assert error_rate([[("a",), ("b",)]], [("b",)]) == 0
+
+
+def words(text):
+    return tuple(text.split())
+
+
+def test_texts_are_scored_by_sacrebleu():
+    truth = [
+        RightAnswers(words("the cat sat on the mat"), (words("a cat was on the mat"),), True),
+        RightAnswers(words("it is a fine day today"), (), True),
+    ]
+    guess = ["the cat is on the mat", "it is a day"]
+    found = scored("words", truth, guess)
+    references = [["the cat sat on the mat", "it is a fine day today"], ["a cat was on the mat", None]]
+    assert found["bleu"] == pytest.approx(sacrebleu.corpus_bleu(guess, references).score / 100)
+    assert found["chrf"] == pytest.approx(sacrebleu.corpus_chrf(guess, references).score / 100)
+    assert found["token_error_rate"] == pytest.approx((1 + 2) / 12)
+    spelled = [RightAnswers(tuple("a cat"), (), True), RightAnswers(tuple("dog"), (), True)]
+    found = scored("characters", spelled, ["a cat", "dig"])
+    assert found["token_error_rate"] == pytest.approx(1 / 8)
+    assert found["word_error_rate"] == pytest.approx(1 / 3)
+    assert found["exact_match"] == 0.5
+
+
+def test_reports_have_the_answers_as_the_data_do():
+    task = type("Task", (), {"units": "words"})()
+    rules = KINDS["generation"]
+    assert rules.in_report(RightAnswers(("a", "b"), (), True), task) == "a b"
+    assert rules.in_report(RightAnswers(("a", "b"), (("c",),), True), task) == ["a b", "c"]
+    assert rules.is_right(RightAnswers(("a",), (("b", "c"),), True), "b c", task)
+    assert not rules.is_right(RightAnswers(("a",), (), True), "b", task)
+
+
+# Beside other tasks.
+
+JOINT = (
+    toy.TOML
+    + """
+[tasks.tags]
+kind = "generation"
+field = "slots"
+decoder_size = 12
+decoder_embedding_dim = 6
+label_smoothing = 0.1
+"""
+)
+
+
+@pytest.mark.parametrize(
+    "more", [(), ("sharing=shared_private", "balancing=equal_norm"), ("balancing=famo",)], ids=" ".join
+)
+def test_it_is_learnt_beside_other_tasks_from_partial_labels(tmp_path, more):
+    path = toy.write_files(tmp_path, JOINT)
+    records = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    for i, record in enumerate(records):
+        if i % 3 == 0:
+            del record["slots"]
+        elif i % 3 == 1:
+            del record["intent"]
+    toy.write_lines(tmp_path / "train.jsonl", records)
+    options = [part for pair in (*more, "training.epochs=12") for part in ("--set", pair)]
+    toy.quiet("train", path, "--run", tmp_path / "run", *options)
+    scores = Run(tmp_path / "run").read_scores()
+    assert scores["tags/token_error_rate"] < 0.5
+    assert {"intent/accuracy", "slots/f1", "tags/exact_match"} <= set(scores)
+    again = toy.quiet("train", path, "--run", tmp_path / "again", *options)
+    assert again
+    models = [Run(tmp_path / name).load_model()[0].model.state_dict() for name in ("run", "again")]
+    assert_same_bits(*models)
+
+
+def test_data_sets_of_their_own(tmp_path):
+    toml = """
+[datasets.a]
+train = "train.jsonl"
+[datasets.b]
+train = "test.jsonl"
+[tasks.intent]
+kind = "classification"
+dataset = "a"
+[tasks.tags]
+kind = "generation"
+field = "slots"
+dataset = "b"
+decoder_size = 8
+[training]
+epochs = 2
+"""
+    path = toy.write_files(tmp_path, toml)
+    toy.quiet("train", path, "--run", tmp_path / "run")
+    answer = pymtl.load(tmp_path / "run").predict("play some jazz")
+    assert isinstance(answer["intent"], str)
+    assert isinstance(answer["tags"], list)
+
+
+def test_the_plain_model_learns_the_same(tmp_path):
+    config = toy.load(tmp_path, "model.dropout=0.0", "training.epochs=2", "tasks.tags.decoder_dropout=0.0", toml=JOINT)
+    config = read_all(config).config
+    runs = [toy.fitted(config, tmp_path / backend, backend) for backend in ("pymtl", "reference")]
+    for ours, theirs in zip(*(run.epochs for run in runs)):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert ours["valid"] == pytest.approx(theirs["valid"])
+
+
+def test_a_run_s_report_times_it_beside_plain_pytorch(tmp_path, capsys):
+    path = toy.write_files(tmp_path, JOINT)
+    toy.quiet("train", path, "--run", tmp_path / "run", "--set", "training.epochs=1")
+    assert "reference" in printed(capsys, "report", tmp_path / "run", "--batches", 3)
+
+
+# Language models.
+
+
+def test_a_language_model_goes_on_with_a_text(tmp_path, capsys):
+    records = [{"tokens": list("abcdefgh" * 3)[i : i + 9]} for i in range(8)] * 8
+    toy.write_lines(tmp_path / "train.jsonl", records)
+    (tmp_path / "run.toml").write_text(
+        '[data]\ntrain = "train.jsonl"\n[tasks.letters]\nkind = "language_model"\n[model]\nbidirectional = false\n'
+        "hidden_size = 32\nembedding_dim = 16\ndropout = 0.0\n[training]\nepochs = 12\nlearning_rate = 0.02\n",
+        encoding="utf-8",
+    )
+    toy.quiet("train", tmp_path / "run.toml", "--run", tmp_path / "run")
+    assert printed(capsys, "predict", tmp_path / "run", "b c d", "--continue", 5) == "b c d e f g h a\n"
+    found = printed(capsys, "predict", tmp_path / "run", "a b", "--continue", 2, "--json", "--nbest", 2)
+    assert json.loads(found.splitlines()[0]) == {"text": "a b", "continuation": ["c", "d"]}
+    assert len(found.splitlines()) == 2
+    given = ["predict", tmp_path / "run", "a b", "--continue", 6, "--sample", "--temperature", 50]
+    assert printed(capsys, *given, "--seed", 1) == printed(capsys, *given, "--seed", 1)
+    assert printed(capsys, *given, "--seed", 1) != printed(capsys, *given, "--seed", 2)
+    model = pymtl.load(tmp_path / "run")
+    assert model.go_on(["c d", ["g", "h"]], 3) == [[["e", "f", "g"]], [["a", "b", "c"]]]
+    assert model.go_on(["c d"] * 5, 3, batch_size=2) == [[["e", "f", "g"]]] * 5
