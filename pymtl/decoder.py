@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,18 +23,20 @@ from pymtl.states import States
 
 CELLS = {"lstm": LSTM, "gru": GRU}
 State = tuple[Tensor, ...]  # h, and of an LSTM c: [L, B, H] each
+Step = Callable[[Tensor, State, Attended, Tensor], tuple[Tensor, State, Tensor]]
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What a :class:`DecoderHead` answers from: what :class:`pymtl.MultiTaskModel` gives in the place of logits where
-    it is not told the targets.
+    """What a decoder answers from: what :class:`pymtl.MultiTaskModel` gives in the place of logits where it is not told
+    the targets.
 
-    ``attended``: the encoder's states, packed; ``initial``: the decoder's first states [L, B, H], in the packed order;
-    ``places``: of each sentence of the batch, its place in that order, int64 [B].
+    ``step``: :meth:`DecoderHead.step` of the decoder; ``attended``: the encoder's states, packed; ``initial``: the
+    decoder's first states [L, B, H], in the packed order; ``places``: of each sentence of the batch, its place in that
+    order, int64 [B].
     """
 
-    head: DecoderHead
+    step: Step
     attended: Attended
     initial: State
     places: Tensor
@@ -152,7 +155,7 @@ class DecoderHead(Head):
         h, *c = first.permute(1, 2, 0, 3).contiguous().unbind()
         if places is None:
             places = torch.arange(states.batch, device=first.device)
-        return Memory(self, attended, (torch.tanh(h), *c), places)
+        return Memory(self.step, attended, (torch.tanh(h), *c), places)
 
     def forward(self, memory: Memory, targets: PackedSequence) -> Tensor:
         """Logits [M, C] of each target token, packed as ``targets``, from those before it."""
@@ -162,31 +165,29 @@ class DecoderHead(Head):
         places = memory.places if targets.sorted_indices is None else memory.places[targets.sorted_indices]
         places = places[: int(sizes[0])]
         inputs = dropout(self.embedding(read_before(targets)), self.dropout if self.training else 0.0)
-        states, _ = self._run(inputs, sizes, tuple(state.index_select(1, places) for state in memory.initial))
-        return self._output(states, memory, places[rows])[0]
+        state = tuple(each.index_select(1, places) for each in memory.initial)
+        states, _ = self.recurrence(PackedSequence(inputs, sizes), state if self.cell == "lstm" else state[0])
+        return self._output(states.data, memory.attended, places[rows])[0]
 
-    def step(self, tokens: Tensor, state: State, memory: Memory, places: Tensor) -> tuple[Tensor, State, Tensor]:
+    def step(self, tokens: Tensor, state: State, attended: Attended, places: Tensor) -> tuple[Tensor, State, Tensor]:
         """One step of M hypotheses.
 
         Args:
             tokens: what each reads, int64 [M].
             state: each one's, [L, M, H].
+            attended: the sentences, of :class:`Memory`.
             places: of each, its sentence's place in the packed order, int64 [M].
 
         Returns:
             Logits [M, C], the states after the step, and the weights of attention [M, J, T].
         """
-        states, state = self._run(self.embedding(tokens), torch.tensor([tokens.shape[0]]), state)
-        logits, weights = self._output(states, memory, places)
-        return logits, state, weights
+        embedded = self.embedding(tokens).unsqueeze(0)
+        states, after = self.recurrence(embedded, state if self.cell == "lstm" else state[0])
+        logits, weights = self._output(states[0], attended, places)
+        return logits, after if self.cell == "lstm" else (after,), weights
 
-    def _run(self, inputs: Tensor, batch_sizes: Tensor, state: State) -> tuple[Tensor, State]:
-        hx = state if self.cell == "lstm" else state[0]
-        output, after = self.recurrence(PackedSequence(inputs, batch_sizes), hx)
-        return output.data, after if self.cell == "lstm" else (after,)
-
-    def _output(self, states: Tensor, memory: Memory, places: Tensor) -> tuple[Tensor, Tensor]:
-        context, weights = self.reader(states, memory.attended, places)
+    def _output(self, states: Tensor, attended: Attended, places: Tensor) -> tuple[Tensor, Tensor]:
+        context, weights = self.reader(states, attended, places)
         features = torch.tanh(linear(torch.cat([states, context], dim=1), self.combine))
         return super().forward(dropout(features, self.dropout if self.training else 0.0)), weights
 

@@ -57,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         more = ", or pass --overwrite" if earlier else ""
         raise RunError(f"{out}: holds something else: name another folder{more}")
     export(run, out, weights)
-    size = target.path(PROGRAM).stat().st_size
-    print(f"{out}: {PROGRAM} ({size / 1e6:.1f} MB), config.json, vocabulary.json")
+    programs = [target.path(PROGRAM), *target.steps()]
+    sizes = ", ".join(f"{path.name} ({path.stat().st_size / 1e6:.1f} MB)" for path in programs)
+    print(f"{out}: {sizes}, config.json, vocabulary.json")
     return 0

@@ -197,12 +197,13 @@ def _searched(model: Steps, settings: Search, limit: int) -> list[list[Hypothesi
         scores = live.following(model, 2 * size, settings)
         rows, ids, sums, ranks = _best(live, scores, 2 * size)
         of, ends = live.sentences[rows], ids == END
-        for i in np.flatnonzero(ends & (ranks < size)):
+        counted = ends & (ranks < size)
+        for i in np.flatnonzero(counted):
             read = live.attended(rows[i : i + 1], scores.attention)
             ended = live.hypothesis(model, settings, rows[i], float(sums[i]), None if read is None else read[0], True)
             found[of[i]] = sorted([*found[of[i]], ended], key=lambda own: -own.score)[:size]
         if length > limit:  # only ends counted
-            left = ~np.isin(np.arange(len(live.sentences)), rows[ends])
+            left = ~np.isin(np.arange(len(live.sentences)), rows[counted])
             break
         # A sentence goes on while it has too few answers, or a hypothesis that is better than the worst of them.
         goes_on = ~ends & (_place_among(~ends, of) < size)

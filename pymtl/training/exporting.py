@@ -1,8 +1,9 @@
 """A trained model to deploy: as a program of torch.export with what it takes to use it, or as one file.
 
 The folder holds ``program.pt2`` (from token ids and lengths to every task's logits, any batch and length),
-``config.json``, ``vocabulary.json``, and ``crfs.safetensors`` where tags are decoded together. The program needs torch
-and the ops of this library, none of its modules.
+``config.json``, ``vocabulary.json``, and ``crfs.safetensors`` where tags are decoded together. Of a task whose answers
+are generated ``program.pt2`` gives what its decoder reads, and ``steps.NAME.pt2`` is one step of its hypotheses. The
+programs need torch and the ops of this library, none of its modules.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from pymtl.attention import Attended
 from pymtl.crf import CRF
+from pymtl.decoder import DecoderHead, Memory, State
 from pymtl.lowering import lower, name_ids, write
 from pymtl.models import MultiTaskModel
 from pymtl.recurrent import Recurrent
@@ -26,7 +29,7 @@ from pymtl.serving.settings import plain
 from pymtl.training.batches import Batch, Batcher
 from pymtl.training.config import Config
 from pymtl.training.errors import ConfigError, RunError
-from pymtl.training.run import EXPORTED, Run
+from pymtl.training.run import EXPORTED, STEPS, Run
 from pymtl.training.vocabulary import Vocabulary
 
 PROGRAM, CRFS = EXPORTED
@@ -42,7 +45,52 @@ class _Program(nn.Module):
         self.tasks = tasks
 
     def forward(self, inputs: Tensor | dict[str, Tensor], lengths: Tensor) -> dict[str, Tensor]:
-        return dict(self.model(inputs, lengths, self.tasks))
+        found: dict[str, Tensor] = {}
+        for name, z in self.model(inputs, lengths, self.tasks).items():
+            if isinstance(z, Memory):
+                keys, values, batch_sizes = z.attended
+                found |= zip(_memory_names(name, len(z.initial)), (keys, values, batch_sizes, z.places, *z.initial))
+            else:
+                found[name] = z
+        return found
+
+
+def _memory_names(task: str, states: int) -> list[str]:
+    """What a program calls the parts of a :class:`pymtl.decoder.Memory`."""
+    parts = ("keys", "values", "batch_sizes", "places", "h", "c")
+    return [f"{task}/{part}" for part in parts[: 4 + states]]
+
+
+class _Step(nn.Module):
+    """One step of a decoder's hypotheses."""
+
+    def __init__(self, head: DecoderHead) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(
+        self, tokens: Tensor, state: State, keys: Tensor, values: Tensor, batch_sizes: Tensor, places: Tensor
+    ) -> tuple[Tensor, State, Tensor]:
+        return self.head.step(tokens, state, Attended(keys, values, batch_sizes), places)
+
+
+def _export_step(head: DecoderHead) -> torch.export.ExportedProgram:
+    """Of any number of hypotheses, tokens and steps."""
+    like = {"dtype": head.bias.dtype}
+    state = tuple(torch.zeros(head.num_layers, 3, head.hidden_size, **like) for _ in range(1 + (head.cell == "lstm")))
+    width = head.in_features if head.reader.score == "dot" else head.hidden_size
+    arguments = (
+        torch.zeros(3, dtype=torch.int64),
+        state,
+        torch.zeros(4, width, **like),
+        torch.zeros(4, head.in_features, **like),
+        torch.tensor([2, 2]),
+        torch.tensor([0, 1, 1]),
+    )
+    many, count, steps = (torch.export.Dim(name) for name in ("hypotheses", "tokens", "steps"))
+    dims = ({0: many}, tuple({1: many} for _ in state), {0: count}, {0: count}, {0: steps}, {0: many})
+    with torch.no_grad():
+        return torch.export.export(_Step(head), arguments, dynamic_shapes=dims, strict=False)
 
 
 def export(run: Run, folder: Path, weights: torch.dtype | None = None) -> None:
@@ -82,6 +130,13 @@ def export(run: Run, folder: Path, weights: torch.dtype | None = None) -> None:
     _drop_unused(program)
     target = Run(folder)
     target.write_file(PROGRAM, lambda path: torch.export.save(program, path))
+    for before in target.steps():  # of an earlier export
+        before.unlink()
+    for task in config.main_tasks:
+        head = trained.model.heads[task]
+        if isinstance(head, DecoderHead):
+            step = _export_step(head)
+            target.write_file(STEPS.format(task), lambda path, step=step: torch.export.save(step, path))
     facts = {key: value for key, value in run.read_manifest().items() if key in EXPORTED_FACTS}
     target.path("run.json").unlink(missing_ok=True)  # of an earlier export
     target.write_manifest(facts | ({} if weights is None else {"weights": str(weights).removeprefix("torch.")}))
@@ -172,6 +227,11 @@ class Exported:
         self.config, self.vocabulary, _ = run.load(data)
         try:
             self.program = torch.export.load(run.path(PROGRAM)).module()
+            self._steps = {
+                name: torch.export.load(run.path(STEPS.format(name))).module()
+                for name, task in self.config.main_tasks.items()
+                if task.rules.generates
+            }
             weights = load_file(run.path(CRFS)) if run.path(CRFS).exists() else {}
         except Exception as error:
             # torch.export.load raises whatever the archive and the unpickler stumble over.
@@ -179,10 +239,20 @@ class Exported:
         self.crfs = _crfs(self.config, self.vocabulary, weights, folder)
         self.tasks = {dataset: self.config.main_tasks_of(dataset) for dataset in self.config.sets}
 
-    def logits(self, batch: Batch, dataset: str = "") -> Mapping[str, Tensor]:
-        """Of every task of the data set, padded."""
+    def logits(self, batch: Batch, dataset: str = "") -> Mapping[str, Tensor | Memory]:
+        """Of every task of the data set, padded; of a decoder what it answers from."""
         found = self.program(batch.inputs(), batch.lengths)
-        return {task: found[task] for task in self.tasks[dataset]}
+        return {task: found[task] if task in found else self._memory(task, found) for task in self.tasks[dataset]}
+
+    def _memory(self, task: str, found: Mapping[str, Tensor]) -> Memory:
+        names = _memory_names(task, 2 if f"{task}/c" in found else 1)
+        keys, values, batch_sizes, places, *state = (found[name] for name in names)
+        program = self._steps[task]
+
+        def step(tokens: Tensor, state: State, attended: Attended, places: Tensor) -> tuple[Tensor, State, Tensor]:
+            return program(tokens, state, *attended, places)
+
+        return Memory(step, Attended(keys, values, batch_sizes), tuple(state), places)
 
 
 def is_exported(folder: Path) -> bool:

@@ -15,10 +15,10 @@ from pymtl.decoder import Memory
 from pymtl.generation import generate
 from pymtl.serving import answers
 from pymtl.serving.answers import Scored, details_of
-from pymtl.serving.generation import UNKNOWN, Search
+from pymtl.serving.generation import UNKNOWN, Hypothesis, Search
 from pymtl.serving.records import Record
 from pymtl.training.batches import Batch
-from pymtl.training.config import Config, TrainingConfig
+from pymtl.training.config import Config, TaskConfig, TrainingConfig
 from pymtl.training.errors import DataError
 from pymtl.training.kinds import KINDS
 from pymtl.training.model_with_loss import ModelWithLoss
@@ -63,11 +63,7 @@ def decode(
         task = config.tasks[name]
         rules = task.rules
         if rules.generates:
-            own = rules.search(task, search)
-            if isinstance(z, Memory):
-                found[name] = generate(z, own, task.max_length, distributions, [UNKNOWN], numbers)
-            else:
-                found[name] = z.generate(own, task.max_length, distributions, [UNKNOWN])
+            found[name] = generated(z, task, search, distributions, numbers)
             continue
         z = z.detach() if z.dtype == torch.float64 else z.detach().float()
         found[name] = rows(z) if rules.of_tokens else z.cpu().numpy()
@@ -77,6 +73,20 @@ def decode(
             paths[name] = _paths(crfs[name], z, lengths, distributions)
     decoded = answers.decode(found, config.tasks, vocabulary.labels, targets, paths, search, distributions)
     return decoded if found else [{} for _ in lengths]
+
+
+def generated(
+    memory: Memory | PlainMemory,
+    task: TaskConfig,
+    search: Search | None = None,
+    attention: bool = False,
+    numbers: Sequence[int] | None = None,
+) -> list[list[Hypothesis]]:
+    """The answers of a task that generates. Arguments as for :func:`decode`; ``attention``: whether to give it too."""
+    settings = task.rules.search(task, search)
+    if isinstance(memory, Memory):
+        return generate(memory, settings, task.max_length, attention, [UNKNOWN], numbers)
+    return memory.generate(settings, task.max_length, attention, [UNKNOWN])
 
 
 def _paths(crf: CRF, emissions: Tensor, lengths: Sequence[int], probabilities: bool) -> answers.Paths:

@@ -210,7 +210,7 @@ def beam_search(
             if token == END:
                 found.append(_hypothesis(tokens, total, read, True, settings))
         found = sorted(found, key=lambda own: -own.score)[:size]
-        ended = {tuple(tokens) for _, tokens, token, _, _ in best if token == END}
+        ended = {tuple(tokens) for _, tokens, token, _, _ in best[:size] if token == END}
         if length > max_length:
             live = [each for each in live if tuple(each[0]) not in ended]
             break

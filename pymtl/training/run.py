@@ -37,6 +37,7 @@ from pymtl.training.vocabulary import Vocabulary
 from pymtl.writing import write_whole
 
 EXPORTED = ("program.pt2", "crfs.safetensors")  # what exporting a run to a folder leaves there besides
+STEPS = "steps.{}.pt2"  # and for each decoder
 FORMAT = 1  # of the folder; raised when an older version could not read what is written any more
 EVALUATIONS = "evaluation"  # the folder of what evaluations of the run wrote, a folder for each data file
 WRITTEN = (
@@ -73,6 +74,10 @@ class Run:
     def path(self, name: str) -> Path:
         return self.folder / name
 
+    def steps(self) -> list[Path]:
+        """The exported steps of decoders that are there."""
+        return sorted(self.folder.glob(STEPS.format("*")))
+
     def exists(self) -> bool:
         """Whether the folder holds a run of which an epoch has finished, or an exported program."""
         return any(self.path(name).exists() for name in ("state.pt", *EXPORTED))
@@ -89,8 +94,8 @@ class Run:
     def create(self, config: Config, vocabulary: Vocabulary, backend: str) -> None:
         """Begins a new run; the files of an earlier one go."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in (*WRITTEN, *EXPORTED):
-            self.path(name).unlink(missing_ok=True)
+        for path in (*map(self.path, (*WRITTEN, *EXPORTED)), *self.steps()):
+            path.unlink(missing_ok=True)
         shutil.rmtree(self.path(EVALUATIONS), ignore_errors=True)
         self.write_manifest({})
         self.write_json("vocabulary.json", vocabulary.as_dict())

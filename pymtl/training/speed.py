@@ -13,9 +13,11 @@ from torch import Tensor
 
 from pymtl.benchmark.timing import interleaved
 from pymtl.recurrent import freeze
+from pymtl.serving.answers import NO_LABEL
 from pymtl.serving.records import Record
 from pymtl.training.batches import Batch, Batcher, buckets
 from pymtl.training.config import Config
+from pymtl.training.metrics import generated
 from pymtl.training.model_with_loss import BACKENDS, ModelWithLoss, has_reference
 from pymtl.training.step import Step
 from pymtl.training.vocabulary import Vocabulary
@@ -79,7 +81,7 @@ def compare(
         name = f"pymtl, frozen in {str(weights).removeprefix('torch.')}"
         frozen[name] = _same(model_with_loss, "pymtl", config, vocabulary)
         freeze(frozen[name].model.eval(), weights)
-    asked = {name: _ended(_ask(model), device) for name, model in (models | frozen).items()}
+    asked = {name: _ended(_ask(model, config), device) for name, model in (models | frozen).items()}
     for kind, (training, inference) in work.items():
         for model in models.values():
             model.train()
@@ -101,8 +103,15 @@ def _each(step: Step) -> Callable[[Work], object]:
     return lambda work: step([work[1]])
 
 
-def _ask(model: ModelWithLoss) -> Callable[[Work], object]:
-    return lambda work: model.logits(work[1], work[0])
+def _ask(model: ModelWithLoss, config: Config) -> Callable[[Work], object]:
+    """Logits of a batch, and answers where they are generated."""
+
+    def ask(work: Work) -> None:
+        for name, z in model.logits(work[1], work[0]).items():
+            if config.tasks[name].rules.generates:
+                generated(z, config.tasks[name])
+
+    return ask
 
 
 def _ended(run: Callable[[Work], object], device: str) -> Callable[[Work], object]:
@@ -141,10 +150,14 @@ def _parity(ours: ModelWithLoss, theirs: ModelWithLoss, exact: ModelWithLoss, ba
     for batch in batches:
         steps = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
         valid = steps < batch.lengths.to(steps.device).unsqueeze(1)
-        a, b = ours.logits(batch), theirs.logits(batch)
-        for task in a:
-            # At padding ours is zero and the reference its bias; only tokens count.
-            compare("logits", task, *((a[task][valid], b[task][valid]) if a[task].dim() == 3 else (a[task], b[task])))
+        # With the targets, which decoders read.
+        a, b = (each.model(batch.inputs(), batch.lengths, each.tasks[""], batch.targets) for each in (ours, theirs))
+        for task, z in a.items():
+            if task in batch.generated:
+                compare("logits", task, *(own[task][batch.targets[task] != NO_LABEL] for own in (a, b)))
+            elif isinstance(z, Tensor):  # and no decoder without a label in the batch
+                # At padding ours is zero and the reference its bias; only tokens count.
+                compare("logits", task, *((z[valid], b[task][valid]) if z.dim() == 3 else (z, b[task])))
         for each in (ours, theirs, exact):
             each.model.zero_grad()
             each.loss(batch).total.backward()

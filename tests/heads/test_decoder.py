@@ -187,7 +187,7 @@ def test_steps_give_what_the_whole_target_does():
         state = tuple(each.index_select(1, memory.places) for each in memory.initial)
         tokens = torch.zeros(len(y), dtype=torch.int64)
         for i in range(y.shape[1]):
-            step, state, weights = memory.head.step(tokens, state, memory, memory.places)
+            step, state, weights = memory.step(tokens, state, memory.attended, memory.places)
             known = y[:, i] != -100
             torch.testing.assert_close(step[known], logits[known, i])
             torch.testing.assert_close(weights.sum(-1), torch.ones(len(y), 2, dtype=torch.float64))

@@ -66,6 +66,7 @@ def test_the_search_is_the_plain_one(settings, options):
             ours = generate(memory, settings, limit, attention=True, never=[1])
             plain = plain_memory(model, x, lengths).generate(settings, limit, attention=True, never=[1])
             assert [len(own) for own in ours] == [len(own) for own in plain]
+            assert all(ours)
             for a, b in zip(chain(*ours), chain(*plain)):
                 assert (a.tokens, a.ended) == (b.tokens, b.ended)
                 assert a.log_probability == pytest.approx(b.log_probability)

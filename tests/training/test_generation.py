@@ -29,21 +29,21 @@ test = "test.jsonl"
 
 [tasks.turned]
 kind = "generation"
-decoder_size = 48
+decoder_size = 64
 decoder_embedding_dim = 16
-decoder_dropout = 0.0
+decoder_dropout = 0.1
 
 [model]
 embedding_dim = 16
-hidden_size = 32
-dropout = 0.0
+hidden_size = 48
+dropout = 0.1
 
 [training]
-epochs = 24
+epochs = 25
 batch_size = 32
 learning_rate = 0.01
 schedule = "cosine"
-patience = 24
+patience = 25
 """
 
 
@@ -51,7 +51,7 @@ def turned(count, seed):
     """Letters, and the same from the last to the first."""
     rng = random.Random(seed)
     for _ in range(count):
-        letters = [rng.choice("abcdefgh") for _ in range(rng.randint(1, 8))]
+        letters = [rng.choice("abcdefghij") for _ in range(rng.randint(1, 6))]
         yield {"tokens": letters, "turned": letters[::-1]}
 
 
@@ -59,7 +59,7 @@ def turned(count, seed):
 def folder(tmp_path_factory):
     """A run that turns sequences around."""
     folder = tmp_path_factory.mktemp("turned")
-    for name, count, seed in (("train", 1500, 0), ("valid", 100, 1), ("test", 300, 2)):
+    for name, count, seed in (("train", 4000, 0), ("valid", 100, 1), ("test", 300, 2)):
         toy.write_lines(folder / f"{name}.jsonl", list(turned(count, seed)))
     (folder / "turned.toml").write_text(REVERSED, encoding="utf-8")
     toy.quiet("train", folder / "turned.toml", "--run", folder / "run")
@@ -128,6 +128,28 @@ def test_an_evaluation_takes_a_beam(folder, capsys):
     assert (folder / "evaluation" / "errors.jsonl").read_text(encoding="utf-8") == ""
 
 
+def test_an_exported_program_answers_the_same(folder, tmp_path, capsys):
+    text = printed(capsys, "export", folder / "run", tmp_path / "exported")
+    assert "program.pt2" in text
+    assert "steps.turned.pt2" in text
+    run, exported = pymtl.load(folder / "run"), pymtl.load(tmp_path / "exported")
+    texts = [" ".join(record["tokens"]) for record in turned(20, 3)]
+    for search in (None, Search(beam_size=3, nbest=2, coverage_penalty=0.1), Search(sample=True, temperature=5.0)):
+        for ours, theirs in zip(exported.predict(texts, search=search), run.predict(texts, search=search)):
+            assert ours["turned"] == theirs["turned"]
+            assert ours["turned/probability"] == pytest.approx(theirs["turned/probability"])
+            for a, b in zip(ours["turned/attention"], theirs["turned/attention"], strict=True):
+                assert a == pytest.approx(b, abs=1e-6)
+    with pytest.raises(ConfigError, match="expected a run folder to go on with a text, got an exported program"):
+        exported.go_on(["a"], 3)
+
+
+def test_no_file_holds_a_decoder(folder, tmp_path, capsys):
+    assert main(["export", str(folder / "run"), str(tmp_path / "model.pymtl")]) == 1
+    assert "heads.turned" in capsys.readouterr().err
+    assert not (tmp_path / "model.pymtl").exists()
+
+
 def test_batches_do_not_change_answers(folder):
     model = pymtl.load(folder / "run")
     texts = [" ".join(record["tokens"]) for record in turned(20, 3)]
@@ -149,7 +171,7 @@ WRONG = {
 @pytest.mark.parametrize(("options", "message"), WRONG.values(), ids=WRONG)
 def test_options_that_do_not_fit(folder, capsys, options, message):
     capsys.readouterr()
-    assert main(["predict", str(folder / "run"), "a b", *options]) == 2
+    assert main(["predict", str(folder / "run"), "a b", *options]) == 1
     assert message in capsys.readouterr().err
 
 
@@ -384,7 +406,7 @@ def test_the_plain_model_learns_the_same(tmp_path):
 def test_a_run_s_report_times_it_beside_plain_pytorch(tmp_path, capsys):
     path = toy.write_files(tmp_path, JOINT)
     toy.quiet("train", path, "--run", tmp_path / "run", "--set", "training.epochs=1")
-    assert "reference" in printed(capsys, "report", tmp_path / "run", "--batches", 3)
+    assert "plain PyTorch, packed" in printed(capsys, "report", tmp_path / "run", "--batches", 3)
 
 
 # Language models.

@@ -24,6 +24,7 @@ SETTINGS = (
     "training.warmup=0.1",
     "training.rare_word_dropout=0.5",
 )
+GENERATION = "tasks.tags={kind='generation',field='slots',units='tokens',max_length=9,decoder_size=8}"
 VARIANTS = {
     "plain": (),
     "uncertainty weighting": ("balancing=uw",),
@@ -39,6 +40,7 @@ VARIANTS = {
     "soft sharing": ("sharing=soft",),
     "accumulation and another optimiser": ("training.accumulation=3", "training.optimizer=RMSprop", "training.l1=1e-4"),
     "characters": ("characters.kind=lstm", "characters.size=5"),
+    "generation": (GENERATION,),
 }
 
 
@@ -116,7 +118,14 @@ def test_a_run_killed_again_and_again_loses_at_most_the_steps_since_its_last_sta
 
 
 @pytest.mark.parametrize(
-    "variant", [(), *(("balancing=" + name,) for name in BALANCED), ("sharing=soft",)], ids=" ".join
+    "variant",
+    [
+        (),
+        *(("balancing=" + name,) for name in BALANCED),
+        ("sharing=soft",),
+        (GENERATION, "tasks.tags.decoder_dropout=0.0"),
+    ],
+    ids=" ".join,
 )
 def test_two_processes_take_the_steps_of_one(tmp_path, threads, variant):
     # Without dropout, whose masks belong to a process; every step moves the weights by the gradient itself.

@@ -28,7 +28,7 @@ class GenerationOptions(AttentionHeadsOptions, SmoothingOptions):
     # What answers are made of: "tokens" of labels that are lists; of labels that are texts "words", what stands between
     # spaces, or "characters". "auto": "tokens" or "words"
     units: Literal["auto", "tokens", "words", "characters"] = "auto"
-    # A field with all right answers, where several may be: a list of them, in a table with | between; the task's own
+    # The field of all right answers, where several may be: a list of them, in a table with | between; the task's own
     # field is what is trained on
     references: str | None = None
     label_min_count: int = 1  # tokens of answers that are rarer in training are not learnt
