@@ -16,15 +16,15 @@ namespace pymtl {
 
 template <typename T>
 struct Attention {
-  RnnShape shape;             // steps, batch, tokens and batch_sizes of the sequences; hidden_size is F, of values
-  int64_t queries;            // M
-  int64_t key_size;           // D
-  int64_t heads;              // J, which divides D and F
-  const T* query;             // [M, D]
-  const T* key;               // [N, D]
-  const T* value;             // [N, F]
-  const int64_t* sequences;   // [M] of each query, below B
-  const T* score;             // [D] v of v . tanh(query + key), or null: query . key
+  RnnShape shape;            // steps, batch, tokens and batch_sizes of the sequences; hidden_size is F, of values
+  int64_t queries;           // M
+  int64_t key_size;          // D
+  int64_t heads;             // J, which divides D and F
+  const T* query;            // [M, D]
+  const T* key;              // [N, D]
+  const T* value;            // [N, F]
+  const int64_t* sequences;  // [M] of each query, below B
+  const T* score;            // [D] v of v . tanh(query + key), or null: query . key
 };
 
 template <typename T>

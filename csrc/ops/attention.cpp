@@ -23,7 +23,8 @@ struct Call {
         value(given_value),
         sequences(given_sequences),
         type(given_query.scalar_type()) {
-    for (const auto& [name, tensor] : {std::pair("query", &query), std::pair("key", &key), std::pair("value", &value)}) {
+    for (const auto& [name, tensor] :
+         {std::pair("query", &query), std::pair("key", &key), std::pair("value", &value)}) {
       check(tensor->dim() == 2, name, ": expected two dimensions, got ", tensor->dim());
     }
     const int64_t queries = query.size(0), D = query.size(1), F = value.size(1);
@@ -80,9 +81,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attend_backward(OptionalTensor given_
     const Tensor grad_value = make(call.query, sizes_of(call.value));
     const Tensor grad_score = make(call.query, {call.score.has_value() ? call.args.key_size : 0});
     if (call.packing.tokens > 0) {
-      attention_backward(AttentionBackward<T>{call.args, read<T>(weights),
-                                              read<T>(grad_context), read<T>(grad_weights), write<T>(grad_query),
-                                              write<T>(grad_key), write<T>(grad_value),
+      attention_backward(AttentionBackward<T>{call.args, read<T>(weights), read<T>(grad_context), read<T>(grad_weights),
+                                              write<T>(grad_query), write<T>(grad_key), write<T>(grad_value),
                                               call.score.has_value() ? write<T>(grad_score) : nullptr},
                          torch_executor());
     }

@@ -99,7 +99,8 @@ STABLE_TORCH_LIBRARY(pymtl, m) {
       "attention_pool_backward(Tensor grad_output, Tensor input, Tensor scores, Tensor batch_sizes) "
       "-> (Tensor grad_input, Tensor grad_scores)");
 
-  // sequences [M]: of each query, its place in the packed order. score [D] of additive scores; weights [M, heads, steps].
+  // sequences [M]: of each query, its place in the packed order. score [D] of additive scores; weights [M, heads,
+  // steps].
   m.def(
       "attend(Tensor query, Tensor key, Tensor value, Tensor sequences, Tensor batch_sizes, int heads, Tensor? score) "
       "-> (Tensor context, Tensor weights)");

@@ -226,9 +226,10 @@ def _searched(model: Steps, settings: Search, limit: int) -> list[list[Hypothesi
 def _best(live: _Live, scores: Scores, count: int) -> tuple[np.ndarray, ...]:
     """Of each sentence the ``count`` likeliest hypotheses with a token more, falling: their rows, the tokens, the sums,
     and the place of each among them."""
-    firsts = np.flatnonzero(np.r_[True, live.sentences[1:] != live.sentences[:-1]])
-    group = np.repeat(np.arange(len(firsts)), np.diff(np.r_[firsts, len(live.sentences)]))
-    slot = np.arange(len(live.sentences)) - firsts[group]
+    new = _begins(live.sentences)
+    firsts = np.flatnonzero(new)
+    group = np.cumsum(new) - 1
+    slot = np.arange(len(group)) - firsts[group]
     width = scores.values.shape[1]
     grid = np.full((len(firsts), slot.max() + 1, width), -np.inf)
     grid[group, slot] = live.sums[:, None] + scores.values
@@ -236,10 +237,9 @@ def _best(live: _Live, scores: Scores, count: int) -> tuple[np.ndarray, ...]:
     chosen = np.argsort(-flat, axis=1, kind="stable")[:, :count]
     sums = np.take_along_axis(flat, chosen, 1)
     rows = firsts[:, None] + chosen // width
-    ranks = np.broadcast_to(np.arange(chosen.shape[1]), chosen.shape)
     known = sums > -np.inf
     rows = rows[known]
-    return rows, scores.ids[rows, (chosen % width)[known]], sums[known], ranks[known]
+    return rows, scores.ids[rows, (chosen % width)[known]], sums[known], known.nonzero()[1]
 
 
 def _place_among(chosen: np.ndarray, group: np.ndarray) -> np.ndarray:
@@ -247,8 +247,15 @@ def _place_among(chosen: np.ndarray, group: np.ndarray) -> np.ndarray:
     if len(group) == 0:
         return np.zeros(0, dtype=np.int64)
     before = np.cumsum(chosen) - chosen
-    new = np.r_[True, group[1:] != group[:-1]]
+    new = _begins(group)
     return before - before[new][np.cumsum(new) - 1]
+
+
+def _begins(group: np.ndarray) -> np.ndarray:
+    """Whether each is the first of its group; groups stand together."""
+    new = np.ones(len(group), dtype=bool)
+    np.not_equal(group[1:], group[:-1], out=new[1:])
+    return new
 
 
 def _repeats(tokens: np.ndarray, n: int) -> Banned:

@@ -35,15 +35,16 @@ decoder_dropout = 0.1
 
 [model]
 embedding_dim = 16
-hidden_size = 48
+hidden_size = 64
 dropout = 0.1
 
 [training]
-epochs = 25
+epochs = 16
 batch_size = 32
 learning_rate = 0.01
 schedule = "cosine"
-patience = 25
+ema_decay = 0.99
+patience = 16
 """
 
 
@@ -51,7 +52,7 @@ def turned(count, seed):
     """Letters, and the same from the last to the first."""
     rng = random.Random(seed)
     for _ in range(count):
-        letters = [rng.choice("abcdefghij") for _ in range(rng.randint(1, 6))]
+        letters = rng.sample("abcdefghij", rng.randint(1, 5))
         yield {"tokens": letters, "turned": letters[::-1]}
 
 

@@ -209,8 +209,8 @@ struct KernelsFor {
   void (*pool_rows)(const Pool<T>& args, const int64_t* starts, int64_t first, int64_t last);
   void (*attention_pool_row)(const AttentionPool<T>& args, const int64_t* starts, int64_t row);
   void (*attention_pool_gradient)(const AttentionPoolBackward<T>& args, const int64_t* starts, int64_t row);
-  // One query, and one sequence with the `count` queries that read it; `scores` [steps] is scratch, and `grad_score` [D]
-  // this sequence's share, or null.
+  // One query, and one sequence with the `count` queries that read it; `scores` [steps] is scratch, and `grad_score`
+  // [D] this sequence's share, or null.
   void (*attention_query)(const AttentionForward<T>& args, const int64_t* starts, int64_t query);
   void (*attention_gradient)(const AttentionBackward<T>& args, const int64_t* starts, int64_t row,
                              const int64_t* queries, int64_t count, T* scores, T* grad_score);

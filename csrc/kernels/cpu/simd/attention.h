@@ -60,8 +60,7 @@ void softmax_in_place(T* scores, int64_t length) {
   Vec<T> sums = {};
   for (int64_t t = 0; t < length; t += kLanes<T>) {
     const int64_t valid = length - t;
-    const Vec<T> shifted =
-        load_part(scores + t, valid, -std::numeric_limits<T>::infinity()) - broadcast(largest);
+    const Vec<T> shifted = load_part(scores + t, valid, -std::numeric_limits<T>::infinity()) - broadcast(largest);
     const Vec<T> values = exp_nonpositive<T>(shifted);
     sums = sums + values;
     store_part(scores + t, values, valid);
@@ -88,8 +87,8 @@ void attention_query(const AttentionForward<T>& args, const int64_t* starts, int
     const T* const query = args.query + m * D + j * keys;
     for (int64_t t = 0; t < length; ++t) {
       const T* const key = args.key + (starts[t] + row) * D + j * keys;
-      weights[t] = args.score == nullptr ? dot<T>(query, key, keys)
-                                         : additive_score<T>(query, key, args.score + j * keys, keys);
+      weights[t] =
+          args.score == nullptr ? dot<T>(query, key, keys) : additive_score<T>(query, key, args.score + j * keys, keys);
     }
     softmax_in_place<T>(weights, length);
     clear<T>(weights + length, args.shape.steps - length);

@@ -1,0 +1,136 @@
+"""Answers that are generated, words a second: ours beside a loop over nn.LSTMCell with the same weights.
+
+    python benchmarks/generation.py RUN [--batches N] [--json FILE]
+
+RUN is a trained run of one task that generates, as examples/cmudict/cmudict.toml; what is timed are texts of its test
+set, from token ids to the answers' ids, encoder included. The loops are what one writes without this library: nn.LSTM
+on packed texts, then nn.LSTMCell and attention by matrix products, for one text at a time with its hypotheses in a
+batch; or for all texts' hypotheses in one batch, with this library's own search around it, so that the layers alone
+differ. All contenders answer the same texts in turn; words a second are of median times, ratios medians of ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from pymtl.benchmark import results
+from pymtl.benchmark.timing import interleaved
+from pymtl.commands import positive
+from pymtl.generation import likeliest
+from pymtl.recurrent import freeze
+from pymtl.serving.generation import END, UNKNOWN, Banned, Scores, Search, search
+from pymtl.training.batches import Batch, Batcher
+from pymtl.training.data import read_test_sets
+from pymtl.training.metrics import generated
+from pymtl.training.model_with_loss import ModelWithLoss
+from pymtl.training.reference_decoder import PlainMemory, Read
+from pymtl.training.run import Run
+
+SIZE = 64  # texts at a time
+SEARCHES = {"greedy": Search(beam_size=1), "beam 5": Search(beam_size=5)}
+
+
+@dataclass
+class PlainSteps:
+    """All hypotheses' steps in one batch of nn.LSTMCell, for :func:`pymtl.serving.generation.search`."""
+
+    memory: PlainMemory
+
+    def __post_init__(self) -> None:
+        self.ends = True
+        self.first = np.full(len(self.memory.read.valid), END)
+        self.lengths = self.memory.read.valid.sum(1).numpy()
+        self.cells = self.memory.decoder.cells()
+        self.state = self.memory.first
+
+    def step(
+        self, tokens: np.ndarray, parents: np.ndarray, sentences: np.ndarray, count: int, banned: Banned
+    ) -> Scores:
+        read, rows, of = map(torch.from_numpy, (tokens, parents, sentences))
+        state = tuple(each.index_select(1, rows) for each in self.state)
+        own = Read(*(each.index_select(0, of) for each in self.memory.read))
+        logits, self.state, _ = self.memory.decoder.step(self.cells, read, state, own)
+        return Scores(*likeliest(logits, count, banned, [UNKNOWN]))
+
+
+def contenders_of(run: Run, settings: Search) -> tuple[str, dict[str, Callable[[list[Batch]], list[list[int]]]]]:
+    """Each answers a batch, given as one and as its texts one by one; and the name of ours."""
+    ours, config, _ = run.load_model()
+    plain, _, _ = run.load_model("reference")
+    freeze(ours.model)
+    (name, task), *_ = ((n, t) for n, t in config.main_tasks.items() if t.rules.generates)
+
+    def logits(model: ModelWithLoss, batch: Batch) -> Any:
+        return model.logits(replace(batch, targets={}))[name]
+
+    def together(model: ModelWithLoss) -> Callable[[list[Batch]], list[list[int]]]:
+        return lambda work: [own[0].tokens for own in generated(logits(model, work[0]), task, settings)]
+
+    def alone(model: ModelWithLoss) -> Callable[[list[Batch]], list[list[int]]]:
+        return lambda work: [generated(logits(model, each), task, settings)[0][0].tokens for each in work[1:]]
+
+    def plain_together(work: list[Batch]) -> list[list[int]]:
+        found = search(PlainSteps(logits(plain, work[0])), settings, task.max_length)
+        return [own[0].tokens for own in found]
+
+    mine = f"pymtl, {SIZE} texts at a time"
+    return mine, {
+        mine: together(ours),
+        "pymtl, one text at a time": alone(ours),
+        f"nn.LSTMCell, {SIZE} texts at a time": plain_together,
+        "nn.LSTMCell, one text at a time": alone(plain),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run of a task that generates")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of its data, if the run was moved")
+    parser.add_argument("--batches", type=positive, default=15, metavar="N", help="of 64 texts (default: 15)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results with machine, versions and date")
+    arguments = parser.parse_args()
+    run = Run(arguments.run_folder)
+    config, vocabulary, _ = run.load(arguments.data)
+    batcher = Batcher(vocabulary, config)
+    records = next(iter(read_test_sets(config).values()))[: arguments.batches * SIZE]
+    work = [
+        [batcher.batch(records, part), *(batcher.batch(records, [i]) for i in part)]
+        for part in (range(first, first + SIZE) for first in range(0, len(records) - SIZE + 1, SIZE))
+    ]
+    rows: dict[str, Any] = {}
+    table = Table(
+        title=f"Answers of {arguments.run_folder.resolve().name}, texts of {work[0][0].tokens.shape[1]} tokens"
+    )
+    for heading in ("", "words a second", "pymtl, all together, is faster by", "same answers"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for kind, settings in SEARCHES.items():
+        mine, contenders = contenders_of(run, settings)
+        with torch.inference_mode():
+            expected = [contenders[mine](each) for each in work[:3]]
+            timed = interleaved(contenders, work, mine)
+            table.add_row(f"[bold]{kind}[/]")
+            rows[kind] = {}
+            for name, answer in contenders.items():
+                pairs = [(a, b) for each, own in zip(work, expected) for a, b in zip(own, answer(each))]
+                same = sum(a == b for a, b in pairs) / len(pairs)
+                words = 1e3 * SIZE / timed[name]["p50"]
+                rows[kind][name] = {**timed[name], "words a second": words, "same answers": same}
+                ratio = "" if name == mine else f"{timed[name]['ratio']:.2f} x"
+                table.add_row(name, f"{words:,.0f}", ratio, f"{100 * same:.1f} %")
+            table.add_section()
+    Console(width=110).print(table)
+    if arguments.json:
+        results.write(results.stamped(rows=rows), arguments.json)
+
+
+if __name__ == "__main__":
+    main()
