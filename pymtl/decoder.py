@@ -16,6 +16,7 @@ from pymtl.attention import SCORES, Attended, Attention, Score, linear
 from pymtl.dropout import dropout
 from pymtl.heads import Head, Reads
 from pymtl.losses import CrossEntropy
+from pymtl.ops.late_errors import refuse_where
 from pymtl.recurrent import GRU, LSTM
 from pymtl.reference.pooling import sequences_of
 from pymtl.serving.generation import END
@@ -77,6 +78,7 @@ class DecoderHead(Head):
         loss, reads: as for :class:`Head`.
 
     Raises:
+        TypeError: the loss is none of classes.
         ValueError: a name or number does not fit.
     """
 
@@ -95,14 +97,19 @@ class DecoderHead(Head):
         reads: Reads | None = None,
     ) -> None:
         super().__init__(num_classes, None, loss or CrossEntropy(), None, reads)
+        if not isinstance(self.loss, CrossEntropy):
+            raise TypeError(f"loss: expected a pymtl.CrossEntropy, got {type(self.loss).__name__}")
+        if 0 <= self.loss.ignore_index < num_classes:
+            raise ValueError(f"loss.ignore_index: expected none of the {num_classes} classes, got {loss.ignore_index}")
         if cell not in CELLS:
             raise ValueError(f"cell: expected one of {tuple(CELLS)}, got {cell!r}")
         if attention not in SCORES:
             raise ValueError(f"attention: expected one of {SCORES}, got {attention!r}")
         if not 0.0 <= dropout <= 1.0:
             raise ValueError(f"dropout: expected a number from 0 to 1, got {dropout}")
-        for name, value in (("hidden_size", hidden_size), ("num_layers", num_layers), ("embedding_dim", embedding_dim)):
-            if not isinstance(value, int) or value < 1:
+        sizes = {"hidden_size": hidden_size, "num_layers": num_layers, "embedding_dim": embedding_dim}
+        for name, value in (sizes | {"attention_heads": attention_heads}).items():
+            if type(value) is not int or value < 1:
                 raise ValueError(f"{name}: expected a number above 0, got {value!r}")
         self.hidden_size, self.num_layers, self.embedding_dim = hidden_size, num_layers, embedding_dim
         self.cell, self.score, self.attention_heads, self.tied = cell, attention, attention_heads, tied
@@ -118,6 +125,14 @@ class DecoderHead(Head):
 
     def materialize_output(self, in_features: int, kind: dict[str, object]) -> None:
         size, output = self.hidden_size, self.embedding_dim if self.tied else self.hidden_size
+        if self.score == "dot" and size != in_features:
+            raise ValueError(
+                f"attention: expected 'general' or 'additive' for a decoder of {size} units and states of "
+                f"{in_features} features, got 'dot', which takes states of one size"
+            )
+        for number in (size, in_features):
+            if number % self.attention_heads != 0:
+                raise ValueError(f"attention_heads: expected a divisor of {number}, got {self.attention_heads}")
         between = self.dropout if self.num_layers > 1 else 0.0
         self.embedding = nn.Embedding(self.out_features, self.embedding_dim, **kind)
         self.recurrence = CELLS[self.cell](self.embedding_dim, size, self.num_layers, dropout=between, **kind)
@@ -139,6 +154,23 @@ class DecoderHead(Head):
     def in_features(self) -> int:
         return self.combine.in_features - self.hidden_size
 
+    def packed(self, targets: Tensor | PackedSequence) -> PackedSequence:
+        """Targets, checked, packed by their own lengths.
+
+        Raises:
+            IndexError: one is no class. On a GPU a later loss raises it.
+            TypeError: they are not int64, [B, S] or packed.
+            ValueError: ``ignore_index`` stands before a class.
+        """
+        ignored = self.loss.ignore_index
+        packed = targets if isinstance(targets, PackedSequence) else packed_targets(targets, ignored)
+        tokens = packed.data
+        if tokens.dtype != torch.int64 or tokens.dim() != 1:
+            raise TypeError(f"expected int64 tokens [N], packed, got {tokens.dim()}-D {tokens.dtype}")
+        wrong = (tokens != ignored) & ((tokens < 0) | (tokens >= self.out_features))
+        refuse_where(wrong, tokens, lambda got: f"Target {got} is out of bounds", IndexError)
+        return packed
+
     def projection(self) -> tuple[Tensor, Tensor]:
         return self.embedding.weight if self.tied else self.weight, self.bias
 
@@ -150,9 +182,9 @@ class DecoderHead(Head):
             places: of each sentence of the batch, its place in the packed order; None if that is the batch's.
         """
         attended = self.reader.attended(self.features(states, embedded, before), states.batch_sizes)
-        first = linear(states.pooled("last"), self.begin).view(states.batch, -1, self.num_layers, self.hidden_size)
-        # [kind, L, B, H]
-        h, *c = first.permute(1, 2, 0, 3).contiguous().unbind()
+        kinds = 2 if self.cell == "lstm" else 1
+        first = linear(states.pooled("last"), self.begin).view(states.batch, kinds, self.num_layers, self.hidden_size)
+        h, *c = first.permute(1, 2, 0, 3).contiguous().unbind()  # [L, B, H] each
         if places is None:
             places = torch.arange(states.batch, device=first.device)
         return Memory(self.step, attended, (torch.tanh(h), *c), places)
@@ -161,10 +193,14 @@ class DecoderHead(Head):
         """Logits [M, C] of each target token, packed as ``targets``, from those before it."""
         sizes = targets.batch_sizes
         count = targets.data.shape[0]
+        if count == 0:
+            return self.bias.new_zeros(0, self.out_features)
         rows = sequences_of(sizes, count).to(memory.places.device, non_blocking=True)
         places = memory.places if targets.sorted_indices is None else memory.places[targets.sorted_indices]
         places = places[: int(sizes[0])]
-        inputs = dropout(self.embedding(read_before(targets)), self.dropout if self.training else 0.0)
+        inputs = dropout(
+            self.embedding(read_before(targets, self.out_features)), self.dropout if self.training else 0.0
+        )
         state = tuple(each.index_select(1, places) for each in memory.initial)
         states, _ = self.recurrence(PackedSequence(inputs, sizes), state if self.cell == "lstm" else state[0])
         return self._output(states.data, memory.attended, places[rows])[0]
@@ -195,14 +231,14 @@ class DecoderHead(Head):
         return f"{self.out_features}, cell={self.cell!r}, tied={self.tied}, loss={self.loss}"
 
 
-def read_before(targets: PackedSequence) -> Tensor:
+def read_before(targets: PackedSequence, num_classes: int) -> Tensor:
     """What a decoder has read when it is to write each target token: the one before, or the end. Packed likewise."""
     sizes, count = targets.batch_sizes, targets.data.shape[0]
     first = int(sizes[0]) if len(sizes) > 0 else 0
     back = sizes[:-1].repeat_interleave(sizes[1:], output_size=count - first)
     before = (torch.arange(first, count) - back).to(targets.data.device, non_blocking=True)
-    # Where there is no label, there is only the end to read.
-    tokens = targets.data.index_select(0, before).clamp(min=END)
+    # Where there is no label, there is only the end to read. What is no class on a GPU, a later loss refuses.
+    tokens = targets.data.index_select(0, before).clamp(END, num_classes - 1)
     return torch.cat([tokens.new_full((first,), END), tokens])
 
 
@@ -211,10 +247,12 @@ def packed_targets(targets: Tensor, ignore_index: int = -100) -> PackedSequence:
     sequence without a label has one ``ignore_index``.
 
     Raises:
-        TypeError: they are no integers [B, S].
+        TypeError: they are not int64 [B, S].
         ValueError: ``ignore_index`` stands before a class.
     """
-    if targets.is_floating_point() or targets.dim() != 2:
+    if not isinstance(targets, Tensor):
+        raise TypeError(f"expected int64 tokens [B, S], got a {type(targets).__name__}")
+    if targets.dtype != torch.int64 or targets.dim() != 2:
         raise TypeError(f"expected int64 tokens [B, S], got {targets.dim()}-D {targets.dtype}")
     present = targets != ignore_index
     lengths = present.sum(1)

@@ -13,7 +13,7 @@ from pymtl.decoder import Memory, State
 from pymtl.language_model import LanguageModelHead
 from pymtl.packing import pack
 from pymtl.recurrent import Recurrent
-from pymtl.serving.generation import END, UNKNOWN, Banned, Hypothesis, Scores, Search, search
+from pymtl.serving.generation import END, Banned, Hypothesis, Scores, Search, search
 from pymtl.sharing import HardSharing, Sharing
 
 
@@ -56,10 +56,10 @@ class LanguageModelSteps:
         embedding, encoder, head: the model; see :func:`why_not_on`.
         tokens: ids [B, T] of the texts so far, batch first.
         lengths: theirs, int64 [B].
+        never: tokens that are not to come.
     """
 
     ends = False
-    never = (END, UNKNOWN)  # here padding and unknown tokens
 
     def __init__(
         self,
@@ -68,7 +68,9 @@ class LanguageModelSteps:
         head: LanguageModelHead,
         tokens: Tensor,
         lengths: Tensor,
+        never: Sequence[int] = (),
     ) -> None:
+        self.never = list(never)
         self.embedding, self.layers, self.head = embedding, _layers_of(encoder), head
         self.lengths = np.zeros(len(lengths), dtype=np.int64)  # nothing attends
         self.first = tokens[torch.arange(len(lengths)), lengths - 1].cpu().numpy()
@@ -107,15 +109,23 @@ def _begin(layers: Recurrent, batch: int) -> tuple[Tensor, ...]:
 
 def likeliest(logits: Tensor, count: int, banned: Banned, never: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """The log-probabilities and ids of the ``count`` likeliest tokens (0: all), falling, of logits [M, C]; what is
-    banned does not come. Probabilities are of all tokens, banned ones among them."""
+    banned does not come. Probabilities are of all tokens, banned ones among them.
+
+    Raises:
+        RuntimeError: a logit is nan.
+    """
     scores = logits.double().log_softmax(-1)
     if never:
         scores[:, list(never)] = -torch.inf
     if banned[0]:
         scores[torch.tensor(banned[0]), torch.tensor(banned[1])] = -torch.inf
     size = scores.shape[1]
-    values, ids = scores.topk(min(count, size) if count > 0 else size, dim=-1)
-    return values.cpu().numpy(), ids.cpu().numpy()
+    values, ids = (each.cpu().numpy() for each in scores.topk(min(count, size) if count > 0 else size, dim=-1))
+    if np.isnan(values).any():
+        raise RuntimeError(
+            "logits: expected numbers to choose the next token by, got nan: is a weight or an input nan?"
+        )
+    return values, ids
 
 
 def generate(
@@ -134,7 +144,7 @@ def generate(
         max_length: tokens at most, where the settings say nothing.
         attention: whether to give what each step read.
         never: tokens that are not to come.
-        numbers: of the sentences, for what is drawn; by default from 0 on.
+        numbers: of the sentences, by which samples are drawn; by default from 0 on.
     """
     with torch.no_grad():
         steps = DecoderSteps(memory, attention or settings.coverage_penalty > 0, never)
@@ -149,12 +159,15 @@ def go_on(
     lengths: Tensor,
     settings: Search,
     max_length: int,
+    never: Sequence[int] = (),
     numbers: Sequence[int] | None = None,
 ) -> list[list[Hypothesis]]:
     """The ``nbest`` continuations of each text by a language model. Arguments as for :class:`LanguageModelSteps` and
     :func:`generate`."""
     with torch.no_grad():
-        return search(LanguageModelSteps(embedding, encoder, head, tokens, lengths), settings, max_length, numbers)
+        return search(
+            LanguageModelSteps(embedding, encoder, head, tokens, lengths, never), settings, max_length, numbers
+        )
 
 
 def why_not_on(embedding: nn.Module | None, encoder: Recurrent | Sharing) -> str | None:

@@ -12,13 +12,14 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 from pymtl import ops, reference
 from pymtl.crf import CRFLoss
 from pymtl.custom import is_module_name, runs_own_code
-from pymtl.decoder import DecoderHead, Memory, packed_targets
+from pymtl.decoder import DecoderHead, Memory
 from pymtl.dropout import dropout
 from pymtl.generation import generate, go_on, why_not_on
 from pymtl.heads import CRFHead, CTCHead, Head
 from pymtl.language_model import LanguageModelHead
 from pymtl.losses import CrossEntropy, Loss
 from pymtl.ops.autograd import is_exporting, is_plain, needs_reference, wants_gradient
+from pymtl.ops.late_errors import late_errors_about
 from pymtl.packing import as_lengths, same_packing
 from pymtl.recurrent import Recurrent
 from pymtl.recurrent.route import refuse_recording
@@ -162,6 +163,7 @@ class MultiTaskModel(nn.Module):
 
         Raises:
             KeyError: a task is unknown.
+            IndexError: a decoder's target is no class. On a GPU a later loss raises it.
             TypeError: a decoder's targets are no integers.
             ValueError: the rank of the input does not fit, fields differ in their packing, ``lengths`` comes with a
                 PackedSequence, or a decoder's targets are of another number of sequences.
@@ -207,9 +209,10 @@ class MultiTaskModel(nn.Module):
         search: Search | None = None,
         max_length: int = 100,
         attention: bool = False,
+        never: Sequence[int] = (),
     ) -> list[list[Hypothesis]]:
-        """What a decoder answers to each sequence, or how a language model of one direction goes on with it; in eval
-        mode.
+        """What a decoder answers to each sequence, or how a language model of one direction goes on with it. The model
+        has to be in eval mode.
 
         Args:
             inputs, lengths: as for :meth:`forward`; token ids for a language model.
@@ -217,12 +220,15 @@ class MultiTaskModel(nn.Module):
             search: how answers are looked for, or drawn; None: the likeliest token at each step.
             max_length: tokens at most. A language model does not end before.
             attention: of a decoder, whether to give what each step has read.
+            never: tokens that are not to come, as those of padding and of unknown words.
 
         Returns:
-            For each sequence its ``nbest`` answers, the best first. Of a language model the tokens behind the input's.
+            For each sequence its ``nbest`` answers, the best first; draws are numbered from 0 in their order. Of a
+            language model the tokens behind the input's.
 
         Raises:
             KeyError: the task is unknown.
+            RuntimeError: the model is in training mode, or a length is out of range.
             ValueError: the task is none of these, or which is meant is not clear; or this language model cannot go on
                 with a text: its encoder or embedding is not of that kind.
         """
@@ -234,11 +240,18 @@ class MultiTaskModel(nn.Module):
             raise KeyError(f"task: unknown task {task!r}, expected one of {list(self.heads)}")
         if task not in able:
             raise ValueError(f"task: expected a decoder's or a language model's, got {task!r}")
+        if self.training:
+            raise RuntimeError("generate: expected a model in eval mode, got one in training: call model.eval()")
+        if max_length < 1:
+            raise ValueError(f"max_length: expected a number above 0, got {max_length}")
+        outside = [token for token in never if not 0 <= token < self.heads[task].out_features]
+        if outside:
+            raise ValueError(f"never: expected tokens below {self.heads[task].out_features}, got {outside[0]}")
         settings = search or Search()
         if isinstance(self.heads[task], DecoderHead):
             with torch.no_grad():
                 memory = self(inputs, lengths, [task])[task]
-            return generate(memory, settings, max_length, attention)
+            return generate(memory, settings, max_length, attention, never)
         why = why_not_on(self.embedding, self.encoder)
         if why is not None:
             raise ValueError(f"task: expected, for {task!r} to go on with a text, {why}")
@@ -251,7 +264,8 @@ class MultiTaskModel(nn.Module):
         if lengths is None:
             lengths = [inputs.shape[1]] * inputs.shape[0]
         lengths = as_lengths(lengths, inputs.shape[0], inputs.device).cpu()
-        return go_on(self.embedding, self.encoder, self.heads[task], inputs, lengths, settings, max_length)
+        ops.packing_order(lengths, inputs.shape[1])  # checks them
+        return go_on(self.embedding, self.encoder, self.heads[task], inputs, lengths, settings, max_length, never)
 
     def __prepare_scriptable__(self) -> nn.Module:
         raise RuntimeError("torch.jit.script cannot compile a MultiTaskModel; torch.export.export can export it")
@@ -292,21 +306,18 @@ class MultiTaskModel(nn.Module):
         """The targets of the decoders among the tasks, packed."""
         known = {}
         for task in wanted:
-            if not isinstance(self.heads[task], DecoderHead) or targets.get(task) is None:
+            head, given = self.heads[task], targets.get(task)
+            if not isinstance(head, DecoderHead) or given is None:
                 continue
-            given = targets[task]
             try:
-                packed = (
-                    given
-                    if isinstance(given, PackedSequence)
-                    else packed_targets(given, self.heads[task].loss.ignore_index)
-                )
-            except (TypeError, ValueError) as error:
+                with late_errors_about(f"targets[{task!r}]"):
+                    known[task] = head.packed(given)
+            except (IndexError, TypeError, ValueError) as error:
                 raise type(error)(f"targets[{task!r}]: {error}") from None
-            count = int(packed.batch_sizes[0]) if len(packed.batch_sizes) > 0 else 0
+            sizes = known[task].batch_sizes
+            count = int(sizes[0]) if len(sizes) > 0 else 0
             if count != int(batch):
                 raise ValueError(f"targets[{task!r}]: expected {int(batch)} sequences, got {count}")
-            known[task] = packed
         return known
 
     def _pack(self, padded: Tensor, order: ops.PackingOrder) -> Tensor:

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,10 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
         group.add_argument(option, dest=field, type=kind, metavar=metavar, help=description)
     group.add_argument("--sample", action="store_true", help="draw each token instead of looking for the likeliest")
     group.add_argument(
-        "--attention", type=picture, metavar="FILE.png", help="draw how much each token of the answers read of the text"
+        "--attention",
+        type=picture,
+        metavar="FILE.png",
+        help="draw how much each token of the answers read of the text; --json then gives it too",
     )
     group.add_argument(
         "--continue",
@@ -119,7 +123,7 @@ def search_of(arguments: argparse.Namespace) -> Search | None:
     try:
         return Search(**given) if given else None
     except ValueError as error:
-        field, _, said = str(error).partition(":")
+        field, _, said = str(error).replace("beam_size = ", "--beam ").replace("(nbest", "(--nbest").partition(":")
         raise ConfigError(f"{ {**names, 'beam_size': '--beam'}[field] }:{said}") from None
 
 
@@ -180,8 +184,8 @@ def _check_generation(predictor: Predictor, arguments: argparse.Namespace, searc
     from pymtl.training.errors import ConfigError
 
     if arguments.count is not None:
-        for option, value in (("--input", arguments.input), ("--attention", arguments.attention)):
-            if value is not None:
+        for option in ("--input", "--attention", "--max-length", "--coverage-penalty", "--length-penalty"):
+            if getattr(arguments, option.removeprefix("--").replace("-", "_")) is not None:
                 raise ConfigError(f"{option}: expected none beside --continue")
         return
     asked = [option for option, (field, *_) in _SEARCH.items() if getattr(arguments, field) is not None]
@@ -200,11 +204,14 @@ def _go_on(predictor: Predictor, arguments: argparse.Namespace, search: Search |
     number = 1
     for texts in [arguments.texts] if arguments.texts else _lines():
         inputs = [input_of(text, number + i, arguments.records) for i, text in enumerate(texts)]
-        every = predictor.go_on(inputs, arguments.count, search, arguments.batch_size)
-        for text, own in zip(texts, every):
-            for tokens in own:
-                line = {"text": text, "continuation": tokens}
-                print(json.dumps(line, ensure_ascii=False) if arguments.json else f"{text} {' '.join(tokens)}")
+        answers = predictor.go_on(inputs, arguments.count, search, arguments.batch_size, number)
+        for given, answer in zip(inputs, answers):
+            if arguments.json:
+                print(json.dumps(answer, ensure_ascii=False))
+                continue
+            text = given if isinstance(given, str) else " ".join(answer["tokens"])
+            lines = [f"{text} {' '.join(tokens)}" for tokens in answer["continuations"]]
+            print("\n".join(lines) if lines else "")
         sys.stdout.flush()
         number += len(texts)
 
@@ -227,10 +234,14 @@ def _draw_attention(predictor: Predictor, answers: Sequence[Answer], path: Path)
         for name, task in generated.items()
         if name in answer
     ]
-    if panels:
-        figure = attention_plot(", ".join(generated), panels[:MOST_DRAWN])
+    if not panels:
+        print(f"{path}: not written, since there is no answer to draw", file=sys.stderr)
+        return
+    figure = attention_plot(", ".join(generated), panels[:MOST_DRAWN])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box stands for it
         Run(path.parent).save_figure(path.name, figure)
-        print(f"{path}: {min(len(panels), MOST_DRAWN)} of {len(panels)} answers", file=sys.stderr)
+    print(f"{path}: {min(len(panels), MOST_DRAWN)} of {len(panels)} answers", file=sys.stderr)
 
 
 def _is_file(text: str) -> bool:

@@ -82,7 +82,7 @@ class Answers:
 
     def search(self, task: Any, asked: Search | None) -> Search:
         """How answers are looked for."""
-        return (Search() if asked is None else asked).with_beam()
+        return Search(beam_size=1 if asked is None else asked.beam_size or 1)
 
     def decode(self, logits: Logits, given: Decoding) -> list[Any]:
         """Each sentence's label in the form of the records."""
@@ -300,21 +300,20 @@ class GenerationAnswers(Answers):
         return [self._answer(found[0], given) for found in logits]
 
     def details(self, logits: list[list[Hypothesis]], given: Decoding) -> dict[str, list[Any]]:
-        """``probability`` of the answer, as long as it is; and of several all, the best first, ``nbest``."""
-        details: dict[str, list[Any]] = {"probability": [math.exp(found[0].log_probability) for found in logits]}
-        if given.search.nbest > 1:
-            details["nbest"] = [
-                [
-                    {
-                        "answer": self._answer(each, given),
-                        "probability": math.exp(each.log_probability),
-                        "score": each.score,
-                    }
-                    for each in found
-                ]
-                for found in logits
-            ]
-        return details
+        """``probability`` of the answer, the product of its tokens' and its end's; whether it ``ended``, or was cut off
+        at the longest that it may be; and of several answers all, the best first, as ``nbest``."""
+        every = [[self._details(each, given) for each in found] for found in logits]
+        details = {key: [own[0][key] for own in every] for key in ("probability", "ended")}
+        return details | ({"nbest": every} if given.search.nbest > 1 else {})
+
+    def _details(self, found: Hypothesis, given: Decoding) -> dict[str, Any]:
+        probability = math.exp(found.log_probability)
+        return {
+            "answer": self._answer(found, given),
+            "probability": probability,
+            "score": found.score,
+            "ended": found.ended,
+        }
 
     def distributions(self, logits: list[list[Hypothesis]], given: Decoding) -> dict[str, list[Any]]:
         """``attention``: of each token of the answer, and of its end, how much was read of each token of the text."""
@@ -324,9 +323,13 @@ class GenerationAnswers(Answers):
         return self.in_form([given.labels[i] for i in found.tokens], given.task)
 
     def describe(self, value: list[str] | str, details: Mapping[str, Any], tokens: Sequence[str], task: Any) -> str:
-        every = details.get("nbest") or [{"answer": value, "probability": details["probability"]}]
-        texts = [" ".join(each["answer"]) if task.units == "tokens" else each["answer"] for each in every]
-        return "\n  ".join(f"{text} ({100 * each['probability']:.1f} %)" for text, each in zip(texts, every))
+        every = details.get("nbest") or [{"answer": value, **details}]
+        lines = []
+        for each in every:
+            text = " ".join(each["answer"]) if task.units == "tokens" else each["answer"]
+            cut = "" if each["ended"] else ", cut off"
+            lines.append(f"{text or 'none'} ({100 * each['probability']:.1f} %{cut})")
+        return "\n  ".join(lines)
 
 
 class LogFrequencyAnswers(Answers):

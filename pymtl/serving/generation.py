@@ -5,6 +5,7 @@ All sentences' hypotheses make each step together, in one call of the model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
@@ -29,13 +30,14 @@ class Search:
         coverage_penalty: the weight b of that equation's second term, which prefers answers whose attention has passed
             over every token of the sentence.
         no_repeat_ngram: n, if no n tokens may stand in an answer twice; 0: they may.
-        max_length: tokens of an answer at most; None: as many as the task allows.
+        max_length: tokens of an answer at most; None: as many as the task allows. A search then looks whether the end
+            follows; a sample of so many tokens is cut off.
         sample: draw each token by its probability instead of looking for the likeliest.
         temperature: by which logits are divided before a token is drawn.
         top_k: draw among the k likeliest tokens; 0: among all.
         top_p: draw among the fewest tokens that together are this probable (Holtzman et al. 2020, "The Curious Case of
             Neural Text Degeneration").
-        seed: of what is drawn; a sentence's draws depend on it and on the sentence's number alone.
+        seed: of the draws; a sentence's depend on it and on the sentence's number alone.
 
     Raises:
         ValueError: a number does not fit.
@@ -54,10 +56,12 @@ class Search:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("beam_size", "max_length"):
-            fits = getattr(self, name) is None or getattr(self, name) >= 1
-            _require(fits, name, "a number above 0", getattr(self, name))
-        _require(self.nbest >= 1, "nbest", "a number above 0", self.nbest)
+        whole = {"beam_size": 1, "nbest": 1, "max_length": 1, "no_repeat_ngram": 0, "top_k": 0, "seed": 0}
+        for name, least in whole.items():
+            value = getattr(self, name)
+            fits = isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= least
+            fits = fits or (value is None and name in ("beam_size", "max_length"))
+            _require(fits, name, f"a whole number {'above 0' if least else 'of at least 0'}", value)
         fits = self.sample or self.beam_size is None or self.nbest <= self.beam_size
         _require(fits, "nbest", f"at most beam_size = {self.beam_size} without sampling", self.nbest)
         fits = not self.sample or self.beam_size in (None, 1)
@@ -65,8 +69,6 @@ class Search:
         for name in ("length_penalty", "coverage_penalty"):
             value = getattr(self, name)
             _require(0 <= value < float("inf"), name, "a number of at least 0", value)
-        for name in ("no_repeat_ngram", "top_k", "seed"):
-            _require(getattr(self, name) >= 0, name, "a number of at least 0", getattr(self, name))
         _require(0 < self.temperature < float("inf"), "temperature", "a number above 0", self.temperature)
         _require(0 < self.top_p <= 1, "top_p", "a number above 0, at most 1", self.top_p)
 
@@ -78,7 +80,7 @@ class Search:
 
     def normalised(self, log_probability: np.ndarray | float, length: int) -> np.ndarray | float:
         """The score of ``length`` tokens, the end among them, without the coverage penalty."""
-        return log_probability / ((5 + length) / 6) ** self.length_penalty
+        return log_probability * math.exp(-self.length_penalty * math.log((5 + length) / 6))
 
 
 @dataclass(frozen=True)
@@ -135,10 +137,12 @@ def search(
 
     Args:
         max_length: tokens at most, where the settings say nothing.
-        numbers: of the sentences, for what is drawn; by default from 0 on.
+        numbers: of the sentences, by which samples are drawn; by default from 0 on.
     """
     settings = settings.with_beam()
     limit = settings.max_length or max_length
+    if len(model.first) == 0:
+        return []
     if settings.sample:
         return _sampled(model, settings, limit, range(len(model.first)) if numbers is None else numbers)
     return _searched(model, settings, limit)
@@ -181,29 +185,39 @@ class _Live:
         self, model: Steps, settings: Search, row: int, log_probability: float, read: np.ndarray | None, ended: bool
     ) -> Hypothesis:
         """A row as an answer; ``read``: its attention."""
-        length = self.tokens.shape[1] + ended
+        length = max(self.tokens.shape[1] + ended, 1)
         own = None if read is None else read[:, : model.lengths[self.sentences[row]]]
         score = settings.normalised(log_probability, length) + _coverage(own, settings)
         return Hypothesis(self.tokens[row].tolist(), log_probability, score, ended, own)
+
+    def cut_off(self, model: Steps, settings: Search, row: int) -> Hypothesis:
+        """A row as an answer that has not ended."""
+        read = None if self.attention is None else self.attention[row]
+        return self.hypothesis(model, settings, row, float(self.sums[row]), read, False)
 
 
 def _searched(model: Steps, settings: Search, limit: int) -> list[list[Hypothesis]]:
     size, batch = settings.beam_size, len(model.first)
     found: list[list[Hypothesis]] = [[] for _ in range(batch)]
+    cut: list[list[Hypothesis]] = [[] for _ in range(batch)]  # off
     live = _Live.begin(batch, 1)
-    left = np.ones(batch, dtype=bool)  # of the hypotheses that go on, those that did not end at the last step
+    # One step more than there may be tokens, at which only an end counts.
     for length in range(1, limit + 1 + model.ends):
         # Twice as many as are kept, since half of them may be ends.
         scores = live.following(model, 2 * size, settings)
         rows, ids, sums, ranks = _best(live, scores, 2 * size)
-        of, ends = live.sentences[rows], ids == END
+        of, ends = live.sentences[rows], (ids == END) & model.ends
         counted = ends & (ranks < size)
         for i in np.flatnonzero(counted):
             read = live.attended(rows[i : i + 1], scores.attention)
             ended = live.hypothesis(model, settings, rows[i], float(sums[i]), None if read is None else read[0], True)
             found[of[i]] = sorted([*found[of[i]], ended], key=lambda own: -own.score)[:size]
-        if length > limit:  # only ends counted
-            left = ~np.isin(np.arange(len(live.sentences)), rows[counted])
+        stopped = scores.values[:, 0] == -np.inf  # nothing may come
+        if length > limit:
+            stopped = ~np.isin(np.arange(len(stopped)), rows[counted])
+        for row in np.flatnonzero(stopped):
+            cut[live.sentences[row]].append(live.cut_off(model, settings, row))
+        if length > limit:
             break
         # A sentence goes on while it has too few answers, or a hypothesis that is better than the worst of them.
         goes_on = ~ends & (_place_among(~ends, of) < size)
@@ -212,15 +226,14 @@ def _searched(model: Steps, settings: Search, limit: int) -> list[list[Hypothesi
         worst = np.array([own[-1].score if len(own) == size else -np.inf for own in found])
         goes_on &= (best > worst)[of]
         live = live.grown(rows[goes_on], ids[goes_on], sums[goes_on], scores.attention)
-        left = np.ones(len(live.sentences), dtype=bool)
-        if len(left) == 0:
+        if len(live.sentences) == 0:
             break
-    for row in np.flatnonzero(left):  # cut off, the best first
-        own = found[live.sentences[row]]
-        if len(own) < size and live.tokens.shape[1] == limit:
-            read = None if live.attention is None else live.attention[row]
-            own.append(live.hypothesis(model, settings, row, float(live.sums[row]), read, False))
-    return [own[: settings.nbest] for own in found]
+    else:
+        for row in range(len(live.sentences)):
+            cut[live.sentences[row]].append(live.cut_off(model, settings, row))
+    # What was cut off fills up what is missing, the longest first.
+    rest = (sorted(own, key=lambda each: -len(each.tokens)) for own in cut)
+    return [[*own, *more][: settings.nbest] for own, more in zip(found, rest)]
 
 
 def _best(live: _Live, scores: Scores, count: int) -> tuple[np.ndarray, ...]:
@@ -291,22 +304,23 @@ def _sampled(model: Steps, settings: Search, limit: int, numbers: Sequence[int])
     for _ in range(limit):
         scores = live.following(model, settings.top_k, settings)
         uniform = np.array([generator.random() for generator in generators[own]])
-        column = _draw(scores.values, uniform, settings)
-        rows = np.arange(len(own))
-        ids = np.take_along_axis(scores.ids, column[:, None], 1)[:, 0]
-        sums = live.sums + np.take_along_axis(scores.values, column[:, None], 1)[:, 0]
-        for row in np.flatnonzero(ids == END):
-            read = live.attended(rows[row : row + 1], scores.attention)
-            drawn[own[row]] = live.hypothesis(
-                model, settings, row, float(sums[row]), None if read is None else read[0], True
-            )
-        rows = np.flatnonzero(ids != END)
+        column = _draw(scores.values, uniform, settings)[:, None]
+        ids = np.take_along_axis(scores.ids, column, 1)[:, 0]
+        sums = live.sums + np.take_along_axis(scores.values, column, 1)[:, 0]
+        stopped = sums == -np.inf  # nothing may come
+        ends = (ids == END) & model.ends & ~stopped
+        for row in np.flatnonzero(stopped):
+            drawn[own[row]] = live.cut_off(model, settings, row)
+        for row in np.flatnonzero(ends):
+            read = live.attended(rows=np.array([row]), read=scores.attention)
+            weights = None if read is None else read[0]
+            drawn[own[row]] = live.hypothesis(model, settings, row, float(sums[row]), weights, True)
+        rows = np.flatnonzero(~ends & ~stopped)
         live, own = live.grown(rows, ids[rows], sums[rows], scores.attention), own[rows]
         if len(rows) == 0:
             break
     for row, number in enumerate(own):
-        read = None if live.attention is None else live.attention[row]
-        drawn[number] = live.hypothesis(model, settings, row, float(live.sums[row]), read, False)
+        drawn[number] = live.cut_off(model, settings, row)
     for number, hypothesis in enumerate(drawn):
         found[number // each].append(hypothesis)
     return found
@@ -314,8 +328,10 @@ def _sampled(model: Steps, settings: Search, limit: int, numbers: Sequence[int])
 
 def _draw(log_probabilities: np.ndarray, uniform: np.ndarray, settings: Search) -> np.ndarray:
     """A column of each row [M, k], falling, for a number from 0 to below 1 each."""
-    scaled = log_probabilities.astype(np.float64) / settings.temperature
-    chances = np.exp(scaled - scaled[:, :1])
+    # Where nothing may come, the first is as good as any.
+    largest = np.maximum(log_probabilities[:, :1], np.finfo(np.float64).min)
+    chances = np.exp(np.minimum((log_probabilities - largest) / settings.temperature, 0.0))
+    chances[:, 0] = 1.0
     chances /= chances.sum(1, keepdims=True)
     reached = np.cumsum(chances, axis=1)
     if settings.top_p < 1:

@@ -72,7 +72,7 @@ class Answering:
         distributions: bool,
         numbers: Sequence[int],
     ) -> list[Answer]:
-        """What the model says of some records, which run together. ``numbers``: of these, for what is drawn."""
+        """What the model says of some records, which run together. ``numbers``: theirs, by which samples are drawn."""
         raise NotImplementedError
 
     @overload
@@ -113,8 +113,8 @@ class Answering:
             beam_size: how many hypotheses are kept in the search for CTC's labels and for generated answers; 1 takes
                 the likeliest at each step. None: as the task's configuration says, of CTC 1.
             distributions: whether to say how probable all labels are.
-            first: the number of the first input, for errors, and for what is drawn.
-            search: all that may be said of that search, or of sampling, in the place of ``beam_size``.
+            first: the number of the first input: errors name it, and samples are drawn by it and the seed.
+            search: how answers are looked for, or drawn, in the place of ``beam_size``.
 
         Returns:
             A dictionary for each input, in the order of the inputs (of a single one itself):
@@ -124,8 +124,9 @@ class Answering:
             - ``<task>``: the answer, in the form of the labels in the data; an ordered class is the middle one of its
               distribution, which need not be the likeliest
             - ``<task>/probability``: of the answer; of tags and of CTC's labels only with ``distributions``
-            - ``<task>/nbest``: of generated answers, if several are asked for, each with its ``probability`` and
-              ``score``
+            - ``<task>/ended``: of a generated answer, whether it ended, or was cut off at the longest that it may be
+            - ``<task>/nbest``: of generated answers, if several are asked for, the best first: of each ``answer``,
+              ``probability``, ``score`` and ``ended``
             - ``<task>/attention``: of generated answers, how much each token of the answer, and its end, has read of
               each token of the text. Only with ``distributions``
             - ``<task>/probabilities``: of each label by name; of tags, of each token's tag. Only with ``distributions``
@@ -188,7 +189,7 @@ class Answering:
         numbers: Sequence[int] | None = None,
     ) -> list[Answer]:
         """What the model says of a data set's records, as training reads them; of each task that it has. ``numbers``:
-        of the records, for what is drawn; by default from 0 on."""
+        of the records, by which samples are drawn; by default from 0 on."""
         answers: list[Answer] = [{} for _ in records]
         order = sorted(range(len(records)), key=lambda i: len(records[i].tokens))
         for start in range(0, len(order), batch_size):
@@ -222,13 +223,18 @@ class Answering:
             TypeError: it is of another type.
             DataError: a field does not fit, or there is no token; ``where`` begins the message.
         """
+        record = self.record_or_none(given, where, dataset)
+        if record is None:
+            raise DataError(f"{where}: expected at least one token, got none")
+        return record
+
+    def record_or_none(self, given: Input, where: str, dataset: str) -> Record | None:
+        """As :meth:`record_of`; None where there is no token."""
         records = self._records(given, where)
         if dataset not in records:
             expected = self.config.sets[dataset].tokens
             raise DataError(f"{where}: expected a record of the data set {dataset!r}, with its {expected!r}")
-        if not records[dataset].tokens:
-            raise DataError(f"{where}: expected at least one token, got none")
-        return records[dataset]
+        return records[dataset] if records[dataset].tokens else None
 
     def _records(self, given: Input, where: str) -> dict[str, Record]:
         """The input as each data set's training read it. Of several data sets those count whose text a record has."""

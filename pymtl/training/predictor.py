@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from pymtl.generation import go_on, why_not_on
 from pymtl.recurrent import Recurrent, freeze
+from pymtl.serving.encoding import FIRST_TOKEN
 from pymtl.serving.generation import Search
 from pymtl.serving.predicting import Answer, Answering, Input
-from pymtl.serving.records import Record
+from pymtl.serving.records import Record, given_tokens
 from pymtl.training.batches import Batcher
 from pymtl.training.config import Config
 from pymtl.training.errors import ConfigError
@@ -123,37 +124,56 @@ class Predictor(Answering):
             return decode(logits, batch, self.config, self.vocabulary, crfs, search, distributions, numbers)
 
     def go_on(
-        self, inputs: Sequence[Input], count: int, search: Search | None = None, batch_size: int = 64
-    ) -> list[list[list[str]]]:
+        self,
+        inputs: Sequence[Input],
+        count: int,
+        search: Search | None = None,
+        batch_size: int = 64,
+        first: int = 1,
+    ) -> list[Answer]:
         """How the run's language model goes on with some texts, ``count`` tokens each.
 
         Args:
-            inputs: a list as for :meth:`predict`, each input of at least one token.
-            search: how the tokens are looked for, or drawn; None: the likeliest each time.
-            batch_size: texts at a time.
+            inputs: a list as for :meth:`predict`.
+            count: tokens of each continuation.
+            search: how they are looked for, or drawn; None: the likeliest each time. Its ``max_length`` is not read.
+            batch_size: texts at a time. The answers do not depend on it.
+            first: the number of the first input, for errors and for the draws.
 
         Returns:
-            For each text its ``nbest`` continuations, the best first: tokens behind the text's own.
+            A dictionary for each input: ``tokens``, as for :meth:`predict`, and ``continuations``, the ``nbest``, the
+            best first, each a list of tokens; none of an input without a token.
 
         Raises:
             ConfigError: there is no language model that can go on with a text.
-            TypeError: the inputs are no list.
-            pymtl.training.errors.DataError: there is none, or one has no token.
+            TypeError: the inputs are no list, or one is of another type.
+            ValueError: a number is below 1.
+            pymtl.training.errors.DataError: a record lacks a field, or one does not fit.
         """
         task = self._language_model()
         dataset = self.tasks[task].dataset or ""
-        records = self.records_to_run(inputs, dataset)
+        if isinstance(inputs, str | Mapping) or not isinstance(inputs, Iterable):
+            raise TypeError(f"inputs: expected a list of texts or records, got {type(inputs).__name__}")
+        for name, number in (("count", count), ("batch_size", batch_size)):
+            if number < 1:
+                raise ValueError(f"{name}: expected a number above 0, got {number}")
+        settings = replace(search or Search(), max_length=count)
+        records = [self.record_or_none(given, f"input {first + i}", dataset) for i, given in enumerate(inputs)]
+        own = self.config.sets[dataset]
+        answers: list[Answer] = [
+            {"tokens": [] if record is None else given_tokens(record, own), "continuations": []} for record in records
+        ]
+        known = [i for i, record in enumerate(records) if record is not None]
         model = self._trained.model
-        found: list[list[list[str]]] = []
-        for start in range(0, len(records), batch_size):
-            part = range(start, min(start + batch_size, len(records)))
+        for start in range(0, len(known), batch_size):
+            part = known[start : start + batch_size]
             batch = self._batcher.batch(records, part).to(self.device)
-            settings = replace(search or Search(), max_length=count)
-            every = go_on(
-                model.embedding, model.encoder, model.heads[task], batch.tokens, batch.lengths, settings, count, part
-            )
-            found += [[[self.vocabulary.tokens[i] for i in each.tokens] for each in own] for own in every]
-        return found
+            parts = (model.embedding, model.encoder, model.heads[task])
+            numbers = [first + i for i in part]
+            found = go_on(*parts, batch.tokens, batch.lengths, settings, count, range(FIRST_TOKEN), numbers)
+            for i, every in zip(part, found):
+                answers[i]["continuations"] = [[self.vocabulary.tokens[t] for t in each.tokens] for each in every]
+        return answers
 
     def _language_model(self) -> str:
         """The task that goes on with texts.
@@ -174,8 +194,8 @@ class Predictor(Answering):
         return tasks[0]
 
     def logits(self, inputs: Sequence[Input], dataset: str = "") -> dict[str, Tensor]:
-        """Every task's logits of some texts, all in one batch: [B, C], or [B, T, C] of each token, padded to the
-        longest.
+        """The tasks' logits of some texts, all in one batch: [B, C], or [B, T, C] of each token, padded to the
+        longest. Tasks whose answers are generated have none.
 
         Args:
             inputs: a list as for :meth:`predict`, each input of at least one token.
@@ -188,4 +208,5 @@ class Predictor(Answering):
         records = self.records_to_run(inputs, dataset)
         batch = self._batcher.batch(records, range(len(records))).to(self.device)
         with torch.inference_mode():
-            return dict(self._trained.logits(batch, dataset))
+            found = self._trained.logits(batch, dataset)
+        return {name: z for name, z in found.items() if isinstance(z, Tensor)}

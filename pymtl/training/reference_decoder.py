@@ -194,44 +194,44 @@ def beam_search(
     size = settings.beam_size
     live: list[tuple[list[int], float, Any, list[Tensor]]] = [([], 0.0, state, [])]
     found: list[Hypothesis] = []
+    cut: list[Hypothesis] = []  # off
     for length in range(1, max_length + 2):
         candidates = []
         logits, states, weights = step([each[0][-1] if each[0] else first for each in live], [each[2] for each in live])
         every = logits.double().log_softmax(-1).tolist()
+        ended: set[tuple[int, ...]] = set()
         for row, (tokens, total, _, read) in enumerate(live):
             scores, after = every[row], states[row]
             for token in {*never, *_repeated(tokens, settings.no_repeat_ngram)}:
                 scores[token] = -math.inf
+            if max(scores) == -math.inf and length <= max_length:
+                cut.append(_hypothesis(tokens, total, read, False, settings))
             own = [*read, weights[row]] if weights is not None else []
             candidates += [(total + score, tokens, token, after, own) for token, score in enumerate(scores)]
         candidates = [each for each in candidates if each[0] > -math.inf]
         best = sorted(candidates, key=lambda each: -each[0])[: 2 * size]
         for total, tokens, token, _, read in best[:size]:
             if token == END:
+                ended.add(tuple(tokens))
                 found.append(_hypothesis(tokens, total, read, True, settings))
         found = sorted(found, key=lambda own: -own.score)[:size]
-        ended = {tuple(tokens) for _, tokens, token, _, _ in best[:size] if token == END}
         if length > max_length:
-            live = [each for each in live if tuple(each[0]) not in ended]
+            rest = [each for each in live if tuple(each[0]) not in ended]
+            cut += [_hypothesis(tokens, total, read, False, settings) for tokens, total, _, read in rest]
             break
         live = [([*tokens, t], total, after, read) for total, tokens, t, after, read in best if t != END][:size]
-        reachable = max((total for _, total, _, _ in live), default=-math.inf) / _length(length, settings)
-        if len(found) == size and reachable <= found[-1].score:
-            live = []
-        if not live:
+        reachable = max((total for _, total, _, _ in live), default=-math.inf)
+        if not live or (len(found) == size and _score(reachable, length, settings) <= found[-1].score):
             break
-    for tokens, total, _, read in live:
-        if len(found) < size:
-            found.append(_hypothesis(tokens, total, read, False, settings))
-    return found[: settings.nbest]
+    return [*found, *sorted(cut, key=lambda own: -len(own.tokens))][: settings.nbest]
 
 
-def _length(length: int, settings: Search) -> float:
-    return ((5 + length) / 6) ** settings.length_penalty
+def _score(log_probability: float, length: int, settings: Search) -> float:
+    return log_probability * math.exp(-settings.length_penalty * math.log((5 + length) / 6))
 
 
 def _hypothesis(tokens: list[int], total: float, read: list[Tensor], ended: bool, settings: Search) -> Hypothesis:
-    score = total / _length(len(tokens) + ended, settings)
+    score = _score(total, max(len(tokens) + ended, 1), settings)
     if read and settings.coverage_penalty > 0:
         covered = torch.stack(read).double().sum(0).clamp(NO_COVERAGE, 1.0)
         score += settings.coverage_penalty * float(covered.log().sum())

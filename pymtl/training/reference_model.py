@@ -109,11 +109,12 @@ class MultiTaskModel(nn.Module):
         for task in self.heads if tasks is None else tasks:
             head = self.heads[task]
             if isinstance(head, Decoder):
-                if targets is None:
+                target = None if targets is None else targets.get(task)
+                if target is None:
                     read = head.read(states, lengths)
                     logits[task] = PlainMemory(head, read, head.first(features["last"]))
                 else:
-                    logits[task] = head(states, lengths, features["last"], targets[task])
+                    logits[task] = head(states, lengths, features["last"], target)
                 continue
             if head.attention is None:
                 own = features[head.pooling]

@@ -196,7 +196,7 @@ def test_steps_give_what_the_whole_target_does():
 
 def test_what_is_read_before_each_token():
     targets = packed_targets(torch.tensor([[3, 0, -100], [5, 6, 0], [-100, -100, -100]]))
-    padded, _ = pad_packed_sequence(targets._replace(data=read_before(targets)), batch_first=True)
+    padded, _ = pad_packed_sequence(targets._replace(data=read_before(targets, 7)), batch_first=True)
     assert padded.tolist() == [[0, 3, 0], [0, 5, 6], [0, 0, 0]]
 
 
@@ -280,6 +280,11 @@ BAD = {
     "num_layers": ({"num_layers": -1}, "num_layers: expected a number above 0, got -1"),
     "embedding_dim": ({"embedding_dim": 0}, "embedding_dim: expected a number above 0, got 0"),
     "classes": ({"num_classes": 0}, "expected a number of outputs above 0, got 0"),
+    "attention_heads": ({"attention_heads": 2.0}, "attention_heads: expected a number above 0, got 2.0"),
+    "ignore_index": (
+        {"loss": CrossEntropy(ignore_index=0)},
+        "loss.ignore_index: expected none of the 7 classes, got 0",
+    ),
 }
 
 
@@ -292,14 +297,27 @@ def test_options_that_do_not_fit(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"attention": "dot"}, r"score: expected 'general' or 'additive' for states of 8 and 12 features, got 'dot'"),
-        ({"attention_heads": 3}, "num_heads: expected a divisor of 8 features, got 3"),
-        ({"attention_heads": 8}, "num_heads: expected a divisor of 12 features, got 8"),
+        ({"attention": "dot"}, r"attention: .* a decoder of 8 units and states of 12 features, got 'dot'"),
+        ({"attention_heads": 3}, "attention_heads: expected a divisor of 8, got 3"),
+        ({"attention_heads": 8}, "attention_heads: expected a divisor of 12, got 8"),
     ],
 )
 def test_sizes_that_the_model_knows(options, message):
     with pytest.raises(ValueError, match=rf"heads\['phones'\]: {message}"):
         model_of(options)
+
+
+def test_a_decoder_s_loss_is_of_classes():
+    with pytest.raises(TypeError, match=r"loss: expected a pymtl.CrossEntropy, got MeanSquaredError"):
+        head_of({"loss": pymtl.MeanSquaredError()})
+
+
+def test_an_empty_batch():
+    model = model_of({})
+    x, y = torch.randn(0, 3, E, dtype=torch.float64), torch.zeros(0, 4, dtype=torch.int64)
+    lengths = torch.zeros(0, dtype=torch.int64)
+    assert model(x, lengths, targets={"phones": y})["phones"].shape == (0, 4, C)
+    assert model.eval().generate(x, lengths) == []
 
 
 def test_attention_checks_its_score():
@@ -313,7 +331,15 @@ def test_attention_checks_its_score():
         (torch.zeros(4), TypeError, r"targets\['phones'\]: expected int64 tokens \[B, S\], got 1-D torch.float32"),
         (torch.zeros(3, 2, dtype=torch.int64), ValueError, r"targets\['phones'\]: expected 4 sequences, got 3"),
         (torch.tensor([[-100, 1]] * 4), ValueError, r"targets\['phones'\]: expected tokens first and -100 behind them"),
-        (torch.full((4, 2), C), IndexError, "index out of range|out of bounds"),
+        (torch.full((4, 2), C), IndexError, r"targets\['phones'\]: Target 7 is out of bounds"),
+        (torch.full((4, 2), -3), IndexError, r"targets\['phones'\]: Target -3 is out of bounds"),
+        (
+            torch.zeros(4, 2, dtype=torch.int32),
+            TypeError,
+            r"targets\['phones'\]: expected int64 tokens \[B, S\], got 2-D",
+        ),
+        ([[0]] * 4, TypeError, r"targets\['phones'\]: expected int64 tokens \[B, S\], got a list"),
+        (pymtl.pack(torch.zeros(4, 2, 1), [2, 1, 1, 2], batch_first=True), TypeError, r"tokens \[N\], packed, got 2-D"),
     ],
 )
 def test_targets_that_do_not_fit(targets, error, message):

@@ -23,6 +23,7 @@ SEARCHES = {
     "no repeats": Search(beam_size=2, nbest=2, no_repeat_ngram=2, length_penalty=2.0),
     "no token twice": Search(beam_size=3, no_repeat_ngram=1),
     "one token": Search(beam_size=3, nbest=2, max_length=1),
+    "a huge penalty": Search(beam_size=2, length_penalty=1e308),
 }
 every_search = pytest.mark.parametrize("settings", SEARCHES.values(), ids=SEARCHES)
 
@@ -212,7 +213,7 @@ def language_model(cell=LSTM, layers=1, embedding=None, heads=None, **options):
 def test_a_language_model_goes_on_with_a_text(cell, options, layers, settings):
     model = language_model(cell, layers, **options)
     x, lengths = sentences()
-    for i, own in enumerate(model.generate(x, lengths, search=settings, max_length=5)):
+    for i, own in enumerate(model.generate(x, lengths, search=settings, max_length=5, never=[0, 1])):
         assert len(own) == 2
         for found in own:
             text, total = x[i, : lengths[i]].tolist(), 0.0
@@ -223,7 +224,54 @@ def test_a_language_model_goes_on_with_a_text(cell, options, layers, settings):
             assert len(found.tokens) == 5
             assert not found.ended
             assert found.log_probability == pytest.approx(total)
-            assert not {0, 1} & set(found.tokens)  # padding and unknown tokens
+            assert not {0, 1} & set(found.tokens)
+
+
+@pytest.mark.parametrize("settings", [Search(no_repeat_ngram=1), Search(no_repeat_ngram=1, sample=True)])
+def test_what_is_found_is_given_where_no_token_may_follow(settings):
+    model = language_model()
+    found = model.generate(torch.tensor([[3, 4]]), search=settings, max_length=2 * WORDS, never=[0, 1])[0][0]
+    assert sorted(found.tokens) == list(range(2, WORDS))
+    assert math.isfinite(found.log_probability)
+
+
+def test_token_0_is_a_word_of_a_language_model_as_others():
+    model = language_model()
+    with torch.no_grad():
+        model.heads["words"].bias[0] = 100
+    assert model.generate(torch.tensor([[3, 4]]), max_length=3)[0][0].tokens == [0, 0, 0]
+
+
+def test_a_number_that_is_none_is_an_error():
+    model = model_of()
+    with torch.no_grad():
+        model.heads["phones"].bias[3] = math.nan
+    with pytest.raises(RuntimeError, match="logits: expected numbers to choose the next token by, got nan"):
+        model.generate(*sentences(), "phones")
+
+
+def test_a_tiny_temperature_takes_the_likeliest():
+    model = model_of(4)
+    x, lengths = sentences()
+    drawn_ = model.generate(x, lengths, "phones", Search(sample=True, temperature=1e-320), 9, never=[1])
+    greedy = model.generate(x, lengths, "phones", max_length=9, never=[1])
+    assert [own[0].tokens for own in drawn_] == [own[0].tokens for own in greedy]
+
+
+def test_generating_needs_eval_mode_and_sound_numbers():
+    model = language_model()
+    x = torch.ones(2, 3, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="generate: expected a model in eval mode, got one in training"):
+        model.train().generate(x)
+    model.eval()
+    for lengths in ([0, 3], [4, 3]):
+        with pytest.raises(RuntimeError, match="lengths"):
+            model.generate(x, lengths)
+    with pytest.raises(ValueError, match="max_length: expected a number above 0, got -1"):
+        model.generate(x, max_length=-1)
+    with pytest.raises(ValueError, match="never: expected tokens below 20, got 20"):
+        model.generate(x, never=[20])
+    assert model.generate(x[:0]) == []
 
 
 NOT_ON = {
@@ -237,7 +285,7 @@ NOT_ON = {
             nn.Embedding(WORDS, 6),
             SharedPrivate(["words", "b"], 6, 8, 1, False),
             {"words": LanguageModelHead(WORDS, 7), "b": ClassificationHead(2)},
-        ),
+        ).eval(),
         "an encoder that all tasks share, got SharedPrivate",
     ),
 }
@@ -255,19 +303,20 @@ def test_a_language_model_that_cannot_go_on(make, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beam_size": 0}, "beam_size: expected a number above 0, got 0"),
-        ({"nbest": 0}, "nbest: expected a number above 0, got 0"),
+        ({"beam_size": 0}, "beam_size: expected a whole number above 0, got 0"),
+        ({"beam_size": 2.5}, "beam_size: expected a whole number above 0, got 2.5"),
+        ({"nbest": 0}, "nbest: expected a whole number above 0, got 0"),
         ({"beam_size": 2, "nbest": 3}, "nbest: expected at most beam_size = 2 without sampling, got 3"),
         ({"beam_size": 2, "sample": True}, r"beam_size: expected none with sampling \(nbest says how many"),
         ({"length_penalty": -1}, "length_penalty: expected a number of at least 0, got -1"),
         ({"coverage_penalty": math.nan}, "coverage_penalty: expected a number of at least 0, got nan"),
-        ({"no_repeat_ngram": -1}, "no_repeat_ngram: expected a number of at least 0, got -1"),
-        ({"max_length": 0}, "max_length: expected a number above 0, got 0"),
+        ({"no_repeat_ngram": -1}, "no_repeat_ngram: expected a whole number of at least 0, got -1"),
+        ({"max_length": 0}, "max_length: expected a whole number above 0, got 0"),
         ({"temperature": 0}, "temperature: expected a number above 0, got 0"),
-        ({"top_k": -1}, "top_k: expected a number of at least 0, got -1"),
+        ({"top_k": -1}, "top_k: expected a whole number of at least 0, got -1"),
         ({"top_p": 0}, "top_p: expected a number above 0, at most 1, got 0"),
         ({"top_p": 1.1}, "top_p: expected a number above 0, at most 1, got 1.1"),
-        ({"seed": -1}, "seed: expected a number of at least 0, got -1"),
+        ({"seed": -1}, "seed: expected a whole number of at least 0, got -1"),
     ],
 )
 def test_settings_that_do_not_fit(options, message):

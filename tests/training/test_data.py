@@ -14,6 +14,7 @@ from pymtl.training import config as configuration
 from pymtl.training.batches import Batcher, buckets
 from pymtl.training.data import read_records
 from pymtl.training.errors import DataError, RunError
+from pymtl.training.kinds.sequences import RightAnswers
 from pymtl.training.vocabulary import Vocabulary
 
 MINIMAL = '[data]\ntrain = "a.jsonl"\nvalid = "b.jsonl"\n[tasks.intent]\nkind = "classification"\n'
@@ -195,7 +196,7 @@ ONE = '[data]\ntrain = "data.jsonl"\n[tasks.t]\n'
 )
 def test_labels_of_ctc_need_a_token_each_and_one_between_equal_neighbours(read, load, tokens, labels, steps):
     config = load(ONE + 'kind = "ctc"\n')
-    assert read({"tokens": ["w"] * steps, "t": labels}, config=config)[0].labels == {"t": labels}
+    assert read({"tokens": ["w"] * steps, "t": labels}, config=config)[0].labels == {"t": RightAnswers(tuple(labels))}
     with pytest.raises(DataError, match=f"data.jsonl:1: field 't': .* fit into {tokens} tokens, got {steps} steps"):
         read({"tokens": ["w"] * tokens, "t": labels}, config=config)
 

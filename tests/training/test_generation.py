@@ -17,7 +17,7 @@ from pymtl.training import config as configuration
 from pymtl.training.data import read_all
 from pymtl.training.errors import ConfigError, DataError
 from pymtl.training.kinds import KINDS
-from pymtl.training.kinds.generation import RightAnswers, error_rate
+from pymtl.training.kinds.sequences import RightAnswers, error_rate
 from pymtl.training.run import Run
 from pymtl.training.vocabulary import Vocabulary
 
@@ -83,11 +83,13 @@ def test_answers_on_the_command_line(folder, capsys):
     assert text.startswith("turned: d c b a (")
     answer = json.loads(printed(capsys, "predict", run, "a b c d", "--json", "--beam", 3, "--nbest", 3))
     assert answer["turned"] == ["d", "c", "b", "a"]
-    assert [set(each) for each in answer["turned/nbest"]] == [{"answer", "probability", "score"}] * 3
+    assert [set(each) for each in answer["turned/nbest"]] == [{"answer", "probability", "score", "ended"}] * 3
     assert answer["turned/nbest"][0]["answer"] == answer["turned"]
     assert 0.5 < answer["turned/probability"] <= 1
     short = json.loads(printed(capsys, "predict", run, "a b c d", "--json", "--max-length", 2))
     assert short["turned"] == ["d", "c"]
+    assert (answer["turned/ended"], short["turned/ended"]) == (True, False)
+    assert ", cut off)" in printed(capsys, "predict", run, "a b c d", "--max-length", 2)
     lines = printed(capsys, "predict", run, "a b", "c d", "--nbest", 2).split("\n\n")
     assert [len(each.strip().splitlines()) for each in lines] == [2, 2]
 
@@ -163,7 +165,10 @@ def test_batches_do_not_change_answers(folder):
 WRONG = {
     "no generation": (["--continue", "3"], "expected a run with one language model to go on with a text, got 0"),
     "samples": (["--top-k", "3"], "--top-k: expected --sample with it"),
-    "more than the beam": (["--beam", "2", "--nbest", "3"], "--nbest: expected at most beam_size = 2"),
+    "more than the beam": (
+        ["--beam", "2", "--nbest", "3"],
+        "--nbest: expected at most --beam 2 without sampling, got 3",
+    ),
     "beam of samples": (["--beam", "2", "--sample"], "--beam: expected none with sampling"),
     "temperature": (["--sample", "--temperature", "0"], "--temperature: expected a number above 0, got 0"),
 }
@@ -231,8 +236,17 @@ def test_several_right_answers(tmp_path):
     ]
     _, found, _ = labels(tmp_path, "".join(json.dumps(each) + "\n" for each in given), references="all")
     assert set(found) == {RightAnswers(("a",), (("b", "c"),)), RightAnswers(("d",))}
-    _, found, _ = labels(tmp_path, "text,said,all\nx,a b,a b | c\ny,d,\n", "csv", references="all")
-    assert set(found) == {RightAnswers(("a", "b"), (("c",),), True), RightAnswers(("d",), (), True)}
+    _, found, _ = labels(tmp_path, "text,said,all\nx,a b,a b | c | |\ny,d,\nz,e,|\n", "csv", references="all")
+    expected = {
+        RightAnswers(("a", "b"), (("c",),), True),
+        RightAnswers(("d",), (), True),
+        RightAnswers(("e",), (), True),
+    }
+    assert set(found) == expected
+    none = [{"text": "x", "said": ["a"], "all": []}, {"text": "y", "said": ["b", "c"]}]
+    _, found, sets = labels(tmp_path, "".join(json.dumps(each) + "\n" for each in none), references="all")
+    assert set(found) == {RightAnswers(("a",)), RightAnswers(("b", "c"))}
+    assert "said: no record has another right answer in 'all'" in sets.notes
 
 
 def test_the_vocabulary_begins_with_the_end(tmp_path):
@@ -257,8 +271,15 @@ def test_the_vocabulary_begins_with_the_end(tmp_path):
         (lines(["a", "<end>"]), {}, "expected answers without <end>"),
         (lines("a <unk>"), {}, "expected answers without <unk>"),
         (lines("a", ["b"]), {}, "tasks.said: expected labels that are all texts or all lists of tokens, got both"),
-        (lines("a", all=3), {"references": "all"}, "field 'all': expected a list of answers, got 3"),
-        (lines("a", all=[3]), {"references": "all"}, "expected a text or a list of strings, got 3"),
+        (lines("a", all=3), {"references": "all"}, "its references in 'all': expected a list of answers, got 3"),
+        (lines("a", all="b"), {"references": "all"}, "its references in 'all': expected a list of answers, got 'b'"),
+        (lines("a", all=[3]), {"references": "all"}, "in 'all': expected a text or a list of strings, got 3"),
+        (
+            lines("a", all=["b", ""]),
+            {"references": "all"},
+            "its references in 'all': expected answers, got an empty one",
+        ),
+        (lines("a", all=["\ud800"]), {"references": "all"}, "its references in 'all': field 'all': "),
     ],
 )
 def test_labels_that_do_not_fit(tmp_path, text, options, message):
@@ -413,6 +434,48 @@ def test_a_run_s_report_times_it_beside_plain_pytorch(tmp_path, capsys):
 # Language models.
 
 
+def test_a_batch_without_a_label_of_the_decoder_is_timed_too(tmp_path, capsys):
+    path = toy.write_files(tmp_path, JOINT)
+    records = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    for record in records[1:]:
+        record["tags"] = None
+    records[0]["tags"] = records[0]["slots"]
+    toy.write_lines(tmp_path / "train.jsonl", records)
+    options = ["--set", "training.epochs=1", "--set", "tasks.tags.field=tags"]
+    toy.quiet("train", path, "--run", tmp_path / "run", *options)
+    assert "plain PyTorch, packed" in printed(capsys, "report", tmp_path / "run", "--batches", 3)
+
+
+CTC = """
+[data]
+train = "train.jsonl"
+
+[tasks.said]
+kind = "ctc"
+references = "all"
+"""
+
+
+def test_ctc_is_scored_by_the_nearest_right_answer(tmp_path):
+    given = [{"tokens": ["x"] * 4, "said": ["a"], "all": [["b", "c"]]}] * 4
+    toy.write_lines(tmp_path / "train.jsonl", given)
+    (tmp_path / "run.toml").write_text(CTC, encoding="utf-8")
+    sets = read_all(configuration.load(tmp_path / "run.toml"))
+    (label, *_) = (record.labels["said"] for record in sets.train[""])
+    assert label == RightAnswers(("a",), (("b", "c"),))
+    rules, task = KINDS["ctc"], sets.config.tasks["said"]
+    found = rules.score([label] * 2, [["b", "c"], ["b"]], [{}] * 2, Scored(task, []))
+    assert found == {"label_accuracy": pytest.approx(1 - 1 / 3), "exact_match": 0.5}
+
+
+def test_several_answers_of_one_task_do_not_widen_ctc_s_search():
+    task = type("Task", (), {"beam_size": 3})()
+    assert KINDS["ctc"].search(task, Search(nbest=8)).beam_size == 1
+    assert KINDS["ctc"].search(task, Search(beam_size=8)).beam_size == 8
+    assert KINDS["generation"].search(task, Search(nbest=8)).beam_size == 8
+    assert KINDS["generation"].search(task, None).beam_size == 3
+
+
 def test_a_language_model_goes_on_with_a_text(tmp_path, capsys):
     records = [{"tokens": list("abcdefgh" * 3)[i : i + 9]} for i in range(8)] * 8
     toy.write_lines(tmp_path / "train.jsonl", records)
@@ -424,11 +487,31 @@ def test_a_language_model_goes_on_with_a_text(tmp_path, capsys):
     toy.quiet("train", tmp_path / "run.toml", "--run", tmp_path / "run")
     assert printed(capsys, "predict", tmp_path / "run", "b c d", "--continue", 5) == "b c d e f g h a\n"
     found = printed(capsys, "predict", tmp_path / "run", "a b", "--continue", 2, "--json", "--nbest", 2)
-    assert json.loads(found.splitlines()[0]) == {"text": "a b", "continuation": ["c", "d"]}
-    assert len(found.splitlines()) == 2
+    (line,) = map(json.loads, found.splitlines())
+    assert line["tokens"] == ["a", "b"]
+    assert line["continuations"][0] == ["c", "d"]
+    assert len(line["continuations"]) == 2
+    assert len(printed(capsys, "predict", tmp_path / "run", "a b", "--continue", 2, "--nbest", 2).splitlines()) == 2
+    record = json.dumps({"tokens": ["a", "b"]})
+    assert printed(capsys, "predict", tmp_path / "run", "--records", record, "--continue", 1) == "a b c\n"
+    assert printed(capsys, "predict", tmp_path / "run", "a", "", "b", "--continue", 1) == "a b\n\nb c\n"
     given = ["predict", tmp_path / "run", "a b", "--continue", 6, "--sample", "--temperature", 50]
     assert printed(capsys, *given, "--seed", 1) == printed(capsys, *given, "--seed", 1)
     assert printed(capsys, *given, "--seed", 1) != printed(capsys, *given, "--seed", 2)
     model = pymtl.load(tmp_path / "run")
-    assert model.go_on(["c d", ["g", "h"]], 3) == [[["e", "f", "g"]], [["a", "b", "c"]]]
-    assert model.go_on(["c d"] * 5, 3, batch_size=2) == [[["e", "f", "g"]]] * 5
+    expected = [
+        {"tokens": list("cd"), "continuations": [list("efg")]},
+        {"tokens": list("gh"), "continuations": [list("abc")]},
+    ]
+    assert model.go_on(["c d", ["g", "h"]], 3) == expected
+    search = Search(sample=True, temperature=50.0)
+    whole = model.go_on(["c d"] * 5, 3, search)
+    assert model.go_on(["c d"] * 5, 3, search, batch_size=2) == whole
+    assert [model.go_on(["c d"], 3, search, first=i)[0] for i in range(1, 6)] == whole
+    assert model.go_on(["a zz"], 20, Search(no_repeat_ngram=1))[0]["continuations"][0] != []
+    for options, message in (({"count": 0}, "count"), ({"batch_size": 0}, "batch_size")):
+        with pytest.raises(ValueError, match=f"{message}: expected a number above 0, got 0"):
+            model.go_on(["a"], **{"count": 2, **options})
+    for option in ("--max-length", "--coverage-penalty", "--length-penalty"):
+        assert main(["predict", str(tmp_path / "run"), "a", "--continue", "3", option, "2"]) == 1
+        assert f"{option}: expected none beside --continue" in capsys.readouterr().err

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from pymtl.serving.generation import Search
 from pymtl.serving.records import Record
 from pymtl.training import config as configuration
 from pymtl.training.batches import Batcher
@@ -185,7 +186,7 @@ def test_a_beam_finds_labels_whose_paths_together_are_likelier_than_the_likelies
     batch = Batcher(vocabulary, config).batch([Record(["w", "w"], {})], [0])
     logits = {"t": torch.tensor([[[0.6, 0.4], [0.6, 0.4]]]).log()}  # 0.36 of nothing, 0.64 of a
     assert decode(logits, batch, config, vocabulary) == [{"t": []}]
-    assert decode(logits, batch, config, vocabulary, beam_size=3) == [{"t": ["a"]}]
+    assert decode(logits, batch, config, vocabulary, search=Search(beam_size=3)) == [{"t": ["a"]}]
 
 
 def perplexities(factor):

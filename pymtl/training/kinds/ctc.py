@@ -11,38 +11,34 @@ from torch import Tensor, nn
 
 from pymtl.heads import CTCHead
 from pymtl.serving.answers import NO_LABEL, CTCAnswers, Scored
-from pymtl.serving.values import are_strings, is_string
+from pymtl.serving.values import are_strings, is_string, shown
 from pymtl.training.errors import DataError
-from pymtl.training.kinds.base import Kind, Learned
+from pymtl.training.kinds.base import Learned
+from pymtl.training.kinds.sequences import ReferenceOptions, RightAnswers, SequenceKind, error_rate, exact_matches
 
 BLANK = "<blank>"
 
 
-class CTC(CTCAnswers, Kind):
-    """One minus the label error rate."""
+class CTC(CTCAnswers, SequenceKind):
+    """One minus the label error rate; exact matches."""
 
-    scores = ("label_accuracy",)
+    Options = ReferenceOptions
+    scores = ("label_accuracy", "exact_match")
 
     def of_cell(self, cell: str, task: Any) -> list[str]:
         return cell.split()
 
-    def as_cell(self, value: Any) -> str:
-        return " ".join(value)
+    def sequence_of(self, answer: Any, task: Any) -> tuple[str, ...]:
+        if not are_strings(answer) or BLANK in answer:
+            expected = f"a list of at least one string, none of them {BLANK}"
+            raise DataError(f"expected {expected}, got {shown(answer, is_string)}")
+        return tuple(answer)
 
-    def is_element(self, value: Any) -> bool:
-        return is_string(value)
-
-    def strata(self, label: Any) -> tuple[str, ...]:
-        return ()
-
-    def expects(self, label: Any, task: Any, length: int) -> tuple[bool, str]:
-        fits = are_strings(label) and len(label) > 0 and BLANK not in label
-        return fits, f"a list of at least one string, none of them {BLANK}"
-
-    def check_label(self, field: str, label: Any, task: Any, length: int) -> None:
+    def check_label(self, field: str, label: RightAnswers, task: Any, length: int) -> None:
+        if not label.tokens:
+            raise DataError(f"field {field!r}: expected at least one label, got none")
         # A path passes through a blank between equal neighbours.
-        fits, _ = self.expects(label, task, length)
-        needed = len(label) + sum(a == b for a, b in pairwise(label)) if fits else 0
+        needed = len(label.tokens) + sum(a == b for a, b in pairwise(label.tokens))
         if needed > length:
             raise DataError(f"field {field!r}: expected labels that fit into {length} tokens, got {needed} steps")
         super().check_label(field, label, task, length)
@@ -50,8 +46,10 @@ class CTC(CTCAnswers, Kind):
     def vocabulary(self, name: str, values: Sequence[Any], task: Any) -> list[str]:
         return [BLANK, *super().vocabulary(name, values, task)]
 
-    def target(self, label: list[str], encoding: Mapping[str, int], tokens: Tensor, task: Any, config: Any) -> Tensor:
-        return torch.tensor([encoding[symbol] for symbol in label if symbol in encoding], dtype=torch.int64)
+    def target(
+        self, label: RightAnswers, encoding: Mapping[str, int], tokens: Tensor, task: Any, config: Any
+    ) -> Tensor:
+        return torch.tensor([encoding[symbol] for symbol in label.tokens if symbol in encoding], dtype=torch.int64)
 
     def count_labels(self, target: Tensor, weight: Sequence[float] | None = None) -> float:
         return int((target != NO_LABEL).any(1).sum())  # sequences
@@ -62,12 +60,8 @@ class CTC(CTCAnswers, Kind):
     def score(
         self, truth: Sequence[Any], guess: Sequence[Any], details: Sequence[Mapping[str, Any]], scored: Scored
     ) -> dict[str, float]:
-        from torchmetrics.functional.text import word_error_rate
-
-        # Labels may hold spaces, words may not.
-        ids = {label: str(i) for i, label in enumerate(sorted({label for row in (*truth, *guess) for label in row}))}
-        texts = [[" ".join(ids[label] for label in row) for row in rows] for rows in (guess, truth)]
-        return {"label_accuracy": 1 - float(word_error_rate(*texts))}
-
-    def is_right(self, truth: list[str], guess: list[str], task: Any) -> bool:
-        return truth == guess
+        found = list(map(tuple, guess))
+        return {
+            "label_accuracy": 1 - error_rate(list(map(list, truth)), found),
+            "exact_match": exact_matches(truth, found),
+        }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -15,22 +15,20 @@ from pymtl.serving.answers import GenerationAnswers, Scored
 from pymtl.serving.encoding import UNKNOWN
 from pymtl.serving.generation import END
 from pymtl.serving.generation import UNKNOWN as UNKNOWN_ID
-from pymtl.serving.values import are_strings, check_text, is_missing, shown
+from pymtl.serving.values import are_strings, shown
 from pymtl.training.errors import DataError
-from pymtl.training.kinds.base import AttentionHeadsOptions, Kind, Learned, Requirement, SmoothingOptions, Source
+from pymtl.training.kinds.base import AttentionHeadsOptions, Learned, Requirement, SmoothingOptions
+from pymtl.training.kinds.sequences import ReferenceOptions, RightAnswers, SequenceKind, error_rate, exact_matches
 
 END_NAME = "<end>"
 SPECIAL = (END_NAME, UNKNOWN)  # the first labels
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerationOptions(AttentionHeadsOptions, SmoothingOptions):
+class GenerationOptions(ReferenceOptions, AttentionHeadsOptions, SmoothingOptions):
     # What answers are made of: "tokens" of labels that are lists; of labels that are texts "words", what stands between
     # spaces, or "characters". "auto": "tokens" or "words"
     units: Literal["auto", "tokens", "words", "characters"] = "auto"
-    # The field of all right answers, where several may be: a list of them, in a table with | between; the task's own
-    # field is what is trained on
-    references: str | None = None
     label_min_count: int = 1  # tokens of answers that are rarer in training are not learnt
     decoder_cell: Literal["lstm", "gru"] = "lstm"  # what writes the answers
     decoder_size: int = 256  # its units
@@ -43,20 +41,7 @@ class GenerationOptions(AttentionHeadsOptions, SmoothingOptions):
     max_length: int = 0  # tokens of an answer at most; 0: twice as many as the longest in training
 
 
-@dataclass(frozen=True)
-class RightAnswers:
-    """A label: the answer that is trained on, and further ones that are right; whether it is a text in the records."""
-
-    tokens: tuple[str, ...]
-    further: tuple[tuple[str, ...], ...] = ()
-    is_text: bool = False
-
-    def __iter__(self) -> Iterator[tuple[str, ...]]:
-        yield self.tokens
-        yield from self.further
-
-
-class Generation(GenerationAnswers, Kind):
+class Generation(GenerationAnswers, SequenceKind):
     """Edit distance to the nearest right answer, over the answers' lengths; exact matches; of texts the same of words,
     BLEU and chrF by sacrebleu."""
 
@@ -79,28 +64,7 @@ class Generation(GenerationAnswers, Kind):
     def of_cell(self, cell: str, task: Any) -> list[str] | str:
         return cell.split() if task.units == "tokens" else cell.strip()
 
-    def as_cell(self, value: Any) -> str:
-        return value if isinstance(value, str) else " ".join(value)
-
-    def of_value(self, value: Any, task: Any, source: Source) -> Any:
-        if isinstance(value, RightAnswers):
-            return value
-        further = source.values.get(task.references) if task.references is not None else None
-        if is_missing(further):
-            further = []
-        elif isinstance(further, str) and task.references in source.cells:
-            further = [self.of_cell(part, task) for part in further.split("|")]
-        elif isinstance(further, str) or (are_strings(further) and not isinstance(value, str)):
-            further = [further]
-        if not isinstance(further, list):
-            raise DataError(f"field {task.references!r}: expected a list of answers, got {shown(further)}")
-        first, *others = (self._tokens(answer, task) for answer in [value, *further])
-        distinct = tuple(dict.fromkeys(other for other in others if other != first))
-        return RightAnswers(first, distinct, isinstance(value, str))
-
-    @staticmethod
-    def _tokens(answer: Any, task: Any) -> tuple[str, ...]:
-        """The units of an answer."""
+    def sequence_of(self, answer: Any, task: Any) -> tuple[str, ...]:
         wanted = {"tokens": "a list of strings", "auto": "a text or a list of strings"}.get(task.units, "a text")
         is_text = isinstance(answer, str)
         if not (is_text or are_strings(answer)) or (task.units != "auto" and is_text != (task.units != "tokens")):
@@ -111,15 +75,8 @@ class Generation(GenerationAnswers, Kind):
                 raise DataError(f"expected answers without {name}, which has a meaning of its own here")
         return tuple(found)
 
-    def check_label(self, field: str, label: Any, task: Any, length: int) -> None:
-        for answer in label:
-            check_text(field, answer)
-
-    def strata(self, label: Any) -> tuple[str, ...]:
-        return ()
-
-    def parts(self, label: RightAnswers | None) -> tuple[str, ...]:
-        return () if label is None else label.tokens
+    def form(self, tokens: Sequence[str], task: Any) -> list[str] | str:
+        return self.in_form(tokens, task)
 
     def vocabulary(self, name: str, values: Sequence[Any], task: Any) -> list[str]:
         counts = Counter(token for label in values for token in label.tokens)
@@ -131,6 +88,7 @@ class Generation(GenerationAnswers, Kind):
         if any(texts) != all(texts):
             raise DataError(f"tasks.{name}: expected labels that are all texts or all lists of tokens, got both")
         units = ("words" if any(texts) else "tokens") if task.units == "auto" else task.units
+        super().settled(name, task, values, notes)
         longest = max((len(label.tokens) for label in values), default=0)
         return replace(task, units=units, max_length=task.max_length or max(2 * longest, 1))
 
@@ -158,21 +116,14 @@ class Generation(GenerationAnswers, Kind):
 
     # From answers to scores.
 
-    def in_report(self, label: RightAnswers, task: Any) -> Any:
-        answers = [self.in_form(answer, task) for answer in label]
-        return answers if label.further else answers[0]
-
-    def is_right(self, truth: RightAnswers, guess: Any, task: Any) -> bool:
-        return tuple(self.tokens_of(guess, task)) in set(truth)
-
     def score(
         self, truth: Sequence[Any], guess: Sequence[Any], details: Sequence[Mapping[str, Any]], scored: Scored
     ) -> dict[str, float]:
         task = scored.task
         found = [tuple(self.tokens_of(each, task)) for each in guess]
         scores = {
-            "token_error_rate": error_rate([list(label) for label in truth], found),
-            "exact_match": sum(own in set(label) for label, own in zip(truth, found)) / len(truth),
+            "token_error_rate": error_rate(list(map(list, truth)), found),
+            "exact_match": exact_matches(truth, found),
         }
         if task.units == "tokens":
             return scores
@@ -187,14 +138,3 @@ class Generation(GenerationAnswers, Kind):
         scores["bleu"] = sacrebleu.corpus_bleu(list(guess), references).score / 100
         scores["chrf"] = sacrebleu.corpus_chrf(list(guess), references).score / 100
         return scores
-
-
-def error_rate(truth: Sequence[Sequence[Sequence[str]]], guess: Sequence[Sequence[str]]) -> float:
-    """The edit distance of each guess to the nearest of its right answers, over that one's length, summed over all."""
-    from rapidfuzz.distance import Levenshtein
-
-    distance, length = 0, 0
-    for right, own in zip(truth, guess):
-        nearest, size = min(((Levenshtein.distance(one, own), len(one)) for one in right), key=lambda pair: pair[0])
-        distance, length = distance + nearest, length + size
-    return distance / max(length, 1)
