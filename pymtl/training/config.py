@@ -48,7 +48,7 @@ class DataConfig:
     columns: list[str] = dataclasses.field(default_factory=list)
     tokens: str = "tokens"  # the field of the text, a string or a list of tokens; "text" where there is only that
     # What splits a text that is a string: "words" at spaces and punctuation, "whitespace" at spaces, "characters" into
-    # single characters, spaces left out; "auto" takes "whitespace" where tags of its words stand beside it, else "words"
+    # single characters, without spaces; "auto" takes "whitespace" where tags of its words stand beside it, else "words"
     tokenizer: Literal["auto", "words", "whitespace", "characters"] = "auto"
     lowercase: bool = False  # whether the model reads all letters as small ones
     holdout: float = 0.1  # the share held out without a file to validate on, as many of each label as of all
