@@ -515,3 +515,19 @@ def test_a_language_model_goes_on_with_a_text(tmp_path, capsys):
     for option in ("--max-length", "--coverage-penalty", "--length-penalty"):
         assert main(["predict", str(tmp_path / "run"), "a", "--continue", "3", option, "2"]) == 1
         assert f"{option}: expected none beside --continue" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ([["a", "b", "a"], ["c"], ["b", "a"]], "generation"),
+        ([["a", "b"], ["c"], ["b", "a", "c", "d"]], "multilabel"),  # which never name a label twice
+        ([["a", "a"], ["b", "c"], ["b", "b"]], "tagging"),  # as many as tokens
+    ],
+    ids=["generation", "multilabel", "tagging"],
+)
+def test_init_takes_lists_whose_order_counts_for_answers(tmp_path, capsys, said, kind):
+    toy.write_lines(tmp_path / "new.jsonl", [{"tokens": ["x", "y"], "said": each} for each in said * 4])
+    assert f"said: {kind}" in printed(capsys, "init", tmp_path / "new.jsonl")
+    config = configuration.load(tmp_path / "new.toml")
+    assert config.tasks["said"].kind == kind

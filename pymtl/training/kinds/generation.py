@@ -17,7 +17,7 @@ from pymtl.serving.generation import END
 from pymtl.serving.generation import UNKNOWN as UNKNOWN_ID
 from pymtl.serving.values import are_strings, shown
 from pymtl.training.errors import DataError
-from pymtl.training.kinds.base import AttentionHeadsOptions, Learned, Requirement, SmoothingOptions
+from pymtl.training.kinds.base import AttentionHeadsOptions, Column, Learned, Requirement, SmoothingOptions
 from pymtl.training.kinds.sequences import ReferenceOptions, RightAnswers, SequenceKind, error_rate, exact_matches
 
 END_NAME = "<end>"
@@ -47,6 +47,7 @@ class Generation(GenerationAnswers, SequenceKind):
 
     Options = GenerationOptions
     has_reference = True
+    looked_for = 1
     scores = ("token_error_rate", "exact_match", "word_error_rate", "bleu", "chrf")
     lower_is_better = frozenset({"token_error_rate", "word_error_rate"})
 
@@ -60,6 +61,13 @@ class Generation(GenerationAnswers, SequenceKind):
         ]
 
     # From records to targets.
+
+    def suits(self, column: Column) -> str | None:
+        """Texts may be anything; a list that names something twice is no set of labels."""
+        if column.is_cells or not all(map(are_strings, column.values)):
+            return None
+        twice = sum(len(set(value)) < len(value) for value in column.values)
+        return "lists of strings, whose order counts" if 50 * twice >= len(column.values) else None
 
     def of_cell(self, cell: str, task: Any) -> list[str] | str:
         return cell.split() if task.units == "tokens" else cell.strip()
