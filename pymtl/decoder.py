@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,25 @@ from pymtl.heads import Head, Reads
 from pymtl.losses import CrossEntropy
 from pymtl.ops.late_errors import refuse_where
 from pymtl.recurrent import GRU, LSTM
+from pymtl.reference.attention import tokens_of
 from pymtl.reference.pooling import sequences_of
-from pymtl.serving.generation import END
+from pymtl.serving.generation import END, UNKNOWN
 from pymtl.states import States
 
 CELLS = {"lstm": LSTM, "gru": GRU}
+NO_PROBABILITY = 1e-12  # added to probabilities whose logarithm is taken
 State = tuple[Tensor, ...]  # h, and of an LSTM c: [L, B, H] each
-Step = Callable[[Tensor, State, Attended, Tensor], tuple[Tensor, State, Tensor]]
+
+
+class Copied(NamedTuple):
+    """What each packed token of the input is among a decoder's classes, ``classes`` int64 [N], and how many classes
+    there are with those of the tokens that are none, ``count``."""
+
+    classes: Tensor
+    count: int
+
+
+Step = Callable[[Tensor, State, Attended, Tensor, Copied | None], tuple[Tensor, State, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -34,13 +46,14 @@ class Memory:
 
     ``step``: :meth:`DecoderHead.step` of the decoder; ``attended``: the encoder's states, packed; ``initial``: the
     decoder's first states [L, B, H], in the packed order; ``places``: of each sentence of the batch, its place in that
-    order, int64 [B].
+    order, int64 [B]; ``copied``: what a decoder that copies has to know, else None.
     """
 
     step: Step
     attended: Attended
     initial: State
     places: Tensor
+    copied: Copied | None = None
 
     def lengths(self) -> Tensor:
         """Of the sentences, in the batch's order, int64 [B] on the CPU."""
@@ -63,6 +76,16 @@ class DecoderHead(Head):
     What attention reads does not enter the next step (no input feeding), so in training the whole target is one call
     of the recurrence on packed tokens, and attention follows.
 
+    With ``copy`` a token may be copied from the input (See et al. 2017, "Get To The Point: Summarization with
+    Pointer-Generator Networks", equations 8 and 9): with x_i = E y_{i-1}::
+
+        g_i = sigmoid(W_g [h_i; c_i; x_i] + b_g)
+        P(w) = g_i p(y_i = w) + (1 - g_i) sum of a_it over the tokens t that are w
+
+    A token of the input that is no class gets one of its own behind the others, C for the first such token of its
+    sequence, C + 1 for the next. ``sources`` of the model say what each token is, and logits are ``log P``, as wide as
+    the batch needs.
+
     Class 0 ends a sequence, and is read before its first token. Targets are int64 [B, S], filled up with
     ``ignore_index``, and each ends in class 0; a sequence of nothing but ``ignore_index`` has no label. A
     :class:`pymtl.MultiTaskModel` takes them as ``targets`` and gives logits [B, S, C] of the next token at each;
@@ -75,6 +98,8 @@ class DecoderHead(Head):
         attention, attention_heads: as ``score`` and ``num_heads`` of :class:`pymtl.Attention`.
         tied: whether W_o is the embedding E (Press & Wolf 2017); W_c then gives as many features as E has.
         dropout: in training, of the embedded tokens, between layers, and of what W_o reads.
+        copy: whether tokens may be copied from the input.
+        unknown: with ``copy``, the class that is read in the place of a token that is none.
         loss, reads: as for :class:`Head`.
 
     Raises:
@@ -93,6 +118,8 @@ class DecoderHead(Head):
         attention_heads: int = 1,
         tied: bool = False,
         dropout: float = 0.0,
+        copy: bool = False,
+        unknown: int = UNKNOWN,
         loss: CrossEntropy | None = None,
         reads: Reads | None = None,
     ) -> None:
@@ -101,6 +128,10 @@ class DecoderHead(Head):
             raise TypeError(f"loss: expected a pymtl.CrossEntropy, got {type(self.loss).__name__}")
         if 0 <= self.loss.ignore_index < num_classes:
             raise ValueError(f"loss.ignore_index: expected none of the {num_classes} classes, got {loss.ignore_index}")
+        if copy and (self.loss.label_smoothing > 0 or self.loss.weight is not None):
+            raise ValueError("loss: expected neither label_smoothing nor weight with copy, whose classes vary")
+        if copy and not 0 <= unknown < num_classes:
+            raise ValueError(f"unknown: expected one of {num_classes} classes, got {unknown}")
         if cell not in CELLS:
             raise ValueError(f"cell: expected one of {tuple(CELLS)}, got {cell!r}")
         if attention not in SCORES:
@@ -114,6 +145,7 @@ class DecoderHead(Head):
         self.hidden_size, self.num_layers, self.embedding_dim = hidden_size, num_layers, embedding_dim
         self.cell, self.score, self.attention_heads, self.tied = cell, attention, attention_heads, tied
         self.dropout = float(dropout)
+        self.copy, self.unknown = copy, unknown
         if tied:
             del self.weight
 
@@ -140,6 +172,8 @@ class DecoderHead(Head):
         self.begin = nn.Linear(self._states_size, states, **kind)
         self.reader = Attention(size, in_features, self.score, self.attention_heads, **kind)
         self.combine = nn.Linear(size + in_features, output, **kind)
+        if self.copy:
+            self.switch = nn.Linear(size + in_features + self.embedding_dim, 1, **kind)
         if not self.tied:
             self.weight.materialize((self.out_features, output), **kind)
         self.bias.materialize((self.out_features,), **kind)
@@ -167,78 +201,128 @@ class DecoderHead(Head):
         tokens = packed.data
         if tokens.dtype != torch.int64 or tokens.dim() != 1:
             raise TypeError(f"expected int64 tokens [N], packed, got {tokens.dim()}-D {tokens.dtype}")
-        wrong = (tokens != ignored) & ((tokens < 0) | (tokens >= self.out_features))
+        # With copy there are as many classes as the batch needs, which the loss knows.
+        above = tokens >= self.out_features if not self.copy else tokens != tokens
+        wrong = (tokens != ignored) & ((tokens < 0) | above)
         refuse_where(wrong, tokens, lambda got: f"Target {got} is out of bounds", IndexError)
         return packed
 
     def projection(self) -> tuple[Tensor, Tensor]:
         return self.embedding.weight if self.tied else self.weight, self.bias
 
-    def memory(self, states: States, embedded: States, before: Tensor | None, places: Tensor | None) -> Memory:
+    def memory(
+        self,
+        states: States,
+        embedded: States,
+        before: Tensor | None,
+        places: Tensor | None,
+        sources: Tensor | None = None,
+    ) -> Memory:
         """What answers are made from.
 
         Args:
             states, embedded, before: as for :meth:`features`.
             places: of each sentence of the batch, its place in the packed order; None if that is the batch's.
+            sources: with ``copy``, what each packed token is among the classes, int64 [N].
+
+        Raises:
+            TypeError, ValueError: ``sources`` are missing, or none of such a head.
         """
+        copied = self._copied(sources)
         attended = self.reader.attended(self.features(states, embedded, before), states.batch_sizes)
         kinds = 2 if self.cell == "lstm" else 1
         first = linear(states.pooled("last"), self.begin).view(states.batch, kinds, self.num_layers, self.hidden_size)
         h, *c = first.permute(1, 2, 0, 3).contiguous().unbind()  # [L, B, H] each
         if places is None:
             places = torch.arange(states.batch, device=first.device)
-        return Memory(self.step, attended, (torch.tanh(h), *c), places)
+        return Memory(self.step, attended, (torch.tanh(h), *c), places, copied)
+
+    def _copied(self, sources: Tensor | None) -> Copied | None:
+        if not self.copy:
+            return None
+        if sources is None:
+            raise ValueError("sources: expected what each token is among the classes, for a head that copies")
+        if sources.dtype != torch.int64 or sources.dim() != 1:
+            raise TypeError(f"sources: expected one int64 a token, got {sources.dim()}-D {sources.dtype}")
+        if sources.numel() > 0 and int(sources.min()) < 0:
+            raise ValueError(f"sources: expected classes, got {int(sources.min())}")
+        largest = int(sources.max()) if sources.numel() > 0 else 0
+        return Copied(sources, max(self.out_features, largest + 1))
 
     def forward(self, memory: Memory, targets: PackedSequence) -> Tensor:
         """Logits [M, C] of each target token, packed as ``targets``, from those before it."""
         sizes = targets.batch_sizes
         count = targets.data.shape[0]
         if count == 0:
-            return self.bias.new_zeros(0, self.out_features)
+            return self.bias.new_zeros(0, self.out_features if memory.copied is None else memory.copied.count)
         rows = sequences_of(sizes, count).to(memory.places.device, non_blocking=True)
         places = memory.places if targets.sorted_indices is None else memory.places[targets.sorted_indices]
         places = places[: int(sizes[0])]
-        inputs = dropout(
-            self.embedding(read_before(targets, self.out_features)), self.dropout if self.training else 0.0
-        )
+        inputs = self._dropped(self.embedding(self._known(read_before(targets))))
         state = tuple(each.index_select(1, places) for each in memory.initial)
         states, _ = self.recurrence(PackedSequence(inputs, sizes), state if self.cell == "lstm" else state[0])
-        return self._output(states.data, memory.attended, places[rows])[0]
+        return self._output(states.data, inputs, memory.attended, places[rows], memory.copied)[0]
 
-    def step(self, tokens: Tensor, state: State, attended: Attended, places: Tensor) -> tuple[Tensor, State, Tensor]:
+    def step(
+        self, tokens: Tensor, state: State, attended: Attended, places: Tensor, copied: Copied | None = None
+    ) -> tuple[Tensor, State, Tensor]:
         """One step of M hypotheses.
 
         Args:
             tokens: what each reads, int64 [M].
             state: each one's, [L, M, H].
-            attended: the sentences, of :class:`Memory`.
+            attended, copied: the sentences, of :class:`Memory`.
             places: of each, its sentence's place in the packed order, int64 [M].
 
         Returns:
             Logits [M, C], the states after the step, and the weights of attention [M, J, T].
         """
-        embedded = self.embedding(tokens).unsqueeze(0)
-        states, after = self.recurrence(embedded, state if self.cell == "lstm" else state[0])
-        logits, weights = self._output(states[0], attended, places)
+        inputs = self.embedding(self._known(tokens))
+        states, after = self.recurrence(inputs.unsqueeze(0), state if self.cell == "lstm" else state[0])
+        logits, weights = self._output(states[0], inputs, attended, places, copied)
         return logits, after if self.cell == "lstm" else (after,), weights
 
-    def _output(self, states: Tensor, attended: Attended, places: Tensor) -> tuple[Tensor, Tensor]:
+    def _known(self, tokens: Tensor) -> Tensor:
+        """Tokens as they are read: what is no class is unknown. (Without copying a loss refuses it, on a GPU later.)"""
+        return torch.where(tokens < self.out_features, tokens, self.unknown if self.copy else END)
+
+    def _dropped(self, tensor: Tensor) -> Tensor:
+        return dropout(tensor, self.dropout if self.training else 0.0)
+
+    def _output(
+        self, states: Tensor, inputs: Tensor, attended: Attended, places: Tensor, copied: Copied | None
+    ) -> tuple[Tensor, Tensor]:
         context, weights = self.reader(states, attended, places)
-        features = torch.tanh(linear(torch.cat([states, context], dim=1), self.combine))
-        return super().forward(dropout(features, self.dropout if self.training else 0.0)), weights
+        both = torch.cat([states, context], dim=1)
+        logits = super().forward(self._dropped(torch.tanh(linear(both, self.combine))))
+        if copied is not None:
+            gate = torch.sigmoid(linear(torch.cat([both, inputs], dim=1), self.switch))
+            logits = self._with_copies(logits, gate, weights, attended, places, copied)
+        return logits, weights
+
+    def _with_copies(
+        self, logits: Tensor, gate: Tensor, weights: Tensor, attended: Attended, places: Tensor, copied: Copied
+    ) -> Tensor:
+        """``log P`` [M, C + copied tokens that are no class]."""
+        tokens, valid = tokens_of(places, attended.batch_sizes)
+        classes = torch.where(valid, copied.classes[tokens], 0)
+        written = nn.functional.pad(gate * logits.softmax(-1), (0, copied.count - self.out_features))
+        shares = (1 - gate) * weights.mean(1).to(gate.dtype)
+        # Not the logarithm of 0, whose derivative is none.
+        return torch.log(written.scatter_add(1, classes, shares) + NO_PROBABILITY)
 
     def extra_repr(self) -> str:
         return f"{self.out_features}, cell={self.cell!r}, tied={self.tied}, loss={self.loss}"
 
 
-def read_before(targets: PackedSequence, num_classes: int) -> Tensor:
+def read_before(targets: PackedSequence) -> Tensor:
     """What a decoder has read when it is to write each target token: the one before, or the end. Packed likewise."""
     sizes, count = targets.batch_sizes, targets.data.shape[0]
     first = int(sizes[0]) if len(sizes) > 0 else 0
     back = sizes[:-1].repeat_interleave(sizes[1:], output_size=count - first)
     before = (torch.arange(first, count) - back).to(targets.data.device, non_blocking=True)
-    # Where there is no label, there is only the end to read. What is no class on a GPU, a later loss refuses.
-    tokens = targets.data.index_select(0, before).clamp(END, num_classes - 1)
+    # Where there is no label, there is only the end to read.
+    tokens = targets.data.index_select(0, before).clamp(min=END)
     return torch.cat([tokens.new_full((first,), END), tokens])
 
 

@@ -43,7 +43,8 @@ class DecoderSteps:
         device = memory.places.device
         read, rows, of = (torch.from_numpy(each).to(device) for each in (tokens, parents, sentences))
         state = tuple(each.index_select(1, rows) for each in self._state)
-        logits, self._state, weights = memory.step(read, state, memory.attended, memory.places.index_select(0, of))
+        places = memory.places.index_select(0, of)
+        logits, self._state, weights = memory.step(read, state, memory.attended, places, memory.copied)
         values, ids = likeliest(logits, count, banned, self.never)
         return Scores(values, ids, weights.mean(1).double().cpu().numpy() if self.attention else None)
 

@@ -143,6 +143,7 @@ class MultiTaskModel(nn.Module):
         lengths: Tensor | Sequence[int] | None = None,
         tasks: Sequence[str] | None = None,
         targets: Mapping[str, Field] | None = None,
+        sources: Mapping[str, Field] | None = None,
     ) -> Logits:
         """The logits of the tasks.
 
@@ -155,6 +156,8 @@ class MultiTaskModel(nn.Module):
             tasks: those wanted; all by default.
             targets: in training, of each :class:`pymtl.DecoderHead`'s task, as int64 [B, S] or packed; others are not
                 looked at.
+            sources: of each decoder that copies, what each token of the input is among its classes, int64, laid out as
+                the input; see :class:`pymtl.DecoderHead`.
 
         Returns:
             For each task, [B, C] for a head of sequences; for a head of tokens [B, T, C] ([T, B, C] without
@@ -185,7 +188,11 @@ class MultiTaskModel(nn.Module):
         data = {name: f.data if packed else self._pack(f, order) for name, f in fields.items()}
         batch = order.batch_sizes[0] if order.unsorted_indices is None else order.unsorted_indices.shape[0]
         known = {} if targets is None else self._decoded(targets, wanted, batch)
-        logits = self._logits(data if isinstance(inputs, Mapping) else data["tokens"], order, wanted, known)
+        copied = {
+            task: field.data if isinstance(field, PackedSequence) else self._pack(field, order)
+            for task, field in self._copied(sources or {}, wanted, first).items()
+        }
+        logits = self._logits(data if isinstance(inputs, Mapping) else data["tokens"], order, wanted, known, copied)
         for task in wanted:
             values = logits[task]
             if isinstance(self.heads[task], DecoderHead):
@@ -210,6 +217,7 @@ class MultiTaskModel(nn.Module):
         max_length: int = 100,
         attention: bool = False,
         never: Sequence[int] = (),
+        sources: Mapping[str, Field] | None = None,
     ) -> list[list[Hypothesis]]:
         """What a decoder answers to each sequence, or how a language model of one direction goes on with it. The model
         has to be in eval mode.
@@ -221,6 +229,7 @@ class MultiTaskModel(nn.Module):
             max_length: tokens at most. A language model does not end before.
             attention: of a decoder, whether to give what each step has read.
             never: tokens that are not to come, as those of padding and of unknown words.
+            sources: of a decoder that copies, as for :meth:`forward`.
 
         Returns:
             For each sequence its ``nbest`` answers, the best first; draws are numbered from 0 in their order. Of a
@@ -250,7 +259,7 @@ class MultiTaskModel(nn.Module):
         settings = search or Search()
         if isinstance(self.heads[task], DecoderHead):
             with torch.no_grad():
-                memory = self(inputs, lengths, [task])[task]
+                memory = self(inputs, lengths, [task], sources=sources)[task]
             return generate(memory, settings, max_length, attention, never)
         why = why_not_on(self.embedding, self.encoder)
         if why is not None:
@@ -300,6 +309,24 @@ class MultiTaskModel(nn.Module):
             lengths = torch.full((batch,), steps, dtype=torch.int64, device="cpu")
         return ops.packing_order(as_lengths(lengths, batch, first.device).cpu(), steps, first.device)
 
+    def _copied(self, sources: Mapping[str, Field], wanted: Sequence[str], first: Field) -> dict[str, Field]:
+        """The sources of the tasks' decoders that copy; ``first``: a field of the input, as which they are laid out."""
+        found = {}
+        for task in wanted:
+            head = self.heads[task]
+            if not (isinstance(head, DecoderHead) and head.copy):
+                continue
+            field = sources.get(task)
+            if field is None:
+                raise ValueError(f"sources: expected those of {task!r}, which copies")
+            if isinstance(field, PackedSequence) != isinstance(first, PackedSequence):
+                raise ValueError(f"sources[{task!r}]: expected a {type(first).__name__} like the input")
+            packed = isinstance(field, PackedSequence)
+            if not (same_packing(field, first) if packed else field.shape == first.shape[:2]):
+                raise ValueError(f"sources[{task!r}]: expected the layout of the input")
+            found[task] = field
+        return found
+
     def _decoded(
         self, targets: Mapping[str, Field], wanted: Sequence[str], batch: int | Tensor
     ) -> dict[str, PackedSequence]:
@@ -329,8 +356,9 @@ class MultiTaskModel(nn.Module):
         order: ops.PackingOrder,
         wanted: tuple[str, ...],
         targets: Mapping[str, PackedSequence],
+        sources: Mapping[str, Tensor],
     ) -> Logits:
-        """In the packed order: of tokens [N, ...], of sequences [B, ...]. ``targets``: of decoders."""
+        """In the packed order: of tokens [N, ...], of sequences [B, ...]. ``targets``, ``sources``: of decoders."""
         if self.embedding is not None:
             data = self.embedding(data)
         if not isinstance(data, Tensor):
@@ -363,7 +391,8 @@ class MultiTaskModel(nn.Module):
                 head = self.heads[task]
                 before = found.get(head.reads.after)
                 if isinstance(head, DecoderHead):
-                    memory = head.memory(states_of[task], embedded, before, order.unsorted_indices)
+                    own = sources.get(task)
+                    memory = head.memory(states_of[task], embedded, before, order.unsorted_indices, own)
                     found[task] = head(memory, targets[task]) if task in targets else memory
                 else:
                     found[task] = head(head.features(states_of[task], embedded, before))

@@ -6,6 +6,15 @@ import torch
 from torch import Tensor
 
 
+def tokens_of(sequences: Tensor, batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """The packed tokens of sequences int64 [M], and which of them there are: int64 and bool [M, T]. Where there is
+    none, the token is 0."""
+    starts = (batch_sizes.cumsum(0) - batch_sizes).to(sequences.device)
+    rows = sequences.unsqueeze(1)
+    valid = rows < batch_sizes.to(sequences.device)
+    return torch.where(valid, starts + rows, 0), valid
+
+
 def attend(
     query: Tensor,
     key: Tensor,
@@ -16,10 +25,7 @@ def attend(
     score: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What :func:`pymtl.ops.attend` computes; on any device."""
-    starts = (batch_sizes.cumsum(0) - batch_sizes).to(query.device)
-    rows = sequences.unsqueeze(1)
-    valid = rows < batch_sizes.to(query.device)  # [M, T]
-    places = torch.where(valid, starts + rows, 0)
+    places, valid = tokens_of(sequences, batch_sizes)
     # [M, 1, J, D / J] and [M, T, J, ...]
     q = query.unflatten(1, (heads, -1)).unsqueeze(1)
     k, v = (each[places].unflatten(2, (heads, -1)) for each in (key, value))

@@ -41,12 +41,14 @@ class Paths:
 @dataclass(frozen=True)
 class Decoding:
     """What decoding reads besides the logits. ``targets``: of tasks whose texts are their own labels, of each sequence
-    what it has to predict."""
+    what it has to predict. ``copied``: of tasks whose answers may copy tokens, each sequence's that are no labels, in
+    the order of the ids behind the labels'."""
 
     task: Any
     labels: Sequence[Any]
     targets: Sequence[np.ndarray] | None = None
     paths: Paths | None = None
+    copied: Sequence[Sequence[str]] | None = None
     search: Search = field(default_factory=lambda: Search(beam_size=1))
 
 
@@ -297,19 +299,19 @@ class GenerationAnswers(Answers):
         return answer.split() if task.units == "words" else list(answer)
 
     def decode(self, logits: list[list[Hypothesis]], given: Decoding) -> list[list[str] | str]:
-        return [self._answer(found[0], given) for found in logits]
+        return [self._answer(found[0], given, i) for i, found in enumerate(logits)]
 
     def details(self, logits: list[list[Hypothesis]], given: Decoding) -> dict[str, list[Any]]:
         """``probability`` of the answer, the product of its tokens' and its end's; whether it ``ended``, or was cut off
         at the longest that it may be; and of several answers all, the best first, as ``nbest``."""
-        every = [[self._details(each, given) for each in found] for found in logits]
+        every = [[self._details(each, given, i) for each in found] for i, found in enumerate(logits)]
         details = {key: [own[0][key] for own in every] for key in ("probability", "ended")}
         return details | ({"nbest": every} if given.search.nbest > 1 else {})
 
-    def _details(self, found: Hypothesis, given: Decoding) -> dict[str, Any]:
+    def _details(self, found: Hypothesis, given: Decoding, sentence: int) -> dict[str, Any]:
         probability = math.exp(found.log_probability)
         return {
-            "answer": self._answer(found, given),
+            "answer": self._answer(found, given, sentence),
             "probability": probability,
             "score": found.score,
             "ended": found.ended,
@@ -319,8 +321,9 @@ class GenerationAnswers(Answers):
         """``attention``: of each token of the answer, and of its end, how much was read of each token of the text."""
         return {"attention": [found[0].attention.tolist() for found in logits]}
 
-    def _answer(self, found: Hypothesis, given: Decoding) -> list[str] | str:
-        return self.in_form([given.labels[i] for i in found.tokens], given.task)
+    def _answer(self, found: Hypothesis, given: Decoding, sentence: int) -> list[str] | str:
+        names = given.labels if given.copied is None else [*given.labels, *given.copied[sentence]]
+        return self.in_form([names[i] for i in found.tokens], given.task)
 
     def describe(self, value: list[str] | str, details: Mapping[str, Any], tokens: Sequence[str], task: Any) -> str:
         every = details.get("nbest") or [{"answer": value, **details}]
@@ -428,6 +431,7 @@ def decode(
     paths: Mapping[str, Paths],
     search: Search | None = None,
     distributions: bool = False,
+    copied: Mapping[str, Sequence[Sequence[str]]] | None = None,
 ) -> list[dict[str, Any]]:
     """For each sentence, each task's label in the form of the records, and ``<task>/probability`` of a class.
 
@@ -441,13 +445,15 @@ def decode(
         paths: of those whose tags are decoded together.
         search: of CTC's labels, and how generated answers were looked for; None: as the task's configuration says.
         distributions: whether to say how probable other labels are too, ``<task>/probabilities``.
+        copied: of those whose answers may copy tokens.
     """
     predictions: list[dict[str, Any]] = [{} for _ in range(max(map(len, logits.values()), default=0))]
     for name, z in logits.items():
         task = tasks[name]
         answers = task.rules
         own = answers.search(task, search)
-        given = Decoding(task, labels.get(name, []), targets.get(name), paths.get(name), own)
+        tokens = (copied or {}).get(name)
+        given = Decoding(task, labels.get(name, []), targets.get(name), paths.get(name), tokens, own)
         details = answers.details(z, given)
         if distributions:
             details |= answers.distributions(z, given)

@@ -28,7 +28,8 @@ class Batch:
     ``tokens`` int64 [B, T], 0 at padding; ``lengths`` int64 [B]; ``targets`` for each task as
     :class:`pymtl.JointLoss` takes them; ``indices`` the records it was made of; ``fields`` the tokens' further fields,
     [B, T] or [B, T, F]; ``of_tokens`` the tasks whose targets are laid out as the tokens, ``generated`` those whose
-    targets a decoder reads.
+    targets a decoder reads. Of tasks whose answers may copy tokens ``sources``, int64 [B, T], says which label each
+    token is, and ``copied`` the tokens of each text that are none, in the order of the ids behind the labels'.
     """
 
     tokens: Tensor
@@ -39,6 +40,8 @@ class Batch:
     of_tokens: frozenset[str] = frozenset()
     generated: frozenset[str] = frozenset()
     words: bool = True
+    sources: dict[str, Tensor] = field(default_factory=dict)
+    copied: dict[str, list[list[str]]] = field(default_factory=dict)
 
     def inputs(self) -> Tensor | dict[str, Tensor]:
         """What the model reads, padded."""
@@ -50,10 +53,11 @@ class Batch:
         """The batch on a device; the lengths stay on the CPU, where nobody has to wait for them."""
         fields = {name: each.to(device) for name, each in self.fields.items()}
         targets = {name: each.to(device) for name, each in self.targets.items()}
-        return replace(self, tokens=self.tokens.to(device), fields=fields, targets=targets)
+        sources = {name: each.to(device) for name, each in self.sources.items()}
+        return replace(self, tokens=self.tokens.to(device), fields=fields, targets=targets, sources=sources)
 
-    def packed(self) -> tuple[Any, dict[str, Tensor | PackedSequence]]:
-        """Inputs and targets without padding; the targets of whole sentences stay as they are."""
+    def packed(self) -> tuple[Any, dict[str, Tensor | PackedSequence], dict[str, PackedSequence]]:
+        """Inputs, targets and sources without padding; the targets of whole sentences stay as they are."""
         order = ops.packing_order(self.lengths, self.tokens.shape[1], self.tokens.device)
 
         def pack(padded: Tensor) -> PackedSequence:
@@ -67,7 +71,7 @@ class Batch:
                 targets[name] = packed_targets(target, NO_LABEL)
             else:
                 targets[name] = pack(target) if name in self.of_tokens else target
-        return packed, targets
+        return packed, targets, {name: pack(each) for name, each in self.sources.items()}
 
 
 class _Encoded(NamedTuple):
@@ -77,6 +81,8 @@ class _Encoded(NamedTuple):
     tokens: Tensor
     fields: dict[str, Tensor]
     targets: dict[str, Tensor]
+    sources: dict[str, Tensor]  # [T]
+    copied: dict[str, list[str]]
 
 
 class Batcher:
@@ -114,8 +120,14 @@ class Batcher:
         rules = {name: self.config.tasks[name].rules for name in targets}
         of_tokens = frozenset(name for name, each in rules.items() if each.aligned)
         generated = frozenset(name for name, each in rules.items() if each.generates)
+        sources = {
+            name: pad_sequence([encoded.sources[name] for encoded in chosen], batch_first=True)
+            for name in chosen[0].sources
+        }
+        copied = {name: [encoded.copied[name] for encoded in chosen] for name in sources}
         words = self.config.model.words
-        return Batch(tokens, lengths, targets, list(indices), fields, of_tokens, generated, words)
+        every = (tokens, lengths, targets, list(indices), fields, of_tokens, generated, words, sources, copied)
+        return Batch(*every)
 
     def _targets(self, name: str, task: TaskConfig, chosen: Sequence[_Encoded]) -> Tensor:
         known = next(encoded.targets[name] for encoded in chosen if name in encoded.targets)
@@ -140,12 +152,17 @@ class Batcher:
     def _encode_anew(self, record: Record) -> _Encoded:
         tokens = torch.tensor(self._encoder.tokens(record))
         fields = {name: torch.from_numpy(values) for name, values in self._encoder.fields(record).items()}
-        targets = {
-            name: task.rules.target(record.labels[name], self._encodings[name], tokens, task, self.config)
-            for name, task in self.config.tasks.items()
-            if record.labels.get(name) is not None
-        }
-        return _Encoded(record, tokens, fields, targets)
+        targets, sources, copied = {}, {}, {}
+        for name, task in self.config.tasks.items():
+            encoding = self._encodings[name]
+            further = task.rules.sources(record.tokens, encoding, task)
+            if further is not None:
+                encoding = {**encoding, **further}
+                sources[name] = torch.tensor([encoding[token] for token in record.tokens])
+                copied[name] = list(further)
+            if record.labels.get(name) is not None:
+                targets[name] = task.rules.target(record.labels[name], encoding, tokens, task, self.config)
+        return _Encoded(record, tokens, fields, targets, sources, copied)
 
 
 def buckets(records: Sequence[Record], batch_size: int, generator: torch.Generator | None) -> Iterator[list[int]]:

@@ -114,6 +114,9 @@ def export(run: Run, folder: Path, weights: torch.dtype | None = None) -> None:
                 layer._pymtl_make_portable(weights)
             except (RuntimeError, ValueError) as error:
                 raise ConfigError(f"{run.folder}: {error}") from None
+    copying = [name for name, head in trained.model.heads.items() if isinstance(head, DecoderHead) and head.copy]
+    if copying:
+        raise ConfigError(f"{run.folder}: tasks.{copying[0]}.copy: expected false of what is exported, got true")
     folder.mkdir(parents=True, exist_ok=True)
     batch = Batcher(vocabulary, config).batch([_example(config, 7), _example(config, 4)], [0, 1])
     batch_dim, steps = torch.export.Dim("batch"), torch.export.Dim("steps")
@@ -249,7 +252,9 @@ class Exported:
         keys, values, batch_sizes, places, *state = (found[name] for name in names)
         program = self._steps[task]
 
-        def step(tokens: Tensor, state: State, attended: Attended, places: Tensor) -> tuple[Tensor, State, Tensor]:
+        def step(
+            tokens: Tensor, state: State, attended: Attended, places: Tensor, copied: None = None
+        ) -> tuple[Tensor, State, Tensor]:
             return program(tokens, state, *attended, places)
 
         return Memory(step, Attended(keys, values, batch_sizes), tuple(state), places)

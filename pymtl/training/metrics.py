@@ -71,7 +71,9 @@ def decode(
             targets[name] = rows(batch.targets[name])
         if crfs and name in crfs:
             paths[name] = _paths(crfs[name], z, lengths, distributions)
-    decoded = answers.decode(found, config.tasks, vocabulary.labels, targets, paths, search, distributions)
+    decoded = answers.decode(
+        found, config.tasks, vocabulary.labels, targets, paths, search, distributions, batch.copied
+    )
     return decoded if found else [{} for _ in lengths]
 
 

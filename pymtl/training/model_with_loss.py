@@ -74,7 +74,11 @@ class ModelWithLoss(nn.Module):
     def logits(self, batch: Batch, dataset: str = "") -> Mapping[str, Tensor]:
         """Of every task of the data set that is not auxiliary, padded."""
         tasks = self.tasks[dataset]
-        return self.model(batch.inputs(), batch.lengths, tasks) if tasks else {}
+        if not tasks:
+            return {}
+        # Plain PyTorch copies nothing.
+        further = {"sources": batch.sources} if batch.sources else {}
+        return self.model(batch.inputs(), batch.lengths, tasks, **further)
 
     def loss(
         self,
@@ -89,8 +93,9 @@ class ModelWithLoss(nn.Module):
             scales, mean: as for :meth:`pymtl.JointLoss.forward`.
         """
         if self.name == "pymtl":
-            inputs, targets = batch.packed()
-            return self.joint(self.model(inputs, None, list(targets), targets), targets, scales, mean)
+            inputs, targets, sources = batch.packed()
+            logits = self.model(inputs, None, list(targets), targets, sources)
+            return self.joint(logits, targets, scales, mean)
         return self._reference_loss(batch)
 
     forward = loss  # what a wrapper for several processes calls
@@ -118,6 +123,9 @@ class ModelWithLoss(nn.Module):
 
 def has_reference(config: Config) -> bool:
     """Whether plain PyTorch has the same model here: hard sharing, simple heads, the plain sum of losses."""
-    simple = all(task.rules.has_reference and not task.skip and task.after is None for task in config.tasks.values())
+    simple = all(
+        task.rules.has_reference and not task.skip and task.after is None and not task.copy
+        for task in config.tasks.values()
+    )
     plain = (config.characters is None or config.characters.kind == "cnn") and not config.model.variational
     return simple and plain and config.sharing.kind == "hard" and config.balancing.kind == "ew" and not config.datasets

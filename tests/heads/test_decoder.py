@@ -196,7 +196,7 @@ def test_steps_give_what_the_whole_target_does():
 
 def test_what_is_read_before_each_token():
     targets = packed_targets(torch.tensor([[3, 0, -100], [5, 6, 0], [-100, -100, -100]]))
-    padded, _ = pad_packed_sequence(targets._replace(data=read_before(targets, 7)), batch_first=True)
+    padded, _ = pad_packed_sequence(targets._replace(data=read_before(targets)), batch_first=True)
     assert padded.tolist() == [[0, 3, 0], [0, 5, 6], [0, 0, 0]]
 
 
@@ -368,3 +368,128 @@ def test_targets_without_a_step():
     x, lengths, _ = inputs_of(TARGETS["ragged"])
     empty = torch.zeros(4, 0, dtype=torch.int64)
     assert model(x, lengths, targets={"phones": empty})["phones"].shape == (4, 0, C)
+
+
+# Copying.
+
+SOURCES = torch.tensor([[3, 7, 3, 0, 0], [7, 8, 9, 2, 7], [7, 0, 0, 0, 0], [1, 1, 2, 7, 0]])  # 7 and on: no class
+
+
+def copying(dtype=torch.float64, **options):
+    return model_of({"copy": True, **options}, dtype)
+
+
+def copied_inputs(dtype=torch.float64):
+    x, lengths, y = inputs_of(TARGETS["ragged"], dtype=dtype)
+    y[0, 1], y[2, 1:3] = 7, torch.tensor([7, 7])
+    return x, lengths, y
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_token_is_written_or_copied(heads):
+    model = copying(attention_heads=heads)
+    head = model.heads["phones"]
+    x, lengths, y = copied_inputs()
+    logits = model(x, lengths, targets={"phones": y}, sources={"phones": SOURCES})["phones"]
+    assert logits.shape == (4, 4, 10)
+    with torch.no_grad():
+        memory = model(x, lengths, sources={"phones": SOURCES})["phones"]
+        state = tuple(each.index_select(1, memory.places) for each in memory.initial)
+        read = torch.zeros(4, dtype=torch.int64)
+        for i in range(4):
+            embedded = head.embedding(torch.where(read < C, read, 1))
+            h, state = head.recurrence(embedded.unsqueeze(0), state)
+            context, weights = head.reader(h[0], memory.attended, memory.places)
+            both = torch.cat([h[0], context], 1)
+            written = nn.functional.linear(torch.tanh(head.combine(both)), head.weight, head.bias).softmax(-1)
+            gate = torch.sigmoid(head.switch(torch.cat([both, embedded], 1)))
+            for b in range(4):
+                chances = torch.zeros(10, dtype=torch.float64)
+                chances[:C] = gate[b] * written[b]
+                for t in range(int(lengths[b])):
+                    chances[SOURCES[b, t]] += (1 - gate[b, 0]) * weights[b, :, t].mean()
+                assert chances.sum() == pytest.approx(1)
+                if y[b, i] != -100:
+                    torch.testing.assert_close(logits[b, i].exp(), chances, rtol=1e-9, atol=1e-10)
+            read = y[:, i].clamp(min=0)
+    loss = JointLoss({"phones": 1.0}, model.losses)({"phones": logits}, {"phones": y}).total
+    known = y != -100
+    torch.testing.assert_close(loss, -logits[known].gather(1, y[known].unsqueeze(1)).mean())
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert head.switch.weight.grad.abs().max() > 0
+
+
+def test_copying_passes_gradcheck():
+    model = copying()
+    x, lengths, y = copied_inputs()
+    head = model.heads["phones"]
+    call = lambda x: model(x, lengths, targets={"phones": y}, sources={"phones": SOURCES})["phones"].exp()  # noqa: E731
+    assert torch.autograd.gradcheck(call, (x.requires_grad_(),), fast_mode=True)
+    assert head.copy
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_sequence_that_is_copied_from_has_the_same_numbers_in_any_batch(dtype):
+    model = copying(dtype).eval()
+    x, lengths, y = copied_inputs(dtype)
+    with torch.no_grad():
+        whole = model(x, lengths, targets={"phones": y}, sources={"phones": SOURCES})["phones"]
+        found = model.generate(x, lengths, max_length=5, sources={"phones": SOURCES})
+        for i, length in enumerate(lengths.tolist()):
+            count = int((y[i] != -100).sum())
+            sources = {"phones": SOURCES[i : i + 1, :length]}
+            given = (x[i : i + 1, :length], [length])
+            own = model(*given, targets={"phones": y[i : i + 1, :count]}, sources=sources)["phones"]
+            torch.testing.assert_close(own[0], whole[i, :count, : own.shape[2]])
+            assert model.generate(*given, max_length=5, sources=sources)[0][0].tokens == found[i][0].tokens
+
+
+def test_sources_may_be_packed():
+    model = copying()
+    x, lengths, y = copied_inputs()
+    padded = model(x, lengths, targets={"phones": y}, sources={"phones": SOURCES})["phones"]
+    given, sources = (pymtl.pack(each, lengths, batch_first=True) for each in (x, SOURCES))
+    assert torch.equal(model(given, targets={"phones": y}, sources={"phones": sources})["phones"], padded)
+
+
+@pytest.mark.parametrize(
+    ("sources", "error", "message"),
+    [
+        ({}, ValueError, "sources: expected those of 'phones', which copies"),
+        ({"phones": SOURCES[:, :4]}, ValueError, r"sources\['phones'\]: expected the layout of the input"),
+        ({"phones": SOURCES.float()}, TypeError, "sources: expected one int64 a token, got 1-D torch.float32"),
+        ({"phones": SOURCES - 2}, ValueError, "sources: expected classes, got -1"),
+        (
+            {"phones": pymtl.pack(SOURCES, [3, 5, 1, 4], batch_first=True)},
+            ValueError,
+            r"sources\['phones'\]: expected a Tensor like the input",
+        ),
+    ],
+)
+def test_sources_that_do_not_fit(sources, error, message):
+    model = copying()
+    x, lengths, _ = copied_inputs()
+    with pytest.raises(error, match=message):
+        model(x, lengths, sources=sources)
+
+
+def test_a_copied_token_that_is_not_in_the_text_is_refused_by_the_loss():
+    model = copying()
+    x, lengths, y = copied_inputs()
+    y[0, 0] = 10
+    logits = model(x, lengths, targets={"phones": y}, sources={"phones": SOURCES})
+    with pytest.raises(IndexError, match="got 10 at row 0, out of bounds"):
+        JointLoss({"phones": 1.0}, model.losses)(logits, {"phones": y})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": CrossEntropy(label_smoothing=0.1)}, "loss: expected neither label_smoothing nor weight with copy"),
+        ({"unknown": 7}, "unknown: expected one of 7 classes, got 7"),
+    ],
+)
+def test_options_of_copying_that_do_not_fit(options, message):
+    with pytest.raises(ValueError, match=message):
+        copying(**options)

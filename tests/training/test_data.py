@@ -442,7 +442,7 @@ def test_a_batch_has_no_targets_of_a_task_none_of_its_records_has_labels_for(par
 def test_a_packed_batch_holds_the_padded_one_without_its_padding(partial, config, order):
     records, vocabulary = partial
     batch = Batcher(vocabulary, config).batch(records, order)
-    tokens, targets = batch.packed()
+    tokens, targets, _ = batch.packed()
     padded, lengths = pad_packed_sequence(tokens, batch_first=True)
     assert padded.tolist() == batch.tokens.tolist()
     assert lengths.tolist() == batch.lengths.tolist()

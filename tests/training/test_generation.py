@@ -298,6 +298,8 @@ def test_labels_that_do_not_fit(tmp_path, text, options, message):
         ({"attention_heads": 3}, "tasks.said.attention_heads: expected a divisor of decoder_size, got 3"),
         ({"attention": "none"}, "tasks.said.attention: expected"),
         ({"pooling": "max"}, "tasks.said.pooling: expected none but for"),
+        ({"copy": True, "label_smoothing": 0.1}, "tasks.said.label_smoothing: expected 0 with copy, got 0.1"),
+        ({"copy": True, "units": "characters"}, "tasks.said.units: expected tokens or words with copy"),
         ({"label_smoothing": 2.0}, "tasks.said.label_smoothing: expected a number from 0 to 1, got 2.0"),
     ],
 )
@@ -531,3 +533,52 @@ def test_init_takes_lists_whose_order_counts_for_answers(tmp_path, capsys, said,
     assert f"said: {kind}" in printed(capsys, "init", tmp_path / "new.jsonl")
     config = configuration.load(tmp_path / "new.toml")
     assert config.tasks["said"].kind == kind
+
+
+GREETINGS = """
+[data]
+train = "train.jsonl"
+valid = "valid.jsonl"
+test = "test.jsonl"
+
+[tasks.reply]
+kind = "generation"
+copy = true
+decoder_size = 24
+decoder_embedding_dim = 8
+decoder_dropout = 0.1
+label_min_count = 2
+
+[model]
+embedding_dim = 16
+hidden_size = 24
+dropout = 0.1
+
+[training]
+epochs = 12
+batch_size = 16
+learning_rate = 0.01
+min_count = 2
+"""
+
+
+def greetings(count, seed):
+    """A name, and a reply to it; no name comes twice."""
+    rng = random.Random(seed)
+    for _ in range(count):
+        name = "".join(rng.choice("aeioubdfklmnrst") for _ in range(8))
+        before, after = rng.choice([("my name is", "please"), ("hello , I am", "here"), ("this is", "speaking")])
+        yield {"text": f"{before} {name} {after}", "reply": f"hello {name} , welcome"}
+
+
+def test_unknown_words_are_copied(tmp_path, capsys):
+    for name, count, seed in (("train", 400, 0), ("valid", 30, 1), ("test", 60, 2)):
+        toy.write_lines(tmp_path / f"{name}.jsonl", list(greetings(count, seed)))
+    (tmp_path / "run.toml").write_text(GREETINGS, encoding="utf-8")
+    toy.quiet("train", tmp_path / "run.toml", "--run", tmp_path / "run")
+    assert Run(tmp_path / "run").read_scores()["reply/exact_match"] > 0.95
+    model = pymtl.load(tmp_path / "run")
+    answers = model.predict(["my name is Zaphod please", "this is Trillian speaking"], search=Search(beam_size=3))
+    assert [answer["reply"] for answer in answers] == ["hello Zaphod , welcome", "hello Trillian , welcome"]
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "exported")]) == 1
+    assert "tasks.reply.copy: expected false of what is exported, got true" in capsys.readouterr().err

@@ -37,6 +37,8 @@ class GenerationOptions(ReferenceOptions, AttentionHeadsOptions, SmoothingOption
     decoder_dropout: float = 0.3  # of these tokens, and of what the decoder's output layer reads
     attention: Literal["dot", "general", "additive"] = "general"  # how the decoder's states find the text's
     decoder_tied: bool = False  # whether the weights of the output layer are the embedding's
+    # Whether tokens of the text may be copied into an answer, those that training has not seen among them
+    copy: bool = False
     beam_size: int = 1  # hypotheses that are kept in the search for an answer
     max_length: int = 0  # tokens of an answer at most; 0: twice as many as the longest in training
 
@@ -57,6 +59,9 @@ class Generation(GenerationAnswers, SequenceKind):
             *((getattr(task, key) >= 1, key, "a number above 0") for key in numbers),
             (task.max_length >= 0, "max_length", "a number of at least 0"),
             (0 <= task.decoder_dropout < 1, "decoder_dropout", "a number from 0 to below 1"),
+            (not task.copy or task.label_smoothing == 0, "label_smoothing", "0 with copy"),
+            (not task.copy or task.units != "characters", "units", "tokens or words with copy"),
+            (not task.copy or config.model.words, "copy", "a text of words to copy from"),
             (task.decoder_size % task.attention_heads == 0, "attention_heads", "a divisor of decoder_size"),
         ]
 
@@ -100,6 +105,12 @@ class Generation(GenerationAnswers, SequenceKind):
         longest = max((len(label.tokens) for label in values), default=0)
         return replace(task, units=units, max_length=task.max_length or max(2 * longest, 1))
 
+    def sources(self, tokens: Sequence[str], encoding: Mapping[str, int], task: Any) -> dict[str, int] | None:
+        if not task.copy:
+            return None
+        further = dict.fromkeys(token for token in tokens if token not in encoding)
+        return {token: len(encoding) + i for i, token in enumerate(further)}
+
     def target(
         self, label: RightAnswers, encoding: Mapping[str, int], tokens: Tensor, task: Any, config: Any
     ) -> Tensor:
@@ -118,6 +129,8 @@ class Generation(GenerationAnswers, SequenceKind):
             task.attention_heads,
             task.decoder_tied,
             task.decoder_dropout,
+            task.copy,
+            UNKNOWN_ID,
             self.cross_entropy(task, learned),
             self.reads(task),
         )
