@@ -14,6 +14,7 @@ from pymtl import (
     BinaryCrossEntropy,
     CharacterCNN,
     ClassificationHead,
+    DecoderHead,
     JointLoss,
     MultiLabelHead,
     MultiTaskModel,
@@ -69,6 +70,7 @@ def models():
         "score": RegressionHead(1, "mean"),
     }
     heads["topic"] = ClassificationHead(2, "attention")
+    heads["phones"] = DecoderHead(4, 6, attention="additive")
     model = MultiTaskModel(nn.Embedding(9, I), pymtl.LSTM(I, H, batch_first=True), heads, dropout=0.3)
     joint = JointLoss(dict.fromkeys(heads, 1.0), model.losses)
     tokens = torch.randint(9, (B, T))
@@ -78,8 +80,9 @@ def models():
         "slots": torch.randint(3, (B, T)),
         "tags": torch.rand(B, 3),
         "score": torch.randn(B, 1),
+        "phones": torch.tensor([[2, 3, 0], [1, 0, -100], [0, -100, -100]]),
     }
-    joint(model(tokens, LENGTHS), targets).total.backward()
+    joint(model(tokens, LENGTHS, targets=targets), targets).total.backward()
     with torch.no_grad():
         model.eval()(tokens, LENGTHS)
         model(tokens, LENGTHS, ["intent", "slots", "tags", "score"])  # heads within the encoder's time loop

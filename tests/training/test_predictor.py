@@ -466,8 +466,9 @@ def test_a_batch_size_below_one_is_refused(model, size):
         model.predict(["play jazz"], batch_size=size)
 
 
-def test_a_beam_below_one_is_of_no_account_where_nothing_is_searched(model):
-    same(model.predict(["play jazz"], beam_size=0), model.predict(["play jazz"]))
+def test_a_beam_below_one_is_refused(model):
+    with pytest.raises(ValueError, match="beam_size: expected a whole number above 0, got 0"):
+        model.predict(["play jazz"], beam_size=0)
 
 
 def test_a_folder_that_holds_no_run_is_named(tmp_path):
