@@ -147,7 +147,7 @@ def run(arguments: argparse.Namespace) -> int:
         _go_on(predictor, arguments, search)
         return 0
     if arguments.input is not None:
-        _label_file(predictor, arguments)
+        _label_file(predictor, arguments, search)
         return 0
     if predictor.config.fields and not arguments.records:
         raise ConfigError(f"--records: expected it with a model that reads {', '.join(predictor.config.fields)}")
@@ -281,7 +281,7 @@ def _lines() -> Iterator[list[str]]:
             return
 
 
-def _label_file(predictor: Predictor, arguments: argparse.Namespace) -> None:
+def _label_file(predictor: Predictor, arguments: argparse.Namespace, search: Search | None) -> None:
     """Writes the rows of a file with the answers behind them."""
     import csv
 
@@ -304,7 +304,7 @@ def _label_file(predictor: Predictor, arguments: argparse.Namespace) -> None:
         part = [row.values for row in rows[start : start + block]]
         try:
             answers += predictor.predict(
-                part, arguments.batch_size, distributions=form == ".jsonl", first=start + 1, search=search_of(arguments)
+                part, arguments.batch_size, distributions=form == ".jsonl", first=start + 1, search=search
             )
         except DataError as error:
             raise DataError(f"{arguments.input}: {error}") from None

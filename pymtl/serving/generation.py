@@ -199,7 +199,7 @@ class _Live:
 def _searched(model: Steps, settings: Search, limit: int) -> list[list[Hypothesis]]:
     size, batch = settings.beam_size, len(model.first)
     found: list[list[Hypothesis]] = [[] for _ in range(batch)]
-    cut: list[list[Hypothesis]] = [[] for _ in range(batch)]  # off
+    cut: list[list[Hypothesis]] = [[] for _ in range(batch)]  # those that did not end
     live = _Live.begin(batch, 1)
     # One step more than there may be tokens, at which only an end counts.
     for length in range(1, limit + 1 + model.ends):

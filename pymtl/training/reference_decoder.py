@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from pymtl.decoder import DecoderHead, State
 from pymtl.recurrent import revert
 from pymtl.serving.generation import END, NO_COVERAGE, Hypothesis, Search
+from pymtl.training.errors import ConfigError
 
 _OF_A_CELL = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -152,10 +153,10 @@ class PlainMemory:
         """As :func:`pymtl.generation.generate`, one sentence after the other; no samples.
 
         Raises:
-            NotImplementedError: the settings ask for samples.
+            ConfigError: the settings ask for samples.
         """
         if settings.sample:
-            raise NotImplementedError("sample: expected a search; plain PyTorch draws no samples here")
+            raise ConfigError("sample: expected a search of a model in plain PyTorch, which draws no samples")
         cells = self.decoder.cells()
         return [self._of(i, cells, settings, max_length, attention, never) for i in range(len(self.read.valid))]
 
@@ -194,7 +195,7 @@ def beam_search(
     size = settings.beam_size
     live: list[tuple[list[int], float, Any, list[Tensor]]] = [([], 0.0, state, [])]
     found: list[Hypothesis] = []
-    cut: list[Hypothesis] = []  # off
+    cut: list[Hypothesis] = []  # those that did not end
     for length in range(1, max_length + 2):
         candidates = []
         logits, states, weights = step([each[0][-1] if each[0] else first for each in live], [each[2] for each in live])

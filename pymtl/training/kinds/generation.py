@@ -37,8 +37,7 @@ class GenerationOptions(ReferenceOptions, AttentionHeadsOptions, SmoothingOption
     decoder_dropout: float = 0.3  # of these tokens, and of what the decoder's output layer reads
     attention: Literal["dot", "general", "additive"] = "general"  # how the decoder's states find the text's
     decoder_tied: bool = False  # whether the weights of the output layer are the embedding's
-    # Whether tokens of the text may be copied into an answer, those that training has not seen among them
-    copy: bool = False
+    copy: bool = False  # whether tokens of the text may be copied into an answer, also ones that training has not seen
     beam_size: int = 1  # hypotheses that are kept in the search for an answer
     max_length: int = 0  # tokens of an answer at most; 0: twice as many as the longest in training
 
@@ -87,9 +86,6 @@ class Generation(GenerationAnswers, SequenceKind):
             if name in found:
                 raise DataError(f"expected answers without {name}, which has a meaning of its own here")
         return tuple(found)
-
-    def form(self, tokens: Sequence[str], task: Any) -> list[str] | str:
-        return self.in_form(tokens, task)
 
     def vocabulary(self, name: str, values: Sequence[Any], task: Any) -> list[str]:
         counts = Counter(token for label in values for token in label.tokens)

@@ -13,8 +13,8 @@ from pymtl.training.kinds.base import Kind, Source
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceOptions:
-    # A field with further right answers, where there may be several: a list of them, in a table with | between. They
-    # count when answers are scored; what is trained on is the task's own field, which is right too
+    # The field of further right answers, if several may be right: a list of them, in a table with | between. Scores go
+    # by the nearest; the task's own field is right too, and is what is trained on
     references: str | None = None
 
 
@@ -42,7 +42,7 @@ class SequenceKind(Kind):
         """
         raise NotImplementedError
 
-    def form(self, tokens: Sequence[str], task: Any) -> Any:
+    def in_form(self, tokens: Sequence[str], task: Any) -> Any:
         """An answer as the records have it, of its tokens."""
         return list(tokens)
 
@@ -87,7 +87,7 @@ class SequenceKind(Kind):
         return () if label is None else label.tokens
 
     def in_report(self, label: RightAnswers, task: Any) -> Any:
-        answers = [self.form(answer, task) for answer in label]
+        answers = [self.in_form(answer, task) for answer in label]
         return answers if label.further else answers[0]
 
     def is_right(self, truth: RightAnswers, guess: Any, task: Any) -> bool:
