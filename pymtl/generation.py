@@ -13,7 +13,7 @@ from pymtl.decoder import Memory, State
 from pymtl.language_model import LanguageModelHead
 from pymtl.packing import pack
 from pymtl.recurrent import Recurrent
-from pymtl.serving.generation import END, Banned, Hypothesis, Scores, Search, search
+from pymtl.serving.generation import END, NAN_LOGITS, Banned, Hypothesis, Scores, Search, search
 from pymtl.sharing import HardSharing, Sharing
 
 
@@ -109,12 +109,7 @@ def _begin(layers: Recurrent, batch: int) -> tuple[Tensor, ...]:
 
 
 def likeliest(logits: Tensor, count: int, banned: Banned, never: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """The log-probabilities and ids of the ``count`` likeliest tokens (0: all), falling, of logits [M, C]; what is
-    banned does not come. Probabilities are of all tokens, banned ones among them.
-
-    Raises:
-        RuntimeError: a logit is nan.
-    """
+    """:func:`pymtl.serving.generation.likeliest` of a tensor, on its device."""
     scores = logits.double().log_softmax(-1)
     if never:
         scores[:, list(never)] = -torch.inf
@@ -123,9 +118,7 @@ def likeliest(logits: Tensor, count: int, banned: Banned, never: Sequence[int]) 
     size = scores.shape[1]
     values, ids = (each.cpu().numpy() for each in scores.topk(min(count, size) if count > 0 else size, dim=-1))
     if np.isnan(values).any():
-        raise RuntimeError(
-            "logits: expected numbers to choose the next token by, got nan: is a weight or an input nan?"
-        )
+        raise RuntimeError(NAN_LOGITS)
     return values, ids
 
 

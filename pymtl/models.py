@@ -23,7 +23,7 @@ from pymtl.ops.late_errors import late_errors_about
 from pymtl.packing import as_lengths, same_packing
 from pymtl.recurrent import Recurrent
 from pymtl.recurrent.route import refuse_recording
-from pymtl.serving.generation import Hypothesis, Search
+from pymtl.serving.generation import MAX_LENGTH, Hypothesis, Search
 from pymtl.sharing import HardSharing, Sharing, SharingResult
 from pymtl.states import States
 
@@ -214,7 +214,7 @@ class MultiTaskModel(nn.Module):
         lengths: Tensor | Sequence[int] | None = None,
         task: str | None = None,
         search: Search | None = None,
-        max_length: int = 100,
+        max_length: int = MAX_LENGTH,
         attention: bool = False,
         never: Sequence[int] = (),
         sources: Mapping[str, Field] | None = None,

@@ -20,6 +20,7 @@ using pymtl::runtime::Error;
 using pymtl::runtime::executor_of;
 using pymtl::runtime::Fault;
 using pymtl::runtime::Field;
+using pymtl::runtime::Generation;
 using pymtl::runtime::Input;
 using pymtl::runtime::Program;
 using pymtl::runtime::Session;
@@ -48,7 +49,8 @@ static_assert(static_cast<int>(Decoder::Kind::none) == PYMTL_LOGITS &&
               static_cast<int>(Decoder::Kind::crf) == PYMTL_PATH && static_cast<int>(Decoder::Kind::ctc) == PYMTL_CTC &&
               static_cast<int>(Decoder::Kind::ordinal) == PYMTL_ORDINAL &&
               static_cast<int>(Decoder::Kind::labels) == PYMTL_LABELS &&
-              static_cast<int>(Decoder::Kind::numbers) == PYMTL_VALUES);
+              static_cast<int>(Decoder::Kind::numbers) == PYMTL_VALUES &&
+              static_cast<int>(Decoder::Kind::generation) == PYMTL_GENERATED);
 
 constexpr size_t kMemoryLimit = size_t{4} << 30;
 constexpr int64_t kMostThreads = 256;  // as many as the pool has
@@ -277,7 +279,8 @@ pymtl_status pymtl_run(pymtl_session* session, int64_t batch, const int64_t* len
     for (int64_t i = 0; i < request.task_count; ++i) {
       session->tasks.push_back(number_of(program, request.tasks[i]));
     }
-    session->session.run(lengths, batch, session->fields, session->tasks, request.probabilities != 0);
+    session->session.run(lengths, batch, session->fields, session->tasks, request.probabilities != 0,
+                         request.by_steps != 0);
   });
 }
 
@@ -304,5 +307,21 @@ pymtl_status pymtl_get_logits(const pymtl_session* session, int64_t task, const 
     *logits = own.data();
     *columns = session->session.program().tasks()[number].width;
     *rows = static_cast<int64_t>(own.size()) / *columns;
+  });
+}
+
+pymtl_status pymtl_step(pymtl_session* session, int64_t task, int64_t count, const int64_t* ids, const int64_t* parents,
+                        const int64_t* sequences, pymtl_scores* scores) {
+  return guarded([&] {
+    check_given(session, "session");
+    check_given(ids, "ids");
+    check_given(scores, "scores");
+    check((parents == nullptr) != (sequences == nullptr), Fault::argument,
+          "parents and sequences: expected one of them, and NULL in the other's place");
+    const size_t number = number_of(session->session.program(), task);
+    Generation& generation = session->session.generation(number);
+    generation.step(count, ids, parents, sequences);
+    *scores = {generation.logits(), generation.attention(), session->session.program().tasks()[number].width,
+               generation.steps()};
   });
 }

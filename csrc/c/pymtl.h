@@ -41,7 +41,7 @@ extern "C" {
 /* Of this interface: a library with another major number cannot be used with this header. Within a major number
  * functions are added, and fields at the end of structures that begin with `size`; nothing else changes. */
 #define PYMTL_ABI_MAJOR 1
-#define PYMTL_ABI_MINOR 0
+#define PYMTL_ABI_MINOR 1
 PYMTL_API int32_t pymtl_abi_major(void);
 PYMTL_API int32_t pymtl_abi_minor(void);
 
@@ -101,7 +101,9 @@ typedef enum pymtl_answer_kind {
   PYMTL_CTC = 3,     /* labels in order, without their places: those of the likeliest path */
   PYMTL_ORDINAL = 4, /* an ordered class of each sequence */
   PYMTL_LABELS = 5,  /* any number of labels of each sequence */
-  PYMTL_VALUES = 6   /* numbers of each sequence, in the units of the training data */
+  PYMTL_VALUES = 6,  /* numbers of each sequence, in the units of the training data */
+  PYMTL_GENERATED = 7 /* a sequence of ids for each sequence, written one after the other: by the likeliest each time, or
+                         by steps of one's own, see pymtl_step */
 } pymtl_answer_kind;
 
 typedef struct pymtl_task {
@@ -151,6 +153,7 @@ typedef struct pymtl_request {
   const int64_t* tasks;  /* [task_count] those wanted; NULL: all */
   int64_t task_count;    /* 0 if tasks is NULL */
   int32_t probabilities; /* whether answers of tokens say how probable they are, which of a path takes as long again */
+  int32_t by_steps;      /* whether answers of PYMTL_GENERATED are left to pymtl_step. Since 1.1 */
 } pymtl_request;
 
 /* Runs a batch of sequences, each of at least one token; `lengths` [batch]. Results depend on a sequence alone, bit for
@@ -163,7 +166,7 @@ typedef struct pymtl_answer {
   const int64_t* starts;      /* [B + 1] where each sequence's ids begin */
   const double* numbers;      /* [B, C] of PYMTL_VALUES, else NULL */
   const double* probability;  /* [B] of each whole answer; NaN if it was not asked for or is not known */
-  const float* probabilities; /* of each of the ids of tokens, if asked for, else NULL */
+  const float* probabilities; /* of each of the ids of tokens and of PYMTL_GENERATED, if asked for, else NULL */
 } pymtl_answer;
 
 PYMTL_API pymtl_status pymtl_get_answer(const pymtl_session* session, int64_t task, pymtl_answer* answer);
@@ -171,6 +174,24 @@ PYMTL_API pymtl_status pymtl_get_answer(const pymtl_session* session, int64_t ta
 /* Rows of a task's logits, one for each token or each sequence: [rows, columns]. */
 PYMTL_API pymtl_status pymtl_get_logits(const pymtl_session* session, int64_t task, const float** logits, int64_t* rows,
                                         int64_t* columns);
+
+/* Answers of PYMTL_GENERATED, step by step (since 1.1). A hypothesis is a beginning of an answer. Each step reads an id
+ * of each of some hypotheses and says how likely each id is to come next; id 0 ends an answer, and is what the first
+ * step reads. By the hypotheses it goes on with, and how it chooses their ids, the caller makes any search of it. */
+typedef struct pymtl_scores {
+  const float* logits;    /* [count, C] */
+  const float* attention; /* [count, T] how much each hypothesis has just read of each token of its sequence, T of them
+                             in the batch's longest, 0 behind the last; NULL if nothing is attended to */
+  int64_t columns;        /* C */
+  int64_t steps;          /* T */
+} pymtl_scores;
+
+/* A step of a task's hypotheses, after a pymtl_run that asked for it. `ids` [count] are what they read. `parents`
+ * [count] are the hypotheses of the step before that they go on from; where it is NULL they begin, each with the
+ * sequence of the batch that `sequences` [count] says. Else `sequences` is NULL. The scores are valid until the next
+ * step of the task, or the session's next pymtl_run; after an error hypotheses still go on from the step before. */
+PYMTL_API pymtl_status pymtl_step(pymtl_session* session, int64_t task, int64_t count, const int64_t* ids,
+                                  const int64_t* parents, const int64_t* sequences, pymtl_scores* scores);
 
 #ifdef __cplusplus
 }

@@ -7,6 +7,7 @@
 // Translate", appendix A.1.2). A query's bits do not depend on the others.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "executor.h"
@@ -33,8 +34,12 @@ struct AttentionForward : Attention<T> {
   T* weights;  // [M, J, T], 0 behind a sequence's last token
 };
 
+// Bytes of scratch memory, on a multiple of 64, for `attention_forward`.
 template <typename T>
-void attention_forward(const AttentionForward<T>& args, const Executor& executor);
+size_t attention_workspace(const AttentionForward<T>& args);
+
+template <typename T>
+void attention_forward(const AttentionForward<T>& args, void* workspace, const Executor& executor);
 
 template <typename T>
 struct AttentionBackward : Attention<T> {

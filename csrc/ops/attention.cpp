@@ -1,6 +1,7 @@
 #include "kernels/attention.h"
 
 #include "batch.h"
+#include "scratch.h"
 #include "tensors.h"
 
 namespace pymtl::ops {
@@ -59,7 +60,9 @@ std::tuple<Tensor, Tensor> attend(Tensor query, Tensor key, Tensor value, Tensor
     const Tensor context = make(call.query, {call.args.queries, call.value.size(1)});
     const Tensor weights = make(call.query, {call.args.queries, heads, call.packing.steps});
     if (call.args.queries > 0) {
-      attention_forward(AttentionForward<T>{call.args, write<T>(context), write<T>(weights)}, torch_executor());
+      const AttentionForward<T> args{call.args, write<T>(context), write<T>(weights)};
+      const Scratch workspace(attention_workspace(args));
+      attention_forward(args, workspace.memory(), torch_executor());
     }
     return std::make_tuple(context, weights);
   });

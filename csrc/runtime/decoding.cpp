@@ -10,6 +10,7 @@
 namespace pymtl::runtime {
 namespace {
 
+constexpr int64_t kLongest = 1 << 20;  // of generated answers
 constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
 
 struct KindName {
@@ -19,7 +20,8 @@ struct KindName {
 constexpr KindName kKinds[] = {{"none", Decoder::Kind::none},       {"classes", Decoder::Kind::classes},
                                {"crf", Decoder::Kind::crf},         {"ctc", Decoder::Kind::ctc},
                                {"ordinal", Decoder::Kind::ordinal}, {"labels", Decoder::Kind::labels},
-                               {"numbers", Decoder::Kind::numbers}};
+                               {"numbers", Decoder::Kind::numbers},
+                               {"generation", Decoder::Kind::generation}};
 
 double logistic(double x) { return 1.0 / (1.0 + std::exp(-x)); }
 
@@ -27,19 +29,6 @@ double logistic(double x) { return 1.0 / (1.0 + std::exp(-x)); }
 double log_add(double a, double b) {
   const double more = std::max(a, b);
   return more == -std::numeric_limits<double>::infinity() ? more : more + std::log1p(std::exp(std::min(a, b) - more));
-}
-
-// The largest number's place, and its part of the softmax of all.
-struct Likeliest {
-  int64_t id;
-  double probability;
-};
-
-Likeliest likeliest(const float* z, int64_t count) {
-  const float* const best = std::max_element(z, z + count);
-  double sum = 0.0;
-  for (int64_t c = 0; c < count; ++c) sum += std::exp(static_cast<double>(z[c]) - *best);
-  return {best - z, 1.0 / sum};
 }
 
 // Of each class being the one: from the logits [C - 1] of being above each class but the last. Thresholds may cross.
@@ -95,16 +84,27 @@ class CtcProbability {
 
 }  // namespace
 
-Decoder::Decoder(const Json& json, const File& file, Space space, int64_t width) : space_(space), width_(width) {
+Likeliest likeliest(const float* z, int64_t count) {
+  const float* const best = std::max_element(z, z + count);
+  double sum = 0.0;
+  for (int64_t c = 0; c < count; ++c) sum += std::exp(static_cast<double>(z[c]) - *best);
+  return {best - z, 1.0 / sum};
+}
+
+Decoder::Kind Decoder::kind_of(const Json& json) {
   const std::string& name = json.string("decoder");
   const auto* const known =
       std::find_if(std::begin(kKinds), std::end(kKinds), [&](const KindName& kind) { return name == kind.name; });
   check(known != std::end(kKinds), Fault::file, "decoder: expected one that this version knows, got ", quoted(name));
-  kind_ = known->kind;
+  return known->kind;
+}
+
+Decoder::Decoder(const Json& json, const File& file, Space space, int64_t width)
+    : kind_(kind_of(json)), space_(space), width_(width) {
   const bool of_tokens = kind_ == Kind::crf || kind_ == Kind::ctc;
   const bool of_either = kind_ == Kind::none || kind_ == Kind::classes;
   check(of_either || (space == Space::tokens) == of_tokens, Fault::file, "decoder: expected another for rows of ",
-        space == Space::tokens ? "tokens" : "sequences", " than ", quoted(name));
+        space == Space::tokens ? "tokens" : "sequences", " than ", quoted(json.string("decoder")));
   if (kind_ == Kind::crf) {
     const auto floats = [&](const char* key, const std::vector<int64_t>& shape) {
       return static_cast<const float*>(file.tensor(json.string(key), DType::f32, shape).data);
@@ -118,6 +118,10 @@ Decoder::Decoder(const Json& json, const File& file, Space space, int64_t width)
     check(static_cast<int64_t>(mean_.size()) == width && mean_.size() == std_.size(), Fault::file,
           "mean and std: expected ", width, " numbers");
     log_ = json.boolean("log");
+  } else if (kind_ == Kind::generation) {
+    max_length_ = json.whole("max_length", 1, kLongest);
+    never_.assign(static_cast<size_t>(width), false);
+    for (const Json& id : json.array("never")) never_[id.whole_itself("never", 1, width - 1)] = true;
   }
 }
 

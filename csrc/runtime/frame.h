@@ -70,14 +70,23 @@ struct Characters {
   std::vector<int64_t> word;    // [N] the packed place of each token's word
 };
 
+// What the hypotheses of generated answers, which are a frame's tokens, attend to.
+struct Attended {
+  const PackedRows* rows = nullptr;    // of the sequences
+  std::vector<const float*> memories;  // [N, F] each
+  std::vector<int64_t> places;         // [M] of each hypothesis, the packed place of its sequence
+  Memory weights;                      // [M, J, T] float: of each head how much each has read of each token
+};
+
 struct Frame {
   PackedRows tokens;
   Characters characters;
   std::vector<std::vector<int64_t>> ids;  // of each input of ids, [N] of the packed tokens
   std::vector<float*> places;             // of each piece of memory that buffers have in turn
   std::vector<float*> buffers;            // of each buffer
-  std::vector<float> state;               // of all recurrences, h and c, where one is kept between calls
+  std::vector<float> state;               // [B, S] of all recurrences, h and c, where they are kept between calls
   bool keeps_state = false;
+  Attended attended;
   Executor executor{serially, 1};
   Memory memory;   // of the buffers
   Memory scratch;  // of one instruction

@@ -12,6 +12,7 @@ struct Kind {
   InstructionPtr (*make)(const Json& json, Loader& loader);
 };
 constexpr Kind kKinds[] = {{"activation", make_activation},
+                           {"attend", make_attend},
                            {"attention_pool", make_attention_pool},
                            {"character_cnn", make_character_cnn},
                            {"concatenate", make_concatenate},
@@ -73,6 +74,13 @@ int64_t Loader::input(const std::string& name, Input::Kind kind) const {
     if (inputs[i].name == name && inputs[i].kind == kind) return static_cast<int64_t>(i);
   }
   throw Error(Fault::file, "inputs: there is no input ", quoted(name), " of such a kind");
+}
+
+int64_t Loader::memory(const std::string& name) const {
+  for (size_t i = 0; i < memories.size(); ++i) {
+    if (memories[i].name == name) return static_cast<int64_t>(i);
+  }
+  throw Error(Fault::file, "inputs: there is nothing to attend to that is called ", quoted(name));
 }
 
 int64_t Loader::only_input(const Json& json) const {

@@ -46,13 +46,17 @@ class Loader {
  public:
   static constexpr int64_t kWidest = 1 << 20;  // of a buffer
 
-  Loader(const File& file, size_t memory_limit) : file(file), left_(memory_limit) {}
+  // left: bytes that the model may still take besides its file, of all its routines together.
+  Loader(const File& file, size_t& left) : file(file), left_(left) {}
 
   void add_input(const Json& description);
 
   // The buffer or the input that is called so; throws Error (Fault::file) if there is none.
   int64_t buffer(const std::string& name) const;
   int64_t input(const std::string& name, Input::Kind kind) const;
+
+  // What is attended to and called so; throws Error (Fault::file) if there is nothing.
+  int64_t memory(const std::string& name) const;
 
   // The only buffer among an instruction's inputs.
   int64_t only_input(const Json& json) const;
@@ -70,13 +74,15 @@ class Loader {
   const File& file;
   std::vector<Buffer> buffers;
   std::vector<Input> inputs;
-  int64_t state_size = 0;       // numbers that recurrences keep of one sequence
-  bool has_characters = false;  // whether the program reads the characters of distinct words, as sequences
-  bool has_spelling = false;    // whether it reads those of each token
+  std::vector<Buffer> memories;  // of another routine, which instructions attend to
+  int64_t state_size = 0;        // numbers that recurrences keep of one sequence
+  int64_t attention_heads = 0;   // of the instruction that attends; 0 if there is none
+  bool has_characters = false;   // whether the program reads the characters of distinct words, as sequences
+  bool has_spelling = false;     // whether it reads those of each token
 
  private:
   std::map<std::string, int64_t> names_;
-  size_t left_;  // bytes
+  size_t& left_;
 };
 
 using InstructionPtr = std::unique_ptr<Instruction>;
@@ -86,6 +92,7 @@ InstructionPtr make_instruction(const Json& json, Loader& loader);
 
 // One by one, for make_instruction.
 InstructionPtr make_activation(const Json& json, Loader& loader);
+InstructionPtr make_attend(const Json& json, Loader& loader);
 InstructionPtr make_attention_pool(const Json& json, Loader& loader);
 InstructionPtr make_character_cnn(const Json& json, Loader& loader);
 InstructionPtr make_concatenate(const Json& json, Loader& loader);

@@ -65,7 +65,7 @@ Recurrent::Recurrent(const Json& json, Loader& loader) {
   if (space_ == Space::tokens) {
     if (backward) in_one_pass = false;
     state_ = loader.state_size;
-    loader.state_size += 2 * recurrences_ * hidden_size_;
+    loader.state_size += (sizes_of(cell_).has_cell ? 2 : 1) * recurrences_ * hidden_size_;
   }
   writes = {loader.define(json.string("output"), space_, recurrences_ * hidden_size_)};
 }
@@ -174,7 +174,9 @@ void Recurrent::run(Frame& frame) const {
   args.masks.zoneout_h = or_null(zoneout_h_);
   args.masks.zoneout_c = or_null(zoneout_c_);
   const bool has_cell = sizes_of(cell_).has_cell;
-  const bool keeps_state = frame.keeps_state && space_ == Space::tokens;  // of one sequence
+  const bool keeps_state = frame.keeps_state && space_ == Space::tokens;
+  // One sequence's states are read where they are. Those of several are brought together for the kernel.
+  const bool gathers = keeps_state && rows.batch > 1;
   if (keeps_state) {
     args.h0 = frame.state.data() + state_;
     args.c0 = has_cell ? args.h0 + numbers : nullptr;
@@ -187,13 +189,16 @@ void Recurrent::run(Frame& frame) const {
   args.heads.max = maxima_.empty() ? nullptr : frame.buffers[maxima_[0]];
   const bool several = heads_.size() > 1;
   // Where the kernel needs no address it is asked for the size of its scratch memory without one.
-  const size_t states = static_cast<size_t>(2 * numbers) * sizeof(float);
+  const int64_t kept = (gathers ? 4 : 2) * numbers;
+  const size_t states = static_cast<size_t>(kept) * sizeof(float);
   const size_t logits = several ? static_cast<size_t>(rows.count * width) * sizeof(float) : 0;
   const size_t own = (states + logits + 63) / 64 * 64;
   char* const memory = static_cast<char*>(frame.scratch.of(own + rnn_forward_workspace(args, frame.executor)));
   args.h_n = reinterpret_cast<float*>(memory);
   args.c_n = has_cell ? args.h_n + numbers : nullptr;
-  float* const together = args.h_n + 2 * numbers;
+  float* const together = args.h_n + kept;
+  if (gathers) args.h0 = gather_states(frame, args.h_n + 2 * numbers);
+  if (gathers && has_cell) args.c0 = args.h0 + numbers;
   if (width > 0) args.heads.logits = several ? together : frame.buffers[heads_[0].buffer];
   rnn_forward(args, memory + own, frame.executor);
 
@@ -221,8 +226,25 @@ void Recurrent::run(Frame& frame) const {
     }
   }
   if (keeps_state) {
-    std::copy_n(args.h_n, (has_cell ? 2 : 1) * numbers, frame.state.data() + state_);
+    each_state(frame, [&](int64_t place, float* own) { std::copy_n(args.h_n + place, hidden_size_, own); });
   }
+}
+
+template <typename Function>
+void Recurrent::each_state(Frame& frame, Function&& function) const {
+  const int64_t batch = frame.tokens.batch;
+  const int64_t size = static_cast<int64_t>(frame.state.size()) / batch;  // of a sequence's row
+  const int64_t states = (sizes_of(cell_).has_cell ? 2 : 1) * recurrences_;
+  for (int64_t row = 0; row < batch; ++row) {
+    for (int64_t part = 0; part < states; ++part) {
+      function((part * batch + row) * hidden_size_, frame.state.data() + row * size + state_ + part * hidden_size_);
+    }
+  }
+}
+
+const float* Recurrent::gather_states(Frame& frame, float* states) const {
+  each_state(frame, [&](int64_t place, const float* own) { std::copy_n(own, hidden_size_, states + place); });
+  return states;
 }
 
 InstructionPtr make_recurrent(const Json& json, Loader& loader) { return std::make_unique<Recurrent>(json, loader); }

@@ -29,7 +29,14 @@ class Recurrent final : public Instruction {
   };
 
   void read_weights(const Json& json, Loader& loader);
-  void run_heads(RnnForward<float>& args, Frame& frame, float* memory) const;
+
+  // Of each sequence and each part of its states, h and c of each recurrence: where it is among those of the kernel,
+  // [parts, B, H], and where it is in the frame.
+  template <typename Function>
+  void each_state(Frame& frame, Function&& function) const;
+
+  // Brings the frame's states to the kernel's.
+  const float* gather_states(Frame& frame, float* states) const;
 
   Space space_;
   Cell cell_;

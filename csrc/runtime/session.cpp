@@ -30,6 +30,7 @@ Session::Session(const Program& program, int64_t threads, size_t memory_limit, b
   frame_.ids.resize(program.inputs().size());
   for (const Task& task : program.tasks()) {
     needs_.push_back(keeps_state && !task.in_one_pass ? std::vector<bool>() : task.needs);
+    generations_.push_back(task.step == nullptr ? nullptr : std::make_unique<Generation>(*task.step, memory_limit));
   }
   const auto answers = [](const std::vector<bool>& needs) { return !needs.empty(); };
   check(!keeps_state || std::any_of(needs_.begin(), needs_.end(), answers), Fault::argument,
@@ -50,7 +51,7 @@ void Session::reset() {
 }
 
 void Session::run(const int64_t* lengths, int64_t batch, const std::vector<Field>& fields,
-                  const std::vector<size_t>& tasks, bool with_probabilities) {
+                  const std::vector<size_t>& tasks, bool with_probabilities, bool by_steps) {
   forget_answers();  // should the batch not fit, there are none
   const size_t all = program_.tasks().size();
   wanted_.assign(all, false);
@@ -60,7 +61,7 @@ void Session::run(const int64_t* lengths, int64_t batch, const std::vector<Field
           quoted(program_.tasks()[task].name), ", which depend on tokens to come");
     wanted_[task] = true;
   }
-  needed_.assign(program_.instruction_count(), false);
+  needed_.assign(program_.routine().instruction_count(), false);
   for (size_t task = 0; task < all; ++task) {
     if (tasks.empty()) wanted_[task] = !frame_.keeps_state || !needs_[task].empty();
     // A stream's states go on with every token, whatever is asked of it.
@@ -72,15 +73,16 @@ void Session::run(const int64_t* lengths, int64_t batch, const std::vector<Field
   read_fields(fields);
   kept_state_ = frame_.state;
   try {
-    program_.run(frame_, needed_);
+    program_.routine().run(frame_, needed_);
     for (size_t task = 0; task < all; ++task) {
-      if (wanted_[task]) collect(task, with_probabilities);
+      if (wanted_[task]) collect(task, with_probabilities, by_steps);
     }
   } catch (...) {
     std::copy(kept_state_.begin(), kept_state_.end(), frame_.state.begin());  // a call that failed has read no tokens
     throw;
   }
   has_answers_ = wanted_;
+  by_steps_ = by_steps;
 }
 
 void Session::arrange(const int64_t* lengths, int64_t batch) {
@@ -151,7 +153,7 @@ void Session::read_fields(const std::vector<Field>& fields) {
     check(is_there, Fault::argument, "field ", quoted(input.name), ": expected one of the batch, got none");
     read({i, by_input[of]->strings});
   }
-  program_.place_buffers(frame_, memory_limit_);
+  program_.routine().place_buffers(frame_, memory_limit_);
   for (const Field* const field : by_input) {
     if (field != nullptr && program_.inputs()[field->input].kind == Input::Kind::numbers) read_numbers(*field);
   }
@@ -313,9 +315,14 @@ void Session::read_numbers(const Field& field) {
   for (const int64_t token : token_) out = std::copy_n(field.numbers + token * input.count, input.count, out);
 }
 
-void Session::collect(size_t index, bool with_probabilities) {
+void Session::collect(size_t index, bool with_probabilities, bool by_steps) {
   const Task& task = program_.tasks()[index];
-  const float* const packed = frame_.buffers[task.buffer];
+  if (task.step != nullptr) {
+    generations_[index]->begin(frame_, places_.data());
+    if (!by_steps) generations_[index]->find_likeliest(task.decoder, with_probabilities, answers_[index]);
+    return;
+  }
+  const float* const packed = frame_.buffers[task.reads[0]];
   std::vector<float>& logits = logits_[index];
   logits.resize(static_cast<size_t>(frame_.rows(task.space) * task.width));
   const std::vector<int64_t>& order = task.space == Space::tokens ? token_ : sequence_;
@@ -338,12 +345,23 @@ const Answer& Session::answer(size_t task) const {
   const Task& asked = program_.tasks()[task];
   check(!frame_.keeps_state || !is_of_paths(asked.decoder.kind()), Fault::argument, "task ", quoted(asked.name),
         ": a stream has its logits alone: the answer depends on tokens to come");
+  check(!by_steps_ || asked.step == nullptr, Fault::argument, "task ", quoted(asked.name),
+        ": its answers were left to steps");
   return answers_[task];
 }
 
 const std::vector<float>& Session::logits(size_t task) const {
   check_answered(task);
+  check(program_.tasks()[task].step == nullptr, Fault::argument, "task ", quoted(program_.tasks()[task].name),
+        ": its answers are generated, and only a step has logits");
   return logits_[task];
+}
+
+Generation& Session::generation(size_t task) {
+  check_answered(task);
+  check(generations_[task] != nullptr, Fault::argument, "task ", quoted(program_.tasks()[task].name),
+        ": expected one whose answers are generated");
+  return *generations_[task];
 }
 
 }  // namespace pymtl::runtime

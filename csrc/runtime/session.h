@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string_view>
 #include <vector>
 
+#include "generation.h"
 #include "program.h"
 
 namespace pymtl::runtime {
@@ -27,11 +29,17 @@ class Session {
   // Throws Error (Fault::argument): no task's answers follow from the tokens so far.
   Session(const Program& program, int64_t threads, size_t memory_limit, bool keeps_state);
 
-  // Runs a batch. `lengths` [batch] are those of its sequences; `tasks` those wanted, or none for all.
+  // Runs a batch. `lengths` [batch] are those of its sequences; `tasks` those wanted, or none for all. by_steps: answers
+  // that are generated are left to steps.
   //
   // Throws Error: something does not fit. What was asked for before is lost all the same.
   void run(const int64_t* lengths, int64_t batch, const std::vector<Field>& fields, const std::vector<size_t>& tasks,
-           bool with_probabilities);
+           bool with_probabilities, bool by_steps);
+
+  // A step of hypotheses of a task's answers to the last batch: see Generation.
+  //
+  // Throws Error (Fault::argument): it was not asked for this task, or its answers are not generated.
+  Generation& generation(size_t task);
 
   void forget_answers();
 
@@ -57,7 +65,7 @@ class Session {
   void find_words();
   void check_answered(size_t task) const;
   std::string place_of(int64_t token) const;
-  void collect(size_t task, bool with_probabilities);
+  void collect(size_t task, bool with_probabilities, bool by_steps);
 
   const Program& program_;
   int64_t threads_;
@@ -76,8 +84,10 @@ class Session {
   std::vector<const Field*> by_input_;  // of this batch
   std::vector<bool> wanted_;            // which tasks it was asked for
   std::vector<bool> has_answers_;       // which it has answered
+  bool by_steps_ = false;               // but for those that are generated
   std::vector<Answer> answers_;
   std::vector<std::vector<float>> logits_;
+  std::vector<std::unique_ptr<Generation>> generations_;  // of each task, null if its answers are not generated
 };
 
 }  // namespace pymtl::runtime

@@ -4,8 +4,8 @@
 :func:`write` makes a file of it.
 """
 
-from pymtl.lowering.file import SUFFIXES, export, name_ids, write
+from pymtl.lowering.file import SUFFIXES, export, limit_answers, name_ids, write
 from pymtl.lowering.models import lower
 from pymtl.lowering.program import Program
 
-__all__ = ["SUFFIXES", "Program", "export", "lower", "name_ids", "write"]
+__all__ = ["SUFFIXES", "Program", "export", "limit_answers", "lower", "name_ids", "write"]

@@ -14,9 +14,11 @@ from pymtl.lowering.heads import count_ids
 from pymtl.lowering.models import lower
 from pymtl.lowering.program import Program
 from pymtl.models import MultiTaskModel
+from pymtl.serving.generation import MAX_LENGTH
 from pymtl.writing import write_whole
 
 KEY = "pymtl"  # in the metadata
+LONGEST = 1 << 20  # tokens of a generated answer
 ONNX = ".onnx"  # what the name of such a file ends in
 SUFFIXES = (".pymtl", ONNX)
 
@@ -31,6 +33,8 @@ def export(
     unknown: Mapping[str, int] | None = None,
     labels: Mapping[str, Sequence[str]] | None = None,
     sizes: Mapping[str, int] | None = None,
+    max_length: int = MAX_LENGTH,
+    never: Mapping[str, Sequence[int]] | None = None,
 ) -> None:
     """Writes a model to one file, for runtimes without torch: ``pymtl_runtime`` in Python, ``pymtl.h`` in C; or, if its
     name ends in ``.onnx``, for ONNX Runtime and others.
@@ -50,11 +54,15 @@ def export(
         unknown: the id that strings not among the names have, by the field; without it they are an error.
         labels: names of all ids of a task's answers: of its classes, tags or labels.
         sizes: how many numbers a token has of each field that is numbers already; of a single one it is known.
+        max_length: of generated answers, tokens at most where the likeliest is taken each time. A search in Python has
+            its own.
+        never: the same, ids that are not to come, by the task.
 
     Raises:
         ImportError: there is no safetensors, or no onnx.
         KeyError: a task, or a field of ``names``, is unknown.
-        TypeError, ValueError, RuntimeError: as :func:`pymtl.lowering.lower`; nothing is written then.
+        TypeError, ValueError, RuntimeError: as :func:`pymtl.lowering.lower`, or a number does not fit; nothing is
+            written then.
         OSError: the file cannot be written.
 
     ::
@@ -72,6 +80,13 @@ def export(
     for field in unknown or {}:
         if field not in (names or {}):
             raise KeyError(f"unknown: expected fields that names has, got {field!r}")
+    generated = {each["name"]: each for each in program.tasks if "step" in each}
+    for each in generated.values():
+        limit_answers(each, max_length)
+    for task, own in (never or {}).items():
+        if task not in generated:
+            raise KeyError(f"never: expected tasks whose answers are generated, {list(generated)}, got {task!r}")
+        limit_answers(generated[task], max_length, own)
     for task, own in (labels or {}).items():
         known = next((each for each in program.tasks if each["name"] == task), None)
         if known is None:
@@ -106,6 +121,21 @@ def name_ids(field: dict[str, Any], names: Sequence[str], unknown: int | None) -
     field["names"] = list(names)
     if unknown is not None:
         field["unknown"] = unknown
+
+
+def limit_answers(task: dict[str, Any], max_length: int, never: Sequence[int] = ()) -> None:
+    """Says of a program's task whose answers are generated how long they may be, and what does not come.
+
+    Raises:
+        ValueError: a number does not fit.
+    """
+    count = task["step"]["count"]
+    if not 1 <= max_length <= LONGEST:
+        raise ValueError(f"max_length: expected a number from 1 to {LONGEST}, got {max_length}")
+    for token in never:
+        if not 1 <= token < count:
+            raise ValueError(f"never of {task['name']!r}: expected ids from 1 to {count - 1}, got {token}")
+    task |= {"max_length": int(max_length), "never": [int(token) for token in never]}
 
 
 def _check_names(names: Sequence[str], what: str) -> None:

@@ -1,9 +1,10 @@
-"""Instructions of the heads: from a task's states to its logits, and how these are decoded."""
+"""Instructions of the heads: from a task's states to its logits, or a step of its decoder, and how answers follow."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from pymtl.decoder import DecoderHead
 from pymtl.heads import (
     ClassificationHead,
     CRFHead,
@@ -17,6 +18,7 @@ from pymtl.heads import (
 from pymtl.language_model import LanguageModelHead
 from pymtl.lowering.checks import refuse
 from pymtl.lowering.program import Buffer, Program
+from pymtl.lowering.recurrent import lower_recurrent
 from pymtl.lowering.sharing import States
 
 _DECODERS = {
@@ -28,6 +30,7 @@ _DECODERS = {
     MultiLabelHead: "labels",
     RegressionHead: "numbers",
     LanguageModelHead: "none",
+    DecoderHead: "generation",
 }
 
 
@@ -40,6 +43,15 @@ def lower_head(
         raise refuse(head, at, "one of pymtl's heads")
     if isinstance(head, LanguageModelHead):
         return _language_model(program, head, states, at)
+    features, parts = _features(program, head, states, embedded, before, at)
+    weight, bias = head.projection()
+    return program.linear(features, at, weight, bias, parts=parts)
+
+
+def _features(
+    program: Program, head: Head, states: States, embedded: Buffer, before: Buffer | None, at: str
+) -> tuple[Buffer, int]:
+    """What a head reads of each row of its own, and in how many parts a product with it is summed."""
     if head.pooling is None:
         parts = [states.tokens]
     elif head.attention is not None:
@@ -54,9 +66,8 @@ def lower_head(
         parts.append(embedded if head.pooling is None else program.pool(embedded, pooling, [False]))
     if before is not None:
         parts.append(_label_features(program, head, before, at))
-    weight, bias = head.projection()
     plain = head.pooling is None and len(parts) == 1
-    return program.linear(program.beside(parts), at, weight, bias, parts=states.parts if plain else 1)
+    return program.beside(parts), states.parts if plain else 1
 
 
 def _label_features(program: Program, head: Head, before: Buffer, at: str) -> Buffer:
@@ -79,6 +90,48 @@ def _language_model(program: Program, head: LanguageModelHead, states: States, a
         read = program.activation(program.linear(own, f"{at}.hidden.{d}", hidden.weight, hidden.bias), "tanh")
         found.append(program.linear(read, at, weight, bias))
     return program.beside(found)
+
+
+def lower_step(
+    program: Program, head: DecoderHead, task: str, states: States, embedded: Buffer, before: Buffer | None
+) -> dict[str, Any]:
+    """One step of a decoder's hypotheses, as the file says it; and in the program what it reads. Arguments as for
+    :func:`lower_head`."""
+    at = f"heads.{task}"
+    if head.copy:
+        raise ValueError(f"{at}: expected a decoder without copy, which no file can hold")
+    values, _ = _features(program, head, states, embedded, before, at)
+    reader = head.reader
+    keys = values
+    if reader.score != "dot":
+        keys = program.linear(values, f"{at}.key", reader.key.weight, reader.key.bias)
+    first = program.linear(states.pooled(program, "last"), f"{at}.begin", head.begin.weight, head.begin.bias)
+    size, layers = head.hidden_size, head.num_layers
+    h = program.activation(program.columns([(first, 0, layers * size)]), "tanh")
+    kinds = [h] if head.cell == "gru" else [h, program.columns([(first, layers * size, layers * size)])]
+    state = program.columns([(kind, layer * size, size) for layer in range(layers) for kind in kinds])
+
+    step = program.step()
+    table = step.tensor(f"{at}.embedding", head.embedding.weight)
+    read = step.emit("gather", ["token"], "tokens", head.embedding_dim, table=table)
+    written = lower_recurrent(step, head.recurrence, read, f"{at}.recurrence")
+    query, score = written, None
+    if reader.score == "additive":
+        query = step.linear(written, f"{at}.query", reader.query.weight)
+        score = step.tensor(f"{at}.score", reader.weight)
+    context = step.emit(
+        "attend", [query, "keys", "values"], "tokens", values.width, heads=reader.num_heads, score=score
+    )
+    both = step.linear(step.beside([written, context]), f"{at}.combine", head.combine.weight, head.combine.bias)
+    weight, bias = head.projection()
+    logits = step.linear(step.activation(both, "tanh"), at, weight, bias)
+    return {
+        "count": head.out_features,
+        "state": state.name,
+        "memories": {"keys": keys.name, "values": values.name},
+        "instructions": step.instructions,
+        "logits": logits.name,
+    }
 
 
 def decoder_of(program: Program, head: Head, task: str) -> dict[str, Any]:

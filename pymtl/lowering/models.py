@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+from pymtl.decoder import DecoderHead
 from pymtl.lowering.checks import check_plain, refuse
 from pymtl.lowering.embeddings import lower_embedding
-from pymtl.lowering.heads import decoder_of, lower_head
+from pymtl.lowering.heads import decoder_of, lower_head, lower_step
 from pymtl.lowering.program import Buffer, Program
 from pymtl.lowering.recurrent import lower_recurrent
 from pymtl.lowering.sharing import States, lower_encoder
@@ -81,9 +83,14 @@ def _lower_model(program: Program, model: MultiTaskModel, tasks: Sequence[str], 
     order = model._with_those_before(tasks)
     states: dict[str, States] = lower_encoder(program, model.encoder, embedded, order)
     logits: dict[str, Buffer] = {}
+    answers: dict[str, dict[str, Any]] = {}
     for task in order:
         head = model.heads[task]
-        logits[task] = lower_head(program, head, task, states[task], embedded, logits.get(head.reads.after))
+        before = logits.get(head.reads.after)
+        if isinstance(head, DecoderHead):
+            answers[task] = {"step": lower_step(program, head, task, states[task], embedded, before)}
+        else:
+            logits[task] = lower_head(program, head, task, states[task], embedded, before)
+            answers[task] = {"logits": logits[task].name}
     for task in tasks:
-        decoder = decoder_of(program, model.heads[task], task)
-        program.tasks.append({"name": task, "logits": logits[task].name, **decoder})
+        program.tasks.append({"name": task, **answers[task], **decoder_of(program, model.heads[task], task)})

@@ -40,12 +40,18 @@ def to_onnx(program: Program, metadata: Mapping[str, str]) -> onnx.ModelProto:
 
     Raises:
         ImportError: there is no onnx.
-        ValueError: ONNX has no operators for an instruction; the message names it.
+        ValueError: ONNX has no operators for an instruction, or a task's answers are generated; the message names it.
     """
     try:
         import onnx
     except ModuleNotFoundError:
         raise ModuleNotFoundError("writing ONNX takes onnx: pip install onnx", name="onnx") from None
+    for task in program.tasks:
+        if task["decoder"] == "generation":
+            raise ValueError(
+                f"task {task['name']!r}: expected answers that follow from one run of a graph, got generated ones: "
+                "a .pymtl file holds them"
+            )
     graph = _Graph(program)
     for each in program.inputs:
         graph.add_input(each)

@@ -81,6 +81,10 @@ class Program:
             self._known[key] = Buffer(output, space, width)
         return self._known[key]
 
+    def step(self) -> Program:
+        """A program of a step of generated answers, whose only input is ``token``; it shares this one's tensors."""
+        return Program(tensors=self.tensors, weights=self.weights, _names=self._names, _given=self._given)
+
     # The instructions that are not of one module alone.
 
     def linear(self, x: Buffer, name: str, weight: Tensor, bias: Tensor | None = None, parts: int = 1) -> Buffer:

@@ -19,6 +19,7 @@ from . import ctc
 from . import tags as schemes
 from .encoding import FIRST_TOKEN
 from .generation import Hypothesis, Search
+from .probabilities import log_softmax, sigmoid, softmax
 from .tokenizing import Place
 from .values import as_name
 
@@ -529,21 +530,3 @@ def neighbours(ids: np.ndarray, num_tokens: int, directions: int) -> np.ndarray:
 
 def perplexity(entropy: float, count: int) -> float:
     return math.exp(min(entropy / count, 700.0))  # a number still
-
-
-# Of numbers.
-
-
-def softmax(z: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(z - z.max(-1, keepdims=True))
-    return exponentials / exponentials.sum(-1, keepdims=True)
-
-
-def log_softmax(z: np.ndarray) -> np.ndarray:
-    shifted = z - z.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-
-
-def sigmoid(z: np.ndarray) -> np.ndarray:
-    smaller = np.exp(-np.abs(z))
-    return np.where(z >= 0, 1 / (1 + smaller), smaller / (1 + smaller))

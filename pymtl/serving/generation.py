@@ -12,8 +12,12 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from .probabilities import log_softmax
+
 END = 0  # the token that ends a sequence, and that a decoder reads before the first
 UNKNOWN = 1  # the token that stands for all others, which no answer has
+MAX_LENGTH = 100  # tokens of an answer at most, where nothing else is said
+NAN_LOGITS = "logits: expected numbers to choose the next token by, got nan: is a weight or an input nan?"
 NO_COVERAGE = 1e-9  # the least attention that the coverage penalty knows
 
 
@@ -128,6 +132,30 @@ class Steps(Protocol):
 
 
 Banned = tuple[Sequence[int], Sequence[int]]
+
+
+def likeliest(
+    logits: np.ndarray, count: int, banned: Banned, never: Sequence[int] = ()
+) -> tuple[np.ndarray, np.ndarray]:
+    """The log-probabilities and ids of the ``count`` likeliest tokens (0: all), falling, of logits [M, C]. What is
+    banned does not come, and neither does ``never``; probabilities are of all tokens, these among them.
+
+    Raises:
+        RuntimeError: a logit is nan.
+    """
+    scores = log_softmax(logits.astype(np.float64))
+    if np.isnan(scores).any():
+        raise RuntimeError(NAN_LOGITS)
+    scores[:, list(never)] = -np.inf
+    scores[list(banned[0]), list(banned[1])] = -np.inf
+    size = scores.shape[1]
+    kept = min(count, size) if count > 0 else size
+    ids = np.broadcast_to(np.arange(size), scores.shape)
+    if kept < size:
+        ids = np.argpartition(-scores, kept - 1, axis=1)[:, :kept]
+    found = np.take_along_axis(scores, ids, 1)
+    order = np.argsort(-found, axis=1, kind="stable")
+    return np.take_along_axis(found, order, 1), np.take_along_axis(ids, order, 1)
 
 
 def search(

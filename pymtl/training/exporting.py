@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from pymtl.attention import Attended
 from pymtl.crf import CRF
 from pymtl.decoder import DecoderHead, Memory, State
-from pymtl.lowering import lower, name_ids, write
+from pymtl.lowering import limit_answers, lower, name_ids, write
 from pymtl.models import MultiTaskModel
 from pymtl.recurrent import Recurrent
 from pymtl.serving.encoding import UNKNOWN
+from pymtl.serving.generation import UNKNOWN as UNKNOWN_ID
 from pymtl.serving.records import Record
 from pymtl.serving.settings import plain
 from pymtl.training.batches import Batch, Batcher
@@ -203,6 +204,8 @@ def export_file(run: Run, path: Path, weights: torch.dtype | None = None) -> Non
         rules, labels = config.tasks[task["name"]].rules, vocabulary.labels.get(task["name"], [])
         if task["decoder"] not in ("none", "numbers"):
             task["labels"] = list(map(rules.label_name, labels))
+        if rules.generates:
+            limit_answers(task, config.tasks[task["name"]].max_length, [UNKNOWN_ID])
     manifest = run.read_manifest()
     description = {
         "settings": plain(config),

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from .library import Answer, InputInfo, Model, ModelError, Session, TaskInfo, isa
 from .predictor import Predictor, Stream, load
 from .serving.errors import DataError
+from .serving.generation import Hypothesis, Search
 
 try:
     __version__ = version("pymtl-runtime")
@@ -17,10 +18,12 @@ except PackageNotFoundError:  # the sources, not installed
 __all__ = [
     "Answer",
     "DataError",
+    "Hypothesis",
     "InputInfo",
     "Model",
     "ModelError",
     "Predictor",
+    "Search",
     "Session",
     "Stream",
     "TaskInfo",

@@ -12,6 +12,7 @@ from typing import Any
 from . import DataError, ModelError, __version__, isa
 from .library import Model
 from .predictor import load
+from .serving.generation import Search
 from .serving.predicting import described, input_of
 
 FOLDER = Path(__file__).parent
@@ -20,6 +21,7 @@ EXAMPLES = """examples:
   python -m pymtl_runtime predict snips.pymtl "play some jazz by miles davis"
   cat sentences.txt | python -m pymtl_runtime predict snips.pymtl --json
   python -m pymtl_runtime predict --records srl.pymtl < sentences.jsonl
+  python -m pymtl_runtime predict phones.pymtl "p h y s i c s" --beam 5 --nbest 3
   python -m pymtl_runtime info snips.pymtl
   cc predict.c $(python -m pymtl_runtime flags) -o predict
 """
@@ -41,6 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
     predict.add_argument("texts", nargs="*", metavar="TEXT", help="texts; lines of standard input if there is none")
     predict.add_argument("--json", action="store_true", help="print one JSON object a text")
     predict.add_argument("--records", action="store_true", help="texts are JSON objects with the fields of training")
+    predict.add_argument(
+        "--beam",
+        type=int,
+        metavar="N",
+        help="hypotheses kept in the search for CTC's labels and generated answers (default: as the run says)",
+    )
+    predict.add_argument("--nbest", type=int, default=1, metavar="N", help="generated answers to give, the best first")
     predict.add_argument("--threads", type=int, default=0, metavar="N", help="of a call (default 0: all cores)")
     info = commands.add_parser("info", help="what a file reads and answers")
     info.add_argument("file", type=Path, metavar="FILE", help="the model's file")
@@ -82,11 +91,15 @@ def _predict(given: argparse.Namespace) -> int:
     if predictor.config.fields and not given.records:
         fields = ", ".join(predictor.config.fields)
         raise DataError(f"this model reads {fields} of each token too: give JSON objects with these, and --records")
+    search = None if given.beam is None and given.nbest == 1 else Search(given.beam, given.nbest)
+    if given.nbest > 1 and not any(task.rules.generates for task in predictor.tasks.values()):
+        raise DataError("--nbest: expected a model with a task of kind 'generation', got none")
     if not given.texts and sys.stdin is None:
         raise DataError("expected texts, or lines of standard input, which is closed")
     texts = given.texts or (line.rstrip("\r\n") for line in sys.stdin)
     for number, text in enumerate(texts, 1):
-        answer = predictor.predict([input_of(text, number, given.records)], distributions=False, first=number)[0]
+        asked = [input_of(text, number, given.records)]
+        answer = predictor.predict(asked, distributions=False, first=number, search=search)[0]
         if given.json:
             print(json.dumps(answer, ensure_ascii=False), flush=True)
         elif not answer["tokens"]:  # an empty line stays one
@@ -111,7 +124,8 @@ def _info(given: argparse.Namespace) -> int:
         labels = f", labels {_some(task.labels)}" if task.labels else ""
         logits_alone = " (its logits)" if task.kind in ("path", "ctc") else ""
         streams = f", in a stream too{logits_alone}" if task.streams else ""
-        print(f"answers {task.name}: {task.kind} of {rows}, {task.columns} logits{labels}{streams}")
+        logits = f"{task.columns} tokens" if task.kind == "generated" else f"{task.columns} logits"
+        print(f"answers {task.name}: {task.kind} of {rows}, {logits}{labels}{streams}")
     if "weights" in about:
         print(f"weights of recurrent layers: {about['weights']}")
     return 0

@@ -15,13 +15,26 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .generation import SessionSteps
+from .serving.generation import MAX_LENGTH, Hypothesis, Search
+from .serving.generation import search as found_by
+
 ABI = 1  # the major number of the interface that this file knows
 _FILE = "libpymtl_runtime.dylib" if sys.platform == "darwin" else "libpymtl_runtime.so"
 
 # What a batch has of a field: strings, or ids, or numbers.
 Values = Sequence[str] | Sequence[int] | Sequence[float] | np.ndarray
-AnswerKind = Literal["logits", "classes", "path", "ctc", "ordinal", "labels", "values"]
-_ANSWER_KINDS: tuple[AnswerKind, ...] = ("logits", "classes", "path", "ctc", "ordinal", "labels", "values")
+AnswerKind = Literal["logits", "classes", "path", "ctc", "ordinal", "labels", "values", "generated"]
+_ANSWER_KINDS: tuple[AnswerKind, ...] = (
+    "logits",
+    "classes",
+    "path",
+    "ctc",
+    "ordinal",
+    "labels",
+    "values",
+    "generated",
+)
 InputKind = Literal["ids", "characters", "numbers"]
 _INPUT_KINDS: tuple[InputKind, ...] = ("ids", "characters", "numbers")
 
@@ -60,7 +73,13 @@ class _Field(ctypes.Structure):
 
 
 class _Request(ctypes.Structure):
-    _fields_ = (("size", c_size_t), ("tasks", c_void_p), ("task_count", c_int64), ("probabilities", c_int32))
+    _fields_ = (
+        ("size", c_size_t),
+        ("tasks", c_void_p),
+        ("task_count", c_int64),
+        ("probabilities", c_int32),
+        ("by_steps", c_int32),
+    )
 
 
 class _Answer(ctypes.Structure):
@@ -71,6 +90,10 @@ class _Answer(ctypes.Structure):
         ("probability", c_void_p),
         ("probabilities", c_void_p),
     )
+
+
+class _Scores(ctypes.Structure):
+    _fields_ = (("logits", c_void_p), ("attention", c_void_p), ("columns", c_int64), ("steps", c_int64))
 
 
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
@@ -97,6 +120,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         c_int32,
         [c_void_p, c_int64, POINTER(c_void_p), POINTER(c_int64), POINTER(c_int64)],
     ),
+    "pymtl_step": (c_int32, [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, POINTER(_Scores)]),
 }
 
 
@@ -149,8 +173,8 @@ class InputInfo:
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """A task: ``columns`` of its logits, which there are for each token or for each sequence; ``labels``, the names of
-    its ids; ``streams``: whether a stream has its logits, and, but of paths and of CTC, its answers."""
+    """A task: ``columns`` of its logits, which there are for each token or for each sequence, and of generated answers
+    for each hypothesis of a step; ``labels``, the names of its ids; ``streams``: whether a stream has its logits, and, but of paths and of CTC, its answers."""
 
     name: str
     kind: AnswerKind
@@ -164,9 +188,10 @@ class TaskInfo:
 class Answer:
     """What a task says of each sequence of a batch.
 
-    ``ids``: of each sequence its class, tags or labels, int64; ``numbers`` float64 [B, C] of a task of numbers, else
+    ``ids``: of each sequence its class, tags, labels, or what was generated, int64; ``numbers`` float64 [B, C] of a task of numbers, else
     None; ``probability`` float64 [B] of each whole answer, NaN if it was not asked for or is not known;
-    ``probabilities``: of each sequence those of its tokens' tags, float32, None if they were not asked for.
+    ``probabilities``: of each sequence those of its tokens' tags, or of its generated ids, float32, None if they were
+    not asked for.
     """
 
     ids: list[np.ndarray]
@@ -289,8 +314,8 @@ class Session:
         self._pointer = pointer
         self.model = model  # and so the model outlives it
         self._fields = (_Field * len(model.inputs))()
-        self._request = _Request(ctypes.sizeof(_Request), None, 0, False)
-        self._batch = 0
+        self._request = _Request(ctypes.sizeof(_Request), None, 0, False, False)
+        self.lengths = np.zeros(0, dtype=np.int64)  # of the last batch's sequences
         self._alone = _Alone()
 
     def __del__(self) -> None:
@@ -303,6 +328,7 @@ class Session:
         fields: Mapping[str, Values],
         tasks: Sequence[str] | None = None,
         probabilities: bool = False,
+        by_steps: bool = False,
     ) -> None:
         """Runs a batch; :meth:`logits` and :meth:`answer` then have what was found, until the next batch.
 
@@ -313,6 +339,8 @@ class Session:
                 [N, F]. Characters may be missing where words are strings.
             tasks: those wanted; all by default.
             probabilities: whether answers of tokens say how probable they are.
+            by_steps: whether answers that are generated are left to :meth:`generate` and :meth:`step`; otherwise
+                :meth:`answer` has those of the likeliest id at each step.
 
         Raises:
             KeyError: a task is unknown.
@@ -321,8 +349,8 @@ class Session:
             RuntimeError: another thread is using the session.
         """
         with self._alone:
-            self._batch = 0  # should this one fail, there are no answers
-            self._run(lengths, fields, tasks, probabilities)
+            self.lengths = self.lengths[:0]  # should this one fail, there are no answers
+            self._run(lengths, fields, tasks, probabilities, by_steps)
 
     def _run(
         self,
@@ -330,6 +358,7 @@ class Session:
         fields: Mapping[str, Values],
         tasks: Sequence[str] | None,
         probabilities: bool,
+        by_steps: bool,
     ) -> None:
         given = np.asarray(lengths)
         if given.ndim != 1 or (given.dtype.kind not in "iu" and len(given) > 0):
@@ -347,7 +376,7 @@ class Session:
         kept: list[Any] = [
             _fill(field, known[name], values, count) for field, (name, values) in zip(self._fields, fields.items())
         ]
-        self._request.probabilities = probabilities
+        self._request.probabilities, self._request.by_steps = probabilities, by_steps
         if tasks is None:
             self._request.tasks, self._request.task_count = None, 0
         elif isinstance(tasks, str) or not isinstance(tasks, Iterable):
@@ -368,7 +397,7 @@ class Session:
                 addressof(self._request),
             )
         )
-        self._batch = len(given)
+        self.lengths = given.copy()
 
     def __reduce__(self) -> Any:
         raise TypeError("a session cannot be copied or sent to another process: make one there, by Model.session()")
@@ -378,7 +407,7 @@ class Session:
 
         Raises:
             KeyError: the task is unknown.
-            ValueError: the last batch was not asked for it, or failed.
+            ValueError: the last batch was not asked for it, or failed; or its answers are generated.
         """
         data, rows, columns = c_void_p(), c_int64(), c_int64()
         place = self.model.place(task)
@@ -400,13 +429,13 @@ class Session:
 
     def _check_answered(self, task: str) -> None:
         """Refuses what an older batch left, where the last one was refused before it came to the library."""
-        if self._batch == 0:
+        if len(self.lengths) == 0:
             raise ValueError(f"task {task!r}: there are no answers: run a batch that asks for it first")
 
     def _answer(self, place: int) -> Answer:
         found = _Answer()
         _check(_LIBRARY.pymtl_get_answer(self._pointer, place, byref(found)))
-        batch = self._batch
+        batch = len(self.lengths)
         starts = _copy(found.starts, (batch + 1,), np.int64).tolist()
 
         def split(address: int | None, dtype: type) -> list[np.ndarray]:
@@ -416,8 +445,79 @@ class Session:
         numbers = None
         if found.numbers:
             numbers = _copy(found.numbers, (batch, self.model.tasks[place].columns), np.float64)
-        each = split(found.probabilities, np.float32) if found.probabilities else None
+        # Of answers without an id there is nothing to point at.
+        nothing = starts[-1] == 0 and self._request.probabilities and self.model.tasks[place].kind == "generated"
+        each = split(found.probabilities, np.float32) if found.probabilities or nothing else None
         return Answer(split(found.ids, np.int64), numbers, _copy(found.probability, (batch,), np.float64), each)
+
+    def step(
+        self,
+        task: str,
+        ids: np.ndarray,
+        parents: np.ndarray | None = None,
+        sequences: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """A step of hypotheses of a task's answers to the last batch: each reads an id. :meth:`generate` makes a search
+        of such steps.
+
+        Args:
+            task: one whose answers are generated.
+            ids: int64 [M]; 0, the end, at the first step.
+            parents: int64 [M], the hypotheses of the step before that they go on from.
+            sequences: in the place of ``parents``, int64 [M]: the sequences of the batch that they begin with.
+
+        Returns:
+            Logits of each hypothesis' next id, float32 [M, C]; and how much each has read of each token of its
+            sequence, float32 [M, T], zero behind the last, or None if the model attends to nothing.
+
+        Raises:
+            KeyError, ValueError: as :meth:`logits`; or a number does not fit.
+            MemoryError: the step takes more memory than the limit.
+        """
+        place = self.model.place(task)
+        if (parents is None) == (sequences is None):
+            raise ValueError("parents: expected these or sequences, got " + ("neither" if parents is None else "both"))
+        given = {"ids": ids, "parents": parents, "sequences": sequences}
+        arrays = {name: _whole(each, name, len(ids)) for name, each in given.items() if each is not None}
+        found = _Scores()
+        with self._alone:
+            self._check_answered(task)
+            pointers = [_address(arrays[name]) if name in arrays else None for name in given]
+            _check(_LIBRARY.pymtl_step(self._pointer, place, len(ids), *pointers, byref(found)))
+            logits = _copy(found.logits, (len(ids), found.columns), np.float32)
+            if not found.attention:
+                return logits, None
+            return logits, _copy(found.attention, (len(ids), found.steps), np.float32)
+
+    def generate(
+        self,
+        task: str,
+        search: Search | None = None,
+        max_length: int = MAX_LENGTH,
+        attention: bool = False,
+        never: Sequence[int] = (),
+        numbers: Sequence[int] | None = None,
+    ) -> list[list[Hypothesis]]:
+        """Answers to the last batch's sequences, by a search or by sampling.
+
+        Args:
+            task: one whose answers are generated.
+            search: how answers are looked for, or drawn; None: the likeliest id at each step.
+            max_length: ids at most, where ``search`` says nothing.
+            attention: whether to give what each step has read.
+            never: ids that are not to come, as that of unknown tokens.
+            numbers: of the sequences, by which samples are drawn; by default from 0 on.
+
+        Returns:
+            For each sequence its ``nbest`` answers, the best first; samples in the order in which they were drawn.
+
+        Raises:
+            KeyError, ValueError, MemoryError: as :meth:`step`.
+            RuntimeError: a logit is nan.
+        """
+        settings = search or Search()
+        steps = SessionSteps(self, task, attention or settings.coverage_penalty > 0, never)
+        return found_by(steps, settings, max_length, numbers)
 
     def reset(self) -> None:
         """Begins a new sequence of a stream. Raises ValueError if it is none."""
@@ -499,6 +599,16 @@ def _fill(field: _Field, info: InputInfo, values: Values, count: int) -> Any:
         field.ids = _address(kept)
     field.width = kept.shape[1] if kept.ndim == 2 else 1
     return kept, encoded_name
+
+
+def _whole(values: np.ndarray, name: str, count: int) -> np.ndarray:
+    """Whole numbers [count]."""
+    given = np.asarray(values)
+    if given.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected whole numbers, got {given.dtype}")
+    if given.shape != (count,):
+        raise ValueError(f"{name}: expected whole numbers [{count}], got {list(given.shape)}")
+    return np.ascontiguousarray(given, np.int64)
 
 
 def _expected(info: InputInfo, count: int) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from .library import Model, ModelError, Session
 from .serving.answers import Logits, Paths, decode
 from .serving.encoding import Encoder
-from .serving.generation import Search
+from .serving.generation import UNKNOWN, Search
 from .serving.predicting import Answer, Answering, Input
 from .serving.records import Record
 from .serving.settings import Settings
@@ -128,7 +128,7 @@ class Predictor(Answering):
             return [{} for _ in records]
         session = self._session()
         self._run(session, records, names, distributions)
-        return self._decoded(session, records, names, search, distributions)
+        return self._decoded(session, records, names, search, distributions, numbers)
 
     def logits(self, inputs: Sequence[Input], dataset: str = "") -> dict[str, np.ndarray]:
         """Every task's logits of some texts, all in one batch: [B, C], or [B, T, C] of each token, padded to the
@@ -136,14 +136,17 @@ class Predictor(Answering):
 
         Args:
             inputs: a list as for :meth:`predict`, each input of at least one token.
-            dataset: the data set whose tasks are asked, where there are several.
+            dataset: the data set whose tasks are asked, where there are several. Tasks whose answers are generated have
+                none.
 
         Raises:
             TypeError: the inputs are no list.
             DataError: there is none, or one has no token.
         """
         records = self.records_to_run(inputs, dataset)
-        names = self.config.main_tasks_of(dataset)
+        names = [name for name in self.config.main_tasks_of(dataset) if not self.tasks[name].rules.generates]
+        if not names:
+            return {}
         session = self._session()
         self._run(session, records, names, False)
         lengths = np.array([len(record.tokens) for record in records])
@@ -180,7 +183,8 @@ class Predictor(Answering):
         fields |= {name: np.concatenate([each[name] for each in own]) for name in own[0]}
         # Of other tasks than paths probabilities are made of the logits.
         paths = any(self.model.tasks[self.model.place(name)].kind == "path" for name in names)
-        session.run([len(record.tokens) for record in records], fields, names, probabilities and paths)
+        lengths = [len(record.tokens) for record in records]
+        session.run(lengths, fields, names, probabilities and paths, by_steps=True)
 
     def _decoded(
         self,
@@ -189,6 +193,7 @@ class Predictor(Answering):
         names: Sequence[str],
         search: Search | None,
         distributions: bool,
+        numbers: Sequence[int] | None = None,
         with_paths: bool = True,
     ) -> list[Answer]:
         ends = np.cumsum([len(record.tokens) for record in records])[:-1]
@@ -196,6 +201,13 @@ class Predictor(Answering):
         targets, paths = {}, {}
         for name in names:
             info = self.model.tasks[self.model.place(name)]
+            task = self.tasks[name]
+            if task.rules.generates:
+                settings = task.rules.search(task, search)
+                logits[name] = session.generate(
+                    name, settings, task.max_length, distributions, [UNKNOWN], numbers
+                )
+                continue
             rows = session.logits(name)
             logits[name] = np.split(rows, ends) if info.of_tokens else rows
             if name in self._encodings:

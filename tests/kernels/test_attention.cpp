@@ -52,7 +52,9 @@ struct Case {
   Found<T> run(const Executor& executor) const {
     Found<T> found{Buffer<T>(grad_context.size()), Buffer<T>(grad_weights.size()), Buffer<T>(query.size()),
                    Buffer<T>(key.size()),          Buffer<T>(value.size()),        Buffer<T>(score.size())};
-    attention_forward(AttentionForward<T>{args, found.context.data(), found.weights.data()}, executor);
+    const AttentionForward<T> forward{args, found.context.data(), found.weights.data()};
+    Workspace workspace = workspace_of(attention_workspace(forward));
+    attention_forward(forward, workspace.data(), executor);
     attention_backward(AttentionBackward<T>{args, found.weights.data(), grad_context.data(), grad_weights.data(),
                                             found.grad_query.data(), found.grad_key.data(), found.grad_value.data(),
                                             args.score == nullptr ? nullptr : found.grad_score.data()},

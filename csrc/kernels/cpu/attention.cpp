@@ -17,25 +17,34 @@ int64_t work_of(const Attention<T>& args) {
 
 // The queries of each sequence, in their order: those of sequence b are order[starts[b]] to order[starts[b + 1] - 1].
 struct Grouped {
-  std::vector<int64_t> order;
-  std::vector<int64_t> starts;
+  static int64_t numbers(int64_t queries, int64_t batch) { return queries + batch + 2; }
 
-  Grouped(const int64_t* sequences, int64_t queries, int64_t batch)
-      : order(static_cast<size_t>(queries)), starts(static_cast<size_t>(batch) + 1) {
-    for (int64_t m = 0; m < queries; ++m) ++starts[sequences[m] + 1];
-    for (int64_t b = 0; b < batch; ++b) starts[b + 1] += starts[b];
-    std::vector<int64_t> next(starts.begin(), starts.end() - 1);
-    for (int64_t m = 0; m < queries; ++m) order[next[sequences[m]]++] = m;
+  int64_t* starts;  // [B + 1]
+  int64_t* order;   // [M]
+
+  // memory: numbers(queries, batch) of them.
+  Grouped(const int64_t* sequences, int64_t queries, int64_t batch, int64_t* memory)
+      : starts(memory), order(memory + batch + 2) {
+    std::fill_n(starts, batch + 2, int64_t{0});
+    // One further on than they are in the end: the places where queries go move them there.
+    for (int64_t m = 0; m < queries; ++m) ++starts[sequences[m] + 2];
+    for (int64_t b = 1; b <= batch; ++b) starts[b + 1] += starts[b];
+    for (int64_t m = 0; m < queries; ++m) order[starts[sequences[m] + 1]++] = m;
   }
 };
 
 }  // namespace
 
 template <typename T>
-void attention_forward(const AttentionForward<T>& args, const Executor& given) {
+size_t attention_workspace(const AttentionForward<T>& args) {
+  return static_cast<size_t>(Grouped::numbers(args.queries, args.shape.batch)) * sizeof(int64_t);
+}
+
+template <typename T>
+void attention_forward(const AttentionForward<T>& args, void* workspace, const Executor& given) {
   StepStarts starts(args.shape);
   // Queries of one sequence one after the other: its keys and values stay in the cache.
-  const Grouped grouped(args.sequences, args.queries, args.shape.batch);
+  const Grouped grouped(args.sequences, args.queries, args.shape.batch, static_cast<int64_t*>(workspace));
   const Executor executor = executor_for(work_of(args), given);
   for_each(executor, args.shape.batch, [&](int64_t row) {
     for (int64_t i = grouped.starts[row]; i < grouped.starts[row + 1]; ++i) {
@@ -47,13 +56,14 @@ void attention_forward(const AttentionForward<T>& args, const Executor& given) {
 template <typename T>
 void attention_backward(const AttentionBackward<T>& args, const Executor& given) {
   StepStarts starts(args.shape);
-  const Grouped grouped(args.sequences, args.queries, args.shape.batch);
+  std::vector<int64_t> order(static_cast<size_t>(Grouped::numbers(args.queries, args.shape.batch)));
+  const Grouped grouped(args.sequences, args.queries, args.shape.batch, order.data());
   const bool additive = args.score != nullptr;
   std::vector<T> parts(additive ? static_cast<size_t>(args.shape.batch * args.key_size) : 0);
   const Executor executor = executor_for(3 * work_of(args), given);
   for_each(executor, args.shape.batch, [&](int64_t row) {
     std::vector<T> scores(static_cast<size_t>(args.shape.steps));
-    active_kernels().of<T>().attention_gradient(args, starts.data(), row, grouped.order.data() + grouped.starts[row],
+    active_kernels().of<T>().attention_gradient(args, starts.data(), row, grouped.order + grouped.starts[row],
                                                 grouped.starts[row + 1] - grouped.starts[row], scores.data(),
                                                 additive ? parts.data() + row * args.key_size : nullptr);
   });
@@ -64,8 +74,10 @@ void attention_backward(const AttentionBackward<T>& args, const Executor& given)
   }
 }
 
-template void attention_forward(const AttentionForward<float>&, const Executor&);
-template void attention_forward(const AttentionForward<double>&, const Executor&);
+template size_t attention_workspace(const AttentionForward<float>&);
+template size_t attention_workspace(const AttentionForward<double>&);
+template void attention_forward(const AttentionForward<float>&, void*, const Executor&);
+template void attention_forward(const AttentionForward<double>&, void*, const Executor&);
 template void attention_backward(const AttentionBackward<float>&, const Executor&);
 template void attention_backward(const AttentionBackward<double>&, const Executor&);
 

@@ -1,0 +1,149 @@
+#include "generation.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "error.h"
+
+namespace pymtl::runtime {
+namespace {
+
+constexpr int64_t kMostHypotheses = int64_t{1} << 31;
+constexpr int64_t kEnd = 0;  // the id that ends an answer, and that is read before its first
+
+// The likeliest id that may come, and its part of the softmax of all.
+Likeliest likeliest_of(const Decoder& decoder, const float* z, int64_t count) {
+  const Likeliest all = likeliest(z, count);
+  if (decoder.may_come(all.id)) return all;
+  int64_t best = kEnd;
+  for (int64_t id = 1; id < count; ++id) {
+    if (decoder.may_come(id) && z[id] > z[best]) best = id;
+  }
+  return {best, all.probability * std::exp(static_cast<double>(z[best]) - z[all.id])};
+}
+
+}  // namespace
+
+Generation::Generation(const Step& step, size_t memory_limit)
+    : step_(step), memory_limit_(memory_limit), state_size_(step.routine.loader().state_size) {
+  frame_.keeps_state = true;
+  frame_.memory.limit = frame_.scratch.limit = frame_.attended.weights.limit = memory_limit;
+  frame_.ids.resize(1);
+  frame_.tokens.batch_sizes.resize(1);
+  frame_.tokens.starts.assign(1, 0);
+  frame_.attended.memories.resize(step.memories.size());
+}
+
+void Generation::begin(const Frame& batch, const int64_t* places) {
+  count_ = 0;
+  frame_.executor = batch.executor;
+  frame_.attended.rows = &batch.tokens;
+  for (size_t i = 0; i < step_.memories.size(); ++i) {
+    frame_.attended.memories[i] = batch.buffers[step_.memories[i]];
+  }
+  first_states_ = batch.buffers[step_.state];
+  places_ = places;
+}
+
+void Generation::step(int64_t count, const int64_t* ids, const int64_t* parents, const int64_t* sequences) {
+  check(count >= 1 && count < kMostHypotheses, Fault::argument, "count: expected at least one hypothesis, got ", count);
+  const size_t size = static_cast<size_t>(count);
+  const size_t row = static_cast<size_t>(state_size_) * sizeof(float) + 4 * sizeof(int64_t) +
+                     static_cast<size_t>(steps()) * sizeof(float);
+  check(size <= memory_limit_ / row, Fault::memory, "expected a step that fits into ", memory_limit_,
+        " bytes, the limit of memory, got one of ", count, " hypotheses: split the batch");
+  next_sequences_.resize(size);
+  frame_.ids[0].resize(size);
+  frame_.attended.places.resize(size);
+  frame_.state.resize(size * static_cast<size_t>(state_size_));
+  const int64_t before = parents == nullptr ? batch() : count_;
+  for (int64_t m = 0; m < count; ++m) {
+    check(ids[m] >= 0 && ids[m] < step_.width, Fault::argument, "ids: expected numbers from 0 to ", step_.width - 1,
+          ", got ", ids[m], " of hypothesis ", m);
+    const int64_t from = parents == nullptr ? sequences[m] : parents[m];
+    check(from >= 0 && from < before, Fault::argument, parents == nullptr ? "sequences" : "parents",
+          ": expected numbers below ", before, parents == nullptr ? ", the batch's sequences" : ", the last step's",
+          ", got ", from, " of hypothesis ", m);
+    const int64_t sequence = parents == nullptr ? from : sequences_[from];
+    next_sequences_[m] = sequence;
+    frame_.ids[0][m] = ids[m];
+    frame_.attended.places[m] = places_[sequence];
+    const float* const state = parents == nullptr ? first_state(from) : states_.data() + from * state_size_;
+    std::copy_n(state, state_size_, frame_.state.data() + m * state_size_);
+  }
+  frame_.tokens.count = frame_.tokens.batch = frame_.tokens.batch_sizes[0] = count;
+  step_.routine.place_buffers(frame_, memory_limit_);
+  step_.routine.run(frame_, step_.needs);
+  std::swap(states_, frame_.state);
+  std::swap(sequences_, next_sequences_);
+  count_ = count;
+  const int64_t heads = step_.routine.loader().attention_heads;
+  attention_.assign(heads == 0 ? 0 : size * static_cast<size_t>(steps()), 0.0f);
+  const float* weights = static_cast<const float*>(frame_.attended.weights.get());
+  for (int64_t m = 0; heads > 0 && m < count; ++m) {
+    float* const own = attention_.data() + m * steps();
+    for (int64_t j = 0; j < heads; ++j) {
+      for (int64_t t = 0; t < steps(); ++t) own[t] += *weights++ / static_cast<float>(heads);
+    }
+  }
+}
+
+const float* Generation::logits() const {
+  check(count_ > 0, Fault::argument, "there was no step: make one first");
+  return frame_.buffers[step_.logits];
+}
+
+const float* Generation::attention() const { return attention_.empty() ? nullptr : attention_.data(); }
+
+void Generation::find_likeliest(const Decoder& decoder, bool with_probabilities, Answer& answer) {
+  const size_t size = static_cast<size_t>(batch());
+  if (found_.size() < size) found_.resize(size);
+  for (size_t i = 0; i < size; ++i) {
+    found_[i].ids.clear();
+    found_[i].probabilities.clear();
+    found_[i].probability = 1.0;
+  }
+  // A hypothesis of each sequence, as long as it goes on; live_: which sequences these are.
+  live_.resize(size);
+  std::iota(live_.begin(), live_.end(), int64_t{0});
+  ids_.assign(size, kEnd);
+  parents_.clear();
+  // One step more than there may be ids, at which only an end counts.
+  for (int64_t length = 0; length <= decoder.max_length() && !live_.empty(); ++length) {
+    step(static_cast<int64_t>(live_.size()), ids_.data(), length == 0 ? nullptr : parents_.data(), live_.data());
+    size_t next = 0;
+    parents_.resize(live_.size());
+    for (size_t m = 0; m < live_.size(); ++m) {
+      const Likeliest best = likeliest_of(decoder, logits() + static_cast<int64_t>(m) * step_.width, step_.width);
+      if (length == decoder.max_length() && best.id != kEnd) continue;
+      Found& own = found_[live_[m]];
+      own.probability *= best.probability;
+      if (best.id == kEnd) continue;
+      own.ids.push_back(best.id);
+      own.probabilities.push_back(static_cast<float>(best.probability));
+      live_[next] = live_[m];
+      ids_[next] = best.id;
+      parents_[next] = static_cast<int64_t>(m);
+      ++next;
+    }
+    live_.resize(next);
+  }
+  answer.ids.clear();
+  answer.numbers.clear();
+  answer.probabilities.clear();
+  answer.starts.assign(size + 1, 0);
+  answer.probability.resize(size);
+  for (size_t i = 0; i < size; ++i) {
+    answer.ids.insert(answer.ids.end(), found_[i].ids.begin(), found_[i].ids.end());
+    if (with_probabilities) {
+      answer.probabilities.insert(answer.probabilities.end(), found_[i].probabilities.begin(),
+                                  found_[i].probabilities.end());
+    }
+    answer.starts[i + 1] = static_cast<int64_t>(answer.ids.size());
+    answer.probability[i] = found_[i].probability;
+  }
+  count_ = 0;
+}
+
+}  // namespace pymtl::runtime
