@@ -95,15 +95,15 @@ PYMTL_API const char* pymtl_input_name(const pymtl_model* model, int64_t index,
                                        int64_t id); /* NULL if it has no name */
 
 typedef enum pymtl_answer_kind {
-  PYMTL_LOGITS = 0,  /* logits alone */
-  PYMTL_CLASSES = 1, /* the likeliest class of each sequence, or of each token */
-  PYMTL_PATH = 2,    /* the likeliest path of a conditional random field: a tag of each token */
-  PYMTL_CTC = 3,     /* labels in order, without their places: those of the likeliest path */
-  PYMTL_ORDINAL = 4, /* an ordered class of each sequence */
-  PYMTL_LABELS = 5,  /* any number of labels of each sequence */
-  PYMTL_VALUES = 6,  /* numbers of each sequence, in the units of the training data */
-  PYMTL_GENERATED = 7 /* a sequence of ids for each sequence, written one after the other: by the likeliest each time, or
-                         by steps of one's own, see pymtl_step */
+  PYMTL_LOGITS = 0,   /* logits alone */
+  PYMTL_CLASSES = 1,  /* the likeliest class of each sequence, or of each token */
+  PYMTL_PATH = 2,     /* the likeliest path of a conditional random field: a tag of each token */
+  PYMTL_CTC = 3,      /* labels in order, without their places: those of the likeliest path */
+  PYMTL_ORDINAL = 4,  /* an ordered class of each sequence */
+  PYMTL_LABELS = 5,   /* any number of labels of each sequence */
+  PYMTL_VALUES = 6,   /* numbers of each sequence, in the units of the training data */
+  PYMTL_GENERATED = 7 /* a sequence of ids for each sequence, written one after the other: by the likeliest each time,
+                         or by steps of one's own, see pymtl_step */
 } pymtl_answer_kind;
 
 typedef struct pymtl_task {

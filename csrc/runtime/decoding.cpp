@@ -20,8 +20,7 @@ struct KindName {
 constexpr KindName kKinds[] = {{"none", Decoder::Kind::none},       {"classes", Decoder::Kind::classes},
                                {"crf", Decoder::Kind::crf},         {"ctc", Decoder::Kind::ctc},
                                {"ordinal", Decoder::Kind::ordinal}, {"labels", Decoder::Kind::labels},
-                               {"numbers", Decoder::Kind::numbers},
-                               {"generation", Decoder::Kind::generation}};
+                               {"numbers", Decoder::Kind::numbers}, {"generation", Decoder::Kind::generation}};
 
 double logistic(double x) { return 1.0 / (1.0 + std::exp(-x)); }
 

@@ -63,7 +63,7 @@ class Decoder {
   int64_t ids() const;  // how many there are: of classes, tags or labels
 
   // Of generated answers.
-  int64_t max_length() const { return max_length_; }                // ids without the end
+  int64_t max_length() const { return max_length_; }  // ids without the end
   bool may_come(int64_t id) const { return !never_[id]; }
 
   // The answers that follow from logits: not generated ones.

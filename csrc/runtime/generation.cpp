@@ -57,6 +57,9 @@ void Generation::step(int64_t count, const int64_t* ids, const int64_t* parents,
   frame_.ids[0].resize(size);
   frame_.attended.places.resize(size);
   frame_.state.resize(size * static_cast<size_t>(state_size_));
+  // With which they change places.
+  sequences_.reserve(size);
+  states_.reserve(frame_.state.size());
   const int64_t before = parents == nullptr ? batch() : count_;
   for (int64_t m = 0; m < count; ++m) {
     check(ids[m] >= 0 && ids[m] < step_.width, Fault::argument, "ids: expected numbers from 0 to ", step_.width - 1,

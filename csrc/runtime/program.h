@@ -20,10 +20,10 @@ struct Task {
   Space space;                 // of its logits
   int64_t width;               // C
   Decoder decoder;
-  std::vector<std::string> labels;   // names of the ids; empty if they have none
-  std::unique_ptr<Step> step;  // of generated answers, else null
-  std::vector<bool> needs;           // which instructions
-  bool in_one_pass;                  // whether a token's logits depend on no later token
+  std::vector<std::string> labels;  // names of the ids; empty if they have none
+  std::unique_ptr<Step> step;       // of generated answers, else null
+  std::vector<bool> needs;          // which instructions
+  bool in_one_pass;                 // whether a token's logits depend on no later token
 };
 
 // What a field's strings stand for.

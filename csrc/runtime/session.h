@@ -29,8 +29,8 @@ class Session {
   // Throws Error (Fault::argument): no task's answers follow from the tokens so far.
   Session(const Program& program, int64_t threads, size_t memory_limit, bool keeps_state);
 
-  // Runs a batch. `lengths` [batch] are those of its sequences; `tasks` those wanted, or none for all. by_steps: answers
-  // that are generated are left to steps.
+  // Runs a batch. `lengths` [batch] are those of its sequences; `tasks` those wanted, or none for all. by_steps:
+  // answers that are generated are left to steps.
   //
   // Throws Error: something does not fit. What was asked for before is lost all the same.
   void run(const int64_t* lengths, int64_t batch, const std::vector<Field>& fields, const std::vector<size_t>& tasks,

@@ -2,7 +2,7 @@
 //
 //   rustc -O predict.rs -L FOLDER -l pymtl_runtime -C link-args=-Wl,-rpath,FOLDER
 //
-// FOLDER holds libpymtl_runtime.so: `python -m pymtl_runtime flags` tells it, behind -L. As predict.c, for tasks of classes and tags.
+// FOLDER holds libpymtl_runtime.so: `python -m pymtl_runtime flags` tells it, behind -L. As predict.c, for tasks whose answers have names.
 use std::ffi::{c_char, c_int, CStr, CString};
 use std::ptr::{null, null_mut};
 

@@ -16,13 +16,20 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "runtime"
 LIBRARY = Path(os.environ.get("PYMTL_RUNTIME_LIBRARY", ""))
 WORDS = ["please", "play", "hard", "rock"]
+WRITTEN = """
+[tasks.written]
+kind = "generation"
+field = "slots"
+decoder_size = 24
+decoder_embedding_dim = 8
+"""
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """The file of a run that reads in one direction."""
     folder = tmp_path_factory.mktemp("toy")
-    toml = toy.TOML.replace("dropout = 0.1", "dropout = 0.1\nbidirectional = false") + toy.ALL_KINDS
+    toml = toy.TOML.replace("dropout = 0.1", "dropout = 0.1\nbidirectional = false") + toy.ALL_KINDS + WRITTEN
     toy.write_files(folder, toml)
     assert main(["train", str(folder / "toy.toml"), "--run", str(folder / "run")]) == 0
     assert main(["export", str(folder / "run"), str(folder / "toy.pymtl")]) == 0
@@ -63,6 +70,7 @@ def test_predict_in_c(model, tmp_path):
     assert lines["slots"].startswith(" ".join(answer["slots"]) + " (")
     assert lines["politeness"].split()[0] == f"{answer['politeness']:g}"
     assert lines["topics"].split(" (")[0].split() == answer["topics"]
+    assert lines["written"] == f"{' '.join(answer['written'])} ({100 * answer['written/probability']:.1f} %)".strip()
     failed = ran(program, "/nowhere.pymtl", "a")
     assert failed.returncode == 1
     assert failed.stderr == "error: /nowhere.pymtl: No such file or directory\n"
@@ -72,7 +80,9 @@ def test_predict_in_rust(model, tmp_path):
     done = ran(built("predict.rs", tmp_path), model, *WORDS)
     assert done.returncode == 0, done.stderr
     answer = pymtl_runtime.load(model).predict([WORDS])[0]
-    assert done.stdout.splitlines()[:2] == [f"intent: {answer['intent']}", f"slots: {' '.join(answer['slots'])}"]
+    lines = done.stdout.splitlines()
+    assert lines[:2] == [f"intent: {answer['intent']}", f"slots: {' '.join(answer['slots'])}"]
+    assert lines[-1] == f"written: {' '.join(answer['written'])}"
 
 
 def test_the_c_of_the_documents(tmp_path):

@@ -1,5 +1,7 @@
 // Files with damaged bytes and programs, and calls with wrong numbers: each is an error or an answer, never a crash. As
 // many as the environment variable PYMTL_HOSTILE says; to be run under the sanitizers.
+#include <algorithm>
+#include <cmath>
 #include <cstdlib>
 
 #include "sample.h"
@@ -99,7 +101,7 @@ void files() {
     pymtl_session* session = nullptr;
     if ((streams ? pymtl_stream_new(model, &session) : pymtl_session_new(model, &session)) == PYMTL_OK) {
       const SampleBatch batch(model, streams ? 1 : 1 + random.below(4), 6, random);
-      const pymtl_request request{sizeof request, nullptr, 0, 1};
+      const pymtl_request request{sizeof request, nullptr, 0, 1, 0};
       if (batch.run(session, &request) == PYMTL_OK) {
         ++ran;
         read_everything(model, session, batch.lengths.size());
@@ -122,7 +124,7 @@ void calls() {
   pymtl_session *session = nullptr, *stream = nullptr;
   CHECK(pymtl_session_new(model, &session) == PYMTL_OK);
   CHECK(pymtl_stream_new(model, &stream) == PYMTL_OK);
-  int64_t failed = 0;
+  int64_t failed = 0, made = 0;
   for (int64_t i = 0; i < count(); ++i) {
     const Context context("call ", i);
     SampleBatch batch(model, 1 + random.below(5), 9, random);
@@ -160,9 +162,10 @@ void calls() {
           field.name = batch.fields[0].name;
       }
     }
-    int64_t tasks[2] = {random.below(8), random.flip() ? random.below(8) : wild()};
+    int64_t tasks[2] = {random.below(9), random.flip() ? random.below(9) : wild()};
     pymtl_request request{random.below(8) == 0 ? static_cast<size_t>(wild()) : sizeof request,
-                          random.flip() ? tasks : nullptr, random.below(3), static_cast<int32_t>(random.below(2))};
+                          random.flip() ? tasks : nullptr, random.below(3), static_cast<int32_t>(random.below(2)),
+                          static_cast<int32_t>(random.below(2))};
     if (request.size > sizeof request) request.size = random.flip() ? size_t{1} << 40 : 0;
     pymtl_session* const own = random.below(3) == 0 ? stream : session;
     const pymtl_status status =
@@ -179,9 +182,30 @@ void calls() {
     pymtl_get_task(model, wild(), random.below(9) == 0 ? nullptr : &task);
     pymtl_label(model, wild(), wild());
     if (random.below(9) == 0) pymtl_stream_reset(random.flip() ? stream : session);
+    // Steps, of which most fit: so that there are some before that others go on from.
+    for (int64_t steps = random.below(4); steps > 0; --steps) {
+      std::vector<int64_t> read(static_cast<size_t>(1 + random.below(6))), from(read.size());
+      for (int64_t& id : read) id = random.below(40) == 0 ? wild() : random.below(5);
+      for (int64_t& row : from) row = random.below(40) == 0 ? wild() : random.below(3);
+      const bool first = random.flip(), both = random.below(20) == 0;
+      const int64_t count = random.below(20) == 0 ? std::min<int64_t>(wild(), 1) : static_cast<int64_t>(read.size());
+      pymtl_scores scores;
+      const pymtl_status stepped =
+          pymtl_step(own, random.below(9) == 0 ? wild() : 8, count, random.below(20) == 0 ? nullptr : read.data(),
+                     first && !both ? nullptr : from.data(), first || both ? from.data() : nullptr,
+                     random.below(20) == 0 ? nullptr : &scores);
+      CHECK(stepped == PYMTL_OK || stepped == PYMTL_BAD_ARGUMENT, stepped, pymtl_error());
+      if (stepped != PYMTL_OK) continue;
+      ++made;
+      double sum = 0.0;
+      for (int64_t i = 0; i < count * scores.columns; ++i) sum += scores.logits[i];
+      for (int64_t i = 0; i < count * scores.steps; ++i) sum += scores.attention[i];
+      CHECK(!std::isnan(sum));
+    }
   }
-  std::printf("         %lld calls, of which %lld were refused\n", static_cast<long long>(count()),
-              static_cast<long long>(failed));
+  std::printf("         %lld calls, of which %lld were refused, and %lld steps\n", static_cast<long long>(count()),
+              static_cast<long long>(failed), static_cast<long long>(made));
+  CHECK(made > count() / 20);
   CHECK(failed > count() / 4 && failed < count());
   pymtl_session_free(session);
   pymtl_session_free(stream);

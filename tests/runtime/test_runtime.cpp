@@ -93,7 +93,22 @@ struct Sample {
     CHECK(pymtl_get_logits(of == nullptr ? session : of, task, &numbers, &rows, &columns) == PYMTL_OK, pymtl_error());
     return {numbers, numbers + rows * columns};
   }
+
+  // The answers that were generated to a batch: of each sequence its ids, with each one's probability.
+  std::vector<std::vector<std::pair<int64_t, float>>> written(size_t batch) const {
+    pymtl_answer answer;
+    CHECK(pymtl_get_answer(session, 8, &answer) == PYMTL_OK, pymtl_error());
+    std::vector<std::vector<std::pair<int64_t, float>>> found(batch);
+    for (size_t i = 0; i < batch; ++i) {
+      for (int64_t n = answer.starts[i]; n < answer.starts[i + 1]; ++n) {
+        found[i].emplace_back(answer.ids[n], answer.probabilities == nullptr ? 0.0f : answer.probabilities[n]);
+      }
+    }
+    return found;
+  }
 };
+
+constexpr int64_t kWritten = 8;  // the task whose answers are generated
 
 constexpr SampleWeights kWeights[] = {SampleWeights::floats, SampleWeights::halves, SampleWeights::integers};
 
@@ -118,22 +133,22 @@ void batches() {
                                 " bidirectional ", bidirectional, " threads ", threads);
           const Sample sample(weights, convolutions, bidirectional, random, threads);
           const SampleBatch batch(sample.model, 1 + random.below(9), 12, random);
-          const pymtl_request request{sizeof request, nullptr, 0, 1};
+          const pymtl_request request{sizeof request, nullptr, 0, 1, 0};
           CHECK(batch.run(sample.session, &request) == PYMTL_OK, pymtl_error());
           CHECK(std::isfinite(read_everything(sample.model, sample.session, 0)));
           std::vector<std::vector<float>> together;
-          for (int64_t task = 0; task < pymtl_task_count(sample.model); ++task) {
-            together.push_back(sample.logits(task));
-          }
+          for (int64_t task = 0; task < kWritten; ++task) together.push_back(sample.logits(task));
+          const auto written = sample.written(batch.lengths.size());
           // Each sequence alone.
           int64_t first = 0;
           for (size_t i = 0; i < batch.lengths.size(); ++i) {
             const std::vector<pymtl_field> fields = fields_of(batch, first);
             const int64_t length = batch.lengths[i];
-            CHECK(pymtl_run(sample.session, 1, &length, static_cast<int64_t>(fields.size()), fields.data(), nullptr) ==
+            CHECK(pymtl_run(sample.session, 1, &length, static_cast<int64_t>(fields.size()), fields.data(), &request) ==
                       PYMTL_OK,
                   pymtl_error());
-            for (int64_t task = 0; task < pymtl_task_count(sample.model); ++task) {
+            CHECK(sample.written(1)[0] == written[i], i);
+            for (int64_t task = 0; task < kWritten; ++task) {
               pymtl_task info;
               CHECK(pymtl_get_task(sample.model, task, &info) == PYMTL_OK);
               const std::vector<float> own = sample.logits(task);
@@ -153,7 +168,7 @@ void answers() {
   Random random(2);
   const Sample sample(SampleWeights::floats, true, true, random);
   const SampleBatch batch(sample.model, 7, 9, random);
-  const pymtl_request request{sizeof request, nullptr, 0, 1};
+  const pymtl_request request{sizeof request, nullptr, 0, 1, 0};
   CHECK(batch.run(sample.session, &request) == PYMTL_OK, pymtl_error());
   const auto answer = [&](const char* name) {
     pymtl_answer found;
@@ -238,6 +253,79 @@ void answers() {
   if (batch.lengths[0] + batch.lengths[1] >= 3) check_paths(fields_of(batch, 0), three);
 }
 
+// Generated answers: what steps of one hypothesis each say, and what is refused of steps.
+void generated() {
+  Random random(7);
+  for (const SampleWeights weights : kWeights) {
+    const Sample sample(weights, false, true, random);
+    const SampleBatch batch(sample.model, 6, 9, random);
+    const int64_t sequences = static_cast<int64_t>(batch.lengths.size());
+    const pymtl_request request{sizeof request, nullptr, 0, 1, 0}, by_steps{sizeof by_steps, nullptr, 0, 0, 1};
+    CHECK(batch.run(sample.session, &request) == PYMTL_OK, pymtl_error());
+    const auto written = sample.written(batch.lengths.size());
+    pymtl_answer answer;
+    CHECK(pymtl_get_answer(sample.session, kWritten, &answer) == PYMTL_OK);
+    const std::vector<double> whole(answer.probability, answer.probability + sequences);
+    CHECK(batch.run(sample.session, &by_steps) == PYMTL_OK, pymtl_error());
+    CHECK(pymtl_get_answer(sample.session, kWritten, &answer) == PYMTL_BAD_ARGUMENT);
+    CHECK(std::strstr(pymtl_error(), "left to steps") != nullptr, pymtl_error());
+    for (int64_t i = 0; i < sequences; ++i) {
+      double product = 1.0;
+      int64_t read = 0;
+      for (size_t length = 0; length <= written[i].size(); ++length) {
+        pymtl_scores scores;
+        const int64_t parent = 0;
+        CHECK(pymtl_step(sample.session, kWritten, 1, &read, length == 0 ? nullptr : &parent,
+                         length == 0 ? &i : nullptr, &scores) == PYMTL_OK,
+              pymtl_error());
+        CHECK(scores.columns == 5 && scores.steps == *std::max_element(batch.lengths.begin(), batch.lengths.end()));
+        double attention = 0.0, sum = 0.0;
+        for (int64_t t = 0; t < scores.steps; ++t) {
+          attention += scores.attention[t];
+          CHECK(t < batch.lengths[i] || scores.attention[t] == 0.0f);
+        }
+        CHECK(std::fabs(attention - 1.0) < 1e-6, attention);
+        int64_t best = 0;
+        for (int64_t c = 0; c < 5; ++c) {
+          sum += std::exp(static_cast<double>(scores.logits[c]));
+          if (c != 1 && scores.logits[c] > scores.logits[best]) best = c;  // 1 is never to come
+        }
+        const double probability = std::exp(static_cast<double>(scores.logits[best])) / sum;
+        if (length == written[i].size()) {
+          CHECK(best == 0 || length == 4);
+          if (best == 0) product *= probability;
+          break;
+        }
+        CHECK(best == written[i][length].first, i, length);
+        CHECK(std::fabs(probability - written[i][length].second) < 1e-6);
+        product *= probability;
+        read = best;
+      }
+      CHECK(std::fabs(product - whole[static_cast<size_t>(i)]) < 1e-6 * product);
+    }
+    const auto refused = [&](int64_t task, int64_t count, int64_t id, const int64_t* parents, const int64_t* of,
+                             const char* says) {
+      pymtl_scores scores;
+      CHECK(pymtl_step(sample.session, task, count, &id, parents, of, &scores) == PYMTL_BAD_ARGUMENT);
+      CHECK(std::strstr(pymtl_error(), says) != nullptr, pymtl_error(), says);
+    };
+    const int64_t zero = 0, one = 1;
+    refused(0, 1, 0, nullptr, &zero, "expected one whose answers are generated");
+    refused(kWritten, 0, 0, nullptr, &zero, "at least one hypothesis, got 0");
+    refused(kWritten, 1, 5, nullptr, &zero, "ids: expected numbers from 0 to 4, got 5 of hypothesis 0");
+    refused(kWritten, 1, 0, nullptr, &sequences, "sequences: expected numbers below 6");
+    refused(kWritten, 1, 0, &one, nullptr, "parents: expected numbers below 1, the last step's, got 1");
+    refused(kWritten, 1, 0, &zero, &zero, "expected one of them");
+    refused(kWritten, 1, 0, nullptr, nullptr, "expected one of them");
+    const float* logits;
+    int64_t rows, columns;
+    CHECK(pymtl_get_logits(sample.session, kWritten, &logits, &rows, &columns) == PYMTL_BAD_ARGUMENT);
+    CHECK(std::strstr(pymtl_error(), "only a step has logits") != nullptr, pymtl_error());
+    CHECK(batch.run(sample.session, &by_steps) == PYMTL_OK);
+    refused(kWritten, 1, 0, &zero, nullptr, "parents: expected numbers below 0");  // before the first step
+  }
+}
+
 // After the first batch of a size, another takes no memory.
 void memory() {
   Random random(6);
@@ -246,11 +334,17 @@ void memory() {
       const Sample sample(SampleWeights::floats, convolutions, true, random);
       const SampleBatch batch(sample.model, 5, 30, random);
       const int64_t tasks[] = {0, 5};
-      const pymtl_request all{sizeof all, nullptr, 0, probabilities}, some{sizeof some, tasks, 2, probabilities};
+      const pymtl_request all{sizeof all, nullptr, 0, probabilities, 0}, some{sizeof some, tasks, 2, probabilities, 0};
+      const pymtl_request steps{sizeof steps, nullptr, 0, probabilities, 1};
       for (int again = 0; again < 3; ++again) {
         const int64_t before = allocations;
         CHECK(batch.run(sample.session, &all) == PYMTL_OK, pymtl_error());
         CHECK(batch.run(sample.session, &some) == PYMTL_OK, pymtl_error());
+        const int64_t ids[] = {0, 0, 2}, of[] = {4, 0, 0}, parents[] = {2, 2, 0};
+        pymtl_scores scores;
+        CHECK(batch.run(sample.session, &steps) == PYMTL_OK, pymtl_error());
+        CHECK(pymtl_step(sample.session, kWritten, 3, ids, nullptr, of, &scores) == PYMTL_OK, pymtl_error());
+        CHECK(pymtl_step(sample.session, kWritten, 3, ids, parents, nullptr, &scores) == PYMTL_OK, pymtl_error());
         CHECK(again == 0 || allocations == before, convolutions, probabilities, allocations - before);
       }
     }
@@ -297,7 +391,7 @@ void streams() {
       CHECK(pymtl_get_answer(stream, 0, &answer) == PYMTL_BAD_ARGUMENT);
     }
     const int64_t wanted = 1;
-    const pymtl_request request{sizeof request, &wanted, 1, 0};
+    const pymtl_request request{sizeof request, &wanted, 1, 0, 0};
     CHECK(batch.run(stream, &request) == PYMTL_BAD_ARGUMENT);
     CHECK(std::string(pymtl_error()).find("depend on tokens to come") != std::string::npos, pymtl_error());
     const int64_t two[] = {1, 1};
@@ -328,9 +422,11 @@ void refusals() {
   const auto has = [](const std::string& error, const char* part) {
     CHECK(error.find(part) != std::string::npos, error, part);
   };
+  const int longest = batch.lengths[1] > batch.lengths[0] ? 1 : 0;  // which is read first
   std::vector<int64_t> ids(20, 6);
   const auto unknown_ids = [&](pymtl_field& f) { f.strings = nullptr, f.ids = ids.data(); };
-  has(text(with(0, unknown_ids), PYMTL_BAD_ARGUMENT), "got 6 at token 0 of sequence 0");
+  has(text(with(0, unknown_ids), PYMTL_BAD_ARGUMENT),
+      longest == 0 ? "got 6 at token 0 of sequence 0" : "got 6 at token 0 of sequence 1");
   has(text(with(0, [&](pymtl_field& f) { f.name = "letters"; }), PYMTL_BAD_ARGUMENT), "no input 'letters'");
   has(text(with(0, [&](pymtl_field& f) { f.strings = nullptr, f.ids = nullptr; }), PYMTL_BAD_ARGUMENT), "got neither");
   const std::vector<const char*> none(20, nullptr);
@@ -346,7 +442,7 @@ void refusals() {
       "at least one sequence");
   has(text(with(1, [&](pymtl_field& f) { f = batch.fields[0]; }), PYMTL_BAD_ARGUMENT), "expected each once");
   has(text(with(2, [&](pymtl_field& f) { f.ids = ids.data(); }), PYMTL_BAD_ARGUMENT), "got more than one of them");
-  const pymtl_request no_tasks{sizeof no_tasks, nullptr, 7, 0};
+  const pymtl_request no_tasks{sizeof no_tasks, nullptr, 7, 0, 0};
   has(text(batch.run(sample.session, &no_tasks), PYMTL_BAD_ARGUMENT), "0 without tasks, got 7");
   const int64_t empty[] = {1, 0}, huge[] = {int64_t{1} << 40, 1};
   has(text(pymtl_run(sample.session, 2, empty, 3, batch.fields.data(), nullptr), PYMTL_BAD_ARGUMENT),
@@ -356,11 +452,11 @@ void refusals() {
   text(pymtl_get_answer(sample.session, 0, &answer), PYMTL_BAD_ARGUMENT);  // after a batch that failed
   CHECK(batch.run(sample.session) == PYMTL_OK);
   CHECK(pymtl_get_answer(sample.session, 0, &answer) == PYMTL_OK);
-  for (const int64_t task : {int64_t{-1}, int64_t{8}, std::numeric_limits<int64_t>::min()}) {
+  for (const int64_t task : {int64_t{-1}, int64_t{9}, std::numeric_limits<int64_t>::min()}) {
     CHECK(batch.run(sample.session) == PYMTL_OK);
     const std::string error = text(pymtl_get_answer(sample.session, task, &answer), PYMTL_BAD_ARGUMENT);
-    has(error, ("from 0 to 7, got " + std::to_string(task)).c_str());
-    const pymtl_request request{sizeof request, &task, 1, 0};
+    has(error, ("from 0 to 8, got " + std::to_string(task)).c_str());
+    const pymtl_request request{sizeof request, &task, 1, 0, 0};
     text(batch.run(sample.session, &request), PYMTL_BAD_ARGUMENT);
     text(pymtl_get_answer(sample.session, 0, &answer), PYMTL_BAD_ARGUMENT);  // nor are there older answers
   }
@@ -435,6 +531,19 @@ void bad_programs() {
       {R"(\"widths\":[1,3])", R"(\"widths\":[1,2])", "odd numbers"},
       {R"(\"labels\":[\"A\",\"B\",\"C\",\"D\"])", R"(\"labels\":[\"A\",\"B\",\"C\"])", "labels: expected 4, got 3"},
       {R"(\"zoneout_h\":0.1)", R"(\"zoneout_h\":1.1)", "zoneout_h: expected a number from 0 to 1"},
+      {R"(\"state\":\"last\")", R"(\"state\":\"ex\")", "task \"written\": state: expected rows of sequences"},
+      {R"(\"state\":\"last\")", R"(\"state\":\"class\")",
+       "state: expected 8 columns, as the recurrences have states, got 4"},
+      {R"(\"keys\":\"tokens\")", R"(\"keys\":\"class\")", "memories: expected rows of tokens"},
+      {R"(\"keys\":\"tokens\")", R"(\"keys\":\"ex\")", "expected queries and keys of one width, got 4 and 8"},
+      {R"(\"keys\":\"tokens\")", R"(\"locks\":\"tokens\")", "nothing to attend to that is called \"keys\""},
+      {R"(\"heads\":2)", R"(\"heads\":3)", "heads: expected a divisor of 4 and 8 columns, got 3"},
+      {R"(\"inputs\":[\"da\"],\"output\":\"said\",\"weight\":\"said\")",
+       R"(\"inputs\":[\"d\"],\"output\":\"said\",\"weight\":\"l1\")", "expected F32 [any, 4], got F32 [4, 8]"},
+      {R"(\"logits\":\"said\")", R"(\"logits\":\"a\")", "logits: expected rows of 5 columns"},
+      {R"(\"count\":5)", R"(\"count\":6)", "task \"written\": instructions[0]: table: expected 6 rows or more, got 5"},
+      {R"(\"max_length\":4)", R"(\"max_length\":0)", "max_length: expected a whole number from 1"},
+      {R"(\"never\":[1])", R"(\"never\":[0])", "never: expected a whole number from 1 to 4"},
       {R"("dtype":"F32")", R"("dtype":"F64")", "got \"F64\""},
       {R"("shape":[6,5])", R"("shape":[6,6])", "data_offsets: expected 144 bytes, got 120"},
       {R"("shape":[6,5])", R"("shape":[999999999,9999999])", "shape: too large"},
@@ -479,6 +588,7 @@ int main() {
   return run_tests({{"JSON", json},
                     {"batches", batches},
                     {"answers", answers},
+                    {"generated", generated},
                     {"memory", memory},
                     {"streams", streams},
                     {"refusals", refusals},

@@ -34,7 +34,7 @@ void shared_model() {
         const bool streams = number >= 6;
         if ((streams ? pymtl_stream_new : pymtl_session_new)(model, &session) != PYMTL_OK) ++wrong;
         const SampleBatch& batch = batches[number];
-        const pymtl_request request{sizeof request, nullptr, 0, 1};
+        const pymtl_request request{sizeof request, nullptr, 0, 1, 0};
         if (batch.run(session, &request) != PYMTL_OK) ++wrong;
         if (pymtl_run(session, 0, batch.lengths.data(), 3, batch.fields.data(), nullptr) == PYMTL_OK) ++wrong;
         if (std::string(pymtl_error()).find("at least one sequence") == std::string::npos) ++wrong;
@@ -44,6 +44,11 @@ void shared_model() {
         int64_t rows, columns;
         if (pymtl_get_logits(session, 0, &logits, &rows, &columns) != PYMTL_OK) ++wrong;
         for (int64_t n = 0; n < rows * columns; ++n) sum += logits[n];
+        pymtl_answer written;
+        if (!streams) {
+          if (pymtl_get_answer(session, 8, &written) != PYMTL_OK) ++wrong;
+          for (size_t n = 0; n < batch.lengths.size(); ++n) sum += static_cast<float>(written.probability[n]);
+        }
         if (i == 0) expected = sum;
         if (sum != expected) ++wrong;
         pymtl_session_free(session);
