@@ -36,7 +36,7 @@ template <typename T>
 void heads_prepack(const Heads<T>& args, T* prepacked);
 
 template <typename T>
-size_t heads_workspace(const Heads<T>& args);
+size_t heads_workspace(const Heads<T>& args, const Executor& executor);
 
 template <typename T>
 void heads_forward(const Heads<T>& args, void* workspace, const Executor& executor);

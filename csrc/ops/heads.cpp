@@ -22,8 +22,9 @@ Tensor heads(Tensor given_input, Tensor given_weight, OptionalTensor given_bias,
     if (output.numel() > 0) {
       const Heads<T> args{rows,           parts,           features / parts, width,
                           read<T>(input), read<T>(weight), read<T>(bias),    write<T>(output)};
-      const Scratch workspace(heads_workspace(args));
-      heads_forward(args, workspace.memory(), torch_executor());
+      const Executor executor = torch_executor();
+      const Scratch workspace(heads_workspace(args, executor));
+      heads_forward(args, workspace.memory(), executor);
     }
     return output;
   });

@@ -68,7 +68,8 @@ class CharacterCnn final : public Instruction {
     Heads<float> args{characters_, 1, depth, row_, static_cast<const float*>(embedding.data), weight, nullptr, nullptr};
     args.output = static_cast<float*>(table_.of(static_cast<size_t>(characters_ * row_) * sizeof(float)));
     Memory scratch;
-    heads_forward(args, scratch.of(heads_workspace(args)), Executor{serially, 1});
+    const Executor alone{serially, 1};
+    heads_forward(args, scratch.of(heads_workspace(args, alone)), alone);
   }
 
   void run(Frame& frame) const override {

@@ -240,7 +240,7 @@ void Linear::prepare() { panels_ = PackedHeads(weight, parts, depth, width); }
 void Linear::run(Frame& frame) const {
   const Heads<float> args{frame.rows(space),        parts,        depth, width, frame.buffers[reads[0]], weight, bias,
                           frame.buffers[writes[0]], panels_.get()};
-  heads_forward(args, frame.scratch.of(heads_workspace(args)), frame.executor);
+  heads_forward(args, frame.scratch.of(heads_workspace(args, frame.executor)), frame.executor);
 }
 
 PackedHeads::PackedHeads(const float* weight, int64_t parts, int64_t depth, int64_t width)

@@ -173,7 +173,49 @@ def search(
         return []
     if settings.sample:
         return _sampled(model, settings, limit, range(len(model.first)) if numbers is None else numbers)
+    # With a coverage penalty a search goes on behind the first end.
+    if settings.beam_size == 1 and settings.coverage_penalty == 0:
+        return [[found] for found in _greedy(model, settings, limit)]
     return _searched(model, settings, limit)
+
+
+def _greedy(model: Steps, settings: Search, limit: int) -> list[Hypothesis]:
+    """What a search with a beam of one finds, in fewer steps of Python: each sentence has one hypothesis."""
+    batch = len(model.first)
+    tokens: list[list[int]] = [[] for _ in range(batch)]
+    read: list[list[np.ndarray]] = [[] for _ in range(batch)]
+    sums, ended = [0.0] * batch, [False] * batch
+    sentences = parents = np.arange(batch)
+    last = model.first
+    # One step more than there may be tokens, at which only an end counts.
+    for length in range(limit + model.ends):
+        banned: Banned = ([], [])
+        if settings.no_repeat_ngram > 0:
+            banned = _repeats(np.array([tokens[i] for i in sentences]), settings.no_repeat_ngram)
+        scores = model.step(last, parents, sentences, 1, banned)
+        last = scores.ids[:, 0]
+        go_on = []
+        for row, (sentence, token, value) in enumerate(
+            zip(sentences.tolist(), last.tolist(), scores.values[:, 0].tolist())
+        ):
+            ends = model.ends and token == END
+            if value == -math.inf or (length == limit and not ends):
+                continue
+            sums[sentence] += value
+            ended[sentence] = ends
+            if scores.attention is not None:
+                read[sentence].append(scores.attention[row, : model.lengths[sentence]])
+            if not ends:
+                tokens[sentence].append(token)
+                go_on.append(row)
+        if not go_on:
+            break
+        parents = np.array(go_on)
+        sentences, last = sentences[parents], last[parents]
+    return [
+        Hypothesis(own, total, settings.normalised(total, max(len(own) + end, 1)), end, np.array(steps) if steps else None)
+        for own, total, end, steps in zip(tokens, sums, ended, read)
+    ]
 
 
 @dataclass

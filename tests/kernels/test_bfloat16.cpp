@@ -166,8 +166,9 @@ void heads() {
       const auto project = [&]<typename T>(const Buffer<T>& x, const Buffer<T>& w, const Buffer<T>& b) {
         Buffer<T> output(rows * width);
         const Heads<T> args{rows, parts, depth, width, x.data(), w.data(), b.data(), output.data()};
-        Workspace workspace = workspace_of(heads_workspace(args));
-        heads_forward(args, workspace.data(), any_executor(random).executor);
+        const Executor executor = any_executor(random).executor;
+        Workspace workspace = workspace_of(heads_workspace(args, executor));
+        heads_forward(args, workspace.data(), executor);
         return output;
       };
       check_close("output", project(input, weight, bias), project(wide_input, wide_weight, wide_bias), 1);

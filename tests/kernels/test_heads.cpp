@@ -18,9 +18,9 @@ Buffer<T> run_heads(int64_t rows, int64_t parts, int64_t depth, int64_t width, c
     panels = Buffer<T>(static_cast<int64_t>(heads_prepacked_size(args)), 64);
     heads_prepack(args, panels.data());
     args.prepacked = panels.data();
-    CHECK(heads_workspace(args) == 0);
+    CHECK(heads_workspace(args, executor) == 0);
   }
-  Workspace workspace = workspace_of(heads_workspace(args));
+  Workspace workspace = workspace_of(heads_workspace(args, executor));
   heads_forward(args, workspace.data(), executor);
   return output;
 }

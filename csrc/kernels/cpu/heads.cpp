@@ -8,11 +8,59 @@ namespace pymtl {
 
 namespace {
 
+// Up to so many rows the columns are shared out, and packed a few at a time: a packed weight would be written and read
+// again for the work of reading it once.
+constexpr int64_t kFewRows = 24;
+constexpr int64_t kColumns = 64;  // packed at a time, whose panels stay in the second-level cache
+
+template <typename T>
+bool is_few(const Heads<T>& args) {
+  return args.rows <= kFewRows && args.prepacked == nullptr;
+}
+
+// How the columns of few rows are shared out.
+template <typename T>
+struct Columns {
+  int64_t pieces, tasks;
+  int64_t panels_size;  // of a task
+
+  Columns(const Heads<T>& args, const Executor& executor)
+      : pieces((args.width + kColumns - 1) / kColumns),
+        tasks(std::min(std::max<int64_t>(executor.threads, 1), pieces)),
+        panels_size(args.parts * active_layers<T>().heads_panels_size(args.depth, std::min(args.width, kColumns))) {}
+};
+
 template <typename T>
 void pack_part(const Heads<T>& args, int64_t part, T* panels) {
   const LayersFor<T>& kernels = active_layers<T>();
   kernels.pack_heads(args.weight + part * args.depth, args.parts * args.depth, args.depth, args.width,
                      panels + part * kernels.heads_panels_size(args.depth, args.width));
+}
+
+template <typename T>
+Executor executor_of(const Heads<T>& args, const Executor& given) {
+  return executor_for(args.rows * args.parts * args.depth * args.width, given);
+}
+
+// Packs and multiplies some columns after the others.
+template <typename T>
+void multiply_few_rows(const Heads<T>& args, T* workspace, const Executor& executor) {
+  const Columns<T> columns(args, executor);
+  const int64_t stride = args.parts * args.depth;
+  for_each(executor, columns.tasks, [&](int64_t task) {
+    T* const panels = workspace + task * columns.panels_size;
+    for (int64_t piece = share(columns.pieces, task, columns.tasks);
+         piece < share(columns.pieces, task + 1, columns.tasks); ++piece) {
+      const int64_t first = piece * kColumns;
+      Heads<T> own = args;
+      own.width = std::min(kColumns, args.width - first);
+      own.weight += first * stride;
+      own.output += first;
+      if (own.bias != nullptr) own.bias += first;
+      heads_prepack(own, panels);
+      active_layers<T>().heads_rows(own, panels, 0, args.rows, args.width);
+    }
+  });
 }
 
 }  // namespace
@@ -28,15 +76,19 @@ void heads_prepack(const Heads<T>& args, T* prepacked) {
 }
 
 template <typename T>
-size_t heads_workspace(const Heads<T>& args) {
-  return args.prepacked == nullptr ? heads_prepacked_size(args) * sizeof(T) : 0;
+size_t heads_workspace(const Heads<T>& args, const Executor& given) {
+  if (args.prepacked != nullptr) return 0;
+  if (!is_few(args)) return heads_prepacked_size(args) * sizeof(T);
+  const Columns<T> columns(args, executor_of(args, given));
+  return static_cast<size_t>(columns.tasks * columns.panels_size) * sizeof(T);
 }
 
 template <typename T>
 void heads_forward(const Heads<T>& args, void* workspace, const Executor& given) {
   constexpr int64_t kBlock = 24;
   const LayersFor<T>& kernels = active_layers<T>();
-  const Executor executor = executor_for(args.rows * args.parts * args.depth * args.width, given);
+  const Executor executor = executor_of(args, given);
+  if (is_few(args)) return multiply_few_rows(args, static_cast<T*>(workspace), executor);
   const T* panels = args.prepacked;
   if (panels == nullptr) {
     T* const here = static_cast<T*>(workspace);
@@ -44,7 +96,7 @@ void heads_forward(const Heads<T>& args, void* workspace, const Executor& given)
     panels = here;
   }
   for_each(executor, (args.rows + kBlock - 1) / kBlock, [&](int64_t block) {
-    kernels.heads_rows(args, panels, block * kBlock, std::min((block + 1) * kBlock, args.rows));
+    kernels.heads_rows(args, panels, block * kBlock, std::min((block + 1) * kBlock, args.rows), args.width);
   });
 }
 
@@ -104,7 +156,7 @@ void heads_backward(const HeadsBackward<T>& args, void* workspace, const Executo
 #define PYMTL_INSTANTIATE(T)                                                          \
   template size_t heads_prepacked_size(const Heads<T>&);                              \
   template void heads_prepack(const Heads<T>&, T*);                                   \
-  template size_t heads_workspace(const Heads<T>&);                                   \
+  template size_t heads_workspace(const Heads<T>&, const Executor&);                  \
   template void heads_forward(const Heads<T>&, void*, const Executor&);               \
   template size_t heads_backward_workspace(const HeadsBackward<T>&, const Executor&); \
   template void heads_backward(const HeadsBackward<T>&, void*, const Executor&);

@@ -186,7 +186,8 @@ struct LayersFor {
 
   int64_t (*heads_panels_size)(int64_t depth, int64_t width);  // elements, one part
   void (*pack_heads)(const T* weight, int64_t stride, int64_t depth, int64_t width, T* panels);
-  void (*heads_rows)(const Heads<T>& args, const T* panels, int64_t first, int64_t last);
+  // stride: of the output's rows.
+  void (*heads_rows)(const Heads<T>& args, const T* panels, int64_t first, int64_t last, int64_t stride);
   // Rows [first, last) of grad_input; panels: W from pack_heads_backward.
   void (*pack_heads_backward)(const T* weight, int64_t features, int64_t width, T* panels);
   void (*heads_input_gradient)(const HeadsBackward<T>& args, const T* panels, int64_t first, int64_t last);

@@ -19,9 +19,9 @@ void pack_heads(const T* weight, int64_t stride, int64_t depth, int64_t width, T
 }
 
 // Rows [first, last) of the projection; panels holds the parts one after another. Each part is summed from zero, then
-// the parts in order.
+// the parts in order. stride: of the output's rows.
 template <typename T>
-void heads_rows(const Heads<T>& args, const T* panels, int64_t first, int64_t last) {
+void heads_rows(const Heads<T>& args, const T* panels, int64_t first, int64_t last, int64_t stride) {
   const PanelLayout<T> layout{args.depth, args.width};
   Products<T> sums, products;
   const auto tile = [&](int64_t panel, int64_t row, int64_t size, auto* multiply) {
@@ -38,7 +38,7 @@ void heads_rows(const Heads<T>& args, const T* panels, int64_t first, int64_t la
         const int64_t column = layout.first_column(panel) + v * kLanes<T>;
         Vec<T> value = sums.at(r, vectors, v);
         if (args.bias != nullptr) value = value + load_part(args.bias + column, layout.width - column);
-        store_part(args.output + (row + r) * args.width + column, value, layout.width - column);
+        store_part(args.output + (row + r) * stride + column, value, layout.width - column);
       }
     }
   };
