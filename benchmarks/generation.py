@@ -1,23 +1,28 @@
-"""Answers that are generated, words a second: ours beside a loop over nn.LSTMCell with the same weights.
+"""Answers that are generated, texts a second: ours, in torch and without it, beside a loop over nn.LSTMCell with the
+same weights.
 
     python benchmarks/generation.py RUN [--batches N] [--json FILE]
 
 RUN is a trained run of one task that generates, as examples/cmudict/cmudict.toml; what is timed are texts of its test
-set, from token ids to the answers' ids, encoder included. The loops are what one writes without this library: nn.LSTM
-on packed texts, then nn.LSTMCell and attention by matrix products, for one text at a time with its hypotheses in a
-batch; or for all texts' hypotheses in one batch, with this library's own search around it, so that the layers alone
-differ. All contenders answer the same texts in turn; words a second are of median times, ratios medians of ratios.
+set, from token ids to the answers' ids, encoder included. pymtl_runtime answers from the run's file, by the search in
+its Python, or by the likeliest id each time, which its library finds by itself. The loops are what one writes without
+this library: nn.LSTM on packed texts, then nn.LSTMCell and attention by matrix products, for one text at a time with
+its hypotheses in a batch; or for all texts' hypotheses in one batch, with this library's own search around it, so that
+the layers alone differ. All contenders answer the same texts in turn, on as many threads as torch has; texts a second
+are of median times, ratios medians of ratios.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pymtl_runtime
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -30,6 +35,7 @@ from pymtl.recurrent import freeze
 from pymtl.serving.generation import END, UNKNOWN, Banned, Scores, Search, search
 from pymtl.training.batches import Batch, Batcher
 from pymtl.training.data import read_test_sets
+from pymtl.training.exporting import export_file
 from pymtl.training.metrics import generated
 from pymtl.training.model_with_loss import ModelWithLoss
 from pymtl.training.reference_decoder import PlainMemory, Read
@@ -62,7 +68,41 @@ class PlainSteps:
         return Scores(*likeliest(logits, count, banned, [UNKNOWN]))
 
 
-def contenders_of(run: Run, settings: Search) -> tuple[str, dict[str, Callable[[list[Batch]], list[list[int]]]]]:
+Work = list[Batch]  # a batch as one, and its texts one by one
+Contender = Callable[[Work], list[list[int]]]
+
+
+def without_torch(run: Run, task: str, settings: Search, max_length: int) -> dict[str, Contender]:
+    """pymtl_runtime in its several ways."""
+    found: dict[str, Contender] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for weights, name in ((None, "pymtl_runtime"), (torch.int8, "pymtl_runtime int8")):
+            path = Path(folder, f"{weights}.pymtl")
+            export_file(run, path, weights)
+            session = pymtl_runtime.Model(path, torch.get_num_threads()).session()  # which keeps the file open
+
+            def by_search(batch: Batch, session: pymtl_runtime.Session = session) -> list[list[int]]:
+                session.run(*flat(batch), tasks=[task], by_steps=True)
+                return [own[0].tokens for own in session.generate(task, settings, max_length, never=[UNKNOWN])]
+
+            def likeliest_ids(batch: Batch, session: pymtl_runtime.Session = session) -> list[list[int]]:
+                session.run(*flat(batch), tasks=[task])
+                return [ids.tolist() for ids in session.answer(task).ids]
+
+            ways = {name: by_search} | ({f"{name} by its library": likeliest_ids} if settings.beam_size == 1 else {})
+            for way, answer in ways.items():
+                found[f"{way}, {SIZE} texts at a time"] = lambda work, answer=answer: answer(work[0])
+                found[f"{way}, one text at a time"] = lambda work, answer=answer: [answer(each)[0] for each in work[1:]]
+    return found
+
+
+def flat(batch: Batch) -> tuple[list[int], dict[str, np.ndarray]]:
+    """Lengths, and the ids of all tokens, one text after the other."""
+    lengths = batch.lengths.tolist()
+    return lengths, {"words": np.concatenate([row[:length].numpy() for row, length in zip(batch.tokens, lengths)])}
+
+
+def contenders_of(run: Run, settings: Search) -> tuple[str, dict[str, Contender]]:
     """Each answers a batch, given as one and as its texts one by one; and the name of ours."""
     ours, config, _ = run.load_model()
     plain, _, _ = run.load_model("reference")
@@ -72,13 +112,13 @@ def contenders_of(run: Run, settings: Search) -> tuple[str, dict[str, Callable[[
     def logits(model: ModelWithLoss, batch: Batch) -> Any:
         return model.logits(replace(batch, targets={}))[name]
 
-    def together(model: ModelWithLoss) -> Callable[[list[Batch]], list[list[int]]]:
+    def together(model: ModelWithLoss) -> Contender:
         return lambda work: [own[0].tokens for own in generated(logits(model, work[0]), task, settings)]
 
-    def alone(model: ModelWithLoss) -> Callable[[list[Batch]], list[list[int]]]:
+    def alone(model: ModelWithLoss) -> Contender:
         return lambda work: [generated(logits(model, each), task, settings)[0][0].tokens for each in work[1:]]
 
-    def plain_together(work: list[Batch]) -> list[list[int]]:
+    def plain_together(work: Work) -> list[list[int]]:
         found = search(PlainSteps(logits(plain, work[0])), settings, task.max_length)
         return [own[0].tokens for own in found]
 
@@ -86,6 +126,7 @@ def contenders_of(run: Run, settings: Search) -> tuple[str, dict[str, Callable[[
     return mine, {
         mine: together(ours),
         "pymtl, one text at a time": alone(ours),
+        **without_torch(run, name, settings, task.max_length),
         f"nn.LSTMCell, {SIZE} texts at a time": plain_together,
         "nn.LSTMCell, one text at a time": alone(plain),
     }
@@ -110,7 +151,7 @@ def main() -> None:
     table = Table(
         title=f"Answers of {arguments.run_folder.resolve().name}, texts of {work[0][0].tokens.shape[1]} tokens"
     )
-    for heading in ("", "words a second", "pymtl, all together, is faster by", "same answers"):
+    for heading in ("", "texts a second", "pymtl, all together, is faster by", "same answers"):
         table.add_column(heading, justify="right" if heading else "left")
     for kind, settings in SEARCHES.items():
         mine, contenders = contenders_of(run, settings)
@@ -122,10 +163,10 @@ def main() -> None:
             for name, answer in contenders.items():
                 pairs = [(a, b) for each, own in zip(work, expected) for a, b in zip(own, answer(each))]
                 same = sum(a == b for a, b in pairs) / len(pairs)
-                words = 1e3 * SIZE / timed[name]["p50"]
-                rows[kind][name] = {**timed[name], "words a second": words, "same answers": same}
+                rate = 1e3 * SIZE / timed[name]["p50"]
+                rows[kind][name] = {**timed[name], "texts a second": rate, "same answers": same}
                 ratio = "" if name == mine else f"{timed[name]['ratio']:.2f} x"
-                table.add_row(name, f"{words:,.0f}", ratio, f"{100 * same:.1f} %")
+                table.add_row(name, f"{rate:,.0f}", ratio, f"{100 * same:.1f} %")
             table.add_section()
     Console(width=110).print(table)
     if arguments.json:

@@ -2,6 +2,7 @@
 #include "pymtl.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <exception>
 #include <new>
@@ -51,6 +52,9 @@ static_assert(static_cast<int>(Decoder::Kind::none) == PYMTL_LOGITS &&
               static_cast<int>(Decoder::Kind::labels) == PYMTL_LABELS &&
               static_cast<int>(Decoder::Kind::numbers) == PYMTL_VALUES &&
               static_cast<int>(Decoder::Kind::generation) == PYMTL_GENERATED);
+
+// Behind what the structure of 1.0 ended with, padding too.
+static_assert(offsetof(pymtl_request, by_steps) == 32);
 
 constexpr size_t kMemoryLimit = size_t{4} << 30;
 constexpr int64_t kMostThreads = 256;  // as many as the pool has

@@ -17,7 +17,8 @@
  *   puts(pymtl_label(model, pymtl_find_task(model, "mood"), mood.ids[0]));
  *
  * All text is UTF-8. Memory that a call returns belongs to the library: that of a model lives as long as the model,
- * that of a session until its next call of pymtl_run. Sizes: B sequences, N tokens of all sequences together, C columns
+ * that of a session until its next call of pymtl_run, and
+ * scores until the next of pymtl_step. Sizes: B sequences, N tokens of all sequences together, C columns
  * of a task's logits. Wherever something is said of each token, those of the first sequence come first, then those of
  * the second, and so on.
  *
@@ -109,7 +110,7 @@ typedef enum pymtl_answer_kind {
 typedef struct pymtl_task {
   const char* name;
   pymtl_answer_kind kind;
-  int32_t of_tokens; /* whether there are logits for each token, not for each sequence */
+  int32_t of_tokens; /* whether there are logits for each token, not for each sequence or hypothesis */
   int64_t columns;   /* C */
   int64_t labels;    /* how many ids have names */
   int32_t streams;   /* whether a stream has its logits and, but of PYMTL_PATH and PYMTL_CTC, its answers */
@@ -152,8 +153,9 @@ typedef struct pymtl_request {
   size_t size;           /* sizeof(pymtl_request) */
   const int64_t* tasks;  /* [task_count] those wanted; NULL: all */
   int64_t task_count;    /* 0 if tasks is NULL */
-  int32_t probabilities; /* whether answers of tokens say how probable they are, which of a path takes as long again */
-  int32_t by_steps;      /* whether answers of PYMTL_GENERATED are left to pymtl_step. Since 1.1 */
+  int32_t probabilities; /* whether answers say how probable each of their ids is, where there are several to a
+                            sequence; of a path this takes as long again */
+  int64_t by_steps;      /* whether answers of PYMTL_GENERATED are left to pymtl_step (since 1.1) */
 } pymtl_request;
 
 /* Runs a batch of sequences, each of at least one token; `lengths` [batch]. Results depend on a sequence alone, bit for
@@ -166,30 +168,32 @@ typedef struct pymtl_answer {
   const int64_t* starts;      /* [B + 1] where each sequence's ids begin */
   const double* numbers;      /* [B, C] of PYMTL_VALUES, else NULL */
   const double* probability;  /* [B] of each whole answer; NaN if it was not asked for or is not known */
-  const float* probabilities; /* of each of the ids of tokens and of PYMTL_GENERATED, if asked for, else NULL */
+  const float* probabilities; /* of each of the ids of tokens and of PYMTL_GENERATED, if asked for; NULL if not, or if
+                                 there are no ids */
 } pymtl_answer;
 
 PYMTL_API pymtl_status pymtl_get_answer(const pymtl_session* session, int64_t task, pymtl_answer* answer);
 
-/* Rows of a task's logits, one for each token or each sequence: [rows, columns]. */
+/* Rows of a task's logits, one for each token or each sequence: [rows, columns]. PYMTL_GENERATED has none. */
 PYMTL_API pymtl_status pymtl_get_logits(const pymtl_session* session, int64_t task, const float** logits, int64_t* rows,
                                         int64_t* columns);
 
-/* Answers of PYMTL_GENERATED, step by step (since 1.1). A hypothesis is a beginning of an answer. Each step reads an id
- * of each of some hypotheses and says how likely each id is to come next; id 0 ends an answer, and is what the first
- * step reads. By the hypotheses it goes on with, and how it chooses their ids, the caller makes any search of it. */
+/* Answers of PYMTL_GENERATED, step by step (since 1.1). A hypothesis is the beginning of an answer. A step reads one id
+ * of each of some hypotheses, and gives logits of each one's next id. Id 0 ends an answer; it is also what the first
+ * step reads. Which hypotheses go on, and with which ids, is for the caller to choose: so any search can be made of
+ * steps. */
 typedef struct pymtl_scores {
   const float* logits;    /* [count, C] */
-  const float* attention; /* [count, T] how much each hypothesis has just read of each token of its sequence, T of them
-                             in the batch's longest, 0 behind the last; NULL if nothing is attended to */
+  const float* attention; /* [count, T] how much each hypothesis has just read of each token of its sequence, 0 behind
+                             its last; NULL if nothing is attended to */
   int64_t columns;        /* C */
-  int64_t steps;          /* T */
+  int64_t steps;          /* T, the tokens of the longest sequence of the batch */
 } pymtl_scores;
 
-/* A step of a task's hypotheses, after a pymtl_run that asked for it. `ids` [count] are what they read. `parents`
- * [count] are the hypotheses of the step before that they go on from; where it is NULL they begin, each with the
- * sequence of the batch that `sequences` [count] says. Else `sequences` is NULL. The scores are valid until the next
- * step of the task, or the session's next pymtl_run; after an error hypotheses still go on from the step before. */
+/* A step of hypotheses of a task that the last pymtl_run asked for. `ids` [count] are what they read. `parents` [count]
+ * are the hypotheses of the step before that they go on from. Where it is NULL they begin, each with a sequence of the
+ * batch, `sequences` [count], which otherwise is NULL. The scores are valid until the next call of pymtl_step for the
+ * task or of pymtl_run for the session. After an error hypotheses still go on from the step before. */
 PYMTL_API pymtl_status pymtl_step(pymtl_session* session, int64_t task, int64_t count, const int64_t* ids,
                                   const int64_t* parents, const int64_t* sequences, pymtl_scores* scores);
 

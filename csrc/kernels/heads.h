@@ -35,6 +35,7 @@ size_t heads_prepacked_size(const Heads<T>& args);
 template <typename T>
 void heads_prepack(const Heads<T>& args, T* prepacked);
 
+// Bytes of scratch memory, on a multiple of 64, for `heads_forward` with the same executor.
 template <typename T>
 size_t heads_workspace(const Heads<T>& args, const Executor& executor);
 

@@ -27,8 +27,8 @@ class Attend final : public Instruction {
     check(size_ % heads_ == 0 && width_ % heads_ == 0, Fault::file, "heads: expected a divisor of ", size_, " and ",
           width_, " columns, got ", heads_);
     score_ = json.find("score") == nullptr ? nullptr : loader.floats(json.string("score"), {size_});
-    check(loader.attention_heads == 0, Fault::file, "expected one instruction that attends, got two");
-    loader.attention_heads = heads_;
+    check(!loader.attends, Fault::file, "expected one instruction that attends, got two");
+    loader.attends = true;
     writes = {loader.define(json.string("output"), Space::tokens, width_)};
   }
 
@@ -52,6 +52,7 @@ class Attend final : public Instruction {
     args.context = frame.buffers[writes[0]];
     const size_t weights = static_cast<size_t>(args.queries * heads_ * args.shape.steps);
     args.weights = static_cast<float*>(attended.weights.of(weights * sizeof(float)));
+    attended.heads = heads_;
     attention_forward(args, frame.scratch.of(attention_workspace(args)), frame.executor);
   }
 

@@ -17,7 +17,7 @@ struct Answer {
   std::vector<int64_t> starts;       // [B + 1] where each sequence's begin
   std::vector<double> numbers;       // [B, C] of a task of numbers
   std::vector<double> probability;   // [B] of the whole answer; NaN if that was not asked or is not known
-  std::vector<float> probabilities;  // of each id of a token, where that was asked
+  std::vector<float> probabilities;  // of each id of a token or a generated answer, where that was asked
 };
 
 // The largest number's place, and its part of the softmax of all.

@@ -76,6 +76,7 @@ struct Attended {
   std::vector<const float*> memories;  // [N, F] each
   std::vector<int64_t> places;         // [M] of each hypothesis, the packed place of its sequence
   Memory weights;                      // [M, J, T] float: of each head how much each has read of each token
+  int64_t heads = 0;                   // J; 0 if no instruction that was run attends
 };
 
 struct Frame {

@@ -47,12 +47,15 @@ void Generation::begin(const Frame& batch, const int64_t* places) {
 }
 
 void Generation::step(int64_t count, const int64_t* ids, const int64_t* parents, const int64_t* sequences) {
-  check(count >= 1 && count < kMostHypotheses, Fault::argument, "count: expected at least one hypothesis, got ", count);
+  check(count >= 1 && count < kMostHypotheses, Fault::argument, "count: expected from 1 to ", kMostHypotheses - 1,
+        " hypotheses, got ", count);
+  check(parents == nullptr || count_ > 0, Fault::argument,
+        "parents: expected hypotheses of the step before, but there was none: begin with sequences");
   const size_t size = static_cast<size_t>(count);
-  const size_t row = static_cast<size_t>(state_size_) * sizeof(float) + 4 * sizeof(int64_t) +
-                     static_cast<size_t>(steps()) * sizeof(float);
+  // States and sequences are there twice: of this step and of the one before.
+  const size_t row = static_cast<size_t>(2 * state_size_ + steps()) * sizeof(float) + 4 * sizeof(int64_t);
   check(size <= memory_limit_ / row, Fault::memory, "expected a step that fits into ", memory_limit_,
-        " bytes, the limit of memory, got one of ", count, " hypotheses: split the batch");
+        " bytes, the limit of memory, got one of ", count, " hypotheses: fewer of them, or a smaller batch");
   next_sequences_.resize(size);
   frame_.ids[0].resize(size);
   frame_.attended.places.resize(size);
@@ -76,12 +79,13 @@ void Generation::step(int64_t count, const int64_t* ids, const int64_t* parents,
     std::copy_n(state, state_size_, frame_.state.data() + m * state_size_);
   }
   frame_.tokens.count = frame_.tokens.batch = frame_.tokens.batch_sizes[0] = count;
+  frame_.attended.heads = 0;
   step_.routine.place_buffers(frame_, memory_limit_);
   step_.routine.run(frame_, step_.needs);
   std::swap(states_, frame_.state);
   std::swap(sequences_, next_sequences_);
   count_ = count;
-  const int64_t heads = step_.routine.loader().attention_heads;
+  const int64_t heads = frame_.attended.heads;
   attention_.assign(heads == 0 ? 0 : size * static_cast<size_t>(steps()), 0.0f);
   const float* weights = static_cast<const float*>(frame_.attended.weights.get());
   for (int64_t m = 0; heads > 0 && m < count; ++m) {
@@ -97,10 +101,14 @@ const float* Generation::logits() const {
   return frame_.buffers[step_.logits];
 }
 
-const float* Generation::attention() const { return attention_.empty() ? nullptr : attention_.data(); }
+const float* Generation::attention() const {
+  check(count_ > 0, Fault::argument, "there was no step: make one first");
+  return attention_.empty() ? nullptr : attention_.data();
+}
 
 void Generation::find_likeliest(const Decoder& decoder, bool with_probabilities, Answer& answer) {
   const size_t size = static_cast<size_t>(batch());
+  size_t left = memory_limit_ / (2 * (sizeof(int64_t) + sizeof(float)));  // ids, here and in the answer
   if (found_.size() < size) found_.resize(size);
   for (size_t i = 0; i < size; ++i) {
     found_[i].ids.clear();
@@ -120,9 +128,13 @@ void Generation::find_likeliest(const Decoder& decoder, bool with_probabilities,
     for (size_t m = 0; m < live_.size(); ++m) {
       const Likeliest best = likeliest_of(decoder, logits() + static_cast<int64_t>(m) * step_.width, step_.width);
       if (length == decoder.max_length() && best.id != kEnd) continue;
+      check(!std::isnan(best.probability), Fault::argument,
+            "expected numbers to choose the next id by, got nan: is a weight or an input nan?");
       Found& own = found_[live_[m]];
       own.probability *= best.probability;
       if (best.id == kEnd) continue;
+      check(left-- > 0, Fault::memory, "expected answers that fit into ", memory_limit_,
+            " bytes, the limit of memory, got longer ones: a smaller batch");
       own.ids.push_back(best.id);
       own.probabilities.push_back(static_cast<float>(best.probability));
       live_[next] = live_[m];

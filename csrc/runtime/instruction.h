@@ -74,9 +74,9 @@ class Loader {
   const File& file;
   std::vector<Buffer> buffers;
   std::vector<Input> inputs;
-  std::vector<Buffer> memories;  // of another routine, which instructions attend to
+  std::vector<Buffer> memories;  // of another routine, which an instruction attends to
   int64_t state_size = 0;        // numbers that recurrences keep of one sequence
-  int64_t attention_heads = 0;   // of the instruction that attends; 0 if there is none
+  bool attends = false;          // whether there is an instruction that attends
   bool has_characters = false;   // whether the program reads the characters of distinct words, as sequences
   bool has_spelling = false;     // whether it reads those of each token
 

@@ -131,7 +131,7 @@ void Routine::place_buffers(Frame& frame, size_t limit) const {
   for (const Slot& slot : slots_) {
     bytes += size(slot);
     check(bytes <= limit, Fault::memory, "expected a batch that fits into ", limit,
-          " bytes, the limit of memory, got one of ", frame.tokens.count, " tokens: split it");
+          " bytes, the limit of memory, got one of ", frame.tokens.count, " tokens or hypotheses: split it");
   }
   char* const memory = static_cast<char*>(frame.memory.of(bytes));
   frame.places.resize(slots_.size());

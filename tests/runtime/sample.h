@@ -115,7 +115,8 @@ inline std::string sample_bytes(SampleWeights weights, bool convolutions, bool b
   file.floats("symbols", {5, 3});
   file.floats("said", {5, 12}, 2.0);
   const std::string gru = recurrence("spell", 3, 3, 4, false);
-  const std::string writer = recurrence("write", 4, 3, 4, false);
+  std::string writer = recurrence("write", 4, 3, 2, false);
+  writer += "," + recurrence("write again", 4, 3, 2, false);
   std::string layer = recurrence("forward", 4, 10, 4, false);
   layer += "," + recurrence("second", 4, 10, 4, bidirectional);
   const std::string characters =
@@ -177,7 +178,7 @@ inline std::string sample_bytes(SampleWeights weights, bool convolutions, bool b
     {"name":"written","decoder":"generation","labels":["<end>","<unk>","s","t","u"],"max_length":4,"never":[1],"step":{
       "count":5,"state":"last","memories":{"keys":"tokens","values":"ex"},"logits":"said","instructions":[
         {"op":"gather","inputs":["token"],"output":"r","table":"symbols"},
-        {"op":"recurrent","inputs":["r"],"output":"d","mode":"LSTM","hidden_size":4,"recurrences":[)" +
+        {"op":"recurrent","inputs":["r"],"output":"d","mode":"LSTM","hidden_size":2,"recurrences":[)" +
                     writer + R"(]},
         {"op":"attend","inputs":["d","keys","values"],"output":"a","heads":2,"score":"bias4"},
         {"op":"concatenate","inputs":["d","a"],"output":"da"},

@@ -253,6 +253,22 @@ void answers() {
   if (batch.lengths[0] + batch.lengths[1] >= 3) check_paths(fields_of(batch, 0), three);
 }
 
+// A file with another text in one's place in its header.
+std::string changed(std::string bytes, const char* from, const char* to) {
+  const size_t place = bytes.find(from);
+  CHECK(place != std::string::npos, from);
+  if (place == std::string::npos) return bytes;
+  bytes.replace(place, std::strlen(from), to);
+  // The header's length, and as many bytes of padding before the numbers as there were.
+  uint64_t length;
+  std::memcpy(&length, bytes.data(), sizeof length);
+  const size_t end = sizeof length + length + std::strlen(to) - std::strlen(from);
+  bytes.insert(end, (8 - end % 8) % 8, ' ');
+  length = end + (8 - end % 8) % 8 - sizeof length;
+  std::memcpy(bytes.data(), &length, sizeof length);
+  return bytes;
+}
+
 // Generated answers: what steps of one hypothesis each say, and what is refused of steps.
 void generated() {
   Random random(7);
@@ -311,7 +327,7 @@ void generated() {
     };
     const int64_t zero = 0, one = 1;
     refused(0, 1, 0, nullptr, &zero, "expected one whose answers are generated");
-    refused(kWritten, 0, 0, nullptr, &zero, "at least one hypothesis, got 0");
+    refused(kWritten, 0, 0, nullptr, &zero, "count: expected from 1 to 2147483647 hypotheses, got 0");
     refused(kWritten, 1, 5, nullptr, &zero, "ids: expected numbers from 0 to 4, got 5 of hypothesis 0");
     refused(kWritten, 1, 0, nullptr, &sequences, "sequences: expected numbers below 6");
     refused(kWritten, 1, 0, &one, nullptr, "parents: expected numbers below 1, the last step's, got 1");
@@ -322,8 +338,47 @@ void generated() {
     CHECK(pymtl_get_logits(sample.session, kWritten, &logits, &rows, &columns) == PYMTL_BAD_ARGUMENT);
     CHECK(std::strstr(pymtl_error(), "only a step has logits") != nullptr, pymtl_error());
     CHECK(batch.run(sample.session, &by_steps) == PYMTL_OK);
-    refused(kWritten, 1, 0, &zero, nullptr, "parents: expected numbers below 0");  // before the first step
+    refused(kWritten, 1, 0, &zero, nullptr, "there was none: begin with sequences");
   }
+}
+
+// What a caller of 1.0 has in the place of newer fields; attention that nothing reads; numbers that are none.
+void generated_oddly() {
+  Random random(8);
+  const std::string good = sample_bytes(SampleWeights::floats, false, true, random);
+  const TemporaryFile file(changed(good, R"(\"inputs\":[\"d\",\"a\"])", R"(\"inputs\":[\"d\",\"d\",\"d\"])"));
+  pymtl_model* model = nullptr;
+  pymtl_session* session = nullptr;
+  CHECK(pymtl_model_load(file.path(), nullptr, &model) == PYMTL_OK, pymtl_error());
+  CHECK(pymtl_session_new(model, &session) == PYMTL_OK, pymtl_error());
+  SampleBatch batch(model, 3, 9, random);
+  struct {
+    size_t size;
+    const int64_t* tasks;
+    int64_t task_count;
+    int32_t probabilities;
+  } old;
+  std::memset(&old, 0xaa, sizeof old);
+  old.size = sizeof old;
+  old.tasks = nullptr;
+  old.task_count = old.probabilities = 0;
+  CHECK(batch.run(session, reinterpret_cast<const pymtl_request*>(&old)) == PYMTL_OK, pymtl_error());
+  pymtl_answer answer;
+  CHECK(pymtl_get_answer(session, kWritten, &answer) == PYMTL_OK, pymtl_error());
+  const int64_t zero = 0;
+  pymtl_scores scores;
+  CHECK(pymtl_step(session, kWritten, 1, &zero, nullptr, &zero, &scores) == PYMTL_OK, pymtl_error());
+  CHECK(scores.attention == nullptr && scores.columns == 5);
+  const std::vector<float> none(100, std::numeric_limits<float>::quiet_NaN());
+  batch.fields[2].numbers = none.data();
+  CHECK(batch.run(session) == PYMTL_BAD_ARGUMENT);
+  CHECK(std::strstr(pymtl_error(), "expected numbers to choose the next id by, got nan") != nullptr, pymtl_error());
+  CHECK(pymtl_get_answer(session, kWritten, &answer) == PYMTL_BAD_ARGUMENT);
+  const int64_t tokens = 0;
+  const pymtl_request others{sizeof others, &tokens, 1, 0, 0};
+  CHECK(batch.run(session, &others) == PYMTL_OK, pymtl_error());
+  pymtl_session_free(session);
+  pymtl_model_free(model);
 }
 
 // After the first batch of a size, another takes no memory.
@@ -551,19 +606,7 @@ void bad_programs() {
   };
   for (const auto& each : cases) {
     const Context context(each.from, " -> ", each.to);
-    std::string bytes = good;
-    const size_t place = bytes.find(each.from);
-    CHECK(place != std::string::npos);
-    if (place == std::string::npos) continue;
-    bytes.replace(place, std::strlen(each.from), each.to);
-    // The header's length, and as many bytes of padding before the numbers as there were.
-    uint64_t length;
-    std::memcpy(&length, bytes.data(), sizeof length);
-    const size_t end = sizeof length + length + std::strlen(each.to) - std::strlen(each.from);
-    bytes.insert(end, (8 - end % 8) % 8, ' ');
-    length = end + (8 - end % 8) % 8 - sizeof length;
-    std::memcpy(bytes.data(), &length, sizeof length);
-    const TemporaryFile file(bytes);
+    const TemporaryFile file(changed(good, each.from, each.to));
     pymtl_model* model = nullptr;
     CHECK(pymtl_model_load(file.path(), nullptr, &model) == PYMTL_BAD_FILE);
     CHECK(std::string(pymtl_error()).find(each.says) != std::string::npos, pymtl_error(), each.says);
@@ -589,6 +632,7 @@ int main() {
                     {"batches", batches},
                     {"answers", answers},
                     {"generated", generated},
+                    {"generated oddly", generated_oddly},
                     {"memory", memory},
                     {"streams", streams},
                     {"refusals", refusals},

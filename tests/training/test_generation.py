@@ -147,12 +147,6 @@ def test_an_exported_program_answers_the_same(folder, tmp_path, capsys):
         exported.go_on(["a"], 3)
 
 
-def test_no_file_holds_a_decoder(folder, tmp_path, capsys):
-    assert main(["export", str(folder / "run"), str(tmp_path / "model.pymtl")]) == 1
-    assert "heads.turned" in capsys.readouterr().err
-    assert not (tmp_path / "model.pymtl").exists()
-
-
 def test_batches_do_not_change_answers(folder):
     model = pymtl.load(folder / "run")
     texts = [" ".join(record["tokens"]) for record in turned(20, 3)]
@@ -394,6 +388,16 @@ def test_it_is_learnt_beside_other_tasks_from_partial_labels(tmp_path, more):
     assert_same_bits(*models)
 
 
+def test_it_is_compared_with_itself_alone(tmp_path):
+    """By its error rate, of which less is better."""
+    path = toy.write_files(tmp_path, JOINT)
+    options = ["--over", "data.limit=20,60", "--single-task", "--seeds", "2", "--set", "training.epochs=2"]
+    shown = toy.quiet("compare", path, *options, "--out", tmp_path / "compared")
+    assert "tags token_error_rate" in shown
+    found = json.loads((tmp_path / "compared" / "comparison.json").read_text())
+    print(found)
+
+
 def test_data_sets_of_their_own(tmp_path):
     toml = """
 [datasets.a]
@@ -582,3 +586,6 @@ def test_unknown_words_are_copied(tmp_path, capsys):
     assert [answer["reply"] for answer in answers] == ["hello Zaphod , welcome", "hello Trillian , welcome"]
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "exported")]) == 1
     assert "tasks.reply.copy: expected false of what is exported, got true" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "model.pymtl")]) == 1
+    assert "heads.reply: expected a decoder without copy, which no file can hold" in capsys.readouterr().err
+    assert not (tmp_path / "model.pymtl").exists()
