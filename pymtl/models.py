@@ -23,7 +23,7 @@ from pymtl.ops.late_errors import late_errors_about
 from pymtl.packing import as_lengths, same_packing
 from pymtl.recurrent import Recurrent
 from pymtl.recurrent.route import refuse_recording
-from pymtl.serving.generation import MAX_LENGTH, Hypothesis, Search
+from pymtl.serving.generation import MAX_LENGTH, Hypothesis, Search, check_limits
 from pymtl.sharing import HardSharing, Sharing, SharingResult
 from pymtl.states import States
 
@@ -251,11 +251,7 @@ class MultiTaskModel(nn.Module):
             raise ValueError(f"task: expected a decoder's or a language model's, got {task!r}")
         if self.training:
             raise RuntimeError("generate: expected a model in eval mode, got one in training: call model.eval()")
-        if max_length < 1:
-            raise ValueError(f"max_length: expected a number above 0, got {max_length}")
-        outside = [token for token in never if not 0 <= token < self.heads[task].out_features]
-        if outside:
-            raise ValueError(f"never: expected tokens below {self.heads[task].out_features}, got {outside[0]}")
+        check_limits(max_length, never, self.heads[task].out_features)
         settings = search or Search()
         if isinstance(self.heads[task], DecoderHead):
             with torch.no_grad():

@@ -14,11 +14,10 @@ from pymtl.lowering.heads import count_ids
 from pymtl.lowering.models import lower
 from pymtl.lowering.program import Program
 from pymtl.models import MultiTaskModel
-from pymtl.serving.generation import MAX_LENGTH
+from pymtl.serving.generation import END, MAX_LENGTH, check_limits
 from pymtl.writing import write_whole
 
 KEY = "pymtl"  # in the metadata
-LONGEST = 1 << 20  # tokens of a generated answer
 ONNX = ".onnx"  # what the name of such a file ends in
 SUFFIXES = (".pymtl", ONNX)
 
@@ -54,9 +53,9 @@ def export(
         unknown: the id that strings not among the names have, by the field; without it they are an error.
         labels: names of all ids of a task's answers: of its classes, tags or labels.
         sizes: how many numbers a token has of each field that is numbers already; of a single one it is known.
-        max_length: of generated answers, tokens at most where the likeliest is taken each time. A search in Python has
-            its own.
-        never: the same, ids that are not to come, by the task.
+        max_length: how many tokens a generated answer may have at most. It is for the likeliest answers, which the
+            file's reader finds by itself; a search by :meth:`pymtl_runtime.Session.generate` has its own.
+        never: of tasks whose answers are generated, ids that are not to come; for the likeliest answers too.
 
     Raises:
         ImportError: there is no safetensors, or no onnx.
@@ -127,14 +126,11 @@ def limit_answers(task: dict[str, Any], max_length: int, never: Sequence[int] = 
     """Says of a program's task whose answers are generated how long they may be, and what does not come.
 
     Raises:
-        ValueError: a number does not fit.
+        TypeError, ValueError: a number is none, or does not fit. The end always may come, or an answer had none.
     """
-    count = task["step"]["count"]
-    if not 1 <= max_length <= LONGEST:
-        raise ValueError(f"max_length: expected a number from 1 to {LONGEST}, got {max_length}")
-    for token in never:
-        if not 1 <= token < count:
-            raise ValueError(f"never of {task['name']!r}: expected ids from 1 to {count - 1}, got {token}")
+    check_limits(max_length, never, task["step"]["count"])
+    if END in never:
+        raise ValueError(f"never of {task['name']!r}: expected other ids than {END}, which ends an answer")
     task |= {"max_length": int(max_length), "never": [int(token) for token in never]}
 
 

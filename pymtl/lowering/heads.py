@@ -20,6 +20,7 @@ from pymtl.lowering.checks import refuse
 from pymtl.lowering.program import Buffer, Program
 from pymtl.lowering.recurrent import lower_recurrent
 from pymtl.lowering.sharing import States
+from pymtl.serving.generation import MAX_LENGTH
 
 _DECODERS = {
     ClassificationHead: "classes",
@@ -142,6 +143,8 @@ def decoder_of(program: Program, head: Head, task: str) -> dict[str, Any]:
         found |= {name: program.tensor(f"heads.{task}.crf.{name}", t) for name, t in zip(names, head.crf.scores())}
     elif isinstance(head, RegressionHead):
         found |= {"mean": list(head.mean), "std": list(head.std), "log": head.log}
+    elif isinstance(head, DecoderHead):
+        found |= {"max_length": MAX_LENGTH, "never": []}
     return found
 
 

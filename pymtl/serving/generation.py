@@ -17,6 +17,7 @@ from .probabilities import log_softmax
 END = 0  # the token that ends a sequence, and that a decoder reads before the first
 UNKNOWN = 1  # the token that stands for all others, which no answer has
 MAX_LENGTH = 100  # tokens of an answer at most, where nothing else is said
+LONGEST = 1 << 20  # and whatever is said
 NAN_LOGITS = "logits: expected numbers to choose the next token by, got nan: is a weight or an input nan?"
 NO_COVERAGE = 1e-9  # the least attention that the coverage penalty knows
 
@@ -137,8 +138,9 @@ Banned = tuple[Sequence[int], Sequence[int]]
 def likeliest(
     logits: np.ndarray, count: int, banned: Banned, never: Sequence[int] = ()
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The log-probabilities and ids of the ``count`` likeliest tokens (0: all), falling, of logits [M, C]. What is
-    banned does not come, and neither does ``never``; probabilities are of all tokens, these among them.
+    """The log-probabilities and ids of the ``count`` likeliest tokens (0: all), falling, of logits [M, C]; of equal
+    ones any. What is banned does not come, and neither does ``never``; probabilities are of all tokens, these among
+    them.
 
     Raises:
         RuntimeError: a logit is nan.
@@ -150,12 +152,31 @@ def likeliest(
     scores[list(banned[0]), list(banned[1])] = -np.inf
     size = scores.shape[1]
     kept = min(count, size) if count > 0 else size
+    if kept == 1:
+        ids = scores.argmax(1)[:, None]
+        return np.take_along_axis(scores, ids, 1), ids
     ids = np.broadcast_to(np.arange(size), scores.shape)
     if kept < size:
         ids = np.argpartition(-scores, kept - 1, axis=1)[:, :kept]
     found = np.take_along_axis(scores, ids, 1)
     order = np.argsort(-found, axis=1, kind="stable")
     return np.take_along_axis(found, order, 1), np.take_along_axis(ids, order, 1)
+
+
+def check_limits(max_length: int, never: Sequence[int], classes: int) -> None:
+    """Of generated answers the longest, and the tokens that are not to come.
+
+    Raises:
+        TypeError, ValueError: one is no whole number, or does not fit.
+    """
+    for name, value, least, most in (
+        ("max_length", max_length, 1, LONGEST),
+        *(("never", token, 0, classes - 1) for token in never),
+    ):
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            raise TypeError(f"{name}: expected whole numbers, got {value!r}")
+        if not least <= value <= most:
+            raise ValueError(f"{name}: expected a number from {least} to {most}, got {value}")
 
 
 def search(
@@ -166,9 +187,14 @@ def search(
     Args:
         max_length: tokens at most, where the settings say nothing.
         numbers: of the sentences, by which samples are drawn; by default from 0 on.
+
+    Raises:
+        ValueError: there are more or fewer ``numbers`` than sentences.
     """
     settings = settings.with_beam()
     limit = settings.max_length or max_length
+    if numbers is not None and len(numbers) != len(model.first):
+        raise ValueError(f"numbers: expected one for each of {len(model.first)} sentences, got {len(numbers)}")
     if len(model.first) == 0:
         return []
     if settings.sample:
@@ -212,10 +238,9 @@ def _greedy(model: Steps, settings: Search, limit: int) -> list[Hypothesis]:
             break
         parents = np.array(go_on)
         sentences, last = sentences[parents], last[parents]
-    return [
-        Hypothesis(own, total, settings.normalised(total, max(len(own) + end, 1)), end, np.array(steps) if steps else None)
-        for own, total, end, steps in zip(tokens, sums, ended, read)
-    ]
+    scored = [settings.normalised(total, max(len(own) + end, 1)) for own, total, end in zip(tokens, sums, ended)]
+    attention = [np.array(steps) if steps else None for steps in read]
+    return [Hypothesis(*each) for each in zip(tokens, sums, scored, ended, attention)]
 
 
 @dataclass

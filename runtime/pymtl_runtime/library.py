@@ -15,11 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .generation import SessionSteps
-from .serving.generation import MAX_LENGTH, Hypothesis, Search
+from .serving.generation import END, MAX_LENGTH, Banned, Hypothesis, Scores, Search, check_limits, likeliest
 from .serving.generation import search as found_by
 
-ABI = 1  # the major number of the interface that this file knows
+ABI = (1, 1)  # the interface that this file needs, or one with a larger second number
 _FILE = "libpymtl_runtime.dylib" if sys.platform == "darwin" else "libpymtl_runtime.so"
 
 # What a batch has of a field: strings, or ids, or numbers.
@@ -78,7 +77,7 @@ class _Request(ctypes.Structure):
         ("tasks", c_void_p),
         ("task_count", c_int64),
         ("probabilities", c_int32),
-        ("by_steps", c_int32),
+        ("by_steps", c_int64),
     )
 
 
@@ -131,11 +130,12 @@ def _library() -> ctypes.CDLL:
         library = ctypes.CDLL(path)
     except OSError as error:
         raise ImportError(f"{path}: the compiled library of pymtl_runtime cannot be loaded: {error}") from None
+    found = (library.pymtl_abi_major(), library.pymtl_abi_minor())
+    if found[0] != ABI[0] or found < ABI:
+        raise ImportError(f"{path}: expected interface {ABI[0]}.{ABI[1]}, got {found[0]}.{found[1]}: upgrade it")
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    if library.pymtl_abi_major() != ABI:
-        raise ImportError(f"{path}: expected interface {ABI}, got {library.pymtl_abi_major()}")
     return library
 
 
@@ -173,8 +173,9 @@ class InputInfo:
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """A task: ``columns`` of its logits, which there are for each token or for each sequence, and of generated answers
-    for each hypothesis of a step; ``labels``, the names of its ids; ``streams``: whether a stream has its logits, and, but of paths and of CTC, its answers."""
+    """A task: ``columns`` of its logits, of which there is a row for each token or for each sequence, and of generated
+    answers a row for each hypothesis of a step; ``labels``, the names of its ids; ``streams``: whether a stream has its
+    logits, and, but of paths and of CTC, its answers."""
 
     name: str
     kind: AnswerKind
@@ -188,10 +189,10 @@ class TaskInfo:
 class Answer:
     """What a task says of each sequence of a batch.
 
-    ``ids``: of each sequence its class, tags, labels, or what was generated, int64; ``numbers`` float64 [B, C] of a task of numbers, else
-    None; ``probability`` float64 [B] of each whole answer, NaN if it was not asked for or is not known;
-    ``probabilities``: of each sequence those of its tokens' tags, or of its generated ids, float32, None if they were
-    not asked for.
+    ``ids``: of each sequence its class, tags, labels, or what was generated, int64; ``numbers`` float64 [B, C] of a
+    task of numbers, else None; ``probability`` float64 [B] of each whole answer, NaN if it was not asked for or is not
+    known; ``probabilities``: of each sequence those of its tokens' tags, or of its generated ids, float32, None if they
+    were not asked for.
     """
 
     ids: list[np.ndarray]
@@ -338,7 +339,7 @@ class Session:
                 arrays: strings; ids, int64 [N], of characters [N, W] with 0 behind a word's end; or numbers, float32
                 [N, F]. Characters may be missing where words are strings.
             tasks: those wanted; all by default.
-            probabilities: whether answers of tokens say how probable they are.
+            probabilities: whether answers of tokens, and generated ones, say how probable each of their ids is.
             by_steps: whether answers that are generated are left to :meth:`generate` and :meth:`step`; otherwise
                 :meth:`answer` has those of the likeliest id at each step.
 
@@ -474,20 +475,27 @@ class Session:
             KeyError, ValueError: as :meth:`logits`; or a number does not fit.
             MemoryError: the step takes more memory than the limit.
         """
-        place = self.model.place(task)
+        self.model.place(task)
         if (parents is None) == (sequences is None):
             raise ValueError("parents: expected these or sequences, got " + ("neither" if parents is None else "both"))
-        given = {"ids": ids, "parents": parents, "sequences": sequences}
-        arrays = {name: _whole(each, name, len(ids)) for name, each in given.items() if each is not None}
-        found = _Scores()
+        own_ids = _whole(ids, "ids")
+        whose = "sequences" if parents is None else "parents"
+        rows = _whole(sequences if parents is None else parents, whose)
+        if len(rows) != len(own_ids):
+            raise ValueError(f"{whose}: expected one for each of the {len(own_ids)} ids, got {len(rows)}")
         with self._alone:
             self._check_answered(task)
-            pointers = [_address(arrays[name]) if name in arrays else None for name in given]
-            _check(_LIBRARY.pymtl_step(self._pointer, place, len(ids), *pointers, byref(found)))
-            logits = _copy(found.logits, (len(ids), found.columns), np.float32)
-            if not found.attention:
-                return logits, None
-            return logits, _copy(found.attention, (len(ids), found.steps), np.float32)
+            return self._step(task, own_ids, rows, parents is None)
+
+    def _step(self, task: str, ids: np.ndarray, rows: np.ndarray, begins: bool) -> tuple[np.ndarray, np.ndarray | None]:
+        """``rows``: the hypotheses' parents; where they begin, their sequences."""
+        found = _Scores()
+        whose = (None, _address(rows)) if begins else (_address(rows), None)
+        _check(
+            _LIBRARY.pymtl_step(self._pointer, self.model.place(task), len(ids), _address(ids), *whose, byref(found))
+        )
+        logits = _copy(found.logits, (len(ids), found.columns), np.float32)
+        return logits, _copy(found.attention, (len(ids), found.steps), np.float32) if found.attention else None
 
     def generate(
         self,
@@ -515,9 +523,15 @@ class Session:
             KeyError, ValueError, MemoryError: as :meth:`step`.
             RuntimeError: a logit is nan.
         """
+        info = self.model.tasks[self.model.place(task)]
+        if info.kind != "generated":
+            raise ValueError(f"task: expected one whose answers are generated, got {task!r}")
+        check_limits(max_length, never, info.columns)
         settings = search or Search()
-        steps = SessionSteps(self, task, attention or settings.coverage_penalty > 0, never)
-        return found_by(steps, settings, max_length, numbers)
+        with self._alone:
+            self._check_answered(task)
+            steps = _Steps(self, task, attention or settings.coverage_penalty > 0, list(never))
+            return found_by(steps, settings, max_length, numbers)
 
     def reset(self) -> None:
         """Begins a new sequence of a stream. Raises ValueError if it is none."""
@@ -601,13 +615,41 @@ def _fill(field: _Field, info: InputInfo, values: Values, count: int) -> Any:
     return kept, encoded_name
 
 
-def _whole(values: np.ndarray, name: str, count: int) -> np.ndarray:
-    """Whole numbers [count]."""
+class _Steps:
+    """The hypotheses of a task's answers to a session's last batch, for a search.
+
+    Args:
+        attention: whether to say what each step reads.
+        never: ids that are not to come.
+    """
+
+    ends = True
+
+    def __init__(self, session: Session, task: str, attention: bool, never: list[int]) -> None:
+        self.lengths = session.lengths
+        self.first = np.full(len(self.lengths), END, dtype=np.int64)
+        self._session, self._task, self._attention, self._never = session, task, attention, never
+        self._began = False
+
+    def step(
+        self, tokens: np.ndarray, parents: np.ndarray, sentences: np.ndarray, count: int, banned: Banned
+    ) -> Scores:
+        read, rows = (np.ascontiguousarray(each, np.int64) for each in (tokens, parents))
+        logits, attention = self._session._step(self._task, read, rows, not self._began)
+        self._began = True
+        values, ids = likeliest(logits, count, banned, self._never)
+        return Scores(values, ids, attention.astype(np.float64) if self._attention and attention is not None else None)
+
+
+def _whole(values: Sequence[int] | np.ndarray, name: str) -> np.ndarray:
+    """Whole numbers of one dimension, as int64."""
     given = np.asarray(values)
-    if given.dtype.kind not in "iu":
+    if given.ndim != 1:
+        raise ValueError(f"{name}: expected a list of whole numbers, got {values!r}")
+    if given.dtype.kind not in "iu" and len(given) > 0:
         raise TypeError(f"{name}: expected whole numbers, got {given.dtype}")
-    if given.shape != (count,):
-        raise ValueError(f"{name}: expected whole numbers [{count}], got {list(given.shape)}")
+    if given.dtype.kind == "u" and len(given) > 0 and given.max() >= 1 << 63:
+        raise ValueError(f"{name}: expected numbers below 2^63, got {given.max()}")
     return np.ascontiguousarray(given, np.int64)
 
 

@@ -136,8 +136,10 @@ class Predictor(Answering):
 
         Args:
             inputs: a list as for :meth:`predict`, each input of at least one token.
-            dataset: the data set whose tasks are asked, where there are several. Tasks whose answers are generated have
-                none.
+            dataset: the data set whose tasks are asked, where there are several.
+
+        Returns:
+            The logits by task. Tasks whose answers are generated have none.
 
         Raises:
             TypeError: the inputs are no list.
@@ -204,9 +206,7 @@ class Predictor(Answering):
             task = self.tasks[name]
             if task.rules.generates:
                 settings = task.rules.search(task, search)
-                logits[name] = session.generate(
-                    name, settings, task.max_length, distributions, [UNKNOWN], numbers
-                )
+                logits[name] = session.generate(name, settings, task.max_length, distributions, [UNKNOWN], numbers)
                 continue
             rows = session.logits(name)
             logits[name] = np.split(rows, ends) if info.of_tokens else rows

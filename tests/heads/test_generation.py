@@ -267,9 +267,9 @@ def test_generating_needs_eval_mode_and_sound_numbers():
     for lengths in ([0, 3], [4, 3]):
         with pytest.raises(RuntimeError, match="lengths"):
             model.generate(x, lengths)
-    with pytest.raises(ValueError, match="max_length: expected a number above 0, got -1"):
+    with pytest.raises(ValueError, match="max_length: expected a number from 1 to 1048576, got -1"):
         model.generate(x, max_length=-1)
-    with pytest.raises(ValueError, match="never: expected tokens below 20, got 20"):
+    with pytest.raises(ValueError, match="never: expected a number from 0 to 19, got 20"):
         model.generate(x, never=[20])
     assert model.generate(x[:0]) == []
 

@@ -1,6 +1,7 @@
 """Files of models whose answers are generated: searches, steps and the likeliest answers are those of the model."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -111,6 +112,7 @@ def test_narrow_weights_answer_as_the_frozen_model(weights, cell, tmp_path):
     export(model, path, weights=weights)
     assert path.stat().st_size < 0.8 * (export(model, tmp_path / "f.pymtl") or (tmp_path / "f.pymtl").stat().st_size)
     pymtl.freeze(model, weights)
+    # Not closer: torch's tanh of what the decoder begins with may round an 8-bit number the other way.
     expected = steps_of_model(model)
     for name, found in steps_of_session(path).items():
         np.testing.assert_allclose(found, expected[name], rtol=1e-3, atol=1e-3)
@@ -195,8 +197,10 @@ def test_what_a_file_of_one_task_holds(tmp_path):
     ("arguments", "error", "match"),
     [
         ({"max_length": 0}, ValueError, "max_length: expected a number from 1 to 1048576, got 0"),
-        ({"never": {"said": [0]}}, ValueError, "never of 'said': expected ids from 1 to 10, got 0"),
-        ({"never": {"said": [11]}}, ValueError, "never of 'said': expected ids from 1 to 10, got 11"),
+        ({"max_length": 2.5}, TypeError, "max_length: expected whole numbers, got 2.5"),
+        ({"never": {"said": [0]}}, ValueError, "never of 'said': expected other ids than 0, which ends an answer"),
+        ({"never": {"said": [11]}}, ValueError, "never: expected a number from 0 to 10, got 11"),
+        ({"never": {"said": [1.5]}}, TypeError, "never: expected whole numbers, got 1.5"),
         ({"never": {"mood": [1]}}, KeyError, r"expected tasks whose answers are generated, \['said'\], got 'mood'"),
         ({"labels": {"said": ["a"]}}, ValueError, "labels of 'said': expected 11, got 1"),
     ],
@@ -236,16 +240,19 @@ def test_what_steps_refuse(tmp_path):
     for given, match in (
         ({}, "parents: expected these or sequences, got neither"),
         ({"parents": zeros, "sequences": zeros}, "got both"),
-        ({"parents": zeros}, "parents: expected numbers below 0, the last step's, got 0 of hypothesis 0"),
+        ({"parents": zeros}, "parents: expected hypotheses of the step before, but there was none"),
         ({"sequences": zeros + 5}, "sequences: expected numbers below 5, the batch's sequences, got 5 of hypothesis 0"),
-        ({"sequences": np.zeros(2, dtype=np.int64)}, r"sequences: expected whole numbers \[1\], got \[2\]"),
+        ({"sequences": np.zeros(2, dtype=np.int64)}, "sequences: expected one for each of the 1 ids, got 2"),
+        ({"sequences": 0}, "sequences: expected a list of whole numbers, got 0"),
     ):
         with pytest.raises(ValueError, match=match):
             session.step("said", zeros, **given)
     with pytest.raises(ValueError, match="ids: expected numbers from 0 to 10, got 11 of hypothesis 0"):
         session.step("said", zeros + 11, sequences=zeros)
-    with pytest.raises(ValueError, match="count: expected at least one hypothesis, got 0"):
-        session.step("said", zeros[:0], sequences=zeros[:0])
+    with pytest.raises(ValueError, match="count: expected from 1 to 2147483647 hypotheses, got 0"):
+        session.step("said", [], sequences=[])
+    with pytest.raises(ValueError, match=r"ids: expected numbers below 2\^63, got 9223372036854775813"):
+        session.step("said", np.array([2**63 + 5], dtype=np.uint64), sequences=zeros)
     with pytest.raises(TypeError, match="ids: expected whole numbers, got float64"):
         session.step("said", zeros / 2, sequences=zeros)
     session.step("said", zeros, sequences=zeros)
@@ -255,12 +262,122 @@ def test_what_steps_refuse(tmp_path):
     small = loaded(tmp_path / "m.pymtl", memory_limit=1 << 17).session()
     run(small, inputs, lengths, by_steps=True)
     many = np.zeros(10_000, dtype=np.int64)
-    with pytest.raises(MemoryError, match="split the batch"):
+    with pytest.raises(MemoryError, match="got one of 10000 hypotheses: fewer of them, or a smaller batch"):
         small.step("said", many, sequences=many)
     stream = model_of(encoder=lambda size: pymtl.LSTM(size, 12, batch_first=True))
     export(stream, tmp_path / "one_way.pymtl", tasks=["said"])
     with pytest.raises(ValueError, match="a task whose answers follow from the tokens so far"):
         loaded(tmp_path / "one_way.pymtl").stream()
+
+
+def test_what_generate_refuses(tmp_path):
+    export(model_of(), tmp_path / "m.pymtl")
+    inputs, lengths = batch_of()
+    session = loaded(tmp_path / "m.pymtl").session()
+    nothing = "there are no answers: run a batch that asks for it first"
+    with pytest.raises(ValueError, match=nothing):
+        session.generate("said")
+    run(session, inputs, lengths, by_steps=True)
+    assert len(session.generate("said")) == len(lengths)
+    with pytest.raises(KeyError, match="task: expected one of"):
+        session.generate("nothing")
+    with pytest.raises(ValueError, match="task: expected one whose answers are generated, got 'mood'"):
+        session.generate("mood")
+    for arguments, match in (
+        ({"max_length": 0}, "max_length: expected a number from 1 to 1048576, got 0"),
+        ({"never": [11]}, "never: expected a number from 0 to 10, got 11"),
+        ({"never": [-1]}, "never: expected a number from 0 to 10, got -1"),
+        ({"search": pymtl.Search(sample=True), "numbers": [1]}, "numbers: expected one for each of 5 sentences, got 1"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            session.generate("said", **arguments)
+    with pytest.raises(TypeError, match=r"max_length: expected whole numbers, got 2.5"):
+        session.generate("said", max_length=2.5)
+    with pytest.raises(ValueError, match="lengths"):
+        session.run([0], {"words": []})
+    with pytest.raises(ValueError, match=nothing):
+        session.generate("said")  # nor are there older ones
+
+
+def test_one_thread_at_a_time_generates(tmp_path):
+    export(model_of(), tmp_path / "m.pymtl")
+    session = loaded(tmp_path / "m.pymtl").session()
+    inputs, lengths = batch_of()
+    run(session, inputs, lengths, by_steps=True)
+    expected = [found[0].tokens for found in session.generate("said")]
+    refused = wrong = 0
+
+    def disturb():
+        nonlocal refused
+        while not done.is_set():
+            try:
+                run(session, inputs, lengths, by_steps=True)
+            except RuntimeError:
+                refused += 1
+
+    done = threading.Event()
+    other = threading.Thread(target=disturb)
+    other.start()
+    for _ in range(200):
+        try:
+            wrong += [found[0].tokens for found in session.generate("said")] != expected
+        except RuntimeError:
+            refused += 1
+    done.set()
+    other.join()
+    assert wrong == 0
+    assert refused > 0
+
+
+def test_answers_that_do_not_end_are_limited_by_memory(tmp_path):
+    model = model_of()
+    with torch.no_grad():
+        model.heads["said"].bias[0] = -1e4
+    inputs, lengths = batch_of()
+    export(model, tmp_path / "m.pymtl", max_length=1 << 20)
+    session = loaded(tmp_path / "m.pymtl", memory_limit=1 << 16).session()
+    with pytest.raises(
+        MemoryError, match="expected answers that fit into 65536 bytes, the limit of memory, got longer"
+    ):
+        run(session, inputs, lengths)
+    run(session, inputs, lengths, by_steps=True)
+    assert [len(found[0].tokens) for found in session.generate("said", max_length=7)] == [7] * len(lengths)
+
+
+def test_answers_without_an_id(tmp_path):
+    model = model_of()
+    with torch.no_grad():
+        model.heads["said"].bias[0] = 1e4
+    export(model, tmp_path / "m.pymtl")
+    session = loaded(tmp_path / "m.pymtl").session()
+    run(session, *batch_of(), probabilities=True)
+    answer = session.answer("said")
+    assert [len(each) for each in answer.ids] == [len(each) for each in answer.probabilities] == [0] * 5
+    assert answer.probability == pytest.approx(np.ones(5))
+    run(session, *batch_of())
+    assert session.answer("said").probabilities is None
+
+
+def test_two_tasks_write(tmp_path):
+    torch.manual_seed(0)
+    heads = {name: pymtl.DecoderHead(7 + i, 8, embedding_dim=4) for i, name in enumerate("ab")}
+    encoder = pymtl.LSTM(12, 6, batch_first=True, bidirectional=True)
+    model = pymtl.MultiTaskModel(FIELDS["words"](), encoder, heads).eval()
+    export(model, tmp_path / "m.pymtl", max_length=6)
+    inputs, lengths = batch_of()
+    session = loaded(tmp_path / "m.pymtl").session()
+    run(session, inputs, lengths)
+    for task in heads:
+        found = model.generate(inputs["words"], lengths, task, max_length=6)
+        assert [ids.tolist() for ids in session.answer(task).ids] == [each.tokens for (each,) in found]
+
+
+def test_a_lowered_program_is_whole(tmp_path):
+    """Without what export says besides."""
+    pymtl.lowering.write(lower(model_of()), tmp_path / "m.pymtl", {})
+    session = loaded(tmp_path / "m.pymtl").session()
+    run(session, *batch_of())
+    assert len(session.answer("said").ids) == 5
 
 
 def test_weights_that_are_nan(tmp_path):
@@ -272,6 +389,8 @@ def test_weights_that_are_nan(tmp_path):
     run(session, *batch_of(), by_steps=True)
     with pytest.raises(RuntimeError, match="logits: expected numbers to choose the next token by, got nan"):
         session.generate("said")
+    with pytest.raises(ValueError, match="expected numbers to choose the next id by, got nan"):
+        run(session, *batch_of())
 
 
 TURNED = """

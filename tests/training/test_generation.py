@@ -391,11 +391,20 @@ def test_it_is_learnt_beside_other_tasks_from_partial_labels(tmp_path, more):
 def test_it_is_compared_with_itself_alone(tmp_path):
     """By its error rate, of which less is better."""
     path = toy.write_files(tmp_path, JOINT)
-    options = ["--over", "data.limit=20,60", "--single-task", "--seeds", "2", "--set", "training.epochs=2"]
-    shown = toy.quiet("compare", path, *options, "--out", tmp_path / "compared")
+    options = ["--over", "tasks=tags,tags+intent", "--seeds", "1", "--set", "training.epochs=2"]
+    shown = toy.quiet("compare", path, *options, "--single-task", "--out", tmp_path / "compared")
     assert "tags token_error_rate" in shown
-    found = json.loads((tmp_path / "compared" / "comparison.json").read_text())
-    print(found)
+    rows = {row["variant"]: row for row in json.loads((tmp_path / "compared" / "compare.json").read_text())["rows"]}
+    assert list(rows) == ["tags alone", "intent alone", "tags", "tags+intent"]
+
+    def score(variant, name):
+        return rows[variant]["scores"][name]["mean"]
+
+    errors, alone = score("tags+intent", "tags/token_error_rate"), score("tags alone", "tags/token_error_rate")
+    right, before = score("tags+intent", "intent/accuracy"), score("intent alone", "intent/accuracy")
+    both = rows["tags+intent"]
+    assert both["changes"]["tags/token_error_rate"]["mean"] == pytest.approx(errors - alone)
+    assert both["delta"]["mean"] == pytest.approx(((alone - errors) / alone + (right - before) / before) / 2)
 
 
 def test_data_sets_of_their_own(tmp_path):

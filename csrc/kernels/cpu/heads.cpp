@@ -9,7 +9,7 @@ namespace pymtl {
 namespace {
 
 // Up to so many rows the columns are shared out, and packed a few at a time: a packed weight would be written and read
-// again for the work of reading it once.
+// again for the work of reading it once. The bits are the same.
 constexpr int64_t kFewRows = 24;
 constexpr int64_t kColumns = 64;  // packed at a time, whose panels stay in the second-level cache
 
