@@ -81,6 +81,13 @@ bench: $(VENV)/.bench test-kernels
 	$(BIN)/python benchmarks/busy.py --json benchmarks/results/busy.json
 	PYTHONPATH=runtime PYMTL_RUNTIME_LIBRARY=$(CURDIR)/build/kernels/libpymtl_runtime.so $(BIN)/python \
 	  benchmarks/runtime.py --json benchmarks/results/runtime.json --plot benchmarks/results/runtime.png
+	$(BIN)/python benchmarks/training_step.py --config examples/cmudict/cmudict.toml --batches 40 \
+	  --json benchmarks/results/generation_step.json
+	$(BIN)/python benchmarks/training_step.py --config examples/cmudict/cmudict.toml --set training.batch_size=32 \
+	  --batches 60 --json benchmarks/results/generation_step_32.json
+	$(BIN)/pymtl train examples/cmudict/cmudict.toml --run build/bench/cmudict --set training.epochs=2 --overwrite
+	PYTHONPATH=runtime PYMTL_RUNTIME_LIBRARY=$(CURDIR)/build/kernels/libpymtl_runtime.so $(BIN)/python \
+	  benchmarks/generation.py build/bench/cmudict --json benchmarks/results/generation.json
 	$(BIN)/python benchmarks/tables.py
 
 # avx2_only.c hides AVX-512 from all contenders. Where the CPU does not let it, the variables hold back torch and pymtl.

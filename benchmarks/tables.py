@@ -41,6 +41,23 @@ def training_step(result: dict[str, Any]) -> Iterator[Cells]:
             yield kind, name, *(f"{row[part]:.2f}" for part in STEP), _ratio(name, row)
 
 
+def generation_step(*found: dict[str, Any]) -> Iterator[Cells]:
+    yield "B", "batches", "", "forward and loss", "backward", "step", "pymtl is faster by"
+    for result in found:
+        for kind, contenders in result["rows"].items():
+            for name, row in contenders.items():
+                times = (f"{row[part]:.1f}" for part in ("forward and loss", "backward", "step"))
+                yield result["batch_size"], kind, name, *times, _ratio(name, row)
+
+
+def generation(result: dict[str, Any]) -> Iterator[Cells]:
+    yield "", *result["rows"]
+    names = list(dict.fromkeys(name for contenders in result["rows"].values() for name in contenders))
+    for name in names:
+        rows = [contenders.get(name) for contenders in result["rows"].values()]
+        yield name, *("" if row is None else f"{row['texts a second']:,.0f}" for row in rows)
+
+
 def heads(result: dict[str, Any]) -> Iterator[Cells]:
     yield "shape", "fused ms", "unfused ms", "times as fast", "MB of h not written"
     for row in result["rows"]:
@@ -259,6 +276,7 @@ ORIGINS = {
     "AVX2": "grids_avx2",
     "The same kernel with AVX2": "latest_avx2",
     "Training step": "training_step",
+    "Generated answers": "generation",
     "Overhead": "overhead",
     "Threads": "threads",
     "Cells": "cells",
@@ -293,6 +311,8 @@ def main() -> None:
         "kernel": kernel(results["latest"]),
         "kernel avx2": kernel(results["latest_avx2"]),
         "training step": training_step(results["training_step"]),
+        "generation": generation(results["generation"]),
+        "generation step": generation_step(results["generation_step"], results["generation_step_32"]),
         "heads": heads(results["heads"]),
         "crf": crf(results["crf"]),
         "encoders": encoders(results["sharing"]),

@@ -2,6 +2,7 @@
 
     python benchmarks/training_step.py [--batches N] [--json FILE]
     python benchmarks/training_step.py --device cuda --config examples/ewt/ewt.toml --data path/to/ud_ewt
+    python benchmarks/training_step.py --config examples/cmudict/cmudict.toml --set training.batch_size=32 --batches 60
 
 The model is that of benchmarks/snips.toml with new weights: SNIPS, words alone, an intent and a slot head on one
 bidirectional LSTM (E = H = 128, B = 16, dropout, clipping and Adam included); or that of another configuration.
@@ -99,10 +100,11 @@ def main() -> None:
     parser.add_argument(
         "--data", type=Path, metavar="DIR", help="folder of its data (default: the configuration's own)"
     )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (default: cpu)")
     arguments = parser.parse_args()
     # What plain PyTorch has a counterpart of.
-    config = load(arguments.config, ["sharing=hard", "balancing=ew"], arguments.data)
+    config = load(arguments.config, ["sharing=hard", "balancing=ew", *arguments.set], arguments.data)
     device = torch.device(arguments.device)
     records = labelled(read_records(config.path(config.data.train), config), config.data.train, config.tasks)
     vocabulary = Vocabulary.of(records, config)
@@ -126,7 +128,8 @@ def main() -> None:
         table.add_section()
     Console(width=110).print(table)
     if arguments.json:
-        results.write(results.stamped(device=arguments.device, config=arguments.config.stem, rows=rows), arguments.json)
+        about = {"device": arguments.device, "config": arguments.config.stem, "batch_size": size}
+        results.write(results.stamped(**about, rows=rows), arguments.json)
 
 
 if __name__ == "__main__":
