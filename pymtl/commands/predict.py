@@ -67,7 +67,7 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
 
 # Of each option the field of pymtl.Search, its type, its metavar and its help.
 _SEARCH = {
-    "--nbest": ("nbest", positive, "N", "answers to give, the best first"),
+    "--nbest": ("nbest", positive, "N", "answers to give, the best score first (default: 1; --beam is N at least)"),
     "--length-penalty": ("length_penalty", float, "A", "divide scores by ((5 + length) / 6)^A (default: 1)"),
     "--coverage-penalty": ("coverage_penalty", float, "B", "prefer answers that have read the whole text (default: 0)"),
     "--no-repeat": ("no_repeat_ngram", positive, "N", "let no N tokens come twice in an answer"),
@@ -89,7 +89,7 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
         "--attention",
         type=picture,
         metavar="FILE.png",
-        help="draw how much each token of the answers read of the text; --json then gives it too",
+        help="draw how much each token of the first 12 answers read of the text; --json then gives it too",
     )
     group.add_argument(
         "--continue",
@@ -194,7 +194,9 @@ def _check_generation(predictor: Predictor, arguments: argparse.Namespace, searc
     if asked and not any(task.rules.generates for task in predictor.tasks.values()):
         raise ConfigError(f"{asked[0]}: expected a run with a task of kind 'generation', got none")
     if arguments.attention is not None and (arguments.input is not None or not arguments.texts):
-        raise ConfigError("--attention: expected TEXT with it, whose answers are drawn")
+        raise ConfigError(
+            "--attention: expected texts as arguments, whose answers are drawn: not --input or piped ones"
+        )
 
 
 def _go_on(predictor: Predictor, arguments: argparse.Namespace, search: Search | None) -> None:
@@ -229,6 +231,7 @@ def _draw_attention(predictor: Predictor, answers: Sequence[Answer], path: Path)
             answer.get(f"{name}/split", answer["tokens"]),
             task.rules.tokens_of(answer[name], task),
             answer[f"{name}/attention"],
+            _title(name, task, answer),
         )
         for answer in answers
         for name, task in generated.items()
@@ -237,11 +240,17 @@ def _draw_attention(predictor: Predictor, answers: Sequence[Answer], path: Path)
     if not panels:
         print(f"{path}: not written, since there is no answer to draw", file=sys.stderr)
         return
-    figure = attention_plot(", ".join(generated), panels[:MOST_DRAWN])
+    figure = attention_plot(panels[:MOST_DRAWN])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box stands for it
         Run(path.parent).save_figure(path.name, figure)
     print(f"{path}: {min(len(panels), MOST_DRAWN)} of {len(panels)} answers", file=sys.stderr)
+
+
+def _title(name: str, task: Any, answer: Answer) -> str:
+    """The best answer, as it is printed where it is the only one."""
+    details = {key: answer[f"{name}/{key}"] for key in ("probability", "ended")}
+    return f"{name}: {task.rules.describe(answer[name], details, answer['tokens'], task)}"
 
 
 def _is_file(text: str) -> bool:

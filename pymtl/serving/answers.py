@@ -331,8 +331,11 @@ class GenerationAnswers(Answers):
         lines = []
         for each in every:
             text = " ".join(each["answer"]) if task.units == "tokens" else each["answer"]
-            cut = "" if each["ended"] else ", cut off"
-            lines.append(f"{text or 'none'} ({100 * each['probability']:.1f} %{cut})")
+            said = [f"{100 * each['probability']:.1f} %"]
+            if len(every) > 1 and "score" in each:  # by which they are in order
+                said.append(f"score {each['score']:.2f}")
+            said += [] if each["ended"] else ["cut off"]
+            lines.append(f"{text or 'none'} ({', '.join(said)})")
         return "\n  ".join(lines)
 
 

@@ -139,7 +139,7 @@ class Answering:
             An input without a token gives no tokens and no answers.
 
         Raises:
-            TypeError: an input is of another type.
+            TypeError: an input, or ``search``, is of another type.
             DataError: a record lacks a field, or one does not fit; the message names it.
         """
         if isinstance(inputs, str | Mapping):
@@ -148,6 +148,8 @@ class Answering:
             raise TypeError(f"inputs: expected a text, a record or a list of them, got {type(inputs).__name__}")
         if batch_size < 1:
             raise ValueError(f"batch_size: expected a number above 0, got {batch_size}")
+        if search is not None and not isinstance(search, Search):
+            raise TypeError(f"search: expected a Search, as pymtl.Search(beam_size=5), got {type(search).__name__}")
         if beam_size is not None:
             if search is not None:
                 raise ValueError(f"beam_size: expected none beside search, which has its own, got {beam_size}")

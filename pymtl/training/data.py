@@ -294,6 +294,12 @@ def _check_columns(row: Row, config: Config, dataset: str, complete: bool, notes
         )
     for name, task in config.tasks_of(dataset).items():
         column = task.field or name
+        references = getattr(task, "references", None)
+        if complete and references is not None and references not in row.values:
+            raise DataError(
+                f"{where}: expected a column {references!r} (tasks.{name}.references names it), got "
+                f"{', '.join(row.values)} {how}"
+            )
         if column in row.values or task.rules.labels_itself:
             continue
         if complete:

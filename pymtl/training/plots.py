@@ -169,28 +169,31 @@ def _calibration(axes: Any, name: str, found: dict[str, Any]) -> None:
     axes.grid(alpha=0.3)
 
 
-Read = tuple[Sequence[str], Sequence[str], Sequence[Sequence[float]]]
+Read = tuple[Sequence[str], Sequence[str], Sequence[Sequence[float]], str]
 
 
-def attention_plot(name: str, answers: Sequence[Read]) -> Figure:
+def attention_plot(answers: Sequence[Read]) -> Figure:
     """A panel for each answer of a task that generates: how much each of its tokens, and its end, read of each token of
-    the text. ``answers``: the text's tokens, the answer's, and a row of weights for each of these and the end."""
+    the text. ``answers``: the text's tokens, the answer's, a row of weights for each of these and the end, and a title.
+    """
     columns = min(len(answers), 2)
     rows = -(-len(answers) // columns)
     width, height = (0.34 * max(len(each[i]) for each in answers) + 1.4 for i in (0, 1))
     figure = Figure(figsize=(max(width, 3.5) * columns, max(height, 2.8) * rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for each, (text, answer, weights) in zip(axes, answers):
+    for each, (text, answer, weights, title) in zip(axes, answers):
         image = each.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         long = max(map(len, text)) > 2
         each.set_xticks(range(len(text)), list(map(_short, text)), rotation=90 if long else 0)
         each.set_yticks(range(len(weights)), list(map(_short, [*answer, "end"]))[: len(weights)])
-        each.set(xlabel="text", ylabel=name)
+        each.set(xlabel="text", ylabel="answer")
+        each.set_title(_short(title, 48), fontsize="medium")
     for empty in axes[len(answers) :]:
         empty.set_axis_off()
-    figure.colorbar(image, ax=axes, label="share read", shrink=0.8)
+    figure.colorbar(image, ax=axes, label="share read", shrink=0.8 / rows, anchor=(0, 1) if rows > 1 else (0, 0.5))
     return figure
 
 
 def _short(label: str, width: int = 18) -> str:
+    label = label if label.strip() else label.replace(" ", "␣")
     return label if len(label) <= width else label[: width - 1] + "…"

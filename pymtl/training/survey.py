@@ -11,6 +11,7 @@ from pymtl.training.data import Sets
 from pymtl.training.vocabulary import Vocabulary
 
 MOST = 8  # labels that are named with their counts
+HALF = 0.5  # of the tokens that are unknown: a text read in the wrong pieces
 FEW = 5  # texts that validate a label
 
 
@@ -39,7 +40,10 @@ def survey(sets: Sets, vocabulary: Vocabulary) -> list[str]:
         lines += _unknown_labels(part, records, config, vocabulary)
         share = unknown_share([record for own in records.values() for record in own], vocabulary)
         if records and config.model.words:
-            lines.append(f"{part}: {100 * share:.1f} % of the tokens are unknown to training")
+            hint = ""
+            if share > HALF and any(data.tokenizer != "characters" for data in config.sets.values()):
+                hint = ': if they are names or single words, tokenizer = "characters" in [data] reads their letters'
+            lines.append(f"{part}: {100 * share:.1f} % of the tokens are unknown to training{hint}")
     return lines
 
 

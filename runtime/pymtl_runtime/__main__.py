@@ -91,7 +91,11 @@ def _predict(given: argparse.Namespace) -> int:
     if predictor.config.fields and not given.records:
         fields = ", ".join(predictor.config.fields)
         raise DataError(f"this model reads {fields} of each token too: give JSON objects with these, and --records")
-    search = None if given.beam is None and given.nbest == 1 else Search(given.beam, given.nbest)
+    try:
+        search = None if given.beam is None and given.nbest == 1 else Search(given.beam, given.nbest)
+    except ValueError as error:
+        said = str(error).replace("beam_size", "--beam").replace("nbest", "--nbest")
+        raise DataError(said) from None
     if given.nbest > 1 and not any(task.rules.generates for task in predictor.tasks.values()):
         raise DataError("--nbest: expected a model with a task of kind 'generation', got none")
     if not given.texts and sys.stdin is None:

@@ -60,7 +60,8 @@ def turned(count, seed):
 def folder(tmp_path_factory):
     """A run that turns sequences around."""
     folder = tmp_path_factory.mktemp("turned")
-    for name, count, seed in (("train", 4000, 0), ("valid", 100, 1), ("test", 300, 2)):
+    # Of few texts to validate, an early epoch is as good as the last.
+    for name, count, seed in (("train", 4000, 0), ("valid", 1000, 1), ("test", 300, 2)):
         toy.write_lines(folder / f"{name}.jsonl", list(turned(count, seed)))
     (folder / "turned.toml").write_text(REVERSED, encoding="utf-8")
     toy.quiet("train", folder / "turned.toml", "--run", folder / "run")
@@ -241,6 +242,24 @@ def test_several_right_answers(tmp_path):
     _, found, sets = labels(tmp_path, "".join(json.dumps(each) + "\n" for each in none), references="all")
     assert set(found) == {RightAnswers(("a",)), RightAnswers(("b", "c"))}
     assert "said: no record has another right answer in 'all'" in sets.notes
+    message = r"csv:1: expected a column 'others' \(tasks.said.references names it\), got text, said"
+    with pytest.raises(DataError, match=message):
+        labels(tmp_path, "text,said\nx,a b\n", "csv", references="others")
+
+
+def test_what_training_is_told_of_answers_that_cannot_be_learnt(tmp_path):
+    dates = lines(*(f"2001-02-{day:02}" for day in range(1, 21)))
+    _, _, sets = labels(tmp_path, dates)
+    (note,) = (note for note in sets.notes if note.startswith("said: "))
+    assert note.startswith("said: 20 of 20 answers hold a word that stands in no other answer")
+    assert 'Then units = "characters"' in note
+    for options in ({"units": "characters"}, {"copy": True}):
+        assert not any("no other answer" in note for note in labels(tmp_path, dates, **options)[2].notes)
+    _, _, sets = labels(tmp_path, lines(*["a b", "b a"] * 9, "c d"))
+    assert not any("no other answer" in note for note in sets.notes)
+    _, _, sets = labels(tmp_path, lines("a b c", "a", "b a"), max_length=1)
+    said = "said: 2 of 3 answers are longer than max_length = 1 and can never be given: the longest has 3 words"
+    assert said in sets.notes
 
 
 def test_the_vocabulary_begins_with_the_end(tmp_path):
@@ -332,6 +351,7 @@ def test_texts_are_scored_by_sacrebleu():
     found = scored("words", truth, guess)
     references = [["the cat sat on the mat", "it is a fine day today"], ["a cat was on the mat", None]]
     assert found["bleu"] == pytest.approx(sacrebleu.corpus_bleu(guess, references).score / 100)
+    assert scored("words", [RightAnswers(("a",), (), True)], ["a"])["bleu"] == 1.0  # which has no four words in a row
     assert found["chrf"] == pytest.approx(sacrebleu.corpus_chrf(guess, references).score / 100)
     assert found["token_error_rate"] == pytest.approx((1 + 2) / 12)
     spelled = [RightAnswers(tuple("a cat"), (), True), RightAnswers(tuple("dog"), (), True)]

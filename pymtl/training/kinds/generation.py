@@ -24,6 +24,12 @@ END_NAME = "<end>"
 SPECIAL = (END_NAME, UNKNOWN)  # the first labels
 
 
+def _rare_words(values: Sequence[RightAnswers]) -> int:
+    """How many answers have a word that no other has."""
+    count = Counter(word for label in values for word in set(label.tokens))
+    return sum(any(count[word] == 1 for word in label.tokens) for label in values)
+
+
 @dataclass(frozen=True, kw_only=True)
 class GenerationOptions(ReferenceOptions, AttentionHeadsOptions, SmoothingOptions):
     # What answers are made of: "tokens" of labels that are lists; of labels that are texts "words", what stands between
@@ -99,6 +105,19 @@ class Generation(GenerationAnswers, SequenceKind):
         units = ("words" if any(texts) else "tokens") if task.units == "auto" else task.units
         super().settled(name, task, values, notes)
         longest = max((len(label.tokens) for label in values), default=0)
+        if 0 < task.max_length < longest:
+            count = sum(len(label.tokens) > task.max_length for label in values)
+            notes.append(
+                f"{name}: {count:,} of {len(values):,} answers are longer than max_length = {task.max_length} and can "
+                f"never be given: the longest has {longest} {units}"
+            )
+        rare = _rare_words(values) if units == "words" and not task.copy else 0
+        if 2 * rare > len(values):
+            notes.append(
+                f"{name}: {rare:,} of {len(values):,} answers hold a word that stands in no other answer, so that it "
+                'cannot be learnt. Are they spelled out (dates, numbers, forms of words)? Then units = "characters"; '
+                "copy = true lets words of the text stand in an answer"
+            )
         return replace(task, units=units, max_length=task.max_length or max(2 * longest, 1))
 
     def sources(self, tokens: Sequence[str], encoding: Mapping[str, int], task: Any) -> dict[str, int] | None:
@@ -152,6 +171,8 @@ class Generation(GenerationAnswers, SequenceKind):
         texts = [[self.in_form(answer, task) for answer in label] for label in truth]
         most = max(map(len, texts))
         references = [[own[i] if i < len(own) else None for own in texts] for i in range(most)]
-        scores["bleu"] = sacrebleu.corpus_bleu(list(guess), references).score / 100
-        scores["chrf"] = sacrebleu.corpus_chrf(list(guess), references).score / 100
+        # Answers may be shorter than BLEU's four words in a row: then as many count as they have.
+        bleu = sacrebleu.corpus_bleu(list(guess), references, use_effective_order=True)
+        scores["bleu"] = min(bleu.score / 100, 1.0)  # which rounding may have passed
+        scores["chrf"] = min(sacrebleu.corpus_chrf(list(guess), references).score / 100, 1.0)
         return scores
