@@ -195,7 +195,7 @@ def _check_generation(predictor: Predictor, arguments: argparse.Namespace, searc
         raise ConfigError(f"{asked[0]}: expected a run with a task of kind 'generation', got none")
     if arguments.attention is not None and (arguments.input is not None or not arguments.texts):
         raise ConfigError(
-            "--attention: expected texts as arguments, whose answers are drawn: not --input or piped ones"
+            "--attention: expected texts as arguments, whose answers are drawn, not --input or piped ones"
         )
 
 

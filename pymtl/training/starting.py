@@ -66,8 +66,8 @@ def start(path: Path, text: str | None = None, written: str | None = None, asked
             (found if suits is not None else others).append((name, suits))
     if not found:
         raise DataError(
-            f"{path}: no field beside the text {field!r} looks like a label: {', '.join(names)}. Is one an answer to be "
-            'written, as a translation is? Then write a section [tasks.NAME] with kind = "generation" yourself'
+            f"{path}: no field beside the text {field!r} looks like a label: {', '.join(names)}. If one is an answer "
+            'to be written, as a translation is, write a section [tasks.NAME] with kind = "generation" yourself'
         )
     sections = [_head(written or path.name, field, form if asked != "auto" else None, columns, len(found) > 1)]
     used: set[str] = set()
