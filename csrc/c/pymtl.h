@@ -17,10 +17,9 @@
  *   puts(pymtl_label(model, pymtl_find_task(model, "mood"), mood.ids[0]));
  *
  * All text is UTF-8. Memory that a call returns belongs to the library: that of a model lives as long as the model,
- * that of a session until its next call of pymtl_run, and
- * scores until the next of pymtl_step. Sizes: B sequences, N tokens of all sequences together, C columns
- * of a task's logits. Wherever something is said of each token, those of the first sequence come first, then those of
- * the second, and so on.
+ * that of a session until its next call of pymtl_run, and scores until the next step too. Sizes: B sequences, N tokens
+ * of all sequences together, C columns of a task's logits. Wherever something is said of each token, those of the first
+ * sequence come first, then those of the second, and so on.
  *
  * The instruction set is chosen at the first call; the environment variable PYMTL_ISA names another one. */
 #ifndef PYMTL_H

@@ -26,7 +26,7 @@ struct Grouped {
   Grouped(const int64_t* sequences, int64_t queries, int64_t batch, int64_t* memory)
       : starts(memory), order(memory + batch + 2) {
     std::fill_n(starts, batch + 2, int64_t{0});
-    // One further on than they are in the end: the places where queries go move them there.
+    // starts[b + 1] is where sequence b begins; putting its queries there moves it to where b + 1 begins.
     for (int64_t m = 0; m < queries; ++m) ++starts[sequences[m] + 2];
     for (int64_t b = 1; b <= batch; ++b) starts[b + 1] += starts[b];
     for (int64_t m = 0; m < queries; ++m) order[starts[sequences[m] + 1]++] = m;
