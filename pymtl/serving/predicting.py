@@ -148,7 +148,8 @@ class Answering:
             raise TypeError(f"inputs: expected a text, a record or a list of them, got {type(inputs).__name__}")
         if batch_size < 1:
             raise ValueError(f"batch_size: expected a number above 0, got {batch_size}")
-        if search is not None and not isinstance(search, Search):
+        # Not by its class: pymtl and pymtl_runtime have one each.
+        if search is not None and not hasattr(search, "with_beam"):
             raise TypeError(f"search: expected a Search, as pymtl.Search(beam_size=5), got {type(search).__name__}")
         if beam_size is not None:
             if search is not None:

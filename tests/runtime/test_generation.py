@@ -460,6 +460,13 @@ def test_a_run_answers_texts(options, turned):
         assert nbest[0] == nbest[1]
 
 
+@pytest.mark.parametrize("load", [pymtl.load, pymtl_runtime.load])
+def test_a_search_is_a_search(load, turned):
+    model = load(turned / ("run" if load is pymtl.load else "turned.pymtl"))
+    with pytest.raises(TypeError, match=r"search: expected a Search, as pymtl.Search\(beam_size=5\), got dict"):
+        model.predict("a b", search={"beam_size": 5})
+
+
 def test_logits_are_of_the_other_tasks(turned):
     assert list(pymtl_runtime.load(turned / "turned.pymtl").logits(["a b"])) == ["length"]
 
@@ -478,7 +485,7 @@ def test_the_command(turned, capsys):
     assert command(["info", file]) == 0
     assert "answers turned: generated of texts, 8 tokens, labels <end>, <unk>, " in capsys.readouterr().out
     assert command(["predict", file, "a b c", "--beam", "2", "--nbest", "3"]) == 1
-    assert "nbest: expected at most beam_size = 2" in capsys.readouterr().err
+    assert "--nbest: expected at most --beam = 2 without sampling, got 3" in capsys.readouterr().err
 
 
 def test_the_options_are_refused_without_such_a_task(tmp_path, capsys):
