@@ -89,7 +89,7 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
         "--attention",
         type=picture,
         metavar="FILE.png",
-        help="draw how much each token of the first 12 answers read of the text; --json then gives it too",
+        help=f"draw how much each token of the first {MOST_DRAWN} answers read of the text; --json then gives it too",
     )
     group.add_argument(
         "--continue",
