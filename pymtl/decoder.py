@@ -29,11 +29,17 @@ State = tuple[Tensor, ...]  # h, and of an LSTM c: [L, B, H] each
 
 
 class Copied(NamedTuple):
-    """What each packed token of the input is among a decoder's classes, ``classes`` int64 [N], and how many classes
-    there are with those of the tokens that are none, ``count``."""
+    """What each packed token of the input is among a decoder's classes, ``classes`` int64 [N]; how many classes each
+    sequence has with those of its tokens that are none, ``counts`` int64 [B] in the packed order; and ``every``, the
+    numbers of all classes of the batch, from 0 on."""
 
     classes: Tensor
-    count: int
+    counts: Tensor
+    every: Tensor
+
+    @property
+    def count(self) -> int:
+        return self.every.shape[0]
 
 
 Step = Callable[[Tensor, State, Attended, Tensor, Copied | None], tuple[Tensor, State, Tensor]]
@@ -228,7 +234,7 @@ class DecoderHead(Head):
         Raises:
             TypeError, ValueError: ``sources`` are missing, or none of such a head.
         """
-        copied = self._copied(sources)
+        copied = self._copied(sources, states.batch_sizes)
         attended = self.reader.attended(self.features(states, embedded, before), states.batch_sizes)
         kinds = 2 if self.cell == "lstm" else 1
         first = linear(states.pooled("last"), self.begin).view(states.batch, kinds, self.num_layers, self.hidden_size)
@@ -237,7 +243,7 @@ class DecoderHead(Head):
             places = torch.arange(states.batch, device=first.device)
         return Memory(self.step, attended, (torch.tanh(h), *c), places, copied)
 
-    def _copied(self, sources: Tensor | None) -> Copied | None:
+    def _copied(self, sources: Tensor | None, batch_sizes: Tensor) -> Copied | None:
         if not self.copy:
             return None
         if sources is None:
@@ -246,8 +252,7 @@ class DecoderHead(Head):
             raise TypeError(f"sources: expected one int64 a token, got {sources.dim()}-D {sources.dtype}")
         if sources.numel() > 0 and int(sources.min()) < 0:
             raise ValueError(f"sources: expected classes, got {int(sources.min())}")
-        largest = int(sources.max()) if sources.numel() > 0 else 0
-        return Copied(sources, max(self.out_features, largest + 1))
+        return copied_from(sources, batch_sizes, self.out_features)
 
     def forward(self, memory: Memory, targets: PackedSequence) -> Tensor:
         """Logits [M, C] of each target token, packed as ``targets``, from those before it."""
@@ -275,11 +280,14 @@ class DecoderHead(Head):
             places: of each, its sentence's place in the packed order, int64 [M].
 
         Returns:
-            Logits [M, C], the states after the step, and the weights of attention [M, J, T].
+            Logits [M, C], the states after the step, and the weights of attention [M, J, T]. With ``copied`` the
+            logits are -inf of other sequences' tokens.
         """
         inputs = self.embedding(self._known(tokens))
         states, after = self.recurrence(inputs.unsqueeze(0), state if self.cell == "lstm" else state[0])
         logits, weights = self._output(states[0], inputs, attended, places, copied)
+        if copied is not None:
+            logits = logits.masked_fill(copied.every >= copied.counts[places].unsqueeze(1), -torch.inf)
         return logits, after if self.cell == "lstm" else (after,), weights
 
     def _known(self, tokens: Tensor) -> Tensor:
@@ -313,6 +321,16 @@ class DecoderHead(Head):
 
     def extra_repr(self) -> str:
         return f"{self.out_features}, cell={self.cell!r}, tied={self.tied}, loss={self.loss}"
+
+
+def copied_from(sources: Tensor, batch_sizes: Tensor, num_classes: int) -> Copied:
+    """What a decoder of so many classes has to know of packed sources, int64 [N]."""
+    batch = int(batch_sizes[0]) if len(batch_sizes) > 0 else 0
+    tokens, valid = tokens_of(torch.arange(batch, device=sources.device), batch_sizes)
+    last = torch.where(valid, sources[tokens], 0).amax(1) if batch > 0 else sources.new_zeros(0)
+    counts = (last + 1).clamp(min=num_classes)
+    count = max(counts.tolist(), default=num_classes)
+    return Copied(sources, counts, torch.arange(count, device=sources.device))
 
 
 def read_before(targets: PackedSequence) -> Tensor:

@@ -325,7 +325,6 @@ pymtl_status pymtl_step(pymtl_session* session, int64_t task, int64_t count, con
     const size_t number = number_of(session->session.program(), task);
     Generation& generation = session->session.generation(number);
     generation.step(count, ids, parents, sequences);
-    *scores = {generation.logits(), generation.attention(), session->session.program().tasks()[number].width,
-               generation.steps()};
+    *scores = {generation.logits(), generation.attention(), generation.columns(), generation.steps()};
   });
 }

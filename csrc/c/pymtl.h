@@ -138,7 +138,11 @@ PYMTL_API pymtl_status pymtl_stream_reset(pymtl_session* stream);
 /* A stream's states, to keep and to put back: `count` numbers. */
 PYMTL_API pymtl_status pymtl_stream_state(pymtl_session* stream, float** state, int64_t* count);
 
-/* What a batch has of an input: one of the three. */
+/* What a batch has of an input: one of the three. A task of PYMTL_GENERATED that may copy tokens of its sequence has an
+ * input of its own, its name with "/sources" behind it: `ids` say which of the task's ids each token is. Tokens that
+ * are none of the C that the task knows have C, C + 1 and so on, each of a sequence's different ones another; answers
+ * may then have these ids, which pymtl_label has no names of. Where the task is not asked for, the input may be
+ * missing. */
 typedef struct pymtl_field {
   const char* name; /* of the input */
   const char* const*
@@ -182,10 +186,10 @@ PYMTL_API pymtl_status pymtl_get_logits(const pymtl_session* session, int64_t ta
  * step reads. Which hypotheses go on, and with which ids, is for the caller to choose: so any search can be made of
  * steps. */
 typedef struct pymtl_scores {
-  const float* logits;    /* [count, C] */
+  const float* logits;    /* [count, columns] */
   const float* attention; /* [count, T] how much each hypothesis has just read of each token of its sequence, 0 behind
                              its last; NULL if nothing is attended to */
-  int64_t columns;        /* C */
+  int64_t columns;        /* C, or more where the batch has further tokens to copy: -inf of other sequences' */
   int64_t steps;          /* T, the tokens of the longest sequence of the batch */
 } pymtl_scores;
 

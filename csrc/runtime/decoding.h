@@ -64,7 +64,7 @@ class Decoder {
 
   // Of generated answers.
   int64_t max_length() const { return max_length_; }  // ids without the end
-  bool may_come(int64_t id) const { return !never_[id]; }
+  bool may_come(int64_t id) const { return id >= width_ || !never_[id]; }
 
   // The answers that follow from logits: not generated ones.
   void decode(const Decoded& given, Frame& frame, Answer& answer) const;

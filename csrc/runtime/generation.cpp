@@ -2,15 +2,19 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "error.h"
+#include "kernels/activation.h"
+#include "linear.h"
 
 namespace pymtl::runtime {
 namespace {
 
 constexpr int64_t kMostHypotheses = int64_t{1} << 31;
-constexpr int64_t kEnd = 0;  // the id that ends an answer, and that is read before its first
+constexpr int64_t kEnd = 0;               // the id that ends an answer, and that is read before its first
+constexpr float kNoProbability = 1e-12f;  // added to probabilities whose logarithm is taken, as in pymtl/decoder.py
 
 // The likeliest id that may come, and its part of the softmax of all.
 Likeliest likeliest_of(const Decoder& decoder, const float* z, int64_t count) {
@@ -44,6 +48,18 @@ void Generation::begin(const Frame& batch, const int64_t* places) {
   }
   first_states_ = batch.buffers[step_.state];
   places_ = places;
+  columns_ = step_.width;
+  if (step_.copies) {
+    const PackedRows& rows = batch.tokens;
+    sources_ = batch.ids[step_.copies->sources].data();
+    own_columns_.assign(static_cast<size_t>(rows.batch), step_.width);
+    for (int64_t t = 0; t < rows.steps(); ++t) {
+      for (int64_t row = 0; row < rows.batch_sizes[t]; ++row) {
+        own_columns_[row] = std::max(own_columns_[row], sources_[rows.starts[t] + row] + 1);
+      }
+    }
+    columns_ = *std::max_element(own_columns_.begin(), own_columns_.end());
+  }
 }
 
 void Generation::step(int64_t count, const int64_t* ids, const int64_t* parents, const int64_t* sequences) {
@@ -53,7 +69,8 @@ void Generation::step(int64_t count, const int64_t* ids, const int64_t* parents,
         "parents: expected hypotheses of the step before, but there was none: begin with sequences");
   const size_t size = static_cast<size_t>(count);
   // States and sequences are there twice: of this step and of the one before.
-  const size_t row = static_cast<size_t>(2 * state_size_ + steps()) * sizeof(float) + 4 * sizeof(int64_t);
+  const int64_t mixed = step_.copies ? columns_ : 0;
+  const size_t row = static_cast<size_t>(2 * state_size_ + steps() + mixed) * sizeof(float) + 4 * sizeof(int64_t);
   check(size <= memory_limit_ / row, Fault::memory, "expected a step that fits into ", memory_limit_,
         " bytes, the limit of memory, got one of ", count, " hypotheses: fewer of them, or a smaller batch");
   next_sequences_.resize(size);
@@ -65,15 +82,15 @@ void Generation::step(int64_t count, const int64_t* ids, const int64_t* parents,
   states_.reserve(frame_.state.size());
   const int64_t before = parents == nullptr ? batch() : count_;
   for (int64_t m = 0; m < count; ++m) {
-    check(ids[m] >= 0 && ids[m] < step_.width, Fault::argument, "ids: expected numbers from 0 to ", step_.width - 1,
-          ", got ", ids[m], " of hypothesis ", m);
+    check(ids[m] >= 0 && ids[m] < columns_, Fault::argument, "ids: expected numbers from 0 to ", columns_ - 1, ", got ",
+          ids[m], " of hypothesis ", m);
     const int64_t from = parents == nullptr ? sequences[m] : parents[m];
     check(from >= 0 && from < before, Fault::argument, parents == nullptr ? "sequences" : "parents",
           ": expected numbers below ", before, parents == nullptr ? ", the batch's sequences" : ", the last step's",
           ", got ", from, " of hypothesis ", m);
     const int64_t sequence = parents == nullptr ? from : sequences_[from];
     next_sequences_[m] = sequence;
-    frame_.ids[0][m] = ids[m];
+    frame_.ids[0][m] = ids[m] < step_.width ? ids[m] : step_.copies->unknown;
     frame_.attended.places[m] = places_[sequence];
     const float* const state = parents == nullptr ? first_state(from) : states_.data() + from * state_size_;
     std::copy_n(state, state_size_, frame_.state.data() + m * state_size_);
@@ -94,11 +111,34 @@ void Generation::step(int64_t count, const int64_t* ids, const int64_t* parents,
       for (int64_t t = 0; t < steps(); ++t) own[t] += *weights++ / static_cast<float>(heads);
     }
   }
+  if (step_.copies) mix_copies();
+}
+
+// The logits where tokens may be copied (See et al. 2017, equation 9): log(g p + (1 - g) a) of each id, where p is the
+// softmax of what the step says, a how much is read of the sequence's tokens that are this id, and g the gate.
+void Generation::mix_copies() {
+  const PackedRows& rows = *frame_.attended.rows;
+  const float* z = frame_.buffers[step_.logits];
+  mixed_.assign(static_cast<size_t>(count_ * columns_), 0.0f);
+  for (int64_t m = 0; m < count_; ++m, z += step_.width) {
+    float* const own = mixed_.data() + m * columns_;
+    float gate;
+    sigmoid(frame_.buffers[step_.copies->gate] + m, &gate, 1);
+    softmax(z, own, step_.width);
+    for (int64_t c = 0; c < step_.width; ++c) own[c] *= gate;
+    const int64_t place = frame_.attended.places[m];
+    for (int64_t t = 0; !attention_.empty() && t < steps() && place < rows.batch_sizes[t]; ++t) {
+      own[sources_[rows.starts[t] + place]] += (1.0f - gate) * attention_[m * steps() + t];
+    }
+    const int64_t known = own_columns_[place];
+    for (int64_t c = 0; c < known; ++c) own[c] = std::log(own[c] + kNoProbability);
+    std::fill(own + known, own + columns_, -std::numeric_limits<float>::infinity());
+  }
 }
 
 const float* Generation::logits() const {
   check(count_ > 0, Fault::argument, "there was no step: make one first");
-  return frame_.buffers[step_.logits];
+  return step_.copies ? mixed_.data() : frame_.buffers[step_.logits];
 }
 
 const float* Generation::attention() const {
@@ -126,7 +166,7 @@ void Generation::find_likeliest(const Decoder& decoder, bool with_probabilities,
     size_t next = 0;
     parents_.resize(live_.size());
     for (size_t m = 0; m < live_.size(); ++m) {
-      const Likeliest best = likeliest_of(decoder, logits() + static_cast<int64_t>(m) * step_.width, step_.width);
+      const Likeliest best = likeliest_of(decoder, logits() + static_cast<int64_t>(m) * columns_, columns_);
       if (length == decoder.max_length() && best.id != kEnd) continue;
       check(!std::isnan(best.probability), Fault::argument,
             "expected numbers to choose the next id by, got nan: is a weight or an input nan?");

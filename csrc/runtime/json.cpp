@@ -54,7 +54,7 @@ size_t utf8_length(std::string_view text) {
   return too_long || surrogate || too_large ? 0 : length;
 }
 
-std::string quoted(std::string_view text) {
+Quoted::operator std::string() const {
   std::string result = "\"";
   for (const char c : text) {
     if (c == '"' || c == '\\') {
@@ -70,6 +70,8 @@ std::string quoted(std::string_view text) {
   }
   return result + '"';
 }
+
+std::ostream& operator<<(std::ostream& out, Quoted quoted) { return out << static_cast<std::string>(quoted); }
 
 class JsonReader {
  public:

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <ostream>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -51,7 +52,13 @@ class Json {
 // How many bytes the first character of a text takes in UTF-8 (RFC 3629), 0 if they are none.
 size_t utf8_length(std::string_view text);
 
-// A text as JSON writes it, with its quotes.
-std::string quoted(std::string_view text);
+// A text that is printed as JSON writes it, with its quotes. It takes memory only then: checks that hold take none.
+struct Quoted {
+  operator std::string() const;
+
+  std::string_view text;
+};
+inline Quoted quoted(std::string_view text) { return {text}; }
+std::ostream& operator<<(std::ostream& out, Quoted quoted);
 
 }  // namespace pymtl::runtime

@@ -148,6 +148,10 @@ void Session::read_fields(const std::vector<Field>& fields) {
       read(*by_input[i]);
       continue;
     }
+    if (!is_needed(i)) {
+      frame_.ids[i].assign(token_.size(), 0);
+      continue;
+    }
     const int64_t of = program_.names(i).of;
     const bool is_there = of >= 0 && by_input[of] != nullptr && by_input[of]->strings != nullptr;
     check(is_there, Fault::argument, "field ", quoted(input.name), ": expected one of the batch, got none");
@@ -157,6 +161,18 @@ void Session::read_fields(const std::vector<Field>& fields) {
   for (const Field* const field : by_input) {
     if (field != nullptr && program_.inputs()[field->input].kind == Input::Kind::numbers) read_numbers(*field);
   }
+}
+
+// All are but for what the tokens are among the ids of tasks that copy, where none of these is wanted.
+bool Session::is_needed(size_t input) const {
+  bool is_of_copies = false;
+  for (size_t task = 0; task < wanted_.size(); ++task) {
+    const Step* const step = program_.tasks()[task].step.get();
+    if (step == nullptr || !step->copies || step->copies->sources != static_cast<int64_t>(input)) continue;
+    if (wanted_[task]) return true;
+    is_of_copies = true;
+  }
+  return !is_of_copies;
 }
 
 void Session::check_strings(const Field& field) const {

@@ -58,6 +58,7 @@ class Session {
  private:
   void arrange(const int64_t* lengths, int64_t batch);
   void read_fields(const std::vector<Field>& fields);
+  bool is_needed(size_t input) const;
   void check_strings(const Field& field) const;
   void read_ids(const Field& field);
   void read_characters(const Field& field);

@@ -24,8 +24,18 @@ Step::Step(const Json& json, const Loader& program, size_t& left) : routine(prog
   const Buffer& found = loader.buffers[logits];
   check(found.space == Space::tokens && found.width == width, Fault::file, "logits: expected rows of ", width,
         " columns, one for each token, got ", found.width);
-  routine.finish({logits});
-  needs = routine.needs({logits});
+  std::vector<int64_t> kept = {logits};
+  if (const Json* const copy = json.find("copy")) {
+    check(loader.attends, Fault::file, "copy: expected an instruction that attends, which says what is copied");
+    copies = {program.input(copy->string("sources"), Input::Kind::ids), loader.buffer(copy->string("gate")),
+              copy->whole("unknown", 0, width - 1)};
+    const Buffer& gate = loader.buffers[copies->gate];
+    check(gate.space == Space::tokens && gate.width == 1, Fault::file, "gate: expected rows of one column, got ",
+          gate.width);
+    kept.push_back(copies->gate);
+  }
+  routine.finish(kept);
+  needs = routine.needs(kept);
 }
 
 std::vector<int64_t> Step::reads() const {

@@ -20,8 +20,10 @@ from pymtl.lowering.checks import refuse
 from pymtl.lowering.program import Buffer, Program
 from pymtl.lowering.recurrent import lower_recurrent
 from pymtl.lowering.sharing import States
+from pymtl.serving.answers import SOURCES
 from pymtl.serving.generation import MAX_LENGTH
 
+MOST_SOURCES = 1 << 20  # what a token is among the ids of a task that copies is below it
 _DECODERS = {
     ClassificationHead: "classes",
     TokenClassificationHead: "classes",
@@ -99,8 +101,6 @@ def lower_step(
     """One step of a decoder's hypotheses, as the file says it; and in the program what it reads. Arguments as for
     :func:`lower_head`."""
     at = f"heads.{task}"
-    if head.copy:
-        raise ValueError(f"{at}: expected a decoder without copy, which no file can hold")
     values, _ = _features(program, head, states, embedded, before, at)
     reader = head.reader
     keys = values
@@ -126,13 +126,20 @@ def lower_step(
     both = step.linear(step.beside([written, context]), f"{at}.combine", head.combine.weight, head.combine.bias)
     weight, bias = head.projection()
     logits = step.linear(step.activation(both, "tanh"), at, weight, bias)
-    return {
+    found = {
         "count": head.out_features,
         "state": state.name,
         "memories": {"keys": keys.name, "values": values.name},
         "instructions": step.instructions,
         "logits": logits.name,
     }
+    if head.copy:
+        sources = SOURCES.format(task)
+        program.input(sources, "ids", count=MOST_SOURCES)
+        features = step.beside([written, context, read])
+        gate = step.linear(features, f"{at}.switch", head.switch.weight, head.switch.bias)
+        found["copy"] = {"sources": sources, "gate": gate.name, "unknown": head.unknown}
+    return found
 
 
 def decoder_of(program: Program, head: Head, task: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from .values import as_name
 
 NO_LABEL = -100  # the target of what has no label
 SUFFIX = 3  # characters that a language model of suffixes predicts
+SOURCES = "{}/sources"  # the field of a model's file that says what the text's tokens are among a task's labels
 
 Logits = np.ndarray | list[np.ndarray] | list[list[Hypothesis]]
 
@@ -82,6 +83,11 @@ class Answers:
         """Of a kind whose texts are their own labels, what the tokens (ids [T]) have to be predicted as.
         ``directions``: of the encoder."""
         raise NotImplementedError
+
+    def sources(self, tokens: Sequence[str], encoding: Any, task: Any) -> dict[str, int] | None:
+        """Of a kind whose answers may copy a text's tokens: the tokens that are no labels, with ids behind the labels'.
+        None of others."""
+        return None
 
     def search(self, task: Any, asked: Search | None) -> Search:
         """How answers are looked for."""
@@ -284,6 +290,12 @@ class GenerationAnswers(Answers):
 
     name = "generation"
     generates = True
+
+    def sources(self, tokens: Sequence[str], encoding: Mapping[str, int], task: Any) -> dict[str, int] | None:
+        if not task.copy:
+            return None
+        further = dict.fromkeys(token for token in tokens if token not in encoding)
+        return {token: len(encoding) + i for i, token in enumerate(further)}
 
     def search(self, task: Any, asked: Search | None) -> Search:
         """How answers are looked for: as the task's configuration says, unless something else is asked for."""

@@ -16,10 +16,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from pymtl.attention import Attended
 from pymtl.crf import CRF
-from pymtl.decoder import DecoderHead, Memory, State
+from pymtl.decoder import Copied, DecoderHead, Memory, State, copied_from
 from pymtl.lowering import limit_answers, lower, name_ids, write
 from pymtl.models import MultiTaskModel
 from pymtl.recurrent import Recurrent
@@ -70,9 +71,17 @@ class _Step(nn.Module):
         self.head = head
 
     def forward(
-        self, tokens: Tensor, state: State, keys: Tensor, values: Tensor, batch_sizes: Tensor, places: Tensor
+        self,
+        tokens: Tensor,
+        state: State,
+        keys: Tensor,
+        values: Tensor,
+        batch_sizes: Tensor,
+        places: Tensor,
+        copied: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, State, Tensor]:
-        return self.head.step(tokens, state, Attended(keys, values, batch_sizes), places)
+        attended = Attended(keys, values, batch_sizes)
+        return self.head.step(tokens, state, attended, places, None if copied is None else Copied(*copied))
 
 
 def _export_step(head: DecoderHead) -> torch.export.ExportedProgram:
@@ -89,7 +98,12 @@ def _export_step(head: DecoderHead) -> torch.export.ExportedProgram:
         torch.tensor([0, 1, 1]),
     )
     many, count, steps = (torch.export.Dim(name) for name in ("hypotheses", "tokens", "steps"))
-    dims = ({0: many}, tuple({1: many} for _ in state), {0: count}, {0: count}, {0: steps}, {0: many})
+    dims: tuple[Any, ...] = ({0: many}, tuple({1: many} for _ in state), {0: count}, {0: count}, {0: steps}, {0: many})
+    if head.copy:
+        counts = torch.tensor([1, 3]) + head.out_features
+        copied = (torch.zeros(4, dtype=torch.int64), counts, torch.arange(head.out_features + 3))
+        arguments += (copied,)
+        dims += (({0: count}, {0: torch.export.Dim("batch")}, {0: torch.export.Dim("classes")}),)
     with torch.no_grad():
         return torch.export.export(_Step(head), arguments, dynamic_shapes=dims, strict=False)
 
@@ -115,10 +129,11 @@ def export(run: Run, folder: Path, weights: torch.dtype | None = None) -> None:
                 layer._pymtl_make_portable(weights)
             except (RuntimeError, ValueError) as error:
                 raise ConfigError(f"{run.folder}: {error}") from None
-    copying = [name for name, head in trained.model.heads.items() if isinstance(head, DecoderHead) and head.copy]
-    if copying:
-        raise ConfigError(f"{run.folder}: tasks.{copying[0]}.copy: expected false of what is exported, got true")
     folder.mkdir(parents=True, exist_ok=True)
+    decoders = {name: head for name, head in trained.model.heads.items() if isinstance(head, DecoderHead)}
+    written = {name: _export_step(head) for name, head in decoders.items() if name in config.main_tasks}
+    for head in decoders.values():
+        head.copy = False  # in the steps alone, which are told what can be copied
     batch = Batcher(vocabulary, config).batch([_example(config, 7), _example(config, 4)], [0, 1])
     batch_dim, steps = torch.export.Dim("batch"), torch.export.Dim("steps")
     inputs = batch.inputs()
@@ -136,11 +151,8 @@ def export(run: Run, folder: Path, weights: torch.dtype | None = None) -> None:
     target.write_file(PROGRAM, lambda path: torch.export.save(program, path))
     for before in target.steps():  # of an earlier export
         before.unlink()
-    for task in config.main_tasks:
-        head = trained.model.heads[task]
-        if isinstance(head, DecoderHead):
-            step = _export_step(head)
-            target.write_file(STEPS.format(task), lambda path, step=step: torch.export.save(step, path))
+    for task, step in written.items():
+        target.write_file(STEPS.format(task), lambda path, step=step: torch.export.save(step, path))
     facts = {key: value for key, value in run.read_manifest().items() if key in EXPORTED_FACTS}
     target.path("run.json").unlink(missing_ok=True)  # of an earlier export
     target.write_manifest(facts | ({} if weights is None else {"weights": str(weights).removeprefix("torch.")}))
@@ -196,7 +208,7 @@ def export_file(run: Run, path: Path, weights: torch.dtype | None = None) -> Non
         raise ConfigError(f"{run.folder}: {error}") from None
     names = {"words": vocabulary.tokens, "characters": vocabulary.characters, **vocabulary.categories}
     for field in program.inputs:
-        if field["kind"] != "numbers":
+        if field["name"] in names:
             name_ids(field, names[field["name"]], names[field["name"]].index(UNKNOWN))
         if field["kind"] == "characters":
             field["max_length"] = config.characters.max_length
@@ -248,19 +260,27 @@ class Exported:
     def logits(self, batch: Batch, dataset: str = "") -> Mapping[str, Tensor | Memory]:
         """Of every task of the data set, padded; of a decoder what it answers from."""
         found = self.program(batch.inputs(), batch.lengths)
-        return {task: found[task] if task in found else self._memory(task, found) for task in self.tasks[dataset]}
+        sources = batch.packed()[2] if batch.sources else {}
+        return {
+            task: found[task] if task in found else self._memory(task, found, sources.get(task))
+            for task in self.tasks[dataset]
+        }
 
-    def _memory(self, task: str, found: Mapping[str, Tensor]) -> Memory:
+    def _memory(self, task: str, found: Mapping[str, Tensor], sources: PackedSequence | None) -> Memory:
         names = _memory_names(task, 2 if f"{task}/c" in found else 1)
         keys, values, batch_sizes, places, *state = (found[name] for name in names)
         program = self._steps[task]
 
         def step(
-            tokens: Tensor, state: State, attended: Attended, places: Tensor, copied: None = None
+            tokens: Tensor, state: State, attended: Attended, places: Tensor, copied: Copied | None = None
         ) -> tuple[Tensor, State, Tensor]:
-            return program(tokens, state, *attended, places)
+            further = () if copied is None else (tuple(copied),)
+            return program(tokens, state, *attended, places, *further)
 
-        return Memory(step, Attended(keys, values, batch_sizes), tuple(state), places)
+        copied = None
+        if sources is not None:
+            copied = copied_from(sources.data, batch_sizes, len(self.vocabulary.labels[task]))
+        return Memory(step, Attended(keys, values, batch_sizes), tuple(state), places, copied)
 
 
 def is_exported(folder: Path) -> bool:

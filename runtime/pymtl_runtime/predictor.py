@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .library import Model, ModelError, Session
-from .serving.answers import Logits, Paths, decode
+from .serving.answers import SOURCES, Logits, Paths, decode
 from .serving.encoding import Encoder
 from .serving.generation import UNKNOWN, Search
 from .serving.predicting import Answer, Answering, Input
@@ -91,7 +91,7 @@ class Predictor(Answering):
         self._encodings = {
             name: task.rules.encoding(self.vocabulary.labels.get(name, []), self.vocabulary.tokens)
             for name, task in self.tasks.items()
-            if task.rules.labels_itself
+            if task.rules.labels_itself or task.rules.generates
         }
         self._own = threading.local()  # a session for each thread
 
@@ -183,6 +183,9 @@ class Predictor(Answering):
             fields["words"] = np.array(ids, dtype=np.int64)
         own = [self._encoder.fields(record) for record in records]
         fields |= {name: np.concatenate([each[name] for each in own]) for name in own[0]}
+        for name in names:
+            if self._copies(name):
+                fields[SOURCES.format(name)] = np.array(self._sources(name, records), dtype=np.int64)
         # Of other tasks than paths probabilities are made of the logits.
         paths = any(self.model.tasks[self.model.place(name)].kind == "path" for name in names)
         lengths = [len(record.tokens) for record in records]
@@ -201,6 +204,7 @@ class Predictor(Answering):
         ends = np.cumsum([len(record.tokens) for record in records])[:-1]
         logits: dict[str, Logits] = {}
         targets, paths = {}, {}
+        copied = {name: [list(self._further(name, each)) for each in records] for name in names if self._copies(name)}
         for name in names:
             info = self.model.tasks[self.model.place(name)]
             task = self.tasks[name]
@@ -210,7 +214,7 @@ class Predictor(Answering):
                 continue
             rows = session.logits(name)
             logits[name] = np.split(rows, ends) if info.of_tokens else rows
-            if name in self._encodings:
+            if task.rules.labels_itself:
                 targets[name] = list(self._targets(name, records))
             if info.kind == "path" and with_paths:
                 found = session.answer(name)
@@ -220,7 +224,22 @@ class Predictor(Answering):
                     paths[name] = Paths(tags, each, found.probability.tolist())
                 else:
                     paths[name] = Paths(tags)
-        return decode(logits, self.tasks, self.vocabulary.labels, targets, paths, search, distributions)
+        return decode(logits, self.tasks, self.vocabulary.labels, targets, paths, search, distributions, copied)
+
+    def _copies(self, name: str) -> bool:
+        return self.tasks[name].rules.generates and self.tasks[name].copy
+
+    def _further(self, name: str, record: Record) -> dict[str, int]:
+        """The text's tokens that are no labels, with the ids that they have in answers to it."""
+        return self.tasks[name].rules.sources(record.tokens, self._encodings[name], self.tasks[name]) or {}
+
+    def _sources(self, name: str, records: Sequence[Record]) -> list[int]:
+        """What each token is among the ids of a task that copies."""
+        found = []
+        for record in records:
+            encoding = {**self._encodings[name], **self._further(name, record)}
+            found += [encoding[token] for token in record.tokens]
+        return found
 
     def _targets(self, name: str, records: Sequence[Record]) -> Iterator[np.ndarray]:
         directions = 2 if self.config.model.bidirectional else 1

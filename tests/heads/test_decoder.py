@@ -21,6 +21,7 @@ from pymtl import (
     LanguageModelHead,
     MultiTaskModel,
     Reads,
+    Search,
 )
 from pymtl.decoder import Memory, packed_targets, read_before
 from pymtl.training.reference_decoder import Decoder
@@ -441,6 +442,26 @@ def test_a_sequence_that_is_copied_from_has_the_same_numbers_in_any_batch(dtype)
             own = model(*given, targets={"phones": y[i : i + 1, :count]}, sources=sources)["phones"]
             torch.testing.assert_close(own[0], whole[i, :count, : own.shape[2]])
             assert model.generate(*given, max_length=5, sources=sources)[0][0].tokens == found[i][0].tokens
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        Search(beam_size=40, nbest=40, max_length=2),
+        Search(sample=True, temperature=100.0, nbest=40, max_length=4),
+    ],
+    ids=["beam", "samples"],
+)
+def test_no_token_of_another_sequence_is_copied(search):
+    """However many answers are asked for, and however unlikely they are."""
+    model = copying().eval()
+    x, lengths, _ = copied_inputs()
+    found = model.generate(x, lengths, sources={"phones": SOURCES}, search=search)
+    for own, count in zip(found, [C + 1, C + 3, C + 1, C + 1]):
+        assert max(max(each.tokens, default=0) for each in own) == count - 1
+    first = {"phones": SOURCES[:1, : lengths[0]]}
+    (alone,) = model.generate(x[:1, : lengths[0]], lengths[:1], sources=first, search=search)
+    assert [each.tokens for each in alone] == [each.tokens for each in found[0]]
 
 
 def test_sources_may_be_packed():

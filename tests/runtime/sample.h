@@ -39,7 +39,7 @@ class FileWriter {
   }
 
   std::string bytes(const std::string& program) const {
-    std::string header = "{\"__metadata__\":{\"pymtl\":" + runtime::quoted(program) + "}" + header_ + "}";
+    std::string header = "{\"__metadata__\":{\"pymtl\":" + std::string(runtime::quoted(program)) + "}" + header_ + "}";
     header.append((8 - header.size() % 8) % 8, ' ');
     const uint64_t length = header.size();
     std::string whole(sizeof length, '\0');
@@ -114,6 +114,7 @@ inline std::string sample_bytes(SampleWeights weights, bool convolutions, bool b
   file.floats("next", {8, 8});
   file.floats("symbols", {5, 3});
   file.floats("said", {5, 12}, 2.0);
+  file.floats("switch", {1, 12}, 2.0);
   const std::string gru = recurrence("spell", 3, 3, 4, false);
   std::string writer = recurrence("write", 4, 3, 2, false);
   writer += "," + recurrence("write again", 4, 3, 2, false);
@@ -129,7 +130,8 @@ inline std::string sample_bytes(SampleWeights weights, bool convolutions, bool b
   return file.bytes(R"({"version":1,"description":"a sample","inputs":[
     {"name":"words","kind":"ids","count":6,"names":["<pad>","<unk>","a","b","c","né"],"unknown":1},
     {"name":"characters","kind":"characters","count":4,"names":["<pad>","<unk>","a","é"],"unknown":1,"max_length":5,"of":"words"},
-    {"name":"signal","kind":"numbers","size":1}],
+    {"name":"signal","kind":"numbers","size":1},
+    {"name":"copied/sources","kind":"ids","count":9}],
   "instructions":[{"op":"gather","inputs":["words"],"output":"w","table":"words"},)" +
                     characters + R"(,
     {"op":"concatenate","inputs":["w","c","signal"],"output":"x"},
@@ -182,7 +184,17 @@ inline std::string sample_bytes(SampleWeights weights, bool convolutions, bool b
                     writer + R"(]},
         {"op":"attend","inputs":["d","keys","values"],"output":"a","heads":2,"score":"bias4"},
         {"op":"concatenate","inputs":["d","a"],"output":"da"},
-        {"op":"linear","inputs":["da"],"output":"said","weight":"said"}]}}]})");
+        {"op":"linear","inputs":["da"],"output":"said","weight":"said"}]}},
+    {"name":"copied","decoder":"generation","max_length":4,"never":[1],"step":{
+      "count":5,"state":"last","memories":{"keys":"tokens","values":"ex"},"logits":"known",
+      "copy":{"sources":"copied/sources","gate":"switch","unknown":1},"instructions":[
+        {"op":"gather","inputs":["token"],"output":"r","table":"symbols"},
+        {"op":"recurrent","inputs":["r"],"output":"d","mode":"LSTM","hidden_size":2,"recurrences":[)" +
+                    writer + R"(]},
+        {"op":"attend","inputs":["d","keys","values"],"output":"a","heads":2},
+        {"op":"concatenate","inputs":["d","a"],"output":"da"},
+        {"op":"linear","inputs":["da"],"output":"switch","weight":"switch"},
+        {"op":"linear","inputs":["da"],"output":"known","weight":"said"}]}}]})");
 }
 
 // A file that is there as long as this object.

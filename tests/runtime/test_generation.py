@@ -34,6 +34,17 @@ EVERY_DECODER = [
 ]
 
 
+SOURCES = "said/sources"
+
+
+def sources_of(lengths):
+    """Of a decoder that copies what each token is among its classes, padded: some none, of one sequence many."""
+    rng = np.random.default_rng(1)
+    found = torch.from_numpy(rng.integers(0, CLASSES + 2, (len(lengths), int(max(lengths)))))
+    found[1, ::2] = CLASSES + 4
+    return found
+
+
 def model_of(fields=("words",), encoder=None, head=None, **options):
     """A decoder beside a task of classes, with weights as large as trained ones."""
     torch.manual_seed(0)
@@ -48,17 +59,26 @@ def model_of(fields=("words",), encoder=None, head=None, **options):
     return model
 
 
+def with_sources(model, inputs, lengths):
+    """The file's inputs, and the model's sources, of a decoder that copies."""
+    if not model.heads["said"].copy:
+        return inputs, None
+    sources = sources_of(lengths)
+    return inputs | {SOURCES: sources}, {"said": sources}
+
+
 def check(model, path, fields=("words",), searches=SEARCHES, **options):
     """That the file answers as the model does."""
     export(model, path, never={"said": [1, 4]}, max_length=9, **options)
     inputs, lengths = batch_of(fields)
     given = inputs if isinstance(model.embedding, pymtl.TokenFeatures) else inputs["words"]
+    inputs, sources = with_sources(model, inputs, lengths)
     session = loaded(path).session()
-    arguments = {"max_length": 9, "attention": True, "never": [1, 4]}
+    arguments = {"max_length": 9, "never": [1, 4], "sources": sources}
     for search in searches:
         run(session, inputs, lengths, by_steps=True)
-        ours = session.generate("said", search, **arguments)
-        theirs = model.generate(given, lengths, "said", search, **arguments)
+        ours = session.generate("said", search, max_length=9, attention=True, never=[1, 4])
+        theirs = model.generate(given, lengths, "said", search, attention=True, **arguments)
         assert len(ours) == len(theirs) == len(lengths)
         for own, others in zip(ours, theirs):
             assert [each.tokens for each in own] == [each.tokens for each in others]
@@ -68,7 +88,7 @@ def check(model, path, fields=("words",), searches=SEARCHES, **options):
                 np.testing.assert_allclose(a.attention, b.attention, atol=1e-5)
     run(session, inputs, lengths, probabilities=True)
     answer = session.answer("said")
-    found = model.generate(given, lengths, "said", max_length=9, never=[1, 4])
+    found = model.generate(given, lengths, "said", **arguments)
     for ids, probabilities, probability, (best,) in zip(
         answer.ids, answer.probabilities, answer.probability, found, strict=True
     ):
@@ -84,6 +104,11 @@ def test_every_decoder(options, tmp_path):
     check(model_of(**options), tmp_path / "m.pymtl")
 
 
+@pytest.mark.parametrize("options", EVERY_DECODER[::3], ids=str)
+def test_every_decoder_that_copies(options, tmp_path):
+    check(model_of(copy=True, **options), tmp_path / "m.pymtl")
+
+
 @pytest.mark.parametrize(
     "encoder",
     [
@@ -97,10 +122,11 @@ def test_every_encoder(encoder, tmp_path):
     check(model_of(encoder=encoder), tmp_path / "m.pymtl")
 
 
-def test_what_a_decoder_reads_besides(tmp_path):
+@pytest.mark.parametrize("copy", [False, True])
+def test_what_a_decoder_reads_besides(copy, tmp_path):
     """Characters, the tokens' own features, and another task's answer."""
     reads = pymtl.Reads(skip=True, after="mood")
-    head = pymtl.DecoderHead(CLASSES, 14, embedding_dim=7, reads=reads, attention_heads=1)
+    head = pymtl.DecoderHead(CLASSES, 14, embedding_dim=7, reads=reads, attention_heads=1, copy=copy)
     check(model_of(("words", "pos"), head=head), tmp_path / "m.pymtl", ("words", "pos"))
 
 
@@ -114,58 +140,71 @@ def test_narrow_weights_answer_as_the_frozen_model(weights, cell, tmp_path):
     pymtl.freeze(model, weights)
     # Not closer: torch's tanh of what the decoder begins with may round an 8-bit number the other way.
     expected = steps_of_model(model)
-    for name, found in steps_of_session(path).items():
+    for name, found in steps_of_session(path, model).items():
         np.testing.assert_allclose(found, expected[name], rtol=1e-3, atol=1e-3)
 
 
-def steps_of(lengths):
+def steps_of(classes):
     """Of some steps what hypotheses read, and which they go on from: some twice, and some never; at the first step the
     sequences, which the others belong to."""
     rng = np.random.default_rng(0)
     parents = sequences = np.array([4, 0, 1, 1, 3])
     for step in range(6):
-        yield rng.integers(0, CLASSES, len(parents)), parents, sequences
+        yield rng.integers(0, classes, len(parents)), parents, sequences
         parents = rng.integers(0, len(parents), 1 + step)
         sequences = sequences[parents]
 
 
-def steps_of_session(path):
+def steps_of_session(path, model):
     inputs, lengths = batch_of()
     session = loaded(path).session()
-    run(session, inputs, lengths, by_steps=True)
+    run(session, with_sources(model, inputs, lengths)[0], lengths, by_steps=True)
     found = {}
-    for step, (ids, parents, _) in enumerate(steps_of(lengths)):
+    for step, (ids, parents, _) in enumerate(steps_of(classes_of(model))):
         logits, attention = session.step("said", ids, **{"parents" if step else "sequences": parents})
         found |= {f"logits {step}": torch.from_numpy(logits), f"attention {step}": torch.from_numpy(attention)}
     return found
+
+
+def classes_of(model):
+    return CLASSES + (5 if model.heads["said"].copy else 0)
 
 
 def steps_of_model(model):
     inputs, lengths = batch_of()
     found = {}
     with torch.no_grad():
-        memory = model(inputs["words"], lengths, ["said"])["said"]
+        memory = model(inputs["words"], lengths, ["said"], sources=with_sources(model, inputs, lengths)[1])["said"]
         state = tuple(each.index_select(1, memory.places) for each in memory.initial)
-        for step, (ids, parents, sequences) in enumerate(steps_of(lengths)):
+        for step, (ids, parents, sequences) in enumerate(steps_of(classes_of(model))):
             state = tuple(each.index_select(1, torch.from_numpy(parents)) for each in state)
             places = memory.places[torch.from_numpy(sequences)]
-            logits, state, weights = memory.step(torch.from_numpy(ids), state, memory.attended, places, None)
+            logits, state, weights = memory.step(torch.from_numpy(ids), state, memory.attended, places, memory.copied)
             found |= {f"logits {step}": logits, f"attention {step}": weights.mean(1)}
     return found
 
 
+@pytest.mark.parametrize("copy", [False, True])
 @pytest.mark.parametrize("options", EVERY_DECODER[::5], ids=str)
-def test_steps_are_those_of_the_model(options, tmp_path, every_isa):
-    model = model_of(**options)
+def test_steps_are_those_of_the_model(options, copy, tmp_path, every_isa):
+    model = model_of(copy=copy, **options)
     export(model, tmp_path / "m.pymtl")
     theirs = steps_of_model(model)
-    assert_parity(steps_of_session(tmp_path / "m.pymtl"), theirs, steps_of_model(model.double()))
+    ours = steps_of_session(tmp_path / "m.pymtl", model)
+    exact = steps_of_model(model.double())
+    for found in (ours, theirs, exact) if copy else ():
+        for step in range(6):  # of other sequences' tokens, which none can have
+            assert torch.equal(found[f"logits {step}"].isinf(), exact[f"logits {step}"].isinf())
+            found[f"logits {step}"] = found[f"logits {step}"].exp()
+    assert_parity(ours, theirs, exact)
 
 
-def test_a_sequence_gets_the_same_bits_in_any_batch_and_on_any_number_of_threads(tmp_path):
-    model = model_of(num_layers=2, attention="additive")
+@pytest.mark.parametrize("copy", [False, True])
+def test_a_sequence_gets_the_same_bits_in_any_batch_and_on_any_number_of_threads(copy, tmp_path):
+    model = model_of(num_layers=2, attention="additive", copy=copy)
     export(model, tmp_path / "m.pymtl")
     inputs, lengths = batch_of(lengths=[5, 12, 1, 7, 12, 3, 8, 2])
+    inputs, _ = with_sources(model, inputs, lengths)
 
     def answers(threads, size):
         session = loaded(tmp_path / "m.pymtl", threads=threads).session()
@@ -174,7 +213,9 @@ def test_a_sequence_gets_the_same_bits_in_any_batch_and_on_any_number_of_threads
             own = {name: x[part, : int(lengths[part].max())] for name, x in inputs.items()}
             run(session, own, lengths[part], by_steps=True)
             for found in session.generate("said", pymtl.Search(beam_size=3, nbest=3), 12, attention=True):
-                yield [(each.tokens, each.score, each.attention.tolist()) for each in found]
+                # With copying, a score is a sum over as many columns as the batch has.
+                score = (lambda each: float(f"{each.score:.12g}")) if copy else (lambda each: each.score)
+                yield [(each.tokens, score(each), each.attention.tolist()) for each in found]
 
     expected = list(answers(1, 8))
     for threads, size in ((1, 1), (2, 8), (3, 3), (5, 8)):
@@ -211,13 +252,46 @@ def test_what_an_export_refuses(arguments, error, match, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_decoder_that_copies_and_onnx_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"heads.said: expected a decoder without copy, which no file can hold"):
-        export(model_of(copy=True, unknown=1), tmp_path / "m.pymtl")
+def test_onnx_has_no_generated_answers(tmp_path):
     pytest.importorskip("onnx")
     with pytest.raises(ValueError, match=r"task 'said': expected .* got generated ones: a .pymtl file holds them"):
         export(model_of(), tmp_path / "m.onnx")
     export(model_of(), tmp_path / "m.onnx", tasks=["mood"])
+
+
+def test_what_is_refused_of_sources(tmp_path):
+    export(model_of(copy=True), tmp_path / "m.pymtl")
+    inputs, lengths = batch_of()
+    session = loaded(tmp_path / "m.pymtl").session()
+    (info,) = (each for each in session.model.inputs if each.name == SOURCES)
+    assert (info.kind, info.size, info.takes_strings) == ("ids", 1 << 20, False)
+    run(session, inputs, lengths, tasks=["mood"])
+    assert len(session.answer("mood").ids) == 5
+    with pytest.raises(ValueError, match=r'field "said/sources": expected one of the batch, got none'):
+        run(session, inputs, lengths)
+    count = int(lengths.sum())
+    for wrong, error, match in (
+        (np.full(count, -1), ValueError, "expected ids from 0 to 1048575, got -1 at token 0 of sequence 1"),
+        (np.full(count, 1 << 20), ValueError, "expected ids from 0 to 1048575, got 1048576 at token 0 of sequence 1"),
+        (["a"] * count, ValueError, "expected ids, since the model has no names of them, got strings"),
+        (np.zeros(count - 1, dtype=np.int64), ValueError, r"fields\['said/sources'\]"),
+        (np.zeros(count), TypeError, r"fields\['said/sources'\]"),
+    ):
+        with pytest.raises(error, match=match):
+            session.run(lengths.tolist(), {"words": np.zeros(count, dtype=np.int64), SOURCES: wrong})
+    inputs, _ = with_sources(model_of(copy=True), inputs, lengths)
+    run(session, inputs, lengths, by_steps=True)
+    first = {"sequences": np.zeros(1, dtype=np.int64)}
+    logits, _ = session.step("said", np.zeros(1, dtype=np.int64), **first)
+    assert logits.shape == (1, CLASSES + 5)
+    with pytest.raises(ValueError, match="ids: expected numbers from 0 to 15, got 16 of hypothesis 0"):
+        session.step("said", np.full(1, CLASSES + 5), **first)
+    wide = {"words": inputs["words"], SOURCES: torch.full((5, 9), (1 << 20) - 1)}
+    small = loaded(tmp_path / "m.pymtl", memory_limit=1 << 20).session()
+    with pytest.raises(MemoryError, match="expected a step that fits into 1048576 bytes"):
+        run(small, wide, lengths)
+    export(model_of(copy=True), tmp_path / "m.pymtl", tasks=["mood"])
+    assert [each.name for each in loaded(tmp_path / "m.pymtl").inputs] == ["words"]
 
 
 def test_what_steps_refuse(tmp_path):
@@ -458,6 +532,30 @@ def test_a_run_answers_texts(options, turned):
         np.testing.assert_allclose(own.get("turned/attention", []), others.get("turned/attention", []), atol=1e-5)
         nbest = [[each["answer"] for each in answer.get("turned/nbest", [])] for answer in (own, others)]
         assert nbest[0] == nbest[1]
+
+
+def test_a_run_copies_words(tmp_path):
+    """Also of several texts at a time, of which some have more words to copy than others."""
+    rng = np.random.default_rng(0)
+    texts = [f"I am {''.join(rng.choice(list('abcdef'), 6))} today" for _ in range(80)]
+    records = [{"text": text, "turned": f"hello {text.split()[2]}", "length": "3"} for text in texts]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    options = 'copy = true\nlabel_min_count = 2\nunits = "words"'
+    (tmp_path / "turned.toml").write_text(TURNED.replace('units = "words"', options))
+    assert main(["train", str(tmp_path / "turned.toml"), "--run", str(tmp_path / "run")]) == 0
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "turned.pymtl")]) == 0
+    ours, theirs = pymtl_runtime.load(tmp_path / "turned.pymtl"), pymtl.load(tmp_path / "run")
+    texts = ["I am Zaphod Beeblebrox today", "hello", "", "a b c d e f g Trillian", "I am today"]
+    searches = (None, pymtl.Search(beam_size=20, nbest=20), pymtl.Search(sample=True, nbest=9, temperature=4.0))
+    for search in searches:
+        found, expected = (model.predict(texts, search=search) for model in (ours, theirs))
+        for own, others in zip(found, expected, strict=True):
+            assert own.get("turned") == others.get("turned")
+            nbest = [[each["answer"] for each in answer.get("turned/nbest", [])] for answer in (own, others)]
+            assert nbest[0] == nbest[1]
+    copied = " ".join(each["answer"] for each in found[0]["turned/nbest"])
+    assert "Zaphod" in copied or "Beeblebrox" in copied
+    assert list(ours.logits(["I am Zaphod"])) == ["length"]
 
 
 @pytest.mark.parametrize("load", [pymtl.load, pymtl_runtime.load])

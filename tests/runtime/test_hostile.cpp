@@ -143,7 +143,7 @@ void calls() {
       if (other < length || other >= (int64_t{1} << 31)) length = other;
     }
     if (random.below(4) == 0) {
-      pymtl_field& field = batch.fields[static_cast<size_t>(random.below(3))];
+      pymtl_field& field = batch.fields[static_cast<size_t>(random.below(4))];
       switch (random.below(5)) {
         case 0:
           field.name = random.flip() ? nullptr : "nothing";
@@ -162,14 +162,14 @@ void calls() {
           field.name = batch.fields[0].name;
       }
     }
-    int64_t tasks[2] = {random.below(9), random.flip() ? random.below(9) : wild()};
+    int64_t tasks[2] = {random.below(10), random.flip() ? random.below(10) : wild()};
     pymtl_request request{random.below(8) == 0 ? static_cast<size_t>(wild()) : sizeof request,
                           random.flip() ? tasks : nullptr, random.below(3), static_cast<int32_t>(random.below(2)),
                           static_cast<int32_t>(random.below(2))};
     if (request.size > sizeof request) request.size = random.flip() ? size_t{1} << 40 : 0;
     pymtl_session* const own = random.below(3) == 0 ? stream : session;
     const pymtl_status status =
-        pymtl_run(own, sequences, none ? nullptr : batch.lengths.data(), random.below(8) == 0 ? wild() % 4 : 3,
+        pymtl_run(own, sequences, none ? nullptr : batch.lengths.data(), random.below(8) == 0 ? wild() % 5 : 4,
                   batch.fields.data(), random.flip() ? &request : nullptr);
     CHECK(status == PYMTL_OK || status == PYMTL_BAD_ARGUMENT || status == PYMTL_NO_MEMORY, status, pymtl_error());
     failed += status != PYMTL_OK;
@@ -185,13 +185,14 @@ void calls() {
     // Steps, of which most fit: so that there are some before that others go on from.
     for (int64_t steps = random.below(4); steps > 0; --steps) {
       std::vector<int64_t> read(static_cast<size_t>(1 + random.below(6))), from(read.size());
-      for (int64_t& id : read) id = random.below(40) == 0 ? wild() : random.below(5);
+      const int64_t task = 8 + random.below(2);
+      for (int64_t& id : read) id = random.below(40) == 0 ? wild() : random.below(task == 8 ? 5 : 9);
       for (int64_t& row : from) row = random.below(40) == 0 ? wild() : random.below(3);
       const bool first = random.flip(), both = random.below(20) == 0;
       const int64_t count = random.below(20) == 0 ? std::min<int64_t>(wild(), 1) : static_cast<int64_t>(read.size());
       pymtl_scores scores;
       const pymtl_status stepped =
-          pymtl_step(own, random.below(9) == 0 ? wild() : 8, count, random.below(20) == 0 ? nullptr : read.data(),
+          pymtl_step(own, random.below(9) == 0 ? wild() : task, count, random.below(20) == 0 ? nullptr : read.data(),
                      first && !both ? nullptr : from.data(), first || both ? from.data() : nullptr,
                      random.below(20) == 0 ? nullptr : &scores);
       CHECK(stepped == PYMTL_OK || stepped == PYMTL_BAD_ARGUMENT, stepped, pymtl_error());

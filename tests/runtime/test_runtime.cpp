@@ -67,7 +67,7 @@ void json() {
   CHECK(refused(std::string(33, '[') + std::string(33, ']')).find("deeper") != std::string::npos);
   CHECK(refused(std::string(32, '[') + std::string(32, ']')).empty());
   CHECK(refused(std::string(1000000, '[')).find("deeper") != std::string::npos);
-  CHECK(runtime::quoted("a\"\\\x01") == "\"a\\\"\\\\\\u0001\"");
+  CHECK(std::string(runtime::quoted("a\"\\\x01")) == "\"a\\\"\\\\\\u0001\"");
 }
 
 // A model of the sample, with a session.
@@ -95,9 +95,9 @@ struct Sample {
   }
 
   // The answers that were generated to a batch: of each sequence its ids, with each one's probability.
-  std::vector<std::vector<std::pair<int64_t, float>>> written(size_t batch) const {
+  std::vector<std::vector<std::pair<int64_t, float>>> written(size_t batch, int64_t task) const {
     pymtl_answer answer;
-    CHECK(pymtl_get_answer(session, 8, &answer) == PYMTL_OK, pymtl_error());
+    CHECK(pymtl_get_answer(session, task, &answer) == PYMTL_OK, pymtl_error());
     std::vector<std::vector<std::pair<int64_t, float>>> found(batch);
     for (size_t i = 0; i < batch; ++i) {
       for (int64_t n = answer.starts[i]; n < answer.starts[i + 1]; ++n) {
@@ -108,7 +108,7 @@ struct Sample {
   }
 };
 
-constexpr int64_t kWritten = 8;  // the task whose answers are generated
+constexpr int64_t kWritten = 8, kCopied = 9;  // the tasks whose answers are generated
 
 constexpr SampleWeights kWeights[] = {SampleWeights::floats, SampleWeights::halves, SampleWeights::integers};
 
@@ -138,7 +138,8 @@ void batches() {
           CHECK(std::isfinite(read_everything(sample.model, sample.session, 0)));
           std::vector<std::vector<float>> together;
           for (int64_t task = 0; task < kWritten; ++task) together.push_back(sample.logits(task));
-          const auto written = sample.written(batch.lengths.size());
+          const auto written = sample.written(batch.lengths.size(), kWritten);
+          const auto copied = sample.written(batch.lengths.size(), kCopied);
           // Each sequence alone.
           int64_t first = 0;
           for (size_t i = 0; i < batch.lengths.size(); ++i) {
@@ -147,7 +148,8 @@ void batches() {
             CHECK(pymtl_run(sample.session, 1, &length, static_cast<int64_t>(fields.size()), fields.data(), &request) ==
                       PYMTL_OK,
                   pymtl_error());
-            CHECK(sample.written(1)[0] == written[i], i);
+            CHECK(sample.written(1, kWritten)[0] == written[i], i);
+            CHECK(sample.written(1, kCopied)[0] == copied[i], i);
             for (int64_t task = 0; task < kWritten; ++task) {
               pymtl_task info;
               CHECK(pymtl_get_task(sample.model, task, &info) == PYMTL_OK);
@@ -228,7 +230,9 @@ void answers() {
   // Of short sequences all paths can be gone through.
   const int64_t one = 1, three = 3;
   const auto check_paths = [&](const std::vector<pymtl_field>& fields, int64_t length) {
-    CHECK(pymtl_run(sample.session, 1, &length, 3, fields.data(), &request) == PYMTL_OK, pymtl_error());
+    CHECK(
+        pymtl_run(sample.session, 1, &length, static_cast<int64_t>(fields.size()), fields.data(), &request) == PYMTL_OK,
+        pymtl_error());
     const std::vector<float> z = logits("ctc");
     const pymtl_answer found = answer("ctc");
     std::vector<int64_t> path(static_cast<size_t>(length), 0);
@@ -269,56 +273,79 @@ std::string changed(std::string bytes, const char* from, const char* to) {
   return bytes;
 }
 
-// Generated answers: what steps of one hypothesis each say, and what is refused of steps.
+// What steps of one hypothesis each say of the answers to a batch.
+void check_steps(const Sample& sample, const SampleBatch& batch, int64_t task) {
+  const int64_t sequences = static_cast<int64_t>(batch.lengths.size());
+  const int64_t* const sources = batch.fields[3].ids;  // of kCopied
+  const pymtl_request request{sizeof request, nullptr, 0, 1, 0}, by_steps{sizeof by_steps, nullptr, 0, 0, 1};
+  CHECK(batch.run(sample.session, &request) == PYMTL_OK, pymtl_error());
+  const auto written = sample.written(batch.lengths.size(), task);
+  pymtl_answer answer;
+  CHECK(pymtl_get_answer(sample.session, task, &answer) == PYMTL_OK);
+  const std::vector<double> whole(answer.probability, answer.probability + sequences);
+  CHECK(batch.run(sample.session, &by_steps) == PYMTL_OK, pymtl_error());
+  CHECK(pymtl_get_answer(sample.session, task, &answer) == PYMTL_BAD_ARGUMENT);
+  CHECK(std::strstr(pymtl_error(), "left to steps") != nullptr, pymtl_error());
+  int64_t tokens = 0, columns = 5;
+  for (const int64_t length : batch.lengths) tokens += length;
+  if (task == kCopied) columns = std::max<int64_t>(columns, *std::max_element(sources, sources + tokens) + 1);
+  int64_t first = 0;  // of the sequence's tokens
+  for (int64_t i = 0; i < sequences; first += batch.lengths[i++]) {
+    int64_t own = 5;
+    if (task == kCopied)
+      own = std::max<int64_t>(own, *std::max_element(sources + first, sources + first + batch.lengths[i]) + 1);
+    double product = 1.0;
+    int64_t read = 0;
+    for (size_t length = 0; length <= written[i].size(); ++length) {
+      pymtl_scores scores;
+      const int64_t parent = 0;
+      CHECK(pymtl_step(sample.session, task, 1, &read, length == 0 ? nullptr : &parent, length == 0 ? &i : nullptr,
+                       &scores) == PYMTL_OK,
+            pymtl_error());
+      CHECK(scores.columns == columns, scores.columns, columns);
+      CHECK(scores.steps == *std::max_element(batch.lengths.begin(), batch.lengths.end()));
+      double attention = 0.0, sum = 0.0;
+      for (int64_t t = 0; t < scores.steps; ++t) {
+        attention += scores.attention[t];
+        CHECK(t < batch.lengths[i] || scores.attention[t] == 0.0f);
+        // What is copied is at least as probable as it is read, where nothing is written.
+        if (task == kCopied && t < batch.lengths[i] && sources[first + t] >= 5) {
+          CHECK(scores.logits[sources[first + t]] > -20.0f);
+        }
+      }
+      CHECK(std::fabs(attention - 1.0) < 1e-6, attention);
+      int64_t best = 0;
+      for (int64_t c = 0; c < columns; ++c) {
+        sum += std::exp(static_cast<double>(scores.logits[c]));
+        CHECK((c < own) == std::isfinite(scores.logits[c]), c, own);
+        if (c != 1 && scores.logits[c] > scores.logits[best]) best = c;  // 1 is never to come
+      }
+      CHECK(task != kCopied || std::fabs(sum - 1.0) < 1e-5, sum);
+      const double probability = std::exp(static_cast<double>(scores.logits[best])) / sum;
+      if (length == written[i].size()) {
+        CHECK(best == 0 || length == 4);
+        if (best == 0) product *= probability;
+        break;
+      }
+      CHECK(best == written[i][length].first, i, length);
+      CHECK(std::fabs(probability - written[i][length].second) < 1e-6);
+      product *= probability;
+      read = best;
+    }
+    CHECK(std::fabs(product - whole[static_cast<size_t>(i)]) < 1e-6 * product);
+  }
+}
+
+// Generated answers, written and copied, and what is refused of steps.
 void generated() {
   Random random(7);
+  const pymtl_request by_steps{sizeof by_steps, nullptr, 0, 0, 1};
   for (const SampleWeights weights : kWeights) {
     const Sample sample(weights, false, true, random);
     const SampleBatch batch(sample.model, 6, 9, random);
     const int64_t sequences = static_cast<int64_t>(batch.lengths.size());
-    const pymtl_request request{sizeof request, nullptr, 0, 1, 0}, by_steps{sizeof by_steps, nullptr, 0, 0, 1};
-    CHECK(batch.run(sample.session, &request) == PYMTL_OK, pymtl_error());
-    const auto written = sample.written(batch.lengths.size());
-    pymtl_answer answer;
-    CHECK(pymtl_get_answer(sample.session, kWritten, &answer) == PYMTL_OK);
-    const std::vector<double> whole(answer.probability, answer.probability + sequences);
-    CHECK(batch.run(sample.session, &by_steps) == PYMTL_OK, pymtl_error());
-    CHECK(pymtl_get_answer(sample.session, kWritten, &answer) == PYMTL_BAD_ARGUMENT);
-    CHECK(std::strstr(pymtl_error(), "left to steps") != nullptr, pymtl_error());
-    for (int64_t i = 0; i < sequences; ++i) {
-      double product = 1.0;
-      int64_t read = 0;
-      for (size_t length = 0; length <= written[i].size(); ++length) {
-        pymtl_scores scores;
-        const int64_t parent = 0;
-        CHECK(pymtl_step(sample.session, kWritten, 1, &read, length == 0 ? nullptr : &parent,
-                         length == 0 ? &i : nullptr, &scores) == PYMTL_OK,
-              pymtl_error());
-        CHECK(scores.columns == 5 && scores.steps == *std::max_element(batch.lengths.begin(), batch.lengths.end()));
-        double attention = 0.0, sum = 0.0;
-        for (int64_t t = 0; t < scores.steps; ++t) {
-          attention += scores.attention[t];
-          CHECK(t < batch.lengths[i] || scores.attention[t] == 0.0f);
-        }
-        CHECK(std::fabs(attention - 1.0) < 1e-6, attention);
-        int64_t best = 0;
-        for (int64_t c = 0; c < 5; ++c) {
-          sum += std::exp(static_cast<double>(scores.logits[c]));
-          if (c != 1 && scores.logits[c] > scores.logits[best]) best = c;  // 1 is never to come
-        }
-        const double probability = std::exp(static_cast<double>(scores.logits[best])) / sum;
-        if (length == written[i].size()) {
-          CHECK(best == 0 || length == 4);
-          if (best == 0) product *= probability;
-          break;
-        }
-        CHECK(best == written[i][length].first, i, length);
-        CHECK(std::fabs(probability - written[i][length].second) < 1e-6);
-        product *= probability;
-        read = best;
-      }
-      CHECK(std::fabs(product - whole[static_cast<size_t>(i)]) < 1e-6 * product);
-    }
+    check_steps(sample, batch, kCopied);
+    check_steps(sample, batch, kWritten);
     const auto refused = [&](int64_t task, int64_t count, int64_t id, const int64_t* parents, const int64_t* of,
                              const char* says) {
       pymtl_scores scores;
@@ -335,18 +362,27 @@ void generated() {
     refused(kWritten, 1, 0, nullptr, nullptr, "expected one of them");
     const float* logits;
     int64_t rows, columns;
+    refused(kCopied, 1, 9, nullptr, &zero, "ids: expected numbers from 0 to ");
     CHECK(pymtl_get_logits(sample.session, kWritten, &logits, &rows, &columns) == PYMTL_BAD_ARGUMENT);
     CHECK(std::strstr(pymtl_error(), "only a step has logits") != nullptr, pymtl_error());
     CHECK(batch.run(sample.session, &by_steps) == PYMTL_OK);
     refused(kWritten, 1, 0, &zero, nullptr, "there was none: begin with sequences");
+    // What tokens are among the ids of a task that copies is needed where the task is.
+    const pymtl_request other{sizeof other, &kWritten, 1, 0, 0}, same{sizeof same, &kCopied, 1, 0, 0};
+    CHECK(pymtl_run(sample.session, sequences, batch.lengths.data(), 3, batch.fields.data(), &other) == PYMTL_OK);
+    CHECK(pymtl_run(sample.session, sequences, batch.lengths.data(), 3, batch.fields.data(), &same) ==
+          PYMTL_BAD_ARGUMENT);
+    CHECK(std::strstr(pymtl_error(), "field \"copied/sources\": expected one of the batch") != nullptr, pymtl_error());
   }
 }
 
 // What a caller of 1.0 has in the place of newer fields; attention that nothing reads; numbers that are none.
 void generated_oddly() {
   Random random(8);
-  const std::string good = sample_bytes(SampleWeights::floats, false, true, random);
-  const TemporaryFile file(changed(good, R"(\"inputs\":[\"d\",\"a\"])", R"(\"inputs\":[\"d\",\"d\",\"d\"])"));
+  const char *const both = R"(\"inputs\":[\"d\",\"a\"])", *const none_read = R"(\"inputs\":[\"d\",\"d\",\"d\"])";
+  // Of both tasks: the one that copies then copies nothing.
+  const std::string good = changed(sample_bytes(SampleWeights::floats, false, true, random), both, none_read);
+  const TemporaryFile file(changed(good, both, none_read));
   pymtl_model* model = nullptr;
   pymtl_session* session = nullptr;
   CHECK(pymtl_model_load(file.path(), nullptr, &model) == PYMTL_OK, pymtl_error());
@@ -369,6 +405,8 @@ void generated_oddly() {
   pymtl_scores scores;
   CHECK(pymtl_step(session, kWritten, 1, &zero, nullptr, &zero, &scores) == PYMTL_OK, pymtl_error());
   CHECK(scores.attention == nullptr && scores.columns == 5);
+  CHECK(pymtl_step(session, kCopied, 1, &zero, nullptr, &zero, &scores) == PYMTL_OK, pymtl_error());
+  CHECK(scores.attention == nullptr && scores.columns >= 5);
   const std::vector<float> none(100, std::numeric_limits<float>::quiet_NaN());
   batch.fields[2].numbers = none.data();
   CHECK(batch.run(session) == PYMTL_BAD_ARGUMENT);
@@ -400,6 +438,7 @@ void memory() {
         CHECK(batch.run(sample.session, &steps) == PYMTL_OK, pymtl_error());
         CHECK(pymtl_step(sample.session, kWritten, 3, ids, nullptr, of, &scores) == PYMTL_OK, pymtl_error());
         CHECK(pymtl_step(sample.session, kWritten, 3, ids, parents, nullptr, &scores) == PYMTL_OK, pymtl_error());
+        CHECK(pymtl_step(sample.session, kCopied, 3, ids, nullptr, of, &scores) == PYMTL_OK, pymtl_error());
         CHECK(again == 0 || allocations == before, convolutions, probabilities, allocations - before);
       }
     }
@@ -507,10 +546,10 @@ void refusals() {
   text(pymtl_get_answer(sample.session, 0, &answer), PYMTL_BAD_ARGUMENT);  // after a batch that failed
   CHECK(batch.run(sample.session) == PYMTL_OK);
   CHECK(pymtl_get_answer(sample.session, 0, &answer) == PYMTL_OK);
-  for (const int64_t task : {int64_t{-1}, int64_t{9}, std::numeric_limits<int64_t>::min()}) {
+  for (const int64_t task : {int64_t{-1}, int64_t{10}, std::numeric_limits<int64_t>::min()}) {
     CHECK(batch.run(sample.session) == PYMTL_OK);
     const std::string error = text(pymtl_get_answer(sample.session, task, &answer), PYMTL_BAD_ARGUMENT);
-    has(error, ("from 0 to 8, got " + std::to_string(task)).c_str());
+    has(error, ("from 0 to 9, got " + std::to_string(task)).c_str());
     const pymtl_request request{sizeof request, &task, 1, 0, 0};
     text(batch.run(sample.session, &request), PYMTL_BAD_ARGUMENT);
     text(pymtl_get_answer(sample.session, 0, &answer), PYMTL_BAD_ARGUMENT);  // nor are there older answers
@@ -599,6 +638,17 @@ void bad_programs() {
       {R"(\"count\":5)", R"(\"count\":6)", "task \"written\": instructions[0]: table: expected 6 rows or more, got 5"},
       {R"(\"max_length\":4)", R"(\"max_length\":0)", "max_length: expected a whole number from 1"},
       {R"(\"never\":[1])", R"(\"never\":[0])", "never: expected a whole number from 1 to 4"},
+      {R"(\"sources\":\"copied/sources\")", R"(\"sources\":\"said/sources\")",
+       "task \"copied\": inputs: there is no input \"said/sources\" of such a kind"},
+      {R"(\"sources\":\"copied/sources\")", R"(\"sources\":\"signal\")",
+       "task \"copied\": inputs: there is no input \"signal\" of such a kind"},
+      {R"(\"gate\":\"switch\")", R"(\"gate\":\"known\")", "gate: expected rows of one column, got 5"},
+      {R"(\"gate\":\"switch\")", R"(\"gates\":\"switch\")", "gate"},
+      {R"(\"gate\":\"switch\",\"unknown\":1)", R"(\"gate\":\"switch\",\"unknown\":5)",
+       "unknown: expected a whole number from 0 to 4"},
+      {R"({\"op\":\"attend\",\"inputs\":[\"d\",\"keys\",\"values\"],\"output\":\"a\",\"heads\":2})",
+       R"({\"op\":\"concatenate\",\"inputs\":[\"d\",\"d\"],\"output\":\"a\"})",
+       "copy: expected an instruction that attends"},
       {R"("dtype":"F32")", R"("dtype":"F64")", "got \"F64\""},
       {R"("shape":[6,5])", R"("shape":[6,6])", "data_offsets: expected 144 bytes, got 120"},
       {R"("shape":[6,5])", R"("shape":[999999999,9999999])", "shape: too large"},

@@ -204,11 +204,6 @@ class Kind(Answers, ABC):
         """The parts of a label that training has not seen, which no answer can have."""
         return [self.label_name(part) for part in self.parts(label) if self.label_name(part) not in encoding]
 
-    def sources(self, tokens: Sequence[str], encoding: Any, task: TaskConfig) -> dict[str, int] | None:
-        """Of a kind whose answers may copy a text's tokens: the tokens that are no labels, with ids behind the labels'.
-        None of others."""
-        return None
-
     def target(self, label: Any, encoding: Any, tokens: Tensor, task: TaskConfig, config: Config) -> Tensor:
         """What the loss takes for a label; a label that training has not seen counts as missing. Here of texts that are
         their own labels."""

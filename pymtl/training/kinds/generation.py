@@ -120,12 +120,6 @@ class Generation(GenerationAnswers, SequenceKind):
             )
         return replace(task, units=units, max_length=task.max_length or max(2 * longest, 1))
 
-    def sources(self, tokens: Sequence[str], encoding: Mapping[str, int], task: Any) -> dict[str, int] | None:
-        if not task.copy:
-            return None
-        further = dict.fromkeys(token for token in tokens if token not in encoding)
-        return {token: len(encoding) + i for i, token in enumerate(further)}
-
     def target(
         self, label: RightAnswers, encoding: Mapping[str, int], tokens: Tensor, task: Any, config: Any
     ) -> Tensor:
