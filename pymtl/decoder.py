@@ -200,7 +200,8 @@ class DecoderHead(Head):
         Raises:
             IndexError: one is no class. On a GPU a later loss raises it.
             TypeError: they are not int64, [B, S] or packed.
-            ValueError: ``ignore_index`` stands before a class.
+            ValueError: ``ignore_index`` stands before a class, or a sequence does not end in class 0. On a GPU a later
+                loss tells of the end.
         """
         ignored = self.loss.ignore_index
         packed = targets if isinstance(targets, PackedSequence) else packed_targets(targets, ignored)
@@ -211,6 +212,14 @@ class DecoderHead(Head):
         above = tokens >= self.out_features if not self.copy else tokens != tokens
         wrong = (tokens != ignored) & ((tokens < 0) | above)
         refuse_where(wrong, tokens, lambda got: f"Target {got} is out of bounds", IndexError)
+        last = tokens.index_select(0, last_tokens(packed.batch_sizes).to(tokens.device, non_blocking=True))
+        unended = (last != END) & (last != ignored)
+        refuse_where(
+            unended,
+            last,
+            lambda got: f"expected class {END}, the end, behind each sequence, got {got} last",
+            ValueError,
+        )
         return packed
 
     def projection(self) -> tuple[Tensor, Tensor]:
@@ -342,6 +351,15 @@ def read_before(targets: PackedSequence) -> Tensor:
     # Where there is no label, there is only the end to read.
     tokens = targets.data.index_select(0, before).clamp(min=END)
     return torch.cat([tokens.new_full((first,), END), tokens])
+
+
+def last_tokens(batch_sizes: Tensor) -> Tensor:
+    """Of packed sequences the places of their last tokens, int64 [B], the longest sequence's last."""
+    going_on = torch.cat([batch_sizes[1:], batch_sizes.new_zeros(1)])[: len(batch_sizes)]
+    starts = batch_sizes.cumsum(0) - batch_sizes
+    ending = batch_sizes - going_on  # sequences at each step
+    number = torch.arange(int(ending.sum())) - (ending.cumsum(0) - ending).repeat_interleave(ending)
+    return (starts + going_on).repeat_interleave(ending) + number
 
 
 def packed_targets(targets: Tensor, ignore_index: int = -100) -> PackedSequence:

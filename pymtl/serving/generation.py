@@ -425,7 +425,8 @@ def _draw(log_probabilities: np.ndarray, uniform: np.ndarray, settings: Search) 
     """A column of each row [M, k], falling, for a number from 0 to below 1 each."""
     # Where nothing may come, the first is as good as any.
     largest = np.maximum(log_probabilities[:, :1], np.finfo(np.float64).min)
-    chances = np.exp(np.minimum((log_probabilities - largest) / settings.temperature, 0.0))
+    with np.errstate(over="ignore"):  # by a tiny temperature
+        chances = np.exp(np.minimum((log_probabilities - largest) / settings.temperature, 0.0))
     chances[:, 0] = 1.0
     chances /= chances.sum(1, keepdims=True)
     reached = np.cumsum(chances, axis=1)

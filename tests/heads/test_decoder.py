@@ -335,6 +335,11 @@ def test_attention_checks_its_score():
         (torch.full((4, 2), C), IndexError, r"targets\['phones'\]: Target 7 is out of bounds"),
         (torch.full((4, 2), -3), IndexError, r"targets\['phones'\]: Target -3 is out of bounds"),
         (
+            torch.tensor([[3, 0], [1, -100], [-100, -100], [2, 4]]),
+            ValueError,
+            r"targets\['phones'\]: expected class 0, the end, behind each sequence, got [14] last",
+        ),
+        (
             torch.zeros(4, 2, dtype=torch.int32),
             TypeError,
             r"targets\['phones'\]: expected int64 tokens \[B, S\], got 2-D",

@@ -250,6 +250,7 @@ def test_a_number_that_is_none_is_an_error():
         model.generate(*sentences(), "phones")
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_tiny_temperature_takes_the_likeliest():
     model = model_of(4)
     x, lengths = sentences()
