@@ -86,6 +86,13 @@ class TaskConfig(*_own_options()):
         """What its kind says of it."""
         return KINDS[self.kind]
 
+    @classmethod
+    def keys_for(cls, raw: dict[str, Any]) -> list[str]:
+        """The keys of every task, and those of the section's kind."""
+        kinds = [KINDS[name] for name in KINDS if name == raw.get("kind")] or KINDS.values()
+        options = (f.name for kind in kinds for f in dataclasses.fields(kind.Options))
+        return list(dict.fromkeys([*cls.__annotations__, *options]))
+
 
 @dataclass(frozen=True)
 class FieldConfig:

@@ -13,7 +13,8 @@ from pymtl.training.errors import ConfigError
 def build(cls: type, raw: Any, where: str, prefix: str) -> Any:
     """An instance of a dataclass.
 
-    A class with a ``from_plain`` of its own makes itself.
+    A class with a ``from_plain`` of its own makes itself. One with ``keys_for`` says which of its keys suit a
+    dictionary, for the error of an unknown one.
 
     Args:
         cls: the dataclass.
@@ -34,7 +35,8 @@ def build(cls: type, raw: Any, where: str, prefix: str) -> Any:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise ConfigError(f"{where}: unknown key {prefix + key!r}{hint}, expected one of {', '.join(known)}")
+            expected = ", ".join(cls.keys_for(raw) if hasattr(cls, "keys_for") else known)
+            raise ConfigError(f"{where}: unknown key {prefix + key!r}{hint}, expected one of {expected}")
     values = {}
     for name, info in known.items():
         if name in raw:

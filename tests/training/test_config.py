@@ -132,6 +132,15 @@ def test_a_wrong_override_is_refused_with_its_reason(load, override, reason):
     assert reason in str(error.value)
 
 
+def test_an_unknown_key_is_answered_with_those_of_the_kind(load):
+    with pytest.raises(ConfigError) as error:
+        load(MINIMAL, "tasks.intent.poling=last")
+    assert "(did you mean 'pooling'?)" in str(error.value)
+    expected = str(error.value).partition("expected one of ")[2].split(", ")
+    assert {"kind", "weight", "auxiliary", "pooling", "class_weights"} <= set(expected)
+    assert not {"decoder_size", "scheme", "num_targets"} & set(expected)
+
+
 def test_data_paths_are_relative_to_the_configuration_and_absolute_ones_stay(load, tmp_path):
     config = load(MINIMAL, "data.valid=/elsewhere/b.jsonl")
     assert config.path(config.data.train) == tmp_path.resolve() / "a.jsonl"
