@@ -30,8 +30,8 @@ State = tuple[Tensor, ...]  # h, and of an LSTM c: [L, B, H] each
 
 class Copied(NamedTuple):
     """What each packed token of the input is among a decoder's classes, ``classes`` int64 [N]; how many classes each
-    sequence has with those of its tokens that are none, ``counts`` int64 [B] in the packed order; and ``every``, the
-    numbers of all classes of the batch, from 0 on."""
+    sequence has, its own unknown tokens included, ``counts`` int64 [B] in the packed order; and ``every``, the numbers
+    of all classes of the batch, from 0 on."""
 
     classes: Tensor
     counts: Tensor
@@ -200,8 +200,8 @@ class DecoderHead(Head):
         Raises:
             IndexError: one is no class. On a GPU a later loss raises it.
             TypeError: they are not int64, [B, S] or packed.
-            ValueError: ``ignore_index`` stands before a class, or a sequence does not end in class 0. On a GPU a later
-                loss tells of the end.
+            ValueError: ``ignore_index`` stands before a class; or a sequence does not end in class 0, or has it before
+                its end. On a GPU a later loss raises this.
         """
         ignored = self.loss.ignore_index
         packed = targets if isinstance(targets, PackedSequence) else packed_targets(targets, ignored)
@@ -212,14 +212,10 @@ class DecoderHead(Head):
         above = tokens >= self.out_features if not self.copy else tokens != tokens
         wrong = (tokens != ignored) & ((tokens < 0) | above)
         refuse_where(wrong, tokens, lambda got: f"Target {got} is out of bounds", IndexError)
-        last = tokens.index_select(0, last_tokens(packed.batch_sizes).to(tokens.device, non_blocking=True))
-        unended = (last != END) & (last != ignored)
-        refuse_where(
-            unended,
-            last,
-            lambda got: f"expected class {END}, the end, behind each sequence, got {got} last",
-            ValueError,
-        )
+        ends = torch.zeros_like(tokens, dtype=torch.bool)
+        ends[last_tokens(packed.batch_sizes).to(tokens.device, non_blocking=True)] = True
+        wrong = ((tokens == END) != ends) & (tokens != ignored)
+        refuse_where(wrong, tokens, _misplaced_end, ValueError)
         return packed
 
     def projection(self) -> tuple[Tensor, Tensor]:
@@ -289,8 +285,8 @@ class DecoderHead(Head):
             places: of each, its sentence's place in the packed order, int64 [M].
 
         Returns:
-            Logits [M, C], the states after the step, and the weights of attention [M, J, T]. With ``copied`` the
-            logits are -inf of other sequences' tokens.
+            Logits [M, C], the states after the step, and the weights of attention [M, J, T]. With ``copied`` there are
+            as many logits as the batch has classes; those of other sequences' unknown tokens are -inf.
         """
         inputs = self.embedding(self._known(tokens))
         states, after = self.recurrence(inputs.unsqueeze(0), state if self.cell == "lstm" else state[0])
@@ -354,12 +350,17 @@ def read_before(targets: PackedSequence) -> Tensor:
 
 
 def last_tokens(batch_sizes: Tensor) -> Tensor:
-    """Of packed sequences the places of their last tokens, int64 [B], the longest sequence's last."""
+    """The places of the last token of each of B packed sequences, int64 [B], in rising order."""
     going_on = torch.cat([batch_sizes[1:], batch_sizes.new_zeros(1)])[: len(batch_sizes)]
     starts = batch_sizes.cumsum(0) - batch_sizes
     ending = batch_sizes - going_on  # sequences at each step
     number = torch.arange(int(ending.sum())) - (ending.cumsum(0) - ending).repeat_interleave(ending)
     return (starts + going_on).repeat_interleave(ending) + number
+
+
+def _misplaced_end(got: int) -> str:
+    where = "before it" if got == END else "there"
+    return f"expected class {END} at the end of each sequence and nowhere else, got {got} {where}"
 
 
 def packed_targets(targets: Tensor, ignore_index: int = -100) -> PackedSequence:

@@ -140,9 +140,8 @@ PYMTL_API pymtl_status pymtl_stream_state(pymtl_session* stream, float** state, 
 
 /* What a batch has of an input: one of the three. A task of PYMTL_GENERATED that may copy tokens of its sequence has an
  * input of its own, its name with "/sources" behind it: `ids` say which of the task's ids each token is. Tokens that
- * are none of the C that the task knows have C, C + 1 and so on, each of a sequence's different ones another; answers
- * may then have these ids, which pymtl_label has no names of. Where the task is not asked for, the input may be
- * missing. */
+ * are none of the C that the task knows have C, C + 1 and so on: each different one of a sequence has its own. Answers
+ * may then have these ids, which pymtl_label has no names of. The input may be missing if the task is not asked for. */
 typedef struct pymtl_field {
   const char* name; /* of the input */
   const char* const*
@@ -189,8 +188,9 @@ typedef struct pymtl_scores {
   const float* logits;    /* [count, columns] */
   const float* attention; /* [count, T] how much each hypothesis has just read of each token of its sequence, 0 behind
                              its last; NULL if nothing is attended to */
-  int64_t columns;        /* C, or more where the batch has further tokens to copy: -inf of other sequences' */
-  int64_t steps;          /* T, the tokens of the longest sequence of the batch */
+  int64_t columns; /* C, or more where the batch has further tokens to copy; a logit is -inf if its token stands in
+                      other sequences alone */
+  int64_t steps;   /* T, the tokens of the longest sequence of the batch */
 } pymtl_scores;
 
 /* A step of hypotheses of a task that the last pymtl_run asked for. `ids` [count] are what they read. `parents` [count]

@@ -69,9 +69,11 @@ int64_t Loader::buffer(const std::string& name) const {
   return found->second;
 }
 
-int64_t Loader::input(const std::string& name, Input::Kind kind) const {
+int64_t Loader::input(const std::string& name, Input::Kind kind) {
   for (size_t i = 0; i < inputs.size(); ++i) {
-    if (inputs[i].name == name && inputs[i].kind == kind) return static_cast<int64_t>(i);
+    if (inputs[i].name != name || inputs[i].kind != kind) continue;
+    inputs[i].is_read = true;
+    return static_cast<int64_t>(i);
   }
   throw Error(Fault::file, "inputs: there is no input ", quoted(name), " of such a kind");
 }

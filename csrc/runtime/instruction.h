@@ -19,8 +19,9 @@ struct Input {
 
   std::string name;
   Kind kind;
-  int64_t count;   // of ids and characters: they are below it; of numbers: how many there are
-  int64_t buffer;  // of numbers, where they are; of others -1
+  int64_t count;         // of ids and characters: they are below it; of numbers: how many there are
+  int64_t buffer;        // of numbers, where they are; of others -1
+  bool is_read = false;  // of ids and characters, whether an instruction reads them, or a task that copies
 };
 
 struct Buffer {
@@ -53,7 +54,7 @@ class Loader {
 
   // The buffer or the input that is called so; throws Error (Fault::file) if there is none.
   int64_t buffer(const std::string& name) const;
-  int64_t input(const std::string& name, Input::Kind kind) const;
+  int64_t input(const std::string& name, Input::Kind kind);  // which is read then
 
   // What is attended to and called so; throws Error (Fault::file) if there is nothing.
   int64_t memory(const std::string& name) const;

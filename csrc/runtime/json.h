@@ -52,7 +52,8 @@ class Json {
 // How many bytes the first character of a text takes in UTF-8 (RFC 3629), 0 if they are none.
 size_t utf8_length(std::string_view text);
 
-// A text that is printed as JSON writes it, with its quotes. It takes memory only then: checks that hold take none.
+// A text that is printed as JSON writes it, with its quotes. Nothing is allocated before it is printed, so that checks
+// that pass cost nothing. It holds a view: print it in the same expression.
 struct Quoted {
   operator std::string() const;
 

@@ -163,16 +163,14 @@ void Session::read_fields(const std::vector<Field>& fields) {
   }
 }
 
-// All are but for what the tokens are among the ids of tasks that copy, where none of these is wanted.
+// Every input is, except the sources of a task that copies and is not wanted.
 bool Session::is_needed(size_t input) const {
-  bool is_of_copies = false;
   for (size_t task = 0; task < wanted_.size(); ++task) {
     const Step* const step = program_.tasks()[task].step.get();
-    if (step == nullptr || !step->copies || step->copies->sources != static_cast<int64_t>(input)) continue;
-    if (wanted_[task]) return true;
-    is_of_copies = true;
+    const bool copies_it = step != nullptr && step->copies && step->copies->sources == static_cast<int64_t>(input);
+    if (copies_it) return wanted_[task];
   }
-  return !is_of_copies;
+  return true;
 }
 
 void Session::check_strings(const Field& field) const {

@@ -4,7 +4,7 @@
 
 namespace pymtl::runtime {
 
-Step::Step(const Json& json, const Loader& program, size_t& left) : routine(program.file, left) {
+Step::Step(const Json& json, Loader& program, size_t& left) : routine(program.file, left) {
   Loader& loader = routine.loader();
   width = json.whole("count", 1, Loader::kWidest);
   loader.inputs.push_back({"token", Input::Kind::ids, width, -1});
@@ -27,7 +27,13 @@ Step::Step(const Json& json, const Loader& program, size_t& left) : routine(prog
   std::vector<int64_t> kept = {logits};
   if (const Json* const copy = json.find("copy")) {
     check(loader.attends, Fault::file, "copy: expected an instruction that attends, which says what is copied");
-    copies = {program.input(copy->string("sources"), Input::Kind::ids), loader.buffer(copy->string("gate")),
+    // A batch may lack it, if the task is not asked for.
+    const std::string& sources = copy->string("sources");
+    for (const Input& input : program.inputs) {
+      check(input.name != sources || !input.is_read, Fault::file,
+            "sources: expected an input that nothing else reads, got ", quoted(sources));
+    }
+    copies = {program.input(sources, Input::Kind::ids), loader.buffer(copy->string("gate")),
               copy->whole("unknown", 0, width - 1)};
     const Buffer& gate = loader.buffers[copies->gate];
     check(gate.space == Space::tokens && gate.width == 1, Fault::file, "gate: expected rows of one column, got ",

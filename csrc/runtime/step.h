@@ -12,7 +12,7 @@ namespace pymtl::runtime {
 class Step {
  public:
   // Throws Error (Fault::file): the description does not fit the program.
-  Step(const Json& json, const Loader& program, size_t& left);
+  Step(const Json& json, Loader& program, size_t& left);
 
   // Buffers of the program that have to be there: those of states and memories.
   std::vector<int64_t> reads() const;

@@ -49,7 +49,13 @@ class Program:
     _given: list[Tensor] = field(default_factory=list)  # kept, so that no other tensor comes to an identity
 
     def input(self, name: str, kind: str, **facts: Any) -> None:
-        """Declares what is read of a token; ``kind``: ids, characters or numbers."""
+        """Declares what is read of a token; ``kind``: ids, characters or numbers.
+
+        Raises:
+            ValueError: there is one of this name.
+        """
+        if any(each["name"] == name for each in self.inputs):
+            raise ValueError(f"inputs: expected fields of different names, got {name!r} twice")
         self.inputs.append({"name": name, "kind": kind, **facts})
 
     def numbers(self, name: str, size: int) -> Buffer:

@@ -8,7 +8,7 @@ A task is what a run's configuration says of it: its ``kind``, and the options o
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -18,7 +18,7 @@ import numpy as np
 from . import ctc
 from . import tags as schemes
 from .encoding import FIRST_TOKEN
-from .generation import Hypothesis, Search
+from .generation import END, UNKNOWN, Hypothesis, Search
 from .probabilities import log_softmax, sigmoid, softmax
 from .tokenizing import Place
 from .values import as_name
@@ -84,9 +84,9 @@ class Answers:
         ``directions``: of the encoder."""
         raise NotImplementedError
 
-    def sources(self, tokens: Sequence[str], encoding: Any, task: Any) -> dict[str, int] | None:
-        """Of a kind whose answers may copy a text's tokens: the tokens that are no labels, with ids behind the labels'.
-        None of others."""
+    def sources(self, tokens: Sequence[str], encoding: Any, task: Any) -> ChainMap[str, int] | None:
+        """Of a task whose answers may copy a text's tokens: the ids that these have, and all labels'. The first of the
+        maps has the tokens that are no labels, with ids behind the labels'. None of other tasks."""
         return None
 
     def search(self, task: Any, asked: Search | None) -> Search:
@@ -291,11 +291,12 @@ class GenerationAnswers(Answers):
     name = "generation"
     generates = True
 
-    def sources(self, tokens: Sequence[str], encoding: Mapping[str, int], task: Any) -> dict[str, int] | None:
+    def sources(self, tokens: Sequence[str], encoding: dict[str, int], task: Any) -> ChainMap[str, int] | None:
         if not task.copy:
             return None
-        further = dict.fromkeys(token for token in tokens if token not in encoding)
-        return {token: len(encoding) + i for i, token in enumerate(further)}
+        # A text may hold what the end and unknown tokens are called by.
+        further = dict.fromkeys(token for token in tokens if encoding.get(token, END) in (END, UNKNOWN))
+        return ChainMap({token: len(encoding) + i for i, token in enumerate(further)}, encoding)
 
     def search(self, task: Any, asked: Search | None) -> Search:
         """How answers are looked for: as the task's configuration says, unless something else is asked for."""

@@ -71,7 +71,16 @@ class Batch:
                 targets[name] = packed_targets(target, NO_LABEL)
             else:
                 targets[name] = pack(target) if name in self.of_tokens else target
-        return packed, targets, {name: pack(each) for name, each in self.sources.items()}
+        return packed, targets, self.packed_sources()
+
+    def packed_sources(self) -> dict[str, PackedSequence]:
+        """Of the tasks whose answers may copy tokens."""
+        if not self.sources:
+            return {}
+        order = ops.packing_order(self.lengths, self.tokens.shape[1], self.tokens.device)
+        return {
+            name: PackedSequence(ops.pack(each, order, batch_first=True), *order) for name, each in self.sources.items()
+        }
 
 
 class _Encoded(NamedTuple):
@@ -155,11 +164,11 @@ class Batcher:
         targets, sources, copied = {}, {}, {}
         for name, task in self.config.tasks.items():
             encoding = self._encodings[name]
-            further = task.rules.sources(record.tokens, encoding, task)
-            if further is not None:
-                encoding = {**encoding, **further}
-                sources[name] = torch.tensor([encoding[token] for token in record.tokens])
-                copied[name] = list(further)
+            known = task.rules.sources(record.tokens, encoding, task)
+            if known is not None:
+                encoding = known
+                sources[name] = torch.tensor([known[token] for token in record.tokens])
+                copied[name] = list(known.maps[0])
             if record.labels.get(name) is not None:
                 targets[name] = task.rules.target(record.labels[name], encoding, tokens, task, self.config)
         return _Encoded(record, tokens, fields, targets, sources, copied)

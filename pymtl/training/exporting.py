@@ -133,7 +133,7 @@ def export(run: Run, folder: Path, weights: torch.dtype | None = None) -> None:
     decoders = {name: head for name, head in trained.model.heads.items() if isinstance(head, DecoderHead)}
     written = {name: _export_step(head) for name, head in decoders.items() if name in config.main_tasks}
     for head in decoders.values():
-        head.copy = False  # in the steps alone, which are told what can be copied
+        head.copy = False  # the program below reads no sources; the steps, which do, are exported already
     batch = Batcher(vocabulary, config).batch([_example(config, 7), _example(config, 4)], [0, 1])
     batch_dim, steps = torch.export.Dim("batch"), torch.export.Dim("steps")
     inputs = batch.inputs()
@@ -260,7 +260,7 @@ class Exported:
     def logits(self, batch: Batch, dataset: str = "") -> Mapping[str, Tensor | Memory]:
         """Of every task of the data set, padded; of a decoder what it answers from."""
         found = self.program(batch.inputs(), batch.lengths)
-        sources = batch.packed()[2] if batch.sources else {}
+        sources = batch.packed_sources()
         return {
             task: found[task] if task in found else self._memory(task, found, sources.get(task))
             for task in self.tasks[dataset]

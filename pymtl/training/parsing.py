@@ -33,10 +33,10 @@ def build(cls: type, raw: Any, where: str, prefix: str) -> Any:
     known = {f.name: f for f in fields(cls)}
     for key in raw:
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
+            expected = list(cls.keys_for(raw) if hasattr(cls, "keys_for") else known)
+            near = difflib.get_close_matches(key, expected, 1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            expected = ", ".join(cls.keys_for(raw) if hasattr(cls, "keys_for") else known)
-            raise ConfigError(f"{where}: unknown key {prefix + key!r}{hint}, expected one of {expected}")
+            raise ConfigError(f"{where}: unknown key {prefix + key!r}{hint}, expected one of {', '.join(expected)}")
     values = {}
     for name, info in known.items():
         if name in raw:

@@ -337,7 +337,9 @@ class Session:
             lengths: of the sequences, each at least 1.
             fields: of each input what the tokens of all sequences have, one sequence after the other, as lists or
                 arrays: strings; ids, int64 [N], of characters [N, W] with 0 behind a word's end; or numbers, float32
-                [N, F]. Characters may be missing where words are strings.
+                [N, F]. Characters may be missing where words are strings. A task that copies has a field
+                ``"<task>/sources"``: which of its ids each token is, from C on for tokens that it does not know. That
+                may be missing if the task is not wanted.
             tasks: those wanted; all by default.
             probabilities: whether answers of tokens, and generated ones, say how probable each of their ids is.
             by_steps: whether answers that are generated are left to :meth:`generate` and :meth:`step`; otherwise
@@ -469,7 +471,9 @@ class Session:
 
         Returns:
             Logits of each hypothesis' next id, float32 [M, C]; and how much each has read of each token of its
-            sequence, float32 [M, T], zero behind the last, or None if the model attends to nothing.
+            sequence, float32 [M, T], zero behind the last, or None if the model attends to nothing. Of a task that
+            copies there are more than C columns where the batch has further tokens: the ids that ``"<task>/sources"``
+            gave them. A column is -inf if its token stands in other sequences alone.
 
         Raises:
             KeyError, ValueError: as :meth:`logits`; or a number does not fit.

@@ -91,7 +91,7 @@ class Predictor(Answering):
         self._encodings = {
             name: task.rules.encoding(self.vocabulary.labels.get(name, []), self.vocabulary.tokens)
             for name, task in self.tasks.items()
-            if task.rules.labels_itself or task.rules.generates
+            if task.rules.labels_itself or self._copies(name)
         }
         self._own = threading.local()  # a session for each thread
 
@@ -127,8 +127,8 @@ class Predictor(Answering):
         if not names:
             return [{} for _ in records]
         session = self._session()
-        self._run(session, records, names, distributions)
-        return self._decoded(session, records, names, search, distributions, numbers)
+        copied = self._run(session, records, names, distributions)
+        return self._decoded(session, records, names, copied, search, distributions, numbers)
 
     def logits(self, inputs: Sequence[Input], dataset: str = "") -> dict[str, np.ndarray]:
         """Every task's logits of some texts, all in one batch: [B, C], or [B, T, C] of each token, padded to the
@@ -176,26 +176,35 @@ class Predictor(Answering):
             session = self._own.session = self.model.session()
         return session
 
-    def _run(self, session: Session, records: Sequence[Record], names: Sequence[str], probabilities: bool) -> None:
+    def _run(
+        self, session: Session, records: Sequence[Record], names: Sequence[str], probabilities: bool
+    ) -> dict[str, list[list[str]]]:
+        """Gives, of tasks that copy, the tokens of each record that are no labels."""
         fields: dict[str, np.ndarray] = {}
         if self.config.model.words:
             ids = [i for record in records for i in self._encoder.tokens(record)]
             fields["words"] = np.array(ids, dtype=np.int64)
         own = [self._encoder.fields(record) for record in records]
         fields |= {name: np.concatenate([each[name] for each in own]) for name in own[0]}
-        for name in names:
-            if self._copies(name):
-                fields[SOURCES.format(name)] = np.array(self._sources(name, records), dtype=np.int64)
+        copied = {}
+        for name in filter(self._copies, names):
+            task, encoding = self.tasks[name], self._encodings[name]
+            known = [task.rules.sources(record.tokens, encoding, task) for record in records]
+            ids = [own[token] for own, record in zip(known, records) for token in record.tokens]
+            fields[SOURCES.format(name)] = np.array(ids, dtype=np.int64)
+            copied[name] = [list(own.maps[0]) for own in known]
         # Of other tasks than paths probabilities are made of the logits.
         paths = any(self.model.tasks[self.model.place(name)].kind == "path" for name in names)
         lengths = [len(record.tokens) for record in records]
         session.run(lengths, fields, names, probabilities and paths, by_steps=True)
+        return copied
 
     def _decoded(
         self,
         session: Session,
         records: Sequence[Record],
         names: Sequence[str],
+        copied: dict[str, list[list[str]]],
         search: Search | None,
         distributions: bool,
         numbers: Sequence[int] | None = None,
@@ -204,7 +213,6 @@ class Predictor(Answering):
         ends = np.cumsum([len(record.tokens) for record in records])[:-1]
         logits: dict[str, Logits] = {}
         targets, paths = {}, {}
-        copied = {name: [list(self._further(name, each)) for each in records] for name in names if self._copies(name)}
         for name in names:
             info = self.model.tasks[self.model.place(name)]
             task = self.tasks[name]
@@ -228,18 +236,6 @@ class Predictor(Answering):
 
     def _copies(self, name: str) -> bool:
         return self.tasks[name].rules.generates and self.tasks[name].copy
-
-    def _further(self, name: str, record: Record) -> dict[str, int]:
-        """The text's tokens that are no labels, with the ids that they have in answers to it."""
-        return self.tasks[name].rules.sources(record.tokens, self._encodings[name], self.tasks[name]) or {}
-
-    def _sources(self, name: str, records: Sequence[Record]) -> list[int]:
-        """What each token is among the ids of a task that copies."""
-        found = []
-        for record in records:
-            encoding = {**self._encodings[name], **self._further(name, record)}
-            found += [encoding[token] for token in record.tokens]
-        return found
 
     def _targets(self, name: str, records: Sequence[Record]) -> Iterator[np.ndarray]:
         directions = 2 if self.config.model.bidirectional else 1
@@ -280,8 +276,9 @@ class Stream:
             DataError: there is no token, or a field does not fit.
         """
         record = self._predictor.record_of(given, "input", self._dataset)
-        self._predictor._run(self._session, [record], self.tasks, False)
-        (answer,) = self._predictor._decoded(self._session, [record], self.tasks, None, distributions, with_paths=False)
+        predictor, session, given = self._predictor, self._session, [record]
+        copied = predictor._run(session, given, self.tasks, False)
+        (answer,) = predictor._decoded(session, given, self.tasks, copied, None, distributions, with_paths=False)
         return {"tokens": record.tokens, **answer}
 
     def reset(self) -> None:

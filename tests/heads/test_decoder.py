@@ -68,7 +68,8 @@ def inputs_of(batch, classes=C, dtype=torch.float64):
     width = max(1, *map(len, targets))
     y = torch.full((len(targets), width), -100)
     for row, own in zip(y, targets):
-        row[: len(own)] = torch.tensor([min(token, classes - 1) for token in own], dtype=torch.int64)
+        known = [token for token in own if token < classes]
+        row[: len(known)] = torch.tensor(known, dtype=torch.int64)
     return x, torch.tensor(lengths), y
 
 
@@ -157,7 +158,9 @@ def test_a_batch_s_order_does_not_matter():
 def test_a_sequence_has_the_same_bits_in_any_batch(options, dtype):
     model = model_of(options, dtype).eval()
     x, lengths, y = inputs_of(
-        ([5, 3, 9, 1, 7, 4], [[3, 4, 0], [1, 0], [5, 2, 6, 6, 1, 0], [0], [1, 0], [2, 0]]), 1, dtype
+        ([5, 3, 9, 1, 7, 4], [[3, 4, 0], [1, 0], [5, 2, 6, 6, 1, 0], [0], [1, 0], [2, 0]]),
+        model.heads["phones"].out_features,
+        dtype,
     )
     with torch.no_grad():
         whole = model(x, lengths, targets={"phones": y})["phones"]
@@ -330,14 +333,19 @@ def test_attention_checks_its_score():
     ("targets", "error", "message"),
     [
         (torch.zeros(4), TypeError, r"targets\['phones'\]: expected int64 tokens \[B, S\], got 1-D torch.float32"),
-        (torch.zeros(3, 2, dtype=torch.int64), ValueError, r"targets\['phones'\]: expected 4 sequences, got 3"),
+        (torch.tensor([[1, 0]] * 3), ValueError, r"targets\['phones'\]: expected 4 sequences, got 3"),
         (torch.tensor([[-100, 1]] * 4), ValueError, r"targets\['phones'\]: expected tokens first and -100 behind them"),
         (torch.full((4, 2), C), IndexError, r"targets\['phones'\]: Target 7 is out of bounds"),
         (torch.full((4, 2), -3), IndexError, r"targets\['phones'\]: Target -3 is out of bounds"),
         (
-            torch.tensor([[3, 0], [1, -100], [-100, -100], [2, 4]]),
+            torch.tensor([[3, 0], [0, -100], [-100, -100], [2, 4]]),
             ValueError,
-            r"targets\['phones'\]: expected class 0, the end, behind each sequence, got [14] last",
+            r"targets\['phones'\]: expected class 0 at the end of each sequence and nowhere else, got 4 there",
+        ),
+        (
+            torch.tensor([[3, 0, -100], [0, 0, -100], [0, -100, -100], [2, 3, 0]]),
+            ValueError,
+            r"targets\['phones'\]: expected class 0 at the end of each sequence and nowhere else, got 0 before it",
         ),
         (
             torch.zeros(4, 2, dtype=torch.int32),

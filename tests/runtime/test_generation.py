@@ -290,6 +290,11 @@ def test_what_is_refused_of_sources(tmp_path):
     small = loaded(tmp_path / "m.pymtl", memory_limit=1 << 20).session()
     with pytest.raises(MemoryError, match="expected a step that fits into 1048576 bytes"):
         run(small, wide, lengths)
+    fields = pymtl.TokenFeatures({"words": FIELDS["words"](), SOURCES: FIELDS["pos"]()})
+    encoder = pymtl.LSTM(15, 6, batch_first=True, bidirectional=True)
+    doubled = pymtl.MultiTaskModel(fields, encoder, {"said": pymtl.DecoderHead(5, 8, copy=True)})
+    with pytest.raises(ValueError, match="inputs: expected fields of different names, got 'said/sources' twice"):
+        export(doubled, tmp_path / "m.pymtl")
     export(model_of(copy=True), tmp_path / "m.pymtl", tasks=["mood"])
     assert [each.name for each in loaded(tmp_path / "m.pymtl").inputs] == ["words"]
 
@@ -545,7 +550,7 @@ def test_a_run_copies_words(tmp_path):
     assert main(["train", str(tmp_path / "turned.toml"), "--run", str(tmp_path / "run")]) == 0
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "turned.pymtl")]) == 0
     ours, theirs = pymtl_runtime.load(tmp_path / "turned.pymtl"), pymtl.load(tmp_path / "run")
-    texts = ["I am Zaphod Beeblebrox today", "hello", "", "a b c d e f g Trillian", "I am today"]
+    texts = ["I am Zaphod Beeblebrox today", "hello", "", "a b c d e f g Trillian", ["I", "am", "<end>", "<unk>"]]
     searches = (None, pymtl.Search(beam_size=20, nbest=20), pymtl.Search(sample=True, nbest=9, temperature=4.0))
     for search in searches:
         found, expected = (model.predict(texts, search=search) for model in (ours, theirs))
@@ -555,6 +560,8 @@ def test_a_run_copies_words(tmp_path):
             assert nbest[0] == nbest[1]
     copied = " ".join(each["answer"] for each in found[0]["turned/nbest"])
     assert "Zaphod" in copied or "Beeblebrox" in copied
+    copied = " ".join(each["answer"] for each in found[-1]["turned/nbest"])
+    assert "<end>" in copied or "<unk>" in copied  # what a text holds is no end
     assert list(ours.logits(["I am Zaphod"])) == ["length"]
 
 

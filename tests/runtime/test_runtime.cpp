@@ -308,7 +308,7 @@ void check_steps(const Sample& sample, const SampleBatch& batch, int64_t task) {
       for (int64_t t = 0; t < scores.steps; ++t) {
         attention += scores.attention[t];
         CHECK(t < batch.lengths[i] || scores.attention[t] == 0.0f);
-        // What is copied is at least as probable as it is read, where nothing is written.
+        // A token of the sequence itself has some probability, log(1e-12) = -27.6 being none.
         if (task == kCopied && t < batch.lengths[i] && sources[first + t] >= 5) {
           CHECK(scores.logits[sources[first + t]] > -20.0f);
         }
@@ -643,7 +643,9 @@ void bad_programs() {
       {R"(\"sources\":\"copied/sources\")", R"(\"sources\":\"signal\")",
        "task \"copied\": inputs: there is no input \"signal\" of such a kind"},
       {R"(\"gate\":\"switch\")", R"(\"gate\":\"known\")", "gate: expected rows of one column, got 5"},
-      {R"(\"gate\":\"switch\")", R"(\"gates\":\"switch\")", "gate"},
+      {R"(\"gate\":\"switch\")", R"(\"gates\":\"switch\")", "task \"copied\": gate: expected a value, got none"},
+      {R"(\"sources\":\"copied/sources\")", R"(\"sources\":\"words\")",
+       "task \"copied\": sources: expected an input that nothing else reads, got \"words\""},
       {R"(\"gate\":\"switch\",\"unknown\":1)", R"(\"gate\":\"switch\",\"unknown\":5)",
        "unknown: expected a whole number from 0 to 4"},
       {R"({\"op\":\"attend\",\"inputs\":[\"d\",\"keys\",\"values\"],\"output\":\"a\",\"heads\":2})",

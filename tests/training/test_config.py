@@ -139,6 +139,8 @@ def test_an_unknown_key_is_answered_with_those_of_the_kind(load):
     expected = str(error.value).partition("expected one of ")[2].split(", ")
     assert {"kind", "weight", "auxiliary", "pooling", "class_weights"} <= set(expected)
     assert not {"decoder_size", "scheme", "num_targets"} & set(expected)
+    with pytest.raises(ConfigError, match=r"unknown key 'tasks.intent.schem', expected one of"):  # of tagging alone
+        load(MINIMAL, "tasks.intent.schem=bio")
 
 
 def test_data_paths_are_relative_to_the_configuration_and_absolute_ones_stay(load, tmp_path):
