@@ -276,9 +276,9 @@ class Stream:
             DataError: there is no token, or a field does not fit.
         """
         record = self._predictor.record_of(given, "input", self._dataset)
-        predictor, session, given = self._predictor, self._session, [record]
-        copied = predictor._run(session, given, self.tasks, False)
-        (answer,) = predictor._decoded(session, given, self.tasks, copied, None, distributions, with_paths=False)
+        predictor, session, records = self._predictor, self._session, [record]
+        copied = predictor._run(session, records, self.tasks, False)
+        (answer,) = predictor._decoded(session, records, self.tasks, copied, None, distributions, with_paths=False)
         return {"tokens": record.tokens, **answer}
 
     def reset(self) -> None:
