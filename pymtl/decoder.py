@@ -212,9 +212,9 @@ class DecoderHead(Head):
         above = tokens >= self.out_features if not self.copy else tokens != tokens
         wrong = (tokens != ignored) & ((tokens < 0) | above)
         refuse_where(wrong, tokens, lambda got: f"Target {got} is out of bounds", IndexError)
-        ends = torch.zeros_like(tokens, dtype=torch.bool)
-        ends[last_tokens(packed.batch_sizes).to(tokens.device, non_blocking=True)] = True
-        wrong = ((tokens == END) != ends) & (tokens != ignored)
+        is_last = torch.ones_like(tokens, dtype=torch.bool)
+        is_last[followed(packed)] = False
+        wrong = ((tokens == END) != is_last) & (tokens != ignored)
         refuse_where(wrong, tokens, _misplaced_end, ValueError)
         return packed
 
@@ -340,22 +340,18 @@ def copied_from(sources: Tensor, batch_sizes: Tensor, num_classes: int) -> Copie
 
 def read_before(targets: PackedSequence) -> Tensor:
     """What a decoder has read when it is to write each target token: the one before, or the end. Packed likewise."""
+    before = followed(targets)
+    # Where there is no label, there is only the end to read.
+    tokens = targets.data.index_select(0, before).clamp(min=END)
+    return torch.cat([tokens.new_full((len(targets.data) - len(before),), END), tokens])
+
+
+def followed(targets: PackedSequence) -> Tensor:
+    """The places of the tokens that another one follows, in the order of those others, int64 [N - B]."""
     sizes, count = targets.batch_sizes, targets.data.shape[0]
     first = int(sizes[0]) if len(sizes) > 0 else 0
     back = sizes[:-1].repeat_interleave(sizes[1:], output_size=count - first)
-    before = (torch.arange(first, count) - back).to(targets.data.device, non_blocking=True)
-    # Where there is no label, there is only the end to read.
-    tokens = targets.data.index_select(0, before).clamp(min=END)
-    return torch.cat([tokens.new_full((first,), END), tokens])
-
-
-def last_tokens(batch_sizes: Tensor) -> Tensor:
-    """The places of the last token of each of B packed sequences, int64 [B], in rising order."""
-    going_on = torch.cat([batch_sizes[1:], batch_sizes.new_zeros(1)])[: len(batch_sizes)]
-    starts = batch_sizes.cumsum(0) - batch_sizes
-    ending = batch_sizes - going_on  # sequences at each step
-    number = torch.arange(int(ending.sum())) - (ending.cumsum(0) - ending).repeat_interleave(ending)
-    return (starts + going_on).repeat_interleave(ending) + number
+    return (torch.arange(first, count) - back).to(targets.data.device, non_blocking=True)
 
 
 def _misplaced_end(got: int) -> str:
