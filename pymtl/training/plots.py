@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pymtl.serving.values import is_number, number_of
@@ -39,7 +40,7 @@ def _shown(names: Sequence[str]) -> list[str]:
 
 def comparison_plot(result: dict[str, Any]) -> Figure:
     """A panel for each score: of a setting with three numbers or more curves over it; else a point with its standard
-    deviation for each variant, and a line where the task is alone."""
+    deviation for each variant, and beside it a line and a band where the task is alone with the same settings."""
     key = _numbered(result)
     return _points(result) if key is None else _curves(result, key)
 
@@ -72,13 +73,15 @@ def _curves(result: dict[str, Any], key: str) -> Figure:
             label = f"{row['single']} alone" if row["single"] is not None else "together"
             lines.setdefault(" ".join([label, *others]), []).append(row)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
-        for label, rows in lines.items():
-            own = sorted((row for row in rows if name in row["scores"]), key=place)
-            if not own:
-                continue
+        scored = {label: [row for row in rows if name in row["scores"]] for label, rows in lines.items()}
+        scored = {label: sorted(rows, key=place) for label, rows in scored.items() if rows}
+        singles = sum(rows[0]["single"] is not None for rows in scored.values())
+        for label, own in scored.items():
             places = [place(row) for row in own]
             means, deviations = ([row["scores"][name][which] for row in own] for which in ("mean", "std"))
-            style = {"linestyle": "--", "color": "grey"} if rows[0]["single"] is not None else {}
+            style = {"linestyle": "--"} if own[0]["single"] is not None else {}
+            if style and singles == 1:
+                style["color"] = "grey"
             (line,) = axes.plot(places, means, marker="o", markersize=4, label=label, **style)
             lower, upper = ([m + sign * d for m, d in zip(means, deviations)] for sign in (-1, 1))
             axes.fill_between(places, lower, upper, color=line.get_color(), alpha=0.15, linewidth=0)
@@ -101,10 +104,7 @@ def _points(result: dict[str, Any]) -> Figure:
         places = [-i for i, _ in rows]
         means, deviations = [value["mean"] for _, value in rows], [value["std"] for _, value in rows]
         axes.errorbar(means, places, xerr=deviations, fmt="o", capsize=3)
-        for row in result["rows"]:
-            if row["single"] is not None and name in row["scores"]:
-                axes.axvline(row["scores"][name]["mean"], color="grey", linestyle="--", label=row["variant"])
-                axes.legend(fontsize="small")
+        _draw_alone(axes, name, variants, [row for row in result["rows"] if row["single"] is not None])
         axes.set(title=name.replace("/", " "), xlabel="mean and one standard deviation")
         axes.set(yticks=[-i for i in range(len(variants))], ylim=(0.5 - len(variants), 0.5))
         axes.xaxis.get_major_locator().set_params(nbins=5)
@@ -112,6 +112,23 @@ def _points(result: dict[str, Any]) -> Figure:
         axes.set_yticklabels([row["variant"] for row in variants] if first else [""] * len(variants))
         axes.grid(alpha=0.3)
     return figure
+
+
+def _draw_alone(axes: Axes, name: str, variants: list[dict[str, Any]], singles: list[dict[str, Any]]) -> None:
+    """A line and a band of one standard deviation in the row of each variant that has the settings of a task alone."""
+    label: str | None = "alone"
+    for row in singles:
+        if name not in row["scores"]:
+            continue
+        mean, deviation = (row["scores"][name][which] for which in ("mean", "std"))
+        for i, variant in enumerate(variants):
+            if row["settings"].items() <= variant["settings"].items():
+                ends = [-i - 0.5, -i + 0.5]
+                axes.plot([mean, mean], ends, color="grey", linestyle="--", label=label)
+                axes.fill_betweenx(ends, mean - deviation, mean + deviation, color="grey", alpha=0.15, linewidth=0)
+                label = None
+    if label is None:
+        axes.legend(fontsize="small")
 
 
 def evaluation_plot(evaluation: dict[str, Any]) -> Figure | None:

@@ -353,3 +353,10 @@ def test_other_settings_are_drawn_as_points(tmp_path, values):
     assert [label.get_text() for label in axes.get_yticklabels()] == [f"hard {value}" for value in values]
     (points,) = axes.containers
     assert points[0].get_xdata().tolist() == [0.5] * len(values)
+
+
+def test_beside_a_point_stands_the_task_alone_of_the_same_settings(tmp_path):
+    (axes,), _ = drawn(learning_curve(tmp_path, ["10", "30"]))
+    lines = [line.get_xydata().tolist() for line in axes.lines if line.get_linestyle() == "--"]
+    assert lines == [[[0.5, -0.5], [0.5, 0.5]], [[0.6, -1.5], [0.6, -0.5]]]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["alone"]
