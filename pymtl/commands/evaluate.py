@@ -39,7 +39,9 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--dataset", metavar="NAME", help="the data set that FILE belongs to, where there are several")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the test set, if the run was moved")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write (default: evaluation/ in RUN)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder to write (default: evaluation/NAME in RUN, NAME test or FILE's)"
+    )
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="texts at a time (default: 64)")
     parser.add_argument(
         "--beam",
@@ -150,6 +152,8 @@ def show(console: Any, evaluation: Evaluation, predictor: Predictor, name: str) 
     console.print(scores_table(evaluation["scores"], evaluation["sentences"], exact, name))
     console.print(f"{100 * evaluation['unknown_tokens']:.1f} % of the tokens are unknown to training")
     for task, found in evaluation["tasks"].items():
+        if found["labelled"] < evaluation["sentences"]:
+            console.print(f"{task}: {found['labelled']:,} sentences have a label", markup=False)
         rows = sorted(found.get("classes", []), key=lambda row: -row["support"])
         if rows:
             of = f", {MOST_ROWS} of {len(rows)}, the most frequent" if len(rows) > MOST_ROWS else ""

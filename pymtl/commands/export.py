@@ -54,8 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
     target = Run(out)
     earlier = is_exported(out)
     if (target.exists() or target.foreign_file() is not None) and not (arguments.overwrite and earlier):
-        more = ", or pass --overwrite" if earlier else ""
-        raise RunError(f"{out}: holds something else: name another folder{more}")
+        found, more = ("an export", ", or pass --overwrite") if earlier else ("something else", "")
+        raise RunError(f"{out}: holds {found} already: name another folder{more}")
     export(run, out, weights)
     programs = [target.path(PROGRAM), *target.steps()]
     sizes = ", ".join(f"{path.name} ({path.stat().st_size / 1e6:.1f} MB)" for path in programs)

@@ -67,7 +67,12 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
 
 # Of each option the field of pymtl.Search, its type, its metavar and its help.
 _SEARCH = {
-    "--nbest": ("nbest", positive, "N", "answers to give, the best score first (default: 1; --beam is N at least)"),
+    "--nbest": (
+        "nbest",
+        positive,
+        "N",
+        "answers to give, the best score first, samples as drawn (default: 1; --beam is N at least)",
+    ),
     "--length-penalty": ("length_penalty", float, "A", "divide scores by ((5 + length) / 6)^A (default: 1)"),
     "--coverage-penalty": ("coverage_penalty", float, "B", "prefer answers that have read the whole text (default: 0)"),
     "--no-repeat": ("no_repeat_ngram", positive, "N", "let no N tokens come twice in an answer"),
@@ -89,7 +94,8 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
         "--attention",
         type=picture,
         metavar="FILE.png",
-        help=f"draw how much each token of the first {MOST_DRAWN} answers read of the text; --json then gives it too",
+        help=f"draw how much each token of the first {MOST_DRAWN} answers read of the text; --json then gives it too "
+        "(of TEXTs, not of --input)",
     )
     group.add_argument(
         "--continue",

@@ -49,8 +49,8 @@ def to_onnx(program: Program, metadata: Mapping[str, str]) -> onnx.ModelProto:
     for task in program.tasks:
         if task["decoder"] == "generation":
             raise ValueError(
-                f"task {task['name']!r}: expected answers that follow from one run of a graph, got generated ones: "
-                "a .pymtl file holds them"
+                f"task {task['name']!r}: expected answers from one run of a graph, got generated ones, which take "
+                "a run for each token: export to a .pymtl file or a folder"
             )
     graph = _Graph(program)
     for each in program.inputs:

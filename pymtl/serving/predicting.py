@@ -15,6 +15,7 @@ from .tokenizing import Place, places
 # A text, its tokens, or a record with the fields that training read.
 Input = str | Sequence[str] | Mapping[str, Any]
 Answer = dict[str, Any]
+MOST_UNKNOWN = 8  # unknown tokens that are printed with an answer
 
 
 def input_of(line: str, number: int, as_record: bool) -> Input:
@@ -303,5 +304,7 @@ def described(answer: Answer, model: Answering) -> list[str]:
             lines.append(f"{name}: {task.rules.describe(answer[name], details, tokens, task)}")
     unknown = answer["unknown_tokens"]
     if unknown:
-        lines.append(f"unknown tokens: {', '.join(unknown)} ({len(unknown)} of {len(answer['tokens'])})")
+        names = list(dict.fromkeys(unknown))
+        shown = ", ".join(names[:MOST_UNKNOWN]) + (", …" if len(names) > MOST_UNKNOWN else "")
+        lines.append(f"unknown tokens: {shown} ({len(unknown)} of {len(answer['tokens'])})")
     return lines

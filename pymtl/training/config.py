@@ -290,8 +290,20 @@ def read(path: Path) -> dict[str, Any]:
         if not isinstance(raw, dict):
             raise ConfigError(f"{path}: expected sections, got {type(raw).__name__}")
         return raw
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}{_line_of(error, text)}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def _line_of(error: tomllib.TOMLDecodeError, text: str) -> str:
+    """The line that an error names, and what people who know Python write there."""
+    found = re.search(r"at line (\d+)", str(error))
+    if found is None:
+        return ""
+    line = text.split("\n")[int(found[1]) - 1].strip()
+    python = re.search(r"=\s*(True|False)\b", line)
+    return f": {line}" + (f" (TOML writes {python[1].lower()})" if python else "")
 
 
 def set_value(raw: dict[str, Any], override: str) -> None:
@@ -397,7 +409,7 @@ def _check_task(name: str, task: TaskConfig, config: Config, at: str) -> None:
         kinds = [kind.name for kind in KINDS.values() if kind.has_option(option.name)]
         value = getattr(task, option.name)
         fits = not kinds or task.kind in kinds or value == getattr(default, option.name)
-        _require(fits, f"{at}.{option.name}", f"none but for {' or '.join(kinds)}", value)
+        _require(fits, f"{at}.{option.name}", f"none with kind = {task.kind!r} (it is of {' and '.join(kinds)})", value)
     _require(0 <= task.label_smoothing <= 1, f"{at}.label_smoothing", "a number from 0 to 1", task.label_smoothing)
     _require(task.attention_heads >= 1, f"{at}.attention_heads", "a number above 0", task.attention_heads)
     pools = task.rules.has_option("pooling") and task.pooling != "attention"

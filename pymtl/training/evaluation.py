@@ -36,7 +36,8 @@ def evaluate(
         - ``sentences``, and ``unknown_tokens``, the share of tokens that training has not seen
         - ``scores``: as of ``pymtl train``
         - ``tasks``: of each task ``labelled``, the number of records with a label; ``unknown_labels``, how often labels
-          occur that training has not seen; what the kind's ``breakdown`` says; and ``calibration`` of the probabilities
+          occur that training has not seen, nor an answer can copy; what the kind's ``breakdown`` says; and
+          ``calibration`` of the probabilities
 
         And the wrong answers, a dictionary each: ``task``, ``text``, ``truth``, ``answer``, and ``probability`` of it.
     """
@@ -62,7 +63,11 @@ def evaluate(
         if task.rules.has_vocabulary(task):
             encoding = task.rules.encoding(predictor.labels[name])
             found["unknown_labels"] = dict(
-                Counter(label for value in truth for label in task.rules.unknown(value, encoding)).most_common()
+                Counter(
+                    label
+                    for r, _ in pairs
+                    for label in task.rules.unknown(r.labels[name], task.rules.reachable(r.tokens, encoding, task))
+                ).most_common()
             )
         chances = [details_of(name, answer).get("probability") for _, answer in pairs]
         if all(chance is not None for chance in chances):

@@ -9,6 +9,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pymtl.training.errors import ConfigError
 
+_NAMES = {type(None): "nothing", bool: "true or false"}
+
 
 def build(cls: type, raw: Any, where: str, prefix: str) -> Any:
     """An instance of a dataclass.
@@ -75,6 +77,6 @@ def _value(hint: Any, raw: Any, where: str, key: str) -> Any:
     if float in allowed and isinstance(raw, int) and not isinstance(raw, bool):
         return float(raw)
     if not isinstance(raw, allowed) or (isinstance(raw, bool) and bool not in allowed):
-        names = " or ".join("nothing" if a is type(None) else a.__name__ for a in allowed)
+        names = " or ".join(_NAMES.get(a, a.__name__) for a in allowed)
         raise ConfigError(f"{where}: {key}: expected {names}, got {raw!r}")
     return raw

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -186,6 +187,7 @@ def _calibration(axes: Any, name: str, found: dict[str, Any]) -> None:
     axes.grid(alpha=0.3)
 
 
+MOST_TICKS = 60  # tokens that are named along a side of a picture
 Read = tuple[Sequence[str], Sequence[str], Sequence[Sequence[float]], str]
 
 
@@ -195,20 +197,27 @@ def attention_plot(answers: Sequence[Read]) -> Figure:
     """
     columns = min(len(answers), 2)
     rows = -(-len(answers) // columns)
-    width, height = (0.34 * max(len(each[i]) for each in answers) + 1.4 for i in (0, 1))
-    figure = Figure(figsize=(max(width, 3.5) * columns, max(height, 2.8) * rows), layout="constrained")
+    width, height = (0.34 * min(max(len(each[i]) for each in answers), MOST_TICKS) + 1.4 for i in (0, 1))
+    width, height = max(width, 3.5), max(height, 2.8)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for each, (text, answer, weights, title) in zip(axes, answers):
         image = each.imshow(weights, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         long = max(map(len, text)) > 2
-        each.set_xticks(range(len(text)), list(map(_short, text)), rotation=90 if long else 0)
-        each.set_yticks(range(len(weights)), list(map(_short, [*answer, "end"]))[: len(weights)])
+        each.set_xticks(*_ticks(text), rotation=90 if long else 0)
+        each.set_yticks(*_ticks([*answer, "end"][: len(weights)]))
         each.set(xlabel="text", ylabel="answer")
-        each.set_title(_short(title, 48), fontsize="medium")
+        each.set_title(textwrap.fill(title, int(11 * width), max_lines=2, placeholder=" …"), fontsize="medium")
     for empty in axes[len(answers) :]:
         empty.set_axis_off()
     figure.colorbar(image, ax=axes, label="share read", shrink=0.8 / rows, anchor=(0, 1) if rows > 1 else (0, 0.5))
     return figure
+
+
+def _ticks(tokens: Sequence[str]) -> tuple[range, list[str]]:
+    """Where tokens are named and how, at most so many as can be read."""
+    places = range(0, len(tokens), max(-(-len(tokens) // MOST_TICKS), 1))
+    return places, [_short(tokens[i]) for i in places]
 
 
 def _short(label: str, width: int = 18) -> str:

@@ -185,7 +185,10 @@ class Predictor(Answering):
             raise ConfigError("expected a run folder to go on with a text, got an exported program")
         tasks = [name for name, task in self.tasks.items() if isinstance(task.rules, LanguageModel)]
         if len(tasks) != 1:
-            raise ConfigError(f"expected a run with one language model to go on with a text, got {len(tasks)}")
+            kinds = ", ".join(f"{name} ({task.kind})" for name, task in self.tasks.items())
+            raise ConfigError(
+                f"expected a run with one task of kind 'language_model' to go on with a text, got {kinds}"
+            )
         if self.labels.get(tasks[0]):
             raise ConfigError(f"expected a language model of tokens to go on with a text, got {tasks[0]!r} of suffixes")
         why = why_not_on(self._trained.model.embedding, self._trained.model.encoder)

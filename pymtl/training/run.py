@@ -242,7 +242,8 @@ class Run:
             raise RunError(f"{path}: there is no such file: is {self.folder} a run?") from None
         except NotADirectoryError:
             ours = self.folder.suffix.lower() == ".pymtl"
-            out = f": python -m pymtl_runtime predict {self.folder} answers from it" if ours else ""
+            asked = f"python -m pymtl_runtime predict {self.folder}"
+            out = f": {asked} answers from it (docs/deployment.md says where that package is)" if ours else ""
             raise RunError(f"{self.folder}: is a file, expected the folder of a run{out}") from None
         except ValueError as error:
             raise RunError(f"{path}: damaged: {error}") from None

@@ -30,6 +30,9 @@ def survey(sets: Sets, vocabulary: Vocabulary) -> list[str]:
         count = sum(record.labels.get(name) is not None for own in sets.train.values() for record in own)
         lines += _of_task(name, config, vocabulary, count)
         lines += _missing(name, sets)
+        lines += config.tasks[name].rules.remarks(
+            name, config.tasks[name], sets.train[config.tasks[name].dataset or ""]
+        )
         if config.tasks[name].auxiliary:
             lines.append(f"{name}: auxiliary, weight {config.tasks[name].weight:g}: trained, not scored")
     if config.balancing.kind == "equal_norm":
@@ -97,8 +100,13 @@ def _unknown_labels(
         if not task.rules.has_vocabulary(task):
             continue
         encoding = task.rules.encoding(vocabulary.labels[name])
-        labels = [record.labels[name] for own in sets.values() for record in own if record.labels.get(name) is not None]
-        unknown = Counter(label for value in labels for label in task.rules.unknown(value, encoding))
+        unknown = Counter(
+            label
+            for own in sets.values()
+            for record in own
+            if record.labels.get(name) is not None
+            for label in task.rules.unknown(record.labels[name], task.rules.reachable(record.tokens, encoding, task))
+        )
         if unknown:
             shown = ", ".join(f"{label!r} ({count:,})" for label, count in unknown.most_common(MOST))
             more = ", …" if len(unknown) > MOST else ""

@@ -357,13 +357,13 @@ def test_a_program_is_replaced_only_if_told_to_and_a_run_never(everything, two_s
     folder = tmp_path / "program"
     assert main(["export", str(everything), str(folder), "--weights", "int8"]) == 0
     assert main(["export", str(two_sets), str(folder)]) == 1
-    assert "holds something else: name another folder, or pass --overwrite" in capsys.readouterr().err
+    assert "holds an export already: name another folder, or pass --overwrite" in capsys.readouterr().err
     assert main(["export", str(two_sets), str(folder), "--overwrite"]) == 0
     same(pymtl.load(folder).predict(TEXTS), pymtl.load(two_sets).predict(TEXTS))
     assert pymtl.load(folder).weights == "float32"
     assert not (folder / "crfs.safetensors").exists()
     assert main(["export", str(everything), str(two_sets), "--overwrite"]) == 1
-    assert "holds something else: name another folder\n" in capsys.readouterr().err
+    assert "holds something else already: name another folder\n" in capsys.readouterr().err
 
 
 def test_a_copy_loads_the_file_again(two_sets):

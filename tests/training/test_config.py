@@ -47,7 +47,7 @@ def test_a_minimal_configuration_takes_the_defaults(load):
         ('seed = "1"\n' + MINIMAL, "seed", "expected int, got '1'"),
         ("seed = true\n" + MINIMAL, "seed", "expected int, got True"),
         (MINIMAL + "[training]\nepochs = 1.5\n", "training.epochs", "expected int, got 1.5"),
-        (MINIMAL + "[model]\nbidirectional = 1\n", "model.bidirectional", "expected bool, got 1"),
+        (MINIMAL + "[model]\nbidirectional = 1\n", "model.bidirectional", "expected true or false, got 1"),
         ('model = "big"\n' + MINIMAL, "model", "expected a section, got 'big'"),
         ("data = 1\n[tasks.intent]\nkind = 'tagging'\n", "data", "expected a section"),
         ('tasks = 1\n[data]\ntrain = "a"\nvalid = "b"\n', "tasks", "expected a section"),
@@ -80,6 +80,8 @@ def test_a_task_name_no_module_can_have_is_a_configuration_error(load, name):
 def test_a_file_that_is_no_toml_is_named_with_the_line(load):
     with pytest.raises(ConfigError, match=r"c\.toml: .*line 2"):
         load("seed = 1\nseed = = 2\n")
+    with pytest.raises(ConfigError, match=r"line 2, .*: bidirectional = True  # both \(TOML writes true\)$"):
+        load("[model]\nbidirectional = True  # both\n")
 
 
 def test_a_configuration_that_is_no_utf8_is_a_configuration_error(tmp_path):

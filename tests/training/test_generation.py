@@ -3,6 +3,8 @@
 import csv
 import json
 import random
+import re
+from dataclasses import replace
 
 import pytest
 import sacrebleu
@@ -13,11 +15,14 @@ import pymtl
 from pymtl.__main__ import main
 from pymtl.serving.answers import Scored
 from pymtl.serving.generation import Search
+from pymtl.serving.records import Record
 from pymtl.training import config as configuration
+from pymtl.training.config import TaskConfig
 from pymtl.training.data import read_all
 from pymtl.training.errors import ConfigError, DataError
 from pymtl.training.kinds import KINDS
 from pymtl.training.kinds.sequences import RightAnswers, error_rate
+from pymtl.training.plots import attention_plot
 from pymtl.training.run import Run
 from pymtl.training.vocabulary import Vocabulary
 
@@ -102,6 +107,19 @@ def test_samples_on_the_command_line_repeat_with_their_seed(folder, capsys):
     assert len({tuple(each["answer"]) for each in json.loads(first)["turned/nbest"]}) == 4
 
 
+def test_a_long_text_s_attention_is_drawn_in_a_picture_of_a_screen_s_width():
+    text, answer = [f"word{i}" for i in range(500)], [f"said{i}" for i in range(130)]
+    title = "reply: " + " ".join(answer)
+    figure = attention_plot([(text, answer, [[0.002] * 500] * 131, title), (["a"], [], [[1.0]], "reply: none (50 %)")])
+    assert max(figure.get_size_inches()) <= 2 * 22
+    panel, short, _ = figure.axes
+    assert [label.get_text() for label in panel.get_xticklabels()] == text[::9]
+    assert [label.get_text() for label in panel.get_yticklabels()] == [*answer, "end"][::3]
+    assert [label.get_text() for label in short.get_yticklabels()] == ["end"]
+    title = panel.get_title()
+    assert (title[:15], title[-2:], title.count("\n")) == ("reply: said0 sa", " …", 1)
+
+
 def test_attention_is_drawn_and_given(folder, capsys):
     printed(capsys, "predict", folder / "run", "a b c", "d e", "--attention", folder / "read.png")
     assert (folder / "read.png").read_bytes().startswith(b"\x89PNG")
@@ -158,7 +176,10 @@ def test_batches_do_not_change_answers(folder):
 
 
 WRONG = {
-    "no generation": (["--continue", "3"], "expected a run with one language model to go on with a text, got 0"),
+    "no generation": (
+        ["--continue", "3"],
+        "expected a run with one task of kind 'language_model' to go on with a text, got turned (gen",
+    ),
     "samples": (["--top-k", "3"], "--top-k: expected --sample with it"),
     "more than the beam": (
         ["--beam", "2", "--nbest", "3"],
@@ -262,6 +283,32 @@ def test_what_training_is_told_of_answers_that_cannot_be_learnt(tmp_path):
     assert said in sets.notes
 
 
+COPIED = "what its answers are made of stands in their texts, to be copied"
+DIFFERENT = (
+    "; {} % more would but for signs and capitals, as {}: answers are split at spaces alone, texts by the tokenizer; "
+    "lowercase = true takes capitals away"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "share", "more"),
+    [
+        (["I", "am", "Ann", "."], "hi Ann", 50, ""),
+        (["I", "am", "Ann", "."], "oh hi I'm (Ann!", 0, DIFFERENT.format(25, "'(Ann!' for 'Ann'")),
+        (["i", "am", "ann", "."], "Ann . I .", 50, DIFFERENT.format(50, "'Ann' for 'ann'")),
+        (list("Iamann"), "hi Ann !", 0, ": are texts and answers split alike?"),
+    ],
+    ids=["alike", "signs", "capitals", "nothing"],
+)
+def test_what_training_is_told_of_what_can_be_copied(text, answer, share, more):
+    rules = KINDS["generation"]
+    records = [Record(text, {"said": RightAnswers(tuple(answer.split()))}), Record(text, {"said": None})]
+    task = TaskConfig("generation", copy=True)
+    assert rules.remarks("said", task, records) == [f"said: {share} % of {COPIED}{more}"]
+    assert rules.remarks("said", TaskConfig("generation"), records) == []
+    assert rules.remarks("said", task, [records[1], Record(text, {"said": RightAnswers(())})]) == []
+
+
 def test_the_vocabulary_begins_with_the_end(tmp_path):
     task, _, sets = labels(tmp_path, lines(*[["b", "a"], ["b", "c"], ["b", "a"]] * 4), label_min_count=4)
     records = [*sets.train[""], *sets.valid[""]]
@@ -272,6 +319,12 @@ def test_the_vocabulary_begins_with_the_end(tmp_path):
     target = rules.target(RightAnswers(("b", "z", "c")), encoding, None, task, None)
     assert target.tolist() == [2, 1, 4, 0]
     assert rules.unknown(RightAnswers(("b", "z")), encoding) == ["z"]
+    answers, task = [RightAnswers(("a", "b")), RightAnswers(("b",))], TaskConfig("generation", label_min_count=3)
+    with pytest.raises(
+        DataError, match=r"tasks\.said\.label_min_count: expected 2 at most, how often the most frequent "
+    ):
+        rules.vocabulary("said", answers, task)
+    assert rules.vocabulary("said", answers, replace(task, copy=True)) == ["<end>", "<unk>"]
 
 
 @pytest.mark.parametrize(
@@ -283,6 +336,7 @@ def test_the_vocabulary_begins_with_the_end(tmp_path):
         (lines(["a"]), {"units": "words"}, "field 'said': expected a text, got a list of 1"),
         (lines(["a", "<end>"]), {}, "expected answers without <end>"),
         (lines("a <unk>"), {}, "expected answers without <unk>"),
+        (lines(None), {}, "train.jsonl: no record has a label of any task"),
         (lines("a", ["b"]), {}, "tasks.said: expected labels that are all texts or all lists of tokens, got both"),
         (lines("a", all=3), {"references": "all"}, "its references in 'all': expected a list of answers, got 3"),
         (lines("a", all="b"), {"references": "all"}, "its references in 'all': expected a list of answers, got 'b'"),
@@ -310,7 +364,8 @@ def test_labels_that_do_not_fit(tmp_path, text, options, message):
         ({"max_length": -1}, "tasks.said.max_length: expected a number of at least 0, got -1"),
         ({"attention_heads": 3}, "tasks.said.attention_heads: expected a divisor of decoder_size, got 3"),
         ({"attention": "none"}, "tasks.said.attention: expected"),
-        ({"pooling": "max"}, "tasks.said.pooling: expected none but for"),
+        ({"pooling": "max"}, "tasks.said.pooling: expected none with kind = 'generation' (it is of classification and"),
+        ({"copy": "yes"}, "tasks.said.copy: expected true or false, got 'yes'"),
         ({"copy": True, "label_smoothing": 0.1}, "tasks.said.label_smoothing: expected 0 with copy, got 0.1"),
         ({"copy": True, "units": "characters"}, "tasks.said.units: expected tokens or words with copy"),
         ({"label_smoothing": 2.0}, "tasks.said.label_smoothing: expected a number from 0 to 1, got 2.0"),
@@ -608,7 +663,9 @@ def test_unknown_words_are_copied(tmp_path, capsys):
     for name, count, seed in (("train", 400, 0), ("valid", 30, 1), ("test", 60, 2)):
         toy.write_lines(tmp_path / f"{name}.jsonl", list(greetings(count, seed)))
     (tmp_path / "run.toml").write_text(GREETINGS, encoding="utf-8")
-    toy.quiet("train", tmp_path / "run.toml", "--run", tmp_path / "run")
+    said = printed(capsys, "train", tmp_path / "run.toml", "--run", tmp_path / "run")
+    assert re.search(rf"reply: [34]. % of {COPIED}\n", said)
+    assert "labels of reply that training lacks" not in said  # the names of validation and test
     assert Run(tmp_path / "run").read_scores()["reply/exact_match"] > 0.95
     model = pymtl.load(tmp_path / "run")
     answers = model.predict(["my name is Zaphod please", "this is Trillian speaking"], search=Search(beam_size=3))
@@ -627,3 +684,7 @@ def test_unknown_words_are_copied(tmp_path, capsys):
             assert ours["reply/probability"] == pytest.approx(theirs["reply/probability"], rel=1e-3)
             nbest = [[each["answer"] for each in found.get("reply/nbest", [])] for found in (ours, theirs)]
             assert nbest[0] == nbest[1]
+    toy.write_lines(tmp_path / "new.jsonl", [*greetings(5, 3), {"text": "I am Xi", "reply": "hello Yu"}])
+    assert "labels that training lacks, each one missed: 'Yu' 1" in printed(
+        capsys, "evaluate", tmp_path / "run", tmp_path / "new.jsonl", "--out", tmp_path / "new"
+    )

@@ -105,7 +105,10 @@ def test_a_crf_learns_and_its_tags_are_decoded_together(crf, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["tasks.intent.decoder=crf"], "tasks.intent.decoder: expected none but for tagging"),
+        (
+            ["tasks.intent.decoder=crf"],
+            "tasks.intent.decoder: expected none with kind = 'classification'",
+        ),
         (["tasks.slots.bio=true"], "tasks.slots.bio: expected decoder = 'crf' with it"),
         (["tasks.slots.decoder=crf", "tasks.slots.label_smoothing=0.1"], "label_smoothing: expected 0 for a crf"),
         (["tasks.slots.decoder=viterbi"], "decoder"),

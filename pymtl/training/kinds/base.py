@@ -16,6 +16,7 @@ from pymtl.heads import Head, Reads
 from pymtl.losses import CrossEntropy
 from pymtl.pooling import AttentionPooling
 from pymtl.serving.answers import NO_LABEL, Answers, Scored
+from pymtl.serving.records import Record
 from pymtl.serving.tokenizing import Place
 from pymtl.serving.values import as_name, check_text, is_label, is_number, number_of, shown
 from pymtl.training.errors import DataError
@@ -203,6 +204,15 @@ class Kind(Answers, ABC):
     def unknown(self, label: Any, encoding: Any) -> list[str]:
         """The parts of a label that training has not seen, which no answer can have."""
         return [self.label_name(part) for part in self.parts(label) if self.label_name(part) not in encoding]
+
+    def reachable(self, tokens: Sequence[str], encoding: Any, task: TaskConfig) -> Any:
+        """The encoding of all that an answer to these tokens can be made of: labels, and what it may copy."""
+        copied = self.sources(tokens, encoding, task)
+        return encoding if copied is None else copied
+
+    def remarks(self, name: str, task: TaskConfig, records: Sequence[Record]) -> list[str]:
+        """What is worth knowing of the training records' texts and labels, a line each."""
+        return []
 
     def target(self, label: Any, encoding: Any, tokens: Tensor, task: TaskConfig, config: Config) -> Tensor:
         """What the loss takes for a label; a label that training has not seen counts as missing. Here of texts that are

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from pymtl.serving.answers import GenerationAnswers, Scored
 from pymtl.serving.encoding import UNKNOWN
 from pymtl.serving.generation import END
 from pymtl.serving.generation import UNKNOWN as UNKNOWN_ID
+from pymtl.serving.records import Record
 from pymtl.serving.values import are_strings, shown
 from pymtl.training.errors import DataError
 from pymtl.training.kinds.base import AttentionHeadsOptions, Column, Learned, Requirement, SmoothingOptions
@@ -22,12 +24,36 @@ from pymtl.training.kinds.sequences import ReferenceOptions, RightAnswers, Seque
 
 END_NAME = "<end>"
 SPECIAL = (END_NAME, UNKNOWN)  # the first labels
+WORTH_SAYING = 0.05  # of the answers' tokens
 
 
 def _rare_words(values: Sequence[RightAnswers]) -> int:
     """How many answers have a word that no other has."""
     count = Counter(word for label in values for word in set(label.tokens))
     return sum(any(count[word] == 1 for word in label.tokens) for label in values)
+
+
+def _share_copied(pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> str:
+    """How many tokens of answers stand in their texts, and how many would if both were written alike."""
+    total, found, alike = 0, 0, Counter[tuple[str, str]]()
+    for text, answer in pairs:
+        given, bare = set(text), {_bare(token): token for token in text}
+        total += len(answer)
+        found += sum(token in given for token in answer)
+        alike.update((token, bare[_bare(token)]) for token in answer if token not in given and _bare(token) in bare)
+    line = f"{100 * found / total:.0f} % of what its answers are made of stands in their texts, to be copied"
+    if alike.total() >= WORTH_SAYING * total:
+        answered, read = alike.most_common(1)[0][0]
+        return (
+            f"{line}; {100 * alike.total() / total:.0f} % more would but for signs and capitals, as {answered!r} for "
+            f"{read!r}: answers are split at spaces alone, texts by the tokenizer; lowercase = true takes capitals away"
+        )
+    return line if found >= WORTH_SAYING * total else f"{line}: are texts and answers split alike?"
+
+
+def _bare(token: str) -> str:
+    """A token without the signs around it, in small letters; of signs alone the token."""
+    return re.sub(r"^\W+|\W+$", "", token.casefold()) or token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +122,16 @@ class Generation(GenerationAnswers, SequenceKind):
     def vocabulary(self, name: str, values: Sequence[Any], task: Any) -> list[str]:
         counts = Counter(token for label in values for token in label.tokens)
         kept = [token for token, count in counts.items() if count >= task.label_min_count]
+        if counts and not kept and not task.copy:
+            raise DataError(
+                f"tasks.{name}.label_min_count: expected {counts.most_common(1)[0][1]} at most, how often the most "
+                f"frequent token of its answers occurs, got {task.label_min_count}"
+            )
         return [*SPECIAL, *sorted(kept, key=lambda token: (-counts[token], token))]
 
     def settled(self, name: str, task: Any, values: Sequence[Any], notes: list[str]) -> Any:
         texts = [label.is_text for label in values]
-        if any(texts) != all(texts):
+        if any(texts) and not all(texts):
             raise DataError(f"tasks.{name}: expected labels that are all texts or all lists of tokens, got both")
         units = ("words" if any(texts) else "tokens") if task.units == "auto" else task.units
         super().settled(name, task, values, notes)
@@ -119,6 +150,14 @@ class Generation(GenerationAnswers, SequenceKind):
                 "copy = true lets words of the text stand in an answer"
             )
         return replace(task, units=units, max_length=task.max_length or max(2 * longest, 1))
+
+    def remarks(self, name: str, task: Any, records: Sequence[Record]) -> list[str]:
+        if not task.copy:
+            return []
+        pairs = [
+            (record.tokens, record.labels[name].tokens) for record in records if record.labels.get(name) is not None
+        ]
+        return [f"{name}: {_share_copied(pairs)}"] if any(answer for _, answer in pairs) else []
 
     def target(
         self, label: RightAnswers, encoding: Mapping[str, int], tokens: Tensor, task: Any, config: Any
