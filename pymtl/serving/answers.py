@@ -20,7 +20,7 @@ from . import tags as schemes
 from .encoding import FIRST_TOKEN
 from .generation import END, UNKNOWN, Hypothesis, Search
 from .probabilities import log_softmax, sigmoid, softmax
-from .tokenizing import Place
+from .tokenizing import Place, joined, pieces_of
 from .values import as_name
 
 NO_LABEL = -100  # the target of what has no label
@@ -306,10 +306,14 @@ class GenerationAnswers(Answers):
         """Tokens in the form of the records."""
         if task.units == "tokens":
             return list(tokens)
+        if task.units == "pieces":
+            return joined(tokens)
         return (" " if task.units == "words" else "").join(tokens)
 
-    def tokens_of(self, answer: Sequence[str], task: Any) -> list[str]:
-        """What :meth:`in_form` was given."""
+    def tokens_of(self, answer: Any, task: Any) -> list[str]:
+        """The tokens of an answer in the form of the records."""
+        if task.units == "pieces":
+            return pieces_of(answer)
         return answer.split() if task.units == "words" else list(answer)
 
     def decode(self, logits: list[list[Hypothesis]], given: Decoding) -> list[list[str] | str]:
@@ -332,12 +336,19 @@ class GenerationAnswers(Answers):
         }
 
     def distributions(self, logits: list[list[Hypothesis]], given: Decoding) -> dict[str, list[Any]]:
-        """``attention``: of each token of the answer, and of its end, how much was read of each token of the text."""
-        return {"attention": [found[0].attention.tolist() for found in logits]}
+        """``attention``: of each token of the answer, and of its end, how much was read of each token of the text; and
+        these tokens where they are pieces, of which two may have become one word: ``pieces``."""
+        attention = {"attention": [found[0].attention.tolist() for found in logits]}
+        if given.task.units != "pieces":
+            return attention
+        return attention | {"pieces": [self._tokens(found[0], given, i) for i, found in enumerate(logits)]}
 
     def _answer(self, found: Hypothesis, given: Decoding, sentence: int) -> list[str] | str:
+        return self.in_form(self._tokens(found, given, sentence), given.task)
+
+    def _tokens(self, found: Hypothesis, given: Decoding, sentence: int) -> list[str]:
         names = given.labels if given.copied is None else [*given.labels, *given.copied[sentence]]
-        return self.in_form([names[i] for i in found.tokens], given.task)
+        return [names[i] for i in found.tokens]
 
     def describe(self, value: list[str] | str, details: Mapping[str, Any], tokens: Sequence[str], task: Any) -> str:
         every = details.get("nbest") or [{"answer": value, **details}]

@@ -13,6 +13,8 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import Literal
 
 Tokenizer = Literal["words", "whitespace", "characters"]
@@ -61,3 +63,30 @@ def places(text: str, tokenizer: Tokenizer) -> list[Place]:
 def tokens_of(text: str, tokenizer: Tokenizer) -> list[str]:
     """The tokens of a text."""
     return [text[first:last] for first, last in places(text, tokenizer)]
+
+
+JOINER = "\uffed"  # where a piece has no space beside it
+
+
+def pieces_of(text: str) -> list[str]:
+    """The tokens of ``words``, of which :func:`joined` makes the text again: where no space stands between two, a
+    joiner marks the sign of them, ``(￭ Ann ￭)``; of two signs or two words the second."""
+    found = places(text, "words")
+    tokens = [text[first:last] for first, last in found]
+    for i, ((_, end), (start, _)) in enumerate(pairwise(found)):
+        if end == start:
+            before, after = text[found[i][0]], text[start]
+            if _is_sign(before) and not _is_sign(after):
+                tokens[i] += JOINER
+            else:
+                tokens[i + 1] = JOINER + tokens[i + 1]
+    return tokens
+
+
+def joined(pieces: Iterable[str]) -> str:
+    """The text of pieces, a space between two where no joiner stands."""
+    return " ".join(pieces).replace(f" {JOINER}", "").replace(f"{JOINER} ", "").replace(JOINER, "")
+
+
+def _is_sign(character: str) -> bool:
+    return re.match(r"\w", character) is None

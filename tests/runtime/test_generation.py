@@ -542,10 +542,10 @@ def test_a_run_answers_texts(options, turned):
 def test_a_run_copies_words(tmp_path):
     """Also of several texts at a time, of which some have more words to copy than others."""
     rng = np.random.default_rng(0)
-    texts = [f"I am {''.join(rng.choice(list('abcdef'), 6))} today" for _ in range(80)]
-    records = [{"text": text, "turned": f"hello {text.split()[2]}", "length": "3"} for text in texts]
+    names = ["".join(rng.choice(list("abcdef"), 6)) for _ in range(80)]
+    records = [{"text": f"I am {name}, today", "turned": f"hello, {name}!", "length": "3"} for name in names]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    options = 'copy = true\nlabel_min_count = 2\nunits = "words"'
+    options = 'copy = true\nlabel_min_count = 2\nunits = "pieces"'
     (tmp_path / "turned.toml").write_text(TURNED.replace('units = "words"', options))
     assert main(["train", str(tmp_path / "turned.toml"), "--run", str(tmp_path / "run")]) == 0
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "turned.pymtl")]) == 0
@@ -555,9 +555,11 @@ def test_a_run_copies_words(tmp_path):
     for search in searches:
         found, expected = (model.predict(texts, search=search) for model in (ours, theirs))
         for own, others in zip(found, expected, strict=True):
-            assert own.get("turned") == others.get("turned")
+            for key in ("turned", "turned/pieces"):
+                assert own.get(key) == others.get(key)
             nbest = [[each["answer"] for each in answer.get("turned/nbest", [])] for answer in (own, others)]
             assert nbest[0] == nbest[1]
+    assert any("￭!" in pieces for pieces in (answer.get("turned/pieces", []) for answer in found))
     copied = " ".join(each["answer"] for each in found[0]["turned/nbest"])
     assert "Zaphod" in copied or "Beeblebrox" in copied
     copied = " ".join(each["answer"] for each in found[-1]["turned/nbest"])

@@ -17,6 +17,7 @@ from pymtl.serving.encoding import UNKNOWN
 from pymtl.serving.generation import END
 from pymtl.serving.generation import UNKNOWN as UNKNOWN_ID
 from pymtl.serving.records import Record
+from pymtl.serving.tokenizing import JOINER
 from pymtl.serving.values import are_strings, shown
 from pymtl.training.errors import DataError
 from pymtl.training.kinds.base import AttentionHeadsOptions, Column, Learned, Requirement, SmoothingOptions
@@ -33,7 +34,7 @@ def _rare_words(values: Sequence[RightAnswers]) -> int:
     return sum(any(count[word] == 1 for word in label.tokens) for label in values)
 
 
-def _share_copied(pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> str:
+def _share_copied(pairs: Sequence[tuple[Sequence[str], Sequence[str]]], units: str) -> str:
     """How many tokens of answers stand in their texts, and how many would if both were written alike."""
     total, found, alike = 0, 0, Counter[tuple[str, str]]()
     for text, answer in pairs:
@@ -44,10 +45,14 @@ def _share_copied(pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> str:
     line = f"{100 * found / total:.0f} % of what its answers are made of stands in their texts, to be copied"
     if alike.total() >= WORTH_SAYING * total:
         answered, read = alike.most_common(1)[0][0]
-        return (
-            f"{line}; {100 * alike.total() / total:.0f} % more would but for signs and capitals, as {answered!r} for "
-            f"{read!r}: answers are split at spaces alone, texts by the tokenizer; lowercase = true takes capitals away"
-        )
+        if answered.casefold() == read.casefold():
+            why = "copies are written as the text is, and in small letters with lowercase = true"
+        elif units == "words":
+            why = 'answers are split at spaces alone; units = "pieces" splits their signs off'
+        else:
+            why = "answers and texts are split in other ways"
+        more = f"{100 * alike.total() / total:.0f} % more would but for signs and capitals"
+        return f"{line}; {more}, as {answered!r} for {read!r}: {why}"
     return line if found >= WORTH_SAYING * total else f"{line}: are texts and answers split alike?"
 
 
@@ -59,8 +64,9 @@ def _bare(token: str) -> str:
 @dataclass(frozen=True, kw_only=True)
 class GenerationOptions(ReferenceOptions, AttentionHeadsOptions, SmoothingOptions):
     # What answers are made of: "tokens" of labels that are lists; of labels that are texts "words", what stands between
-    # spaces, or "characters". "auto": "tokens" or "words"
-    units: Literal["auto", "tokens", "words", "characters"] = "auto"
+    # spaces, "pieces", words and the signs beside them as the tokenizer "words" splits them, or "characters". "auto":
+    # "tokens" or "words"
+    units: Literal["auto", "tokens", "words", "pieces", "characters"] = "auto"
     label_min_count: int = 1  # tokens of answers that are rarer in training are not learnt
     decoder_cell: Literal["lstm", "gru"] = "lstm"  # what writes the answers
     decoder_size: int = 256  # its units
@@ -91,7 +97,7 @@ class Generation(GenerationAnswers, SequenceKind):
             (task.max_length >= 0, "max_length", "a number of at least 0"),
             (0 <= task.decoder_dropout < 1, "decoder_dropout", "a number from 0 to below 1"),
             (not task.copy or task.label_smoothing == 0, "label_smoothing", "0 with copy"),
-            (not task.copy or task.units != "characters", "units", "tokens or words with copy"),
+            (not task.copy or task.units != "characters", "units", "tokens, words or pieces with copy"),
             (not task.copy or config.model.words, "copy", "a text of words to copy from"),
             (task.decoder_size % task.attention_heads == 0, "attention_heads", "a divisor of decoder_size"),
         ]
@@ -113,10 +119,12 @@ class Generation(GenerationAnswers, SequenceKind):
         is_text = isinstance(answer, str)
         if not (is_text or are_strings(answer)) or (task.units != "auto" and is_text != (task.units != "tokens")):
             raise DataError(f"expected {wanted}, got {shown(answer, lambda part: isinstance(part, str))}")
-        found = list(answer) if task.units == "characters" else answer.split() if is_text else answer
+        found = answer.split() if task.units == "auto" and is_text else self.tokens_of(answer, task)
         for name in SPECIAL:
             if name in found:
                 raise DataError(f"expected answers without {name}, which has a meaning of its own here")
+        if task.units == "pieces" and JOINER in answer:
+            raise DataError(f"expected answers without {JOINER}, which has a meaning of its own with units = 'pieces'")
         return tuple(found)
 
     def vocabulary(self, name: str, values: Sequence[Any], task: Any) -> list[str]:
@@ -142,7 +150,7 @@ class Generation(GenerationAnswers, SequenceKind):
                 f"{name}: {count:,} of {len(values):,} answers are longer than max_length = {task.max_length} and can "
                 f"never be given: the longest has {longest} {units}"
             )
-        rare = _rare_words(values) if units == "words" and not task.copy else 0
+        rare = _rare_words(values) if units in ("words", "pieces") and not task.copy else 0
         if 2 * rare > len(values):
             notes.append(
                 f"{name}: {rare:,} of {len(values):,} answers hold a word that stands in no other answer, so that it "
@@ -157,7 +165,7 @@ class Generation(GenerationAnswers, SequenceKind):
         pairs = [
             (record.tokens, record.labels[name].tokens) for record in records if record.labels.get(name) is not None
         ]
-        return [f"{name}: {_share_copied(pairs)}"] if any(answer for _, answer in pairs) else []
+        return [f"{name}: {_share_copied(pairs, task.units)}"] if any(answer for _, answer in pairs) else []
 
     def target(
         self, label: RightAnswers, encoding: Mapping[str, int], tokens: Tensor, task: Any, config: Any
@@ -196,8 +204,8 @@ class Generation(GenerationAnswers, SequenceKind):
         }
         if task.units == "tokens":
             return scores
-        if task.units == "characters":
-            words = [["".join(answer).split() for answer in label] for label in truth]
+        if task.units != "words":
+            words = [[str(self.in_form(answer, task)).split() for answer in label] for label in truth]
             scores["word_error_rate"] = error_rate(words, [each.split() for each in guess])
         import sacrebleu
 
