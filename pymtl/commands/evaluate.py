@@ -40,7 +40,7 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
     parser.add_argument("--dataset", metavar="NAME", help="the data set that FILE belongs to, where there are several")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the test set, if the run was moved")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder to write (default: evaluation/NAME in RUN, NAME test or FILE's)"
+        "--out", type=Path, metavar="DIR", help="folder to write (default: in RUN, evaluation/test or evaluation/FILE)"
     )
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="texts at a time (default: 64)")
     parser.add_argument(

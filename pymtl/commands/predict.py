@@ -235,7 +235,7 @@ def _draw_attention(predictor: Predictor, answers: Sequence[Answer], path: Path)
     panels = [
         (
             answer.get(f"{name}/split", answer["tokens"]),
-            answer.get(f"{name}/pieces", task.rules.tokens_of(answer[name], task)),
+            answer[f"{name}/written"],
             answer[f"{name}/attention"],
             _title(name, task, answer),
         )

@@ -20,7 +20,7 @@ from . import tags as schemes
 from .encoding import FIRST_TOKEN
 from .generation import END, UNKNOWN, Hypothesis, Search
 from .probabilities import log_softmax, sigmoid, softmax
-from .tokenizing import Place, joined, pieces_of
+from .tokenizing import JOINER, Place, joined, pieces_of
 from .values import as_name
 
 NO_LABEL = -100  # the target of what has no label
@@ -294,9 +294,11 @@ class GenerationAnswers(Answers):
     def sources(self, tokens: Sequence[str], encoding: dict[str, int], task: Any) -> ChainMap[str, int] | None:
         if not task.copy:
             return None
-        # A text may hold what the end and unknown tokens are called by.
-        further = dict.fromkeys(token for token in tokens if encoding.get(token, END) in (END, UNKNOWN))
-        return ChainMap({token: len(encoding) + i for i, token in enumerate(further)}, encoding)
+        # A text may hold what the end and unknown tokens are called by. What joins pieces is never copied.
+        others = [token for token in tokens if encoding.get(token, END) in (END, UNKNOWN)]
+        never = dict.fromkeys((token for token in others if task.units == "pieces" and JOINER in token), UNKNOWN)
+        further = dict.fromkeys(token for token in others if token not in never)
+        return ChainMap({token: len(encoding) + i for i, token in enumerate(further)}, never, encoding)
 
     def search(self, task: Any, asked: Search | None) -> Search:
         """How answers are looked for: as the task's configuration says, unless something else is asked for."""
@@ -314,14 +316,15 @@ class GenerationAnswers(Answers):
         """The tokens of an answer in the form of the records."""
         if task.units == "pieces":
             return pieces_of(answer)
-        return answer.split() if task.units == "words" else list(answer)
+        is_text = task.units == "words" or (task.units == "auto" and isinstance(answer, str))
+        return answer.split() if is_text else list(answer)
 
     def decode(self, logits: list[list[Hypothesis]], given: Decoding) -> list[list[str] | str]:
         return [self._answer(found[0], given, i) for i, found in enumerate(logits)]
 
     def details(self, logits: list[list[Hypothesis]], given: Decoding) -> dict[str, list[Any]]:
         """``probability`` of the answer, the product of its tokens' and its end's; whether it ``ended``, or was cut off
-        at the longest that it may be; and of several answers all, the best first, as ``nbest``."""
+        at the longest that it may be; and of several answers all, of a search the best first, as ``nbest``."""
         every = [[self._details(each, given, i) for each in found] for i, found in enumerate(logits)]
         details = {key: [own[0][key] for own in every] for key in ("probability", "ended")}
         return details | ({"nbest": every} if given.search.nbest > 1 else {})
@@ -336,12 +339,12 @@ class GenerationAnswers(Answers):
         }
 
     def distributions(self, logits: list[list[Hypothesis]], given: Decoding) -> dict[str, list[Any]]:
-        """``attention``: of each token of the answer, and of its end, how much was read of each token of the text; and
-        these tokens where they are pieces, of which two may have become one word: ``pieces``."""
-        attention = {"attention": [found[0].attention.tolist() for found in logits]}
-        if given.task.units != "pieces":
-            return attention
-        return attention | {"pieces": [self._tokens(found[0], given, i) for i, found in enumerate(logits)]}
+        """``written``: the answer's tokens, as it was written; and ``attention``: of each of them, and of the end, how
+        much was read of each token of the text."""
+        return {
+            "written": [self._tokens(found[0], given, i) for i, found in enumerate(logits)],
+            "attention": [found[0].attention.tolist() for found in logits],
+        }
 
     def _answer(self, found: Hypothesis, given: Decoding, sentence: int) -> list[str] | str:
         return self.in_form(self._tokens(found, given, sentence), given.task)

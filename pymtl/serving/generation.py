@@ -29,7 +29,7 @@ class Search:
     Args:
         beam_size: how many hypotheses of a sentence are kept at each step; 1 takes the likeliest token each time. None:
             as many as the task's configuration says, and ``nbest`` at least.
-        nbest: how many answers are given, the best first: at most ``beam_size`` of a search, any number of samples.
+        nbest: how many answers are given: of a search ``beam_size`` at most, the best first; any number of samples.
         length_penalty: the power a of the length by which scores are divided, ``((5 + length) / 6)^a`` (Wu et al. 2016,
             "Google's Neural Machine Translation System", equation 14); 0 prefers short answers.
         coverage_penalty: the weight b of that equation's second term, which prefers answers whose attention has passed

@@ -126,10 +126,10 @@ class Answering:
               distribution, which need not be the likeliest
             - ``<task>/probability``: of the answer; of tags and of CTC's labels only with ``distributions``
             - ``<task>/ended``: of a generated answer, whether it ended, or was cut off at the longest that it may be
-            - ``<task>/nbest``: of generated answers, if several are asked for, the best first: of each ``answer``,
-              ``probability``, ``score`` and ``ended``
-            - ``<task>/attention``: of generated answers, how much each token of the answer, and its end, has read of
-              each token of the text. Only with ``distributions``
+            - ``<task>/nbest``: of generated answers, if several are asked for: of each ``answer``, ``probability``,
+              ``score`` and ``ended``; the best first, or samples as they were drawn
+            - ``<task>/written``, ``<task>/attention``: of generated answers, the tokens as they were written, and how
+              much each of them, and the end, has read of each token of the text. Only with ``distributions``
             - ``<task>/probabilities``: of each label by name; of tags, of each token's tag. Only with ``distributions``
             - ``<task>/split``: the tokens that the answer is of, where the task's data set splits texts in another way
               than the first

@@ -14,7 +14,6 @@ import functools
 import re
 import unicodedata
 from collections.abc import Iterable
-from itertools import pairwise
 from typing import Literal
 
 Tokenizer = Literal["words", "whitespace", "characters"]
@@ -69,24 +68,52 @@ JOINER = "\uffed"  # where a piece has no space beside it
 
 
 def pieces_of(text: str) -> list[str]:
-    """The tokens of ``words``, of which :func:`joined` makes the text again: where no space stands between two, a
-    joiner marks the sign of them, ``(￭ Ann ￭)``; of two signs or two words the second."""
-    found = places(text, "words")
-    tokens = [text[first:last] for first, last in found]
-    for i, ((_, end), (start, _)) in enumerate(pairwise(found)):
-        if end == start:
-            before, after = text[found[i][0]], text[start]
-            if _is_sign(before) and not _is_sign(after):
-                tokens[i] += JOINER
+    """The tokens of ``words``, of which :func:`joined` makes the text again.
+
+    Where no space stands between two, a joiner marks one of them: ``(￭ Ann ￭)``. It marks a sign rather than a word,
+    since words of a text are to be found among its pieces. Ideographs need none beside one another; a space between
+    two of them is a piece.
+    """
+    pieces: list[str] = []
+    end = None
+    for start, behind in places(text, "words"):
+        token = text[start:behind]
+        both = bool(pieces) and _are_ideographs(pieces[-1], token)
+        if both and start != end:
+            pieces.append(JOINER + " " + JOINER)
+        if not both and start == end:
+            if _joins(pieces[-1]) > _joins(token):
+                pieces[-1] += JOINER
             else:
-                tokens[i + 1] = JOINER + tokens[i + 1]
-    return tokens
+                token = JOINER + token
+        pieces.append(token)
+        end = behind
+    return pieces
 
 
 def joined(pieces: Iterable[str]) -> str:
-    """The text of pieces, a space between two where no joiner stands."""
-    return " ".join(pieces).replace(f" {JOINER}", "").replace(f"{JOINER} ", "").replace(JOINER, "")
+    """The text of pieces: a space between two where neither has a joiner, nor both are ideographs."""
+    text, free = "", False
+    for piece in pieces:
+        bare = piece.removeprefix(JOINER)
+        if free and bare == piece and not _are_ideographs(text, bare):
+            text += " "
+        text += bare.removesuffix(JOINER)
+        free = not bare.endswith(JOINER)
+    return text
 
 
-def _is_sign(character: str) -> bool:
-    return re.match(r"\w", character) is None
+def _is_word(piece: str) -> bool:
+    """Whether a piece is a word or number, not a sign."""
+    return re.match(r"\w", piece) is not None
+
+
+def _joins(piece: str) -> int:
+    """How well a joiner suits a piece: signs best, words of letters least."""
+    bare = piece.strip(JOINER)
+    return 1 if _are_ideographs(bare, bare) else 0 if _is_word(bare) else 2
+
+
+def _are_ideographs(before: str, after: str) -> bool:
+    """Whether no space is written between the end of one piece and the beginning of the next."""
+    return re.fullmatch(f"[{_IDEOGRAPH}]{{2}}", before[-1:] + after[:1]) is not None

@@ -109,6 +109,7 @@ def summary(grid: Sequence[Variant], seeds: int, folder: Path) -> dict[str, Any]
         - ``changes``: of each of those the ``mean`` difference from the task by itself with the same seed, and the
           interval from ``low`` to ``high`` that holds it with 95 % confidence (Student's t; None where one seed, or
           differences all alike, do not tell)
+        - ``alone``: the ``scores`` of each task by itself, of those that the variant has
         - ``delta``: the mean relative change from each task by itself; None where nothing is to be relative to
         - ``step_ms`` of a step, ``seconds`` of a run: mean and standard deviation
 
@@ -122,10 +123,12 @@ def summary(grid: Sequence[Variant], seeds: int, folder: Path) -> dict[str, Any]
     for same in tries.values():
         row, scores = max((_row(variant, seeds, folder) for variant in same), key=lambda found: found[0]["selection"])
         if row["single"] is not None:
-            alone.append((row["single"], same[0].settings, scores))
+            alone.append((row, scores))
         else:
-            rivals = [own for task, settings, own in alone if settings == same[0].settings_of(task)]
-            row |= _beside_alone(scores, rivals)
+            rivals = [each for each in alone if each[0]["settings"] == same[0].settings_of(each[0]["single"])]
+            row |= _beside_alone(scores, [own for _, own in rivals])
+            found = {name: value for rival, _ in rivals for name, value in rival["scores"].items()}
+            row["alone"] = {name: found[name] for name in row["scores"] if name in found}
         rows.append(row)
     if not any(row["scores"] for row in rows):
         raise RunError(f"{folder}: the test set has no label to score")

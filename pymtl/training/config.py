@@ -297,13 +297,14 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _line_of(error: tomllib.TOMLDecodeError, text: str) -> str:
-    """The line that an error names, and what people who know Python write there."""
-    found = re.search(r"at line (\d+)", str(error))
+    """The line that an error names, and of a Python truth value how TOML writes it."""
+    found = re.search(r"\(at line (\d+), column (\d+)\)$", str(error))
     if found is None:
         return ""
-    line = text.split("\n")[int(found[1]) - 1].strip()
-    python = re.search(r"=\s*(True|False)\b", line)
-    return f": {line}" + (f" (TOML writes {python[1].lower()})" if python else "")
+    line = text.split("\n")[int(found[1]) - 1]
+    python = re.match("True|False", line[int(found[2]) - 1 :])
+    shown = line.strip() if len(line.strip()) <= 80 else line.strip()[:79] + "…"
+    return f": {shown}" + (f" (TOML writes {python[0].lower()})" if python else "")
 
 
 def set_value(raw: dict[str, Any], override: str) -> None:

@@ -66,7 +66,7 @@ def evaluate(
                 Counter(
                     label
                     for r, _ in pairs
-                    for label in task.rules.unknown(r.labels[name], task.rules.reachable(r.tokens, encoding, task))
+                    for label in task.rules.unreachable(r.labels[name], r.tokens, encoding, task)
                 ).most_common()
             )
         chances = [details_of(name, answer).get("probability") for _, answer in pairs]

@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pymtl.serving.values import is_number, number_of
@@ -73,17 +72,19 @@ def _curves(result: dict[str, Any], key: str) -> Figure:
             others = [value for name, value in row["settings"].items() if name != key]
             label = f"{row['single']} alone" if row["single"] is not None else "together"
             lines.setdefault(" ".join([label, *others]), []).append(row)
+    together = [label for label, rows in lines.items() if rows[0]["single"] is None]
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names):
         scored = {label: [row for row in rows if name in row["scores"]] for label, rows in lines.items()}
         scored = {label: sorted(rows, key=place) for label, rows in scored.items() if rows}
-        singles = sum(rows[0]["single"] is not None for rows in scored.values())
+        singles = [label for label, rows in scored.items() if rows[0]["single"] is not None]
         for label, own in scored.items():
             places = [place(row) for row in own]
             means, deviations = ([row["scores"][name][which] for row in own] for which in ("mean", "std"))
-            style = {"linestyle": "--"} if own[0]["single"] is not None else {}
-            if style and singles == 1:
-                style["color"] = "grey"
-            (line,) = axes.plot(places, means, marker="o", markersize=4, label=label, **style)
+            if own[0]["single"] is None:
+                style = {"color": f"C{together.index(label)}"}
+            else:
+                style = {"linestyle": "--", "color": "grey" if len(singles) == 1 else f"C{singles.index(label)}"}
+            (line,) = axes.plot(places, means, marker="o", markersize=4, label=_plain(label), **style)
             lower, upper = ([m + sign * d for m, d in zip(means, deviations)] for sign in (-1, 1))
             axes.fill_between(places, lower, upper, color=line.get_color(), alpha=0.15, linewidth=0)
         if min(numbers) > 0 and max(numbers) >= 10 * min(numbers):
@@ -105,31 +106,21 @@ def _points(result: dict[str, Any]) -> Figure:
         places = [-i for i, _ in rows]
         means, deviations = [value["mean"] for _, value in rows], [value["std"] for _, value in rows]
         axes.errorbar(means, places, xerr=deviations, fmt="o", capsize=3)
-        _draw_alone(axes, name, variants, [row for row in result["rows"] if row["single"] is not None])
+        alone = [(i, row["alone"][name]) for i, row in enumerate(variants) if name in row["alone"]]
+        if alone:
+            lines = [(value["mean"], -i - 0.5, -i + 0.5) for i, value in alone]
+            axes.vlines(*zip(*lines), color="grey", linestyle="--", label="alone")
+            for (mean, *ends), (_, value) in zip(lines, alone):
+                band = mean - value["std"], mean + value["std"]
+                axes.fill_betweenx(ends, *band, color="grey", alpha=0.15, linewidth=0)
+            axes.legend(fontsize="small")
         axes.set(title=name.replace("/", " "), xlabel="mean and one standard deviation")
         axes.set(yticks=[-i for i in range(len(variants))], ylim=(0.5 - len(variants), 0.5))
         axes.xaxis.get_major_locator().set_params(nbins=5)
         first = name == names[0]
-        axes.set_yticklabels([row["variant"] for row in variants] if first else [""] * len(variants))
+        axes.set_yticklabels([_plain(row["variant"]) for row in variants] if first else [""] * len(variants))
         axes.grid(alpha=0.3)
     return figure
-
-
-def _draw_alone(axes: Axes, name: str, variants: list[dict[str, Any]], singles: list[dict[str, Any]]) -> None:
-    """A line and a band of one standard deviation in the row of each variant that has the settings of a task alone."""
-    label: str | None = "alone"
-    for row in singles:
-        if name not in row["scores"]:
-            continue
-        mean, deviation = (row["scores"][name][which] for which in ("mean", "std"))
-        for i, variant in enumerate(variants):
-            if row["settings"].items() <= variant["settings"].items():
-                ends = [-i - 0.5, -i + 0.5]
-                axes.plot([mean, mean], ends, color="grey", linestyle="--", label=label)
-                axes.fill_betweenx(ends, mean - deviation, mean + deviation, color="grey", alpha=0.15, linewidth=0)
-                label = None
-    if label is None:
-        axes.legend(fontsize="small")
 
 
 def evaluation_plot(evaluation: dict[str, Any]) -> Figure | None:
@@ -187,7 +178,8 @@ def _calibration(axes: Any, name: str, found: dict[str, Any]) -> None:
     axes.grid(alpha=0.3)
 
 
-MOST_TICKS = 60  # tokens that are named along a side of a picture
+MOST_TICKS = 48  # tokens that are named along a side of a picture
+WIDE = 9  # inches of a panel that stands alone in its row
 Read = tuple[Sequence[str], Sequence[str], Sequence[Sequence[float]], str]
 
 
@@ -195,10 +187,10 @@ def attention_plot(answers: Sequence[Read]) -> Figure:
     """A panel for each answer of a task that generates: how much each of its tokens, and its end, read of each token of
     the text. ``answers``: the text's tokens, the answer's, a row of weights for each of these and the end, and a title.
     """
-    columns = min(len(answers), 2)
-    rows = -(-len(answers) // columns)
     width, height = (0.34 * min(max(len(each[i]) for each in answers), MOST_TICKS) + 1.4 for i in (0, 1))
     width, height = max(width, 3.5), max(height, 2.8)
+    columns = min(len(answers), 2 if width < WIDE else 1)
+    rows = -(-len(answers) // columns)
     figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for each, (text, answer, weights, title) in zip(axes, answers):
@@ -207,7 +199,8 @@ def attention_plot(answers: Sequence[Read]) -> Figure:
         each.set_xticks(*_ticks(text), rotation=90 if long else 0)
         each.set_yticks(*_ticks([*answer, "end"][: len(weights)]))
         each.set(xlabel="text", ylabel="answer")
-        each.set_title(textwrap.fill(title, int(11 * width), max_lines=2, placeholder=" …"), fontsize="medium")
+        lines = textwrap.fill(title, int(11 * width), max_lines=2, placeholder=" …")
+        each.set_title(_plain(lines), fontsize="medium")
     for empty in axes[len(answers) :]:
         empty.set_axis_off()
     figure.colorbar(image, ax=axes, label="share read", shrink=0.8 / rows, anchor=(0, 1) if rows > 1 else (0, 0.5))
@@ -222,4 +215,9 @@ def _ticks(tokens: Sequence[str]) -> tuple[range, list[str]]:
 
 def _short(label: str, width: int = 18) -> str:
     label = label if label.strip() else label.replace(" ", "␣")
-    return label if len(label) <= width else label[: width - 1] + "…"
+    return _plain(label if len(label) <= width else label[: width - 1] + "…")
+
+
+def _plain(text: str) -> str:
+    """Text in which dollars are dollars, and do not begin a formula."""
+    return text.replace("$", r"\$")

@@ -105,7 +105,7 @@ def _unknown_labels(
             for own in sets.values()
             for record in own
             if record.labels.get(name) is not None
-            for label in task.rules.unknown(record.labels[name], task.rules.reachable(record.tokens, encoding, task))
+            for label in task.rules.unreachable(record.labels[name], record.tokens, encoding, task)
         )
         if unknown:
             shown = ", ".join(f"{label!r} ({count:,})" for label, count in unknown.most_common(MOST))

@@ -82,6 +82,12 @@ def test_a_file_that_is_no_toml_is_named_with_the_line(load):
         load("seed = 1\nseed = = 2\n")
     with pytest.raises(ConfigError, match=r"line 2, .*: bidirectional = True  # both \(TOML writes true\)$"):
         load("[model]\nbidirectional = True  # both\n")
+    with pytest.raises(ConfigError, match=r"line 1, column \d+\): x = \"y = True$"):
+        load('x = "y = True\n')
+    with pytest.raises(ConfigError, match="at line 99"):
+        load('a = {"at line 99" = 1, "at line 99" = 2}\n')
+    with pytest.raises(ConfigError, match=r": x = \[0, 0, .{68}… \(TOML writes true\)$"):
+        load(f"x = [{'0, ' * 100}True]\n")
 
 
 def test_a_configuration_that_is_no_utf8_is_a_configuration_error(tmp_path):

@@ -355,8 +355,53 @@ def test_other_settings_are_drawn_as_points(tmp_path, values):
     assert points[0].get_xdata().tolist() == [0.5] * len(values)
 
 
+def test_a_task_alone_stands_beside_the_variants_that_have_it(tmp_path):
+    names = {"a": "mood/accuracy", "b": "topic/accuracy"}
+    grid = [Variant(f"$ {name}", {}, None, {"tasks": name}) for name in names]
+    grid += [Variant(f"{task} alone", {}, task, {}) for task in ("mood", "topic")]
+    for variant, name in zip(grid, [*names.values()] * 2):
+        finish(tmp_path, variant, {name: 0.5})
+    result = comparison.summary(grid, 1, tmp_path)
+    assert [row.get("alone") for row in result["rows"]] == [None, None, *({n: row_of(0.5)} for n in names.values())]
+    axes, _ = drawn(result)
+    lines = [each for panel in axes for each in panel.collections if each.get_label() == "alone"]
+    assert [each.get_segments()[0].tolist() for each in lines] == [
+        [[0.5, -0.5], [0.5, 0.5]],
+        [[0.5, -1.5], [0.5, -0.5]],
+    ]
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == [r"\$ a", r"\$ b"]  # no formula
+
+
+def row_of(score):
+    return {"mean": score, "std": 0.0}
+
+
+def test_curves_have_one_colour_in_all_panels(tmp_path):
+    sizes, limits = ["8", "16"], ["10", "20", "30"]
+    grid = [
+        Variant(f"{size} {n}", {}, None, {"tasks.mood.decoder_size": size, "data.limit": n})
+        for size in sizes
+        for n in limits
+    ]
+    grid += [
+        Variant(f"mood alone {size} {n}", {}, "mood", {"tasks.mood.decoder_size": size, "data.limit": n})
+        for size in sizes
+        for n in limits
+    ]
+    grid += [Variant(f"topic alone {n}", {}, "topic", {"data.limit": n}) for n in limits]
+    for variant in grid:
+        finish(
+            tmp_path, variant, {f"{task}/accuracy": 0.5 for task in ("mood", "topic") if variant.single in (None, task)}
+        )
+    axes, _ = drawn(comparison.summary(grid, 1, tmp_path))
+    mood, topic = ({line.get_label(): line.get_color() for line in panel.lines} for panel in axes)
+    assert list(mood) == ["mood alone 8", "mood alone 16", "together 8", "together 16"]
+    assert len({mood["mood alone 8"], mood["mood alone 16"]}) == 2
+    assert topic == {"topic alone": "grey", **{label: mood[label] for label in ("together 8", "together 16")}}
+
+
 def test_beside_a_point_stands_the_task_alone_of_the_same_settings(tmp_path):
     (axes,), _ = drawn(learning_curve(tmp_path, ["10", "30"]))
-    lines = [line.get_xydata().tolist() for line in axes.lines if line.get_linestyle() == "--"]
-    assert lines == [[[0.5, -0.5], [0.5, 0.5]], [[0.6, -1.5], [0.6, -0.5]]]
+    (lines,) = (each for each in axes.collections if each.get_label() == "alone")
+    assert [each.tolist() for each in lines.get_segments()] == [[[0.5, -0.5], [0.5, 0.5]], [[0.6, -1.5], [0.6, -0.5]]]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["alone"]

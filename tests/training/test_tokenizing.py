@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pymtl.serving.records import given_tokens, text_record, unlabelled_record
-from pymtl.serving.tokenizing import joined, pieces_of, places, tokens_of
+from pymtl.serving.tokenizing import JOINER, joined, pieces_of, places, tokens_of
 from pymtl.training import config as configuration
 from pymtl.training.data import read_all
 
@@ -220,17 +220,20 @@ def test_validation_and_test_texts_are_split_as_those_of_training(read, tmp_path
         ("OK, (Ann) won't.", "OK ￭, (￭ Ann ￭) won't ￭."),
         ("'Ann-Lee's' 3.50€!?", "'￭ Ann-Lee ￭'s ￭' 3.50 ￭€ ￭! ￭?"),
         ('f("x", y)', 'f ￭( ￭"￭ x ￭" ￭, y ￭)'),
-        ("我们 去", "我 ￭们 去"),
+        ("我们 去。", "我 们 ￭␠￭ 去 ￭。"),
+        ("我是Ann们", "我 是￭ Ann ￭们"),
+        ("3.50kg", "3 ￭.￭ 50kg"),
         ("a / b/c", "a / b ￭/￭ c"),
         ("", ""),
     ],
 )
 def test_pieces_are_words_and_the_signs_beside_them(text, pieces):
-    assert pieces_of(text) == pieces.split()
-    assert joined(pieces.split()) == text
+    expected = [piece.replace("␠", " ") for piece in pieces.split()]
+    assert pieces_of(text) == expected
+    assert joined(expected) == text
 
 
-@given(TEXTS)
+@given(TEXTS.filter(lambda text: JOINER not in text))
 @settings(max_examples=500)
 def test_any_text_is_made_of_its_pieces_again(text):
-    assert joined(pieces_of(text)) == " ".join(text.split()).replace("\uffed", "")
+    assert joined(pieces_of(text)) == " ".join(text.split())

@@ -205,10 +205,11 @@ class Kind(Answers, ABC):
         """The parts of a label that training has not seen, which no answer can have."""
         return [self.label_name(part) for part in self.parts(label) if self.label_name(part) not in encoding]
 
-    def reachable(self, tokens: Sequence[str], encoding: Any, task: TaskConfig) -> Any:
-        """The encoding of all that an answer to these tokens can be made of: labels, and what it may copy."""
+    def unreachable(self, label: Any, tokens: Sequence[str], encoding: Any, task: TaskConfig) -> list[str]:
+        """The parts of a label that no answer to these tokens can have: training has not seen them, nor can they be
+        copied."""
         copied = self.sources(tokens, encoding, task)
-        return encoding if copied is None else copied
+        return self.unknown(label, encoding if copied is None else copied)
 
     def remarks(self, name: str, task: TaskConfig, records: Sequence[Record]) -> list[str]:
         """What is worth knowing of the training records' texts and labels, a line each."""

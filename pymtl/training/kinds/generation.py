@@ -34,26 +34,34 @@ def _rare_words(values: Sequence[RightAnswers]) -> int:
     return sum(any(count[word] == 1 for word in label.tokens) for label in values)
 
 
-def _share_copied(pairs: Sequence[tuple[Sequence[str], Sequence[str]]], units: str) -> str:
-    """How many tokens of answers stand in their texts, and how many would if both were written alike."""
-    total, found, alike = 0, 0, Counter[tuple[str, str]]()
+def _on_copying(pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> str | None:
+    """How many words of answers stand in their texts, and what keeps how many more from it. None if there are none."""
+    total, found = 0, 0
+    capitals, signs = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for text, answer in pairs:
-        given, bare = set(text), {_bare(token): token for token in text}
-        total += len(answer)
-        found += sum(token in given for token in answer)
-        alike.update((token, bare[_bare(token)]) for token in answer if token not in given and _bare(token) in bare)
-    line = f"{100 * found / total:.0f} % of what its answers are made of stands in their texts, to be copied"
-    if alike.total() >= WORTH_SAYING * total:
-        answered, read = alike.most_common(1)[0][0]
-        if answered.casefold() == read.casefold():
-            why = "copies are written as the text is, and in small letters with lowercase = true"
-        elif units == "words":
-            why = 'answers are split at spaces alone; units = "pieces" splits their signs off'
-        else:
-            why = "answers and texts are split in other ways"
-        more = f"{100 * alike.total() / total:.0f} % more would but for signs and capitals"
-        return f"{line}; {more}, as {answered!r} for {read!r}: {why}"
-    return line if found >= WORTH_SAYING * total else f"{line}: are texts and answers split alike?"
+        given, alike = set(text), {_bare(token): token for token in text}
+        for word in answer:
+            if JOINER in word or not re.search(r"\w", word):
+                continue  # signs are learnt
+            total += 1
+            if word in given:
+                found += 1
+            elif (read := alike.get(_bare(word))) is not None:
+                (capitals if word.casefold() == read.casefold() else signs)[word, read] += 1
+    if total == 0:
+        return None
+    line = f"{100 * found / total:.0f} % of its answers' words stand in their texts and can be copied"
+    for what, others, advice in (
+        ("capitals", capitals, "a copy looks as in the text, which lowercase = true makes small"),
+        ("signs", signs, 'tokenizer = "words" splits them off in texts, units = "pieces" in answers'),
+    ):
+        if others.total() >= WORTH_SAYING * total:
+            answered, read = others.most_common(1)[0][0]
+            share = 100 * others.total() / total
+            line += f"; {share:.0f} % differ in {what}, as {answered!r} from the text's {read!r}: {advice}"
+    if found < WORTH_SAYING * total and ";" not in line:
+        line += ": are texts and answers split alike?"
+    return line
 
 
 def _bare(token: str) -> str:
@@ -63,9 +71,8 @@ def _bare(token: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationOptions(ReferenceOptions, AttentionHeadsOptions, SmoothingOptions):
-    # What answers are made of: "tokens" of labels that are lists; of labels that are texts "words", what stands between
-    # spaces, "pieces", words and the signs beside them as the tokenizer "words" splits them, or "characters". "auto":
-    # "tokens" or "words"
+    # What answers are made of. Lists: "tokens". Texts: "words", split at spaces; "pieces", words and signs, as the
+    # tokenizer "words" splits them; "characters". "auto": "tokens" or "words"
     units: Literal["auto", "tokens", "words", "pieces", "characters"] = "auto"
     label_min_count: int = 1  # tokens of answers that are rarer in training are not learnt
     decoder_cell: Literal["lstm", "gru"] = "lstm"  # what writes the answers
@@ -119,7 +126,7 @@ class Generation(GenerationAnswers, SequenceKind):
         is_text = isinstance(answer, str)
         if not (is_text or are_strings(answer)) or (task.units != "auto" and is_text != (task.units != "tokens")):
             raise DataError(f"expected {wanted}, got {shown(answer, lambda part: isinstance(part, str))}")
-        found = answer.split() if task.units == "auto" and is_text else self.tokens_of(answer, task)
+        found = self.tokens_of(answer, task)
         for name in SPECIAL:
             if name in found:
                 raise DataError(f"expected answers without {name}, which has a meaning of its own here")
@@ -165,7 +172,8 @@ class Generation(GenerationAnswers, SequenceKind):
         pairs = [
             (record.tokens, record.labels[name].tokens) for record in records if record.labels.get(name) is not None
         ]
-        return [f"{name}: {_share_copied(pairs, task.units)}"] if any(answer for _, answer in pairs) else []
+        found = _on_copying(pairs)
+        return [] if found is None else [f"{name}: {found}"]
 
     def target(
         self, label: RightAnswers, encoding: Mapping[str, int], tokens: Tensor, task: Any, config: Any
@@ -191,6 +199,9 @@ class Generation(GenerationAnswers, SequenceKind):
             self.reads(task),
         )
 
+    def is_right(self, truth: RightAnswers, guess: Any, task: Any) -> bool:
+        return tuple(self.tokens_of(guess, task)) in set(truth)  # which may hold what no record may
+
     # From answers to scores.
 
     def score(
@@ -205,7 +216,7 @@ class Generation(GenerationAnswers, SequenceKind):
         if task.units == "tokens":
             return scores
         if task.units != "words":
-            words = [[str(self.in_form(answer, task)).split() for answer in label] for label in truth]
+            words = [["".join(self.in_form(answer, task)).split() for answer in label] for label in truth]
             scores["word_error_rate"] = error_rate(words, [each.split() for each in guess])
         import sacrebleu
 

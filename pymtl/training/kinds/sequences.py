@@ -91,7 +91,7 @@ class SequenceKind(Kind):
         return answers if label.further else answers[0]
 
     def is_right(self, truth: RightAnswers, guess: Any, task: Any) -> bool:
-        return self.sequence_of(guess, task) in set(truth)
+        return tuple(guess) in set(truth)
 
 
 def exact_matches(truth: Sequence[RightAnswers], guess: Sequence[tuple[str, ...]]) -> float:
