@@ -228,6 +228,7 @@ MOST_DRAWN = 12  # answers in one picture
 
 
 def _draw_attention(predictor: Predictor, answers: Sequence[Answer], path: Path) -> None:
+    from pymtl.serving.tokenizing import JOINER
     from pymtl.training.plots import attention_plot
     from pymtl.training.run import Run
 
@@ -235,7 +236,7 @@ def _draw_attention(predictor: Predictor, answers: Sequence[Answer], path: Path)
     panels = [
         (
             answer.get(f"{name}/split", answer["tokens"]),
-            answer[f"{name}/written"],
+            [token.strip(JOINER) or token for token in answer[f"{name}/written"]],
             answer[f"{name}/attention"],
             _title(name, task, answer),
         )
