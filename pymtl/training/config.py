@@ -410,7 +410,9 @@ def _check_task(name: str, task: TaskConfig, config: Config, at: str) -> None:
         kinds = [kind.name for kind in KINDS.values() if kind.has_option(option.name)]
         value = getattr(task, option.name)
         fits = not kinds or task.kind in kinds or value == getattr(default, option.name)
-        _require(fits, f"{at}.{option.name}", f"none with kind = {task.kind!r} (it is of {' and '.join(kinds)})", value)
+        _require(
+            fits, f"{at}.{option.name}", f"none with kind = {task.kind!r} (an option of {' and '.join(kinds)})", value
+        )
     _require(0 <= task.label_smoothing <= 1, f"{at}.label_smoothing", "a number from 0 to 1", task.label_smoothing)
     _require(task.attention_heads >= 1, f"{at}.attention_heads", "a number above 0", task.attention_heads)
     pools = task.rules.has_option("pooling") and task.pooling != "attention"

@@ -394,7 +394,10 @@ def test_labels_that_do_not_fit(tmp_path, text, options, message):
         ({"max_length": -1}, "tasks.said.max_length: expected a number of at least 0, got -1"),
         ({"attention_heads": 3}, "tasks.said.attention_heads: expected a divisor of decoder_size, got 3"),
         ({"attention": "none"}, "tasks.said.attention: expected"),
-        ({"pooling": "max"}, "tasks.said.pooling: expected none with kind = 'generation' (it is of classification and"),
+        (
+            {"pooling": "max"},
+            "tasks.said.pooling: expected none with kind = 'generation' (an option of classification and",
+        ),
         ({"copy": "yes"}, "tasks.said.copy: expected true or false, got 'yes'"),
         ({"copy": True, "label_smoothing": 0.1}, "tasks.said.label_smoothing: expected 0 with copy, got 0.1"),
         ({"copy": True, "units": "characters"}, "tasks.said.units: expected tokens, words or pieces with copy"),
