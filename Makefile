@@ -130,9 +130,10 @@ bench-cuda: $(VENV)/.bench
 GPU_PYTHON ?= $(PYTHON)
 PATIENCE := -DPYMTL_CUDA_PATIENCE_SECONDS=5
 gpu-check: $(VENV)/.torch $(VENV)/.tools
+	@$(GPU_PYTHON) --version || { echo "GPU_PYTHON: expected a Python that runs, got $(GPU_PYTHON)" >&2; exit 1; }
 	$(BIN)/pip install -q pybind11
 	$(BIN)/cmake -S . -B build/gpu-check -G Ninja -DPYMTL_CUDA=ON -DCMAKE_CUDA_FLAGS="$(PATIENCE)" \
-	  -DPython_EXECUTABLE="$$(command -v $(GPU_PYTHON))" -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" \
+	  -DPython_EXECUTABLE="$$($(GPU_PYTHON) -c 'import sys; print(sys.executable)')" -Dpybind11_DIR="$$($(BIN)/python -m pybind11 --cmakedir)" \
 	  -DPYMTL_TORCH="$$($(BIN)/python -c 'import torch; print(torch.__path__[0])')" \
 	  -DSKBUILD_PROJECT_VERSION_FULL="$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)"
 	$(BIN)/cmake --build build/gpu-check

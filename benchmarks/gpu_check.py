@@ -43,6 +43,7 @@ import pymtl
 from pymtl.benchmark import gpu
 from pymtl.benchmark.guarded import guarded
 from pymtl.benchmark.machine import facts
+from pymtl.ops.library import why_no_cuda
 
 ROOT = Path(__file__).resolve().parent.parent
 Row = dict[str, Any]
@@ -296,7 +297,7 @@ def slope_rows(case: gpu.Case) -> Iterator[Row]:
 # Other programs, with a limit of time each.
 
 
-def finished(command: list[str], log: Path, seconds: float) -> Row:
+def finished(command: list[str], log: Path, seconds: float, **environment: str) -> Row:
     """Runs a program and appends what it prints. Before its time is over it is asked to stop, then made to."""
     patience = min(15.0, seconds / 3)
     with log.open("a", encoding="utf-8") as file:
@@ -304,7 +305,9 @@ def finished(command: list[str], log: Path, seconds: float) -> Row:
         file.flush()
         started = time.monotonic()
         try:
-            process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=os.environ | environment, stdout=file, stderr=file, start_new_session=True
+            )
         except FileNotFoundError:
             return {"error": f"{command[0]}: not installed"}
         for sent, left in ((None, seconds - patience), (signal.SIGINT, patience), (signal.SIGKILL, 5.0)):
@@ -330,7 +333,8 @@ def test_rows(out: Path, seconds: float) -> Iterator[tuple[str, Row]]:
     for keywords, path, share in (("not compiled", out / "tests.xml", 0.7), ("compiled", out / "compiled.xml", 1.0)):
         path.unlink(missing_ok=True)
         more = ["-k", keywords, f"--junitxml={path}", *files]
-        row = finished([*command, *more], out / "log.txt", share * (until - time.monotonic()))
+        left = share * (until - time.monotonic())
+        row = finished([*command, *more], out / "log.txt", left, OMP_NUM_THREADS="2")  # there are six processes
         yield f"pytest -k '{keywords}'", row | outcomes(path)
 
 
@@ -345,6 +349,8 @@ def outcomes(path: Path) -> Row:
         for case in suite.iter("testcase")
         for fault in (*case.findall("failure"), *case.findall("error"))
     ]
+    if counts["skipped"] == counts["tests"]:
+        return counts | {"error": "every test was skipped"}
     return counts | {"failed": failed}
 
 
@@ -466,6 +472,9 @@ def results_of(step: Step, out: Path, seconds: float, small: bool, folder: str) 
     if seconds < LEAST_SECONDS:
         yield "", {"error": "not begun: no time left"}
         return
+    if folder and not Path(folder, "libpymtl_cuda.so").is_file():
+        yield "", {"error": f"there is no libpymtl_cuda.so in {folder}"}
+        return
     try:
         with library_from(folder):
             yield from step.rows(out, seconds, small)
@@ -521,15 +530,18 @@ def main() -> int:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("there is no GPU, or this torch has no CUDA")
+    if not gpu.has_cuda(torch.empty(0, device=gpu.DEVICE)):
+        # Else torch would be timed beside itself.
+        parser.error(f"no CUDA kernels of pymtl are loaded for this GPU: {why_no_cuda or 'it is older than sm_80'}")
     if arguments.here is not None:
         return run_here(arguments.here.split("|"))
     names = arguments.steps.split(",")
     unknown = [name for name in names if name not in STEPS]
     if unknown:
         parser.error(f"--steps: expected names among {', '.join(STEPS)}, got {', '.join(unknown)}")
-    wrong = [text for text in arguments.library if not (Path(text.partition("=")[2]) / "libpymtl_cuda.so").is_file()]
+    wrong = [text for text in arguments.library if "=" not in text]
     if wrong:
-        parser.error(f"--library: expected NAME=DIR of a folder with a libpymtl_cuda.so, got {', '.join(wrong)}")
+        parser.error(f"--library: expected NAME=DIR, got {', '.join(wrong)}")
     libraries = dict(text.split("=", 1) for text in arguments.library)
     arguments.out.mkdir(parents=True, exist_ok=True)
     return run(arguments.out.resolve(), names, libraries, arguments.small, arguments.seconds)

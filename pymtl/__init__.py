@@ -23,6 +23,7 @@ from pymtl.crf import CRF, CRFLoss
 from pymtl.ctc import CTCLoss, ctc_beam, ctc_greedy
 from pymtl.decoder import DecoderHead
 from pymtl.embeddings import CharacterCNN, CharacterLSTM, TokenFeatures
+from pymtl.exported_decoder import export_step
 from pymtl.heads import (
     ClassificationHead,
     CRFHead,
@@ -99,6 +100,7 @@ __all__ = [
     "ctc_greedy",
     "describe",
     "export",
+    "export_step",
     "freeze",
     "frozen_bytes",
     "language_model_targets",

@@ -40,7 +40,8 @@ class Attention(nn.Module):
     - ``"additive"``: ``v . tanh(W_h h + W_s s)`` (Bahdanau et al. 2015, "Neural Machine Translation by Jointly Learning
       to Align and Translate", appendix A.1.2), of h itself rather than of the state before it
 
-    Several heads divide the scores' products and the averaged states among them, each with weights of its own.
+    Several heads divide the scores' products and the averaged states among them, each with weights of its own (Vaswani
+    et al. 2017, "Attention Is All You Need", section 3.2.2, without its projections).
 
     Args:
         query_size: H, of the decoder's states.
@@ -95,6 +96,9 @@ class Attention(nn.Module):
 
         Returns:
             The means of the encoder's states [M, F], and the weights [M, J, T], zero behind each sentence's last token.
+
+        Raises:
+            RuntimeError: a size, dtype or device does not fit, or there is no such sentence.
         """
         query, score = (linear(states, self.query), self.weight) if self.score == "additive" else (states, None)
         return ops.attend(query, attended.keys, attended.values, sequences, attended.batch_sizes, self.num_heads, score)

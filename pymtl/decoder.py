@@ -16,6 +16,7 @@ from pymtl.attention import SCORES, Attended, Attention, Score, linear
 from pymtl.dropout import dropout
 from pymtl.heads import Head, Reads
 from pymtl.losses import CrossEntropy
+from pymtl.ops.autograd import is_exporting
 from pymtl.ops.late_errors import refuse_where
 from pymtl.recurrent import GRU, LSTM
 from pymtl.reference.attention import tokens_of
@@ -249,7 +250,7 @@ class DecoderHead(Head):
         return Memory(self.step, attended, (torch.tanh(h), *c), places, copied)
 
     def _copied(self, sources: Tensor | None, batch_sizes: Tensor) -> Copied | None:
-        if not self.copy:
+        if not self.copy or is_exporting():  # a program gives what does not depend on them
             return None
         if sources is None:
             raise ValueError("sources: expected what each token is among the classes, for a head that copies")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from pymtl.attention import linear
 from pymtl.heads import Head
 from pymtl.losses import CrossEntropy
 
@@ -64,7 +65,9 @@ class LanguageModelHead(Head):
 
     def forward(self, features: Tensor) -> Tensor:
         """[N, D*H] to [N, D, V]."""
-        parts = [torch.tanh(hidden(h)) for hidden, h in zip(self.hidden, features.chunk(self.directions, dim=-1))]
+        parts = [
+            torch.tanh(linear(h, hidden)) for hidden, h in zip(self.hidden, features.chunk(self.directions, dim=-1))
+        ]
         return super().forward(torch.stack(parts, 1).flatten(0, 1)).unflatten(0, (-1, self.directions))
 
 

@@ -14,6 +14,7 @@ from pymtl.crf import CRFLoss
 from pymtl.custom import is_module_name, runs_own_code
 from pymtl.decoder import DecoderHead, Memory
 from pymtl.dropout import dropout
+from pymtl.exported_decoder import memory_tensors
 from pymtl.generation import generate, go_on, why_not_on
 from pymtl.heads import CRFHead, CTCHead, Head
 from pymtl.language_model import LanguageModelHead
@@ -162,14 +163,17 @@ class MultiTaskModel(nn.Module):
         Returns:
             For each task, [B, C] for a head of sequences; for a head of tokens [B, T, C] ([T, B, C] without
             ``batch_first``), zero at padding, or a PackedSequence [N, C] if the input is one. For a decoder [B, S, C],
-            or a PackedSequence, as its targets are; a :class:`pymtl.decoder.Memory` where it has none.
+            or a PackedSequence, as its targets are; a :class:`pymtl.decoder.Memory` where it has none. Under
+            torch.export a plain dictionary, which has ``NAME/keys``, ``NAME/values``, ``NAME/batch_sizes``,
+            ``NAME/places``, ``NAME/h`` and of an LSTM ``NAME/c`` for a decoder; see :func:`pymtl.export_step`.
 
         Raises:
             KeyError: a task is unknown.
             IndexError: a decoder's target is no class. On a GPU a later loss raises it.
             TypeError: a decoder's targets are no integers.
             ValueError: the rank of the input does not fit, fields differ in their packing, ``lengths`` comes with a
-                PackedSequence, or a decoder's targets are of another number of sequences.
+                PackedSequence, a decoder's targets are of another number of sequences, or there are targets under
+                torch.export.
             RuntimeError: a size, dtype or device does not fit.
         """
         refuse_recording("a MultiTaskModel", "it packs its tokens by operators of pymtl; torch.export.export can")
@@ -205,8 +209,7 @@ class MultiTaskModel(nn.Module):
                 logits[task] = PackedSequence(values, *first[1:])
             else:
                 logits[task] = ops.unpack(values, order, batch_first=self.encoder.batch_first)
-        # An exported program gives what torch.export knows.
-        return dict(logits) if is_exporting() else logits
+        return _as_program_output(logits) if is_exporting() else logits
 
     def generate(
         self,
@@ -237,9 +240,12 @@ class MultiTaskModel(nn.Module):
 
         Raises:
             KeyError: the task is unknown.
-            RuntimeError: the model is in training mode, or a length is out of range.
-            ValueError: the task is none of these, or which is meant is not clear; or this language model cannot go on
-                with a text: its encoder or embedding is not of that kind.
+            RuntimeError: the model is in training mode, a length is out of range, or a logit is nan.
+            TypeError: ``search`` is no :class:`pymtl.Search`, or ``max_length`` or one of ``never`` no whole number.
+            ValueError: the task is none of these, or which is meant is not clear; ``max_length`` or one of ``never`` is
+                out of range; ``sources`` are missing or laid out in another way; or this language model cannot go on
+                with a text: its encoder or embedding is not of that kind, or ``attention`` or a coverage penalty is
+                asked for.
         """
         able = [name for name, head in self.heads.items() if isinstance(head, DecoderHead | LanguageModelHead)]
         if task is None and len(able) != 1:
@@ -252,11 +258,17 @@ class MultiTaskModel(nn.Module):
         if self.training:
             raise RuntimeError("generate: expected a model in eval mode, got one in training: call model.eval()")
         check_limits(max_length, never, self.heads[task].out_features)
+        if not isinstance(search, Search | None):
+            raise TypeError(f"search: expected a pymtl.Search, got a {type(search).__name__}")
         settings = search or Search()
         if isinstance(self.heads[task], DecoderHead):
             with torch.no_grad():
                 memory = self(inputs, lengths, [task], sources=sources)[task]
             return generate(memory, settings, max_length, attention, never)
+        if attention:
+            raise ValueError(f"attention: expected none of {task!r}: a language model attends to nothing")
+        if settings.coverage_penalty > 0:
+            raise ValueError(f"search: expected no coverage_penalty of {task!r}: a language model attends to nothing")
         why = why_not_on(self.embedding, self.encoder)
         if why is not None:
             raise ValueError(f"task: expected, for {task!r} to go on with a text, {why}")
@@ -310,7 +322,7 @@ class MultiTaskModel(nn.Module):
         found = {}
         for task in wanted:
             head = self.heads[task]
-            if not (isinstance(head, DecoderHead) and head.copy):
+            if not (isinstance(head, DecoderHead) and head.copy) or is_exporting():
                 continue
             field = sources.get(task)
             if field is None:
@@ -332,6 +344,11 @@ class MultiTaskModel(nn.Module):
             head, given = self.heads[task], targets.get(task)
             if not isinstance(head, DecoderHead) or given is None:
                 continue
+            if is_exporting():
+                raise ValueError(
+                    f"targets[{task!r}]: expected none under torch.export, whose program gives what answers are made "
+                    "from"
+                )
             try:
                 with late_errors_about(f"targets[{task!r}]"):
                     known[task] = head.packed(given)
@@ -492,6 +509,17 @@ class MultiTaskModel(nn.Module):
                 f"heads[{task!r}]: expected an encoder of one layer or one direction for a language model: in others "
                 "a state has read what it should predict"
             )
+
+
+def _as_program_output(logits: Logits) -> dict[str, Tensor]:
+    """What torch.export knows: tensors by name."""
+    found: dict[str, Tensor] = {}
+    for task, values in logits.items():
+        if isinstance(values, Memory):
+            found |= memory_tensors(task, values)
+        else:
+            found[task] = values
+    return found
 
 
 def _as_targets(values: Tensor, packed: PackedSequence, targets: Field) -> Field:

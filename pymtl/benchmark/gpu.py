@@ -122,6 +122,11 @@ class Contenders:
     def call(self, module: nn.Module, mode: str) -> Call:
         return _training(module, self.x) if mode == "forward+backward" else lambda: module(self.x)
 
+    def kernels(self) -> str:
+        """Whose run "pymtl"."""
+        takes = self.ours.kernels_take(torch.empty(0, device=DEVICE, dtype=self.case.dtype))
+        return "pymtl" if takes else "torch"
+
     def difference(self) -> float:
         """The largest difference of the outputs over the largest value."""
         with torch.no_grad(), fp32_precision(self.case):
@@ -140,7 +145,6 @@ def measure(case: Case, limits: Limits, seconds: float = 0.5) -> Iterator[dict[s
     ours, from a graph where there is one.
     """
     contenders = Contenders(case)
-    takes = contenders.ours.kernels_take(torch.empty(0, device=DEVICE, dtype=case.dtype))
     for passes, mode in enumerate(("forward", "forward+backward"), 1):
         timed = contenders.timed(mode, seconds)
         flops = case.forward_flops(contenders.tokens) * (1 if passes == 1 else 3)
@@ -149,7 +153,7 @@ def measure(case: Case, limits: Limits, seconds: float = 0.5) -> Iterator[dict[s
         yield {
             "case": str(case),
             "mode": mode,
-            "kernels": "pymtl" if takes else "torch",
+            "kernels": contenders.kernels(),
             "contenders": timed,
             "us_per_step": 1e3 * timed["pymtl"]["p50"] / case.steps,
             "tflops": 1e-9 * flops / timed["pymtl"]["p50"],
@@ -169,7 +173,7 @@ def slopes(case: Case, lengths: tuple[int, int], seconds: float = 0.1) -> Iterat
     pair = [Contenders(replace(case, steps=steps)) for steps in lengths]
     for mode in MODES:
         timed = [contenders.timed(mode, seconds) for contenders in pair]
-        row: dict[str, Any] = {"case": str(pair[-1].case), "mode": mode}
+        row: dict[str, Any] = {"case": str(pair[-1].case), "mode": mode, "kernels": pair[-1].kernels()}
         for name in ("pymtl", "nn.LSTM"):
             short, long = (min(times[name]["p50"], times[f"{name}, graph"]["p50"]) for times in timed)
             of_step, at_start = line(lengths, (short, long))

@@ -57,5 +57,5 @@ def facts() -> dict[str, Any]:
         "instruction sets available": _native.available_isas(),
         "instruction set in use": _native.active_isa(),
         "build": f"{_native.build_type}, {_native.compiler}",
-        "cuda kernels": why_no_cuda or f"CUDA {_native.cuda_compiler}, loaded (not yet tried on a GPU)",
+        "cuda kernels": why_no_cuda or f"CUDA {_native.cuda_compiler}, loaded",
     }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pymtl.commands import FROZEN_WEIGHTS, add_machine, add_weights, positive, use_machine, weights_of, wide_console
+from pymtl.serving.search_options import FOR_SCORES, add_search_options, given_options, search_of
 
 if TYPE_CHECKING:
     from pymtl.serving.records import Record
@@ -19,6 +20,7 @@ EXAMPLES = """examples:
   pymtl evaluate runs/snips                        on the configuration's test set
   pymtl evaluate runs/orders may.csv               on any labelled file
   pymtl evaluate runs/orders may.csv --out may     where to write the page and the wrong answers
+  pymtl evaluate runs/phones --beam 10             answers by a wider search
 """
 MOST_ROWS = 20  # of a table of labels on the screen
 
@@ -43,20 +45,15 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help="folder to write (default: in RUN, evaluation/test or evaluation/FILE)"
     )
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="texts at a time (default: 64)")
-    parser.add_argument(
-        "--beam",
-        type=positive,
-        metavar="N",
-        help="hypotheses that a search for generated answers or CTC labels keeps (default: as the configuration says)",
-    )
+    add_search_options(parser, ("--beam", *FOR_SCORES))
     add_weights(parser, FROZEN_WEIGHTS)
     add_machine(parser)
     return parser
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from pymtl.serving.generation import Search
     from pymtl.training.data import labelled
+    from pymtl.training.errors import ConfigError
     from pymtl.training.evaluation import evaluate, exact_of, lines_of, page
     from pymtl.training.plots import evaluation_plot
     from pymtl.training.predictor import Predictor
@@ -64,14 +61,20 @@ def run(arguments: argparse.Namespace) -> int:
 
     use_machine(arguments)
     console = wide_console()
+    try:
+        search = search_of(arguments)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     predictor = Predictor(arguments.run_folder, arguments.device, arguments.data, weights_of(arguments))
+    for option in given_options(arguments):
+        if option in FOR_SCORES and not any(task.rules.generates for task in predictor.tasks.values()):
+            raise ConfigError(f"{option}: expected a run with a task of kind 'generation', got none")
     notes: list[str] = []
     sets = _records(arguments, predictor, notes)
     every = [record for own in sets.values() for record in own]
     labelled(every, str(arguments.file or "the test set"), predictor.tasks)
     console.print(*notes, sep="\n", end="\n" if notes else "", markup=False)
     with console.status("evaluating ..."):
-        search = None if arguments.beam is None else Search(beam_size=arguments.beam)
         evaluation, wrong = evaluate(predictor, sets, arguments.batch_size, search)
     name = "test" if arguments.file is None else arguments.file.name
     narrow = predictor.weights != "float32"

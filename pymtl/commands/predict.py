@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pymtl.commands import FROZEN_WEIGHTS, add_machine, add_weights, picture, positive, use_machine, weights_of
+from pymtl.serving.search_options import add_search_options, given_options, search_of
 
 if TYPE_CHECKING:
     from pymtl.serving.generation import Search
@@ -49,12 +50,6 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="write --input's rows with the answers: .csv, .tsv or .jsonl"
     )
-    parser.add_argument(
-        "--beam",
-        type=positive,
-        metavar="N",
-        help="hypotheses that a search for generated answers or CTC labels keeps (default: as the configuration says)",
-    )
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="texts at a time (default: 64)")
     parser.add_argument(
         "--records", action="store_true", help="texts are JSON objects with the fields that training read"
@@ -65,31 +60,9 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
     return parser
 
 
-# Of each option the field of pymtl.Search, its type, its metavar and its help.
-_SEARCH = {
-    "--nbest": (
-        "nbest",
-        positive,
-        "N",
-        "answers to give, the best score first, samples as drawn (default: 1; --beam is N at least)",
-    ),
-    "--length-penalty": ("length_penalty", float, "A", "divide scores by ((5 + length) / 6)^A (default: 1)"),
-    "--coverage-penalty": ("coverage_penalty", float, "B", "prefer answers that have read the whole text (default: 0)"),
-    "--no-repeat": ("no_repeat_ngram", positive, "N", "let no N tokens come twice in an answer"),
-    "--max-length": ("max_length", positive, "N", "tokens of an answer at most"),
-    "--temperature": ("temperature", float, "T", "with --sample: divide logits by T (default: 1)"),
-    "--top-k": ("top_k", positive, "K", "with --sample: draw among the K likeliest tokens"),
-    "--top-p": ("top_p", float, "P", "with --sample: draw among the likeliest tokens of probability P together"),
-    "--seed": ("seed", int, "N", "with --sample: of the draws (default: 0)"),
-}
-_OF_SAMPLES = ("temperature", "top_k", "top_p", "seed")
-
-
 def _add_generation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("answers that are generated")
-    for option, (field, kind, metavar, description) in _SEARCH.items():
-        group.add_argument(option, dest=field, type=kind, metavar=metavar, help=description)
-    group.add_argument("--sample", action="store_true", help="draw each token instead of looking for the likeliest")
+    add_search_options(group)
     group.add_argument(
         "--attention",
         type=picture,
@@ -106,33 +79,6 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def search_of(arguments: argparse.Namespace) -> Search | None:
-    """What the options say of the search for answers; None if nothing.
-
-    Raises:
-        ConfigError: they do not fit.
-    """
-    from pymtl.serving.generation import Search
-    from pymtl.training.errors import ConfigError
-
-    given = {
-        field: getattr(arguments, field) for field, *_ in _SEARCH.values() if getattr(arguments, field) is not None
-    }
-    names = {field: option for option, (field, *_) in _SEARCH.items()}
-    for field in _OF_SAMPLES:
-        if field in given and not arguments.sample:
-            raise ConfigError(f"{names[field]}: expected --sample with it")
-    if arguments.beam is not None:
-        given["beam_size"] = arguments.beam
-    if arguments.sample:
-        given["sample"] = True
-    try:
-        return Search(**given) if given else None
-    except ValueError as error:
-        field, _, said = str(error).replace("beam_size = ", "--beam ").replace("(nbest", "(--nbest").partition(":")
-        raise ConfigError(f"{ {**names, 'beam_size': '--beam'}[field] }:{said}") from None
-
-
 def run(arguments: argparse.Namespace) -> int:
     from pymtl.serving.predicting import described, input_of
     from pymtl.training.errors import ConfigError
@@ -146,7 +92,10 @@ def run(arguments: argparse.Namespace) -> int:
     for number, text in enumerate(arguments.texts, 1):
         if not arguments.records and _is_file(text):
             raise ConfigError(f"text {number}: {text} is a file: --input {text} --output FILE labels what it holds")
-    search = search_of(arguments)
+    try:
+        search = search_of(arguments)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     predictor = Predictor(arguments.run_folder, arguments.device, weights=weights_of(arguments))
     _check_generation(predictor, arguments, search)
     if arguments.count is not None:
@@ -189,14 +138,14 @@ def _check_generation(predictor: Predictor, arguments: argparse.Namespace, searc
     """
     from pymtl.training.errors import ConfigError
 
+    asked = [option for option in given_options(arguments) if option != "--beam"]  # which CTC has too
+    asked += ["--attention"] if arguments.attention is not None else []
     if arguments.count is not None:
+        asked += ["--input"] if arguments.input is not None else []
         for option in ("--input", "--attention", "--max-length", "--coverage-penalty", "--length-penalty"):
-            if getattr(arguments, option.removeprefix("--").replace("-", "_")) is not None:
+            if option in asked:
                 raise ConfigError(f"{option}: expected none beside --continue")
         return
-    asked = [option for option, (field, *_) in _SEARCH.items() if getattr(arguments, field) is not None]
-    asked += ["--sample"] if arguments.sample else []
-    asked += ["--attention"] if arguments.attention is not None else []
     if asked and not any(task.rules.generates for task in predictor.tasks.values()):
         raise ConfigError(f"{asked[0]}: expected a run with a task of kind 'generation', got none")
     if arguments.attention is not None and (arguments.input is not None or not arguments.texts):
@@ -213,13 +162,8 @@ def _go_on(predictor: Predictor, arguments: argparse.Namespace, search: Search |
     for texts in [arguments.texts] if arguments.texts else _lines():
         inputs = [input_of(text, number + i, arguments.records) for i, text in enumerate(texts)]
         answers = predictor.go_on(inputs, arguments.count, search, arguments.batch_size, number)
-        for given, answer in zip(inputs, answers):
-            if arguments.json:
-                print(json.dumps(answer, ensure_ascii=False))
-                continue
-            text = given if isinstance(given, str) else " ".join(answer["tokens"])
-            lines = [f"{text} {' '.join(tokens)}" for tokens in answer["continuations"]]
-            print("\n".join(lines) if lines else "")
+        for answer in answers:
+            print(json.dumps(answer, ensure_ascii=False) if arguments.json else "\n".join(answer["texts"]))
         sys.stdout.flush()
         number += len(texts)
 

@@ -34,12 +34,14 @@ class Search:
             "Google's Neural Machine Translation System", equation 14); 0 prefers short answers.
         coverage_penalty: the weight b of that equation's second term, which prefers answers whose attention has passed
             over every token of the sentence.
-        no_repeat_ngram: n, if no n tokens may stand in an answer twice; 0: they may.
+        no_repeat_ngram: n, if no n tokens may stand in an answer twice (Paulus et al. 2018, "A Deep Reinforced Model
+            for Abstractive Summarization", section 2.5); 0: they may.
         max_length: tokens of an answer at most; None: as many as the task allows. A search then looks whether the end
             follows; a sample of so many tokens is cut off.
         sample: draw each token by its probability instead of looking for the likeliest.
         temperature: by which logits are divided before a token is drawn.
-        top_k: draw among the k likeliest tokens; 0: among all.
+        top_k: draw among the k likeliest tokens (Fan et al. 2018, "Hierarchical Neural Story Generation"); 0: among
+            all.
         top_p: draw among the fewest tokens that together are this probable (Holtzman et al. 2020, "The Curious Case of
             Neural Text Degeneration").
         seed: of the draws; a sentence's depend on it and on the sentence's number alone.
@@ -73,9 +75,10 @@ class Search:
         _require(fits, "beam_size", "none with sampling (nbest says how many samples)", self.beam_size)
         for name in ("length_penalty", "coverage_penalty"):
             value = getattr(self, name)
-            _require(0 <= value < float("inf"), name, "a number of at least 0", value)
-        _require(0 < self.temperature < float("inf"), "temperature", "a number above 0", self.temperature)
-        _require(0 < self.top_p <= 1, "top_p", "a number above 0, at most 1", self.top_p)
+            _require(_is_number(value) and 0 <= value < math.inf, name, "a number of at least 0", value)
+        fits = _is_number(self.temperature) and 0 < self.temperature < math.inf
+        _require(fits, "temperature", "a number above 0", self.temperature)
+        _require(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", "a number above 0, at most 1", self.top_p)
 
     def with_beam(self, usual: int = 1) -> Search:
         """The same with a ``beam_size``, where there is none the ``usual`` one."""
@@ -436,6 +439,10 @@ def _draw(log_probabilities: np.ndarray, uniform: np.ndarray, settings: Search) 
     return np.minimum((reached <= uniform[:, None] * reached[:, -1:]).sum(1), (chances > 0).sum(1) - 1)
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
 def _require(fits: bool, name: str, expected: str, actual: object) -> None:
     if not fits:
-        raise ValueError(f"{name}: expected {expected}, got {actual}")
+        raise ValueError(f"{name}: expected {expected}, got {repr(actual) if isinstance(actual, str) else actual}")

@@ -64,6 +64,15 @@ def tokens_of(text: str, tokenizer: Tokenizer) -> list[str]:
     return [text[first:last] for first, last in places(text, tokenizer)]
 
 
+def went_on(text: str, tokens: Iterable[str], tokenizer: Tokenizer) -> str:
+    """A text and the tokens behind it: no space between characters or ideographs, else one, since tokens do not tell
+    where a text had none."""
+    for token in tokens:
+        close = tokenizer == "characters" or (tokenizer == "words" and _are_ideographs(text, token))
+        text += token if close or not text else f" {token}"
+    return text
+
+
 JOINER = "\uffed"  # where a piece has no space beside it
 
 

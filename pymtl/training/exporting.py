@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from pymtl.attention import Attended
 from pymtl.crf import CRF
-from pymtl.decoder import Copied, DecoderHead, Memory, State, copied_from
+from pymtl.decoder import DecoderHead, Memory
+from pymtl.exported_decoder import export_step, memory_of
 from pymtl.lowering import limit_answers, lower, name_ids, write
 from pymtl.models import MultiTaskModel
 from pymtl.recurrent import Recurrent
@@ -47,65 +47,7 @@ class _Program(nn.Module):
         self.tasks = tasks
 
     def forward(self, inputs: Tensor | dict[str, Tensor], lengths: Tensor) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for name, z in self.model(inputs, lengths, self.tasks).items():
-            if isinstance(z, Memory):
-                keys, values, batch_sizes = z.attended
-                found |= zip(_memory_names(name, len(z.initial)), (keys, values, batch_sizes, z.places, *z.initial))
-            else:
-                found[name] = z
-        return found
-
-
-def _memory_names(task: str, states: int) -> list[str]:
-    """What a program calls the parts of a :class:`pymtl.decoder.Memory`."""
-    parts = ("keys", "values", "batch_sizes", "places", "h", "c")
-    return [f"{task}/{part}" for part in parts[: 4 + states]]
-
-
-class _Step(nn.Module):
-    """One step of a decoder's hypotheses."""
-
-    def __init__(self, head: DecoderHead) -> None:
-        super().__init__()
-        self.head = head
-
-    def forward(
-        self,
-        tokens: Tensor,
-        state: State,
-        keys: Tensor,
-        values: Tensor,
-        batch_sizes: Tensor,
-        places: Tensor,
-        copied: tuple[Tensor, Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor, State, Tensor]:
-        attended = Attended(keys, values, batch_sizes)
-        return self.head.step(tokens, state, attended, places, None if copied is None else Copied(*copied))
-
-
-def _export_step(head: DecoderHead) -> torch.export.ExportedProgram:
-    """Of any number of hypotheses, tokens and steps."""
-    like = {"dtype": head.bias.dtype}
-    state = tuple(torch.zeros(head.num_layers, 3, head.hidden_size, **like) for _ in range(1 + (head.cell == "lstm")))
-    width = head.in_features if head.reader.score == "dot" else head.hidden_size
-    arguments = (
-        torch.zeros(3, dtype=torch.int64),
-        state,
-        torch.zeros(4, width, **like),
-        torch.zeros(4, head.in_features, **like),
-        torch.tensor([2, 2]),
-        torch.tensor([0, 1, 1]),
-    )
-    many, count, steps = (torch.export.Dim(name) for name in ("hypotheses", "tokens", "steps"))
-    dims: tuple[Any, ...] = ({0: many}, tuple({1: many} for _ in state), {0: count}, {0: count}, {0: steps}, {0: many})
-    if head.copy:
-        counts = torch.tensor([1, 3]) + head.out_features
-        copied = (torch.zeros(4, dtype=torch.int64), counts, torch.arange(head.out_features + 3))
-        arguments += (copied,)
-        dims += (({0: count}, {0: torch.export.Dim("batch")}, {0: torch.export.Dim("classes")}),)
-    with torch.no_grad():
-        return torch.export.export(_Step(head), arguments, dynamic_shapes=dims, strict=False)
+        return self.model(inputs, lengths, self.tasks)
 
 
 def export(run: Run, folder: Path, weights: torch.dtype | None = None) -> None:
@@ -131,9 +73,7 @@ def export(run: Run, folder: Path, weights: torch.dtype | None = None) -> None:
                 raise ConfigError(f"{run.folder}: {error}") from None
     folder.mkdir(parents=True, exist_ok=True)
     decoders = {name: head for name, head in trained.model.heads.items() if isinstance(head, DecoderHead)}
-    written = {name: _export_step(head) for name, head in decoders.items() if name in config.main_tasks}
-    for head in decoders.values():
-        head.copy = False  # the program below reads no sources; the steps, which do, are exported already
+    written = {name: export_step(head) for name, head in decoders.items() if name in config.main_tasks}
     batch = Batcher(vocabulary, config).batch([_example(config, 7), _example(config, 4)], [0, 1])
     batch_dim, steps = torch.export.Dim("batch"), torch.export.Dim("steps")
     inputs = batch.inputs()
@@ -267,20 +207,8 @@ class Exported:
         }
 
     def _memory(self, task: str, found: Mapping[str, Tensor], sources: PackedSequence | None) -> Memory:
-        names = _memory_names(task, 2 if f"{task}/c" in found else 1)
-        keys, values, batch_sizes, places, *state = (found[name] for name in names)
-        program = self._steps[task]
-
-        def step(
-            tokens: Tensor, state: State, attended: Attended, places: Tensor, copied: Copied | None = None
-        ) -> tuple[Tensor, State, Tensor]:
-            further = () if copied is None else (tuple(copied),)
-            return program(tokens, state, *attended, places, *further)
-
-        copied = None
-        if sources is not None:
-            copied = copied_from(sources.data, batch_sizes, len(self.vocabulary.labels[task]))
-        return Memory(step, Attended(keys, values, batch_sizes), tuple(state), places, copied)
+        classes = len(self.vocabulary.labels[task])
+        return memory_of(task, found, self._steps[task], None if sources is None else sources.data, classes)
 
 
 def is_exported(folder: Path) -> bool:

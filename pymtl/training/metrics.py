@@ -113,9 +113,9 @@ def score(
     Accuracy and macro F1 of classes; quadratically weighted kappa and accuracy of ordered ones; for tags span F1 by
     seqeval where the task's tags are of spans, else token accuracy; R², Pearson's and Spearman's correlation of
     numbers; micro F1 of multiple labels; one minus the label error rate of CTC; of generated answers the token error
-    rate, exact matches, of texts BLEU and chrF, of characters the word error rate; a language model's perplexity; and
-    ``exact_match``, the share of sentences with every class, ordered class, set of labels and tag right. Records and
-    tokens without a label do not count; a label that training has not seen counts as missed.
+    rate, exact matches, of texts BLEU and chrF, of characters and pieces the word error rate; a language model's
+    perplexity; and ``exact_match``, the share of sentences with every class, ordered class, set of labels and tag
+    right. Records and tokens without a label do not count; a label that training has not seen counts as missed.
 
     Args:
         records, predictions: of the same sentences.

@@ -30,7 +30,8 @@ def model_card(run: Run, config: Config, vocabulary: Vocabulary) -> str:
     ]
     rows = []
     for name, task in config.main_tasks.items():
-        labels = list(map(task.rules.label_name, vocabulary.labels[name])) if vocabulary.counts.get(name) else []
+        known = vocabulary.labels[name][task.rules.special_labels :] if vocabulary.counts.get(name) else []
+        labels = list(map(task.rules.label_name, known))
         shown = ", ".join(labels[:12]) + (f", … ({len(labels)})" if len(labels) > 12 else "")
         rows.append([name, task.kind, shown])
     lines += table(["task", "kind", "labels"], rows, numbers=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from pymtl.serving.encoding import FIRST_TOKEN
 from pymtl.serving.generation import Search
 from pymtl.serving.predicting import Answer, Answering, Input
 from pymtl.serving.records import Record, given_tokens
+from pymtl.serving.tokenizing import went_on
 from pymtl.training.batches import Batcher
 from pymtl.training.config import Config
 from pymtl.training.errors import ConfigError
@@ -141,8 +143,9 @@ class Predictor(Answering):
             first: the number of the first input, for errors and for the draws.
 
         Returns:
-            A dictionary for each input: ``tokens``, as for :meth:`predict`, and ``continuations``, the ``nbest``, the
-            best first, each a list of tokens; none of an input without a token.
+            A dictionary for each input: ``tokens``, as for :meth:`predict`; ``continuations``, the ``nbest``, the best
+            first, each a list of tokens; of each its ``probabilities`` and ``scores``, by which a search orders them;
+            and the whole ``texts``. All are empty for an input without a token.
 
         Raises:
             ConfigError: there is no language model that can go on with a text.
@@ -161,7 +164,14 @@ class Predictor(Answering):
         records = [self.record_or_none(given, f"input {first + i}", dataset) for i, given in enumerate(inputs)]
         own = self.config.sets[dataset]
         answers: list[Answer] = [
-            {"tokens": [] if record is None else given_tokens(record, own), "continuations": []} for record in records
+            {
+                "tokens": [] if record is None else given_tokens(record, own),
+                "continuations": [],
+                "probabilities": [],
+                "scores": [],
+                "texts": [],
+            }
+            for record in records
         ]
         known = [i for i, record in enumerate(records) if record is not None]
         model = self._trained.model
@@ -172,7 +182,12 @@ class Predictor(Answering):
             numbers = [first + i for i in part]
             found = go_on(*parts, batch.tokens, batch.lengths, settings, count, range(FIRST_TOKEN), numbers)
             for i, every in zip(part, found):
-                answers[i]["continuations"] = [[self.vocabulary.tokens[t] for t in each.tokens] for each in every]
+                answer, source = answers[i], records[i].source
+                answer["continuations"] = [[self.vocabulary.tokens[t] for t in each.tokens] for each in every]
+                answer["probabilities"] = [math.exp(each.log_probability) for each in every]
+                answer["scores"] = [each.score for each in every]
+                text = source if isinstance(source, str) else went_on("", answer["tokens"], own.splits_by)
+                answer["texts"] = [went_on(text, tokens, own.splits_by) for tokens in answer["continuations"]]
         return answers
 
     def _language_model(self) -> str:

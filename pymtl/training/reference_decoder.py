@@ -170,7 +170,8 @@ class PlainMemory:
         def step(tokens: list[int], states: list[State]) -> tuple[Tensor, list[State], Tensor | None]:
             state = tuple(torch.cat(each, dim=1) for each in zip(*states))
             own = Read(*(each.expand(len(tokens), -1, *each.shape[2:]) for each in read))
-            logits, after, weights = self.decoder.step(cells, torch.tensor(tokens), state, own)
+            inputs = torch.tensor(tokens, device=state[0].device)
+            logits, after, weights = self.decoder.step(cells, inputs, state, own)
             split = list(zip(*(each.split(1, dim=1) for each in after)))
             return logits, split, weights.mean(1) if asked else None
 
@@ -236,7 +237,7 @@ def _hypothesis(tokens: list[int], total: float, read: list[Tensor], ended: bool
     if read and settings.coverage_penalty > 0:
         covered = torch.stack(read).double().sum(0).clamp(NO_COVERAGE, 1.0)
         score += settings.coverage_penalty * float(covered.log().sum())
-    attention = torch.stack(read).double().numpy() if read else None
+    attention = torch.stack(read).double().cpu().numpy() if read else None
     return Hypothesis(tokens, total, score, ended, attention)
 
 

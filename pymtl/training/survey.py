@@ -61,10 +61,11 @@ def _of_task(name: str, config: Config, vocabulary: Vocabulary, labelled: int) -
     task, learned = config.tasks[name], vocabulary.learned(name)
     if not learned.counts:
         return []
-    pairs = sorted(zip(map(task.rules.label_name, learned.labels), learned.counts), key=lambda pair: -pair[1])
+    pairs = list(zip(map(task.rules.label_name, learned.labels), learned.counts))[task.rules.special_labels :]
+    pairs.sort(key=lambda pair: -pair[1])
     shown = ", ".join(f"{label} ({count:,})" for label, count in pairs[:MOST])
     rarest = f", …, {pairs[-1][0]} ({pairs[-1][1]:,})" if len(pairs) > MOST else ""
-    lines = [f"{name}: {len(pairs)} labels: {shown}{rarest}"]
+    lines = [f"{name}: {len(pairs)} {task.rules.parts_are}" + (f": {shown}{rarest}" if pairs else "")]
     if len(pairs) == 1 and pairs[0][1] >= labelled:
         lines.append(f"{name}: every training record with a label has {pairs[0][0]!r}: there is nothing to tell apart")
     return lines

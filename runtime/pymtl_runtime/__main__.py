@@ -12,8 +12,8 @@ from typing import Any
 from . import DataError, ModelError, __version__, isa
 from .library import Model
 from .predictor import load
-from .serving.generation import Search
 from .serving.predicting import described, input_of
+from .serving.search_options import add_search_options, given_options, search_of
 
 FOLDER = Path(__file__).parent
 
@@ -43,14 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     predict.add_argument("texts", nargs="*", metavar="TEXT", help="texts; lines of standard input if there is none")
     predict.add_argument("--json", action="store_true", help="print one JSON object a text")
     predict.add_argument("--records", action="store_true", help="texts are JSON objects with the fields of training")
-    predict.add_argument(
-        "--beam",
-        type=int,
-        metavar="N",
-        help="hypotheses kept in the search for CTC's labels and generated answers (default: as the run says)",
-    )
-    predict.add_argument("--nbest", type=int, default=1, metavar="N", help="generated answers to give, the best first")
     predict.add_argument("--threads", type=int, default=0, metavar="N", help="of a call (default 0: all cores)")
+    add_search_options(predict.add_argument_group("answers that are generated"))
     info = commands.add_parser("info", help="what a file reads and answers")
     info.add_argument("file", type=Path, metavar="FILE", help="the model's file")
     commands.add_parser("flags", help="what a C compiler needs to find pymtl.h and the library")
@@ -92,12 +86,12 @@ def _predict(given: argparse.Namespace) -> int:
         fields = ", ".join(predictor.config.fields)
         raise DataError(f"this model reads {fields} of each token too: give JSON objects with these, and --records")
     try:
-        search = None if given.beam is None and given.nbest == 1 else Search(given.beam, given.nbest)
+        search = search_of(given)
     except ValueError as error:
-        said = str(error).replace("beam_size", "--beam").replace("nbest", "--nbest")
-        raise DataError(said) from None
-    if given.nbest > 1 and not any(task.rules.generates for task in predictor.tasks.values()):
-        raise DataError("--nbest: expected a model with a task of kind 'generation', got none")
+        raise DataError(str(error)) from None
+    asked = [option for option in given_options(given) if option != "--beam"]  # which CTC has too
+    if asked and not any(task.rules.generates for task in predictor.tasks.values()):
+        raise DataError(f"{asked[0]}: expected a model with a task of kind 'generation', got none")
     if not given.texts and sys.stdin is None:
         raise DataError("expected texts, or lines of standard input, which is closed")
     texts = given.texts or (line.rstrip("\r\n") for line in sys.stdin)

@@ -587,14 +587,19 @@ def test_the_command(turned, capsys):
     assert command(["predict", file, "a b c", "--json"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert json.loads(line)["turned"] == pymtl.load(turned / "run").predict("a b c")["turned"]
-    assert command(["predict", file, "a b c", "--beam", "4", "--nbest", "3"]) == 0
-    shown = capsys.readouterr().out
-    assert main(["predict", str(turned / "run"), "a b c", "--beam", "4", "--nbest", "3"]) == 0
-    assert shown.splitlines() == capsys.readouterr().out.splitlines()
+    for options in (
+        ("--beam", "4", "--nbest", "3", "--length-penalty", "0.5", "--no-repeat", "2"),
+        ("--beam", "2", "--coverage-penalty", "0.3", "--max-length", "2"),
+        ("--sample", "--temperature", "9", "--top-k", "5", "--top-p", "0.9", "--seed", "3", "--nbest", "4"),
+    ):
+        assert command(["predict", file, "a b c", *options]) == 0
+        shown = capsys.readouterr().out
+        assert main(["predict", str(turned / "run"), "a b c", *options]) == 0
+        assert shown.splitlines() == capsys.readouterr().out.splitlines()
     assert command(["info", file]) == 0
     assert "answers turned: generated of texts, 8 tokens, labels <end>, <unk>, " in capsys.readouterr().out
     assert command(["predict", file, "a b c", "--beam", "2", "--nbest", "3"]) == 1
-    assert "--nbest: expected at most --beam = 2 without sampling, got 3" in capsys.readouterr().err
+    assert "--nbest: expected at most --beam 2 without sampling, got 3" in capsys.readouterr().err
 
 
 def test_the_options_are_refused_without_such_a_task(tmp_path, capsys):

@@ -49,6 +49,13 @@ tied = true
 [tasks.sounds]
 kind = "ctc"
 
+[tasks.spoken]
+kind = "generation"
+field = "sounds"
+decoder_size = 12
+decoder_embedding_dim = 6
+after = "intent"
+
 [fields.case]
 kind = "category"
 embedding_dim = 3

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import random
 import re
 from dataclasses import replace
@@ -204,6 +205,49 @@ def test_options_that_do_not_fit(folder, capsys, options, message):
 def test_a_beam_size_and_a_search_are_one_too_many(folder):
     with pytest.raises(ValueError, match="beam_size: expected none beside search, which has its own, got 2"):
         pymtl.load(folder / "run").predict("a b", beam_size=2, search=Search())
+
+
+def test_every_option_of_a_search_reaches_it(folder, tmp_path, capsys):
+    model, text = pymtl.load(folder / "run"), "a b c d"
+    options = {
+        ("--beam", 3, "--nbest", 2, "--length-penalty", 0): Search(3, 2, length_penalty=0.0),
+        ("--beam", 3, "--coverage-penalty", 0.5): Search(3, coverage_penalty=0.5),
+        ("--no-repeat", 1): Search(no_repeat_ngram=1),
+        ("--max-length", 2): Search(max_length=2),
+        ("--sample", "--temperature", 9, "--top-p", 0.9, "--seed", 4): Search(
+            sample=True, temperature=9.0, top_p=0.9, seed=4
+        ),
+        ("--sample", "--temperature", 9, "--top-k", 2, "--nbest", 3): Search(
+            sample=True, temperature=9.0, top_k=2, nbest=3
+        ),
+    }
+    for given, search in options.items():
+        (line,) = printed(capsys, "predict", folder / "run", text, "--json", *given).splitlines()
+        expected = model.predict([text], search=search, distributions=False)[0]
+        assert json.loads(line) == json.loads(json.dumps(expected))
+    assert model.predict(text, search=Search(max_length=2))["turned/ended"] is False
+    scores = {}
+    for given in ((), ("--max-length", 2)):
+        printed(capsys, "evaluate", folder / "run", *given, "--out", tmp_path / "evaluation")
+        found = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
+        scores[given] = found["scores"]["turned/exact_match"]
+    assert scores[()] == 1.0
+    assert scores["--max-length", 2] < 0.5  # most are longer
+    assert main(["evaluate", str(folder / "run"), "--length-penalty", "-1"]) == 1
+    assert "--length-penalty: expected a number of at least 0, got -1" in capsys.readouterr().err
+
+
+def test_every_option_of_a_decoder_reaches_it(tmp_path):
+    toml = JOINT.replace("decoder_size = 12", "decoder_size = 24\ndecoder_layers = 2\ndecoder_dropout = 0.2")
+    toml = toml.replace("label_smoothing = 0.1", 'label_smoothing = 0.1\ndecoder_cell = "gru"\ndecoder_tied = true')
+    options = ["--set", "tasks.tags.attention=dot", "--set", "tasks.tags.attention_heads=3", "--set"]
+    options += ["training.epochs=1", "--set", "model.hidden_size=12"]
+    toy.quiet("train", toy.write_files(tmp_path, toml), "--run", tmp_path / "run", *options)
+    head = Run(tmp_path / "run").load_model()[0].model.heads["tags"]
+    assert (head.hidden_size, head.num_layers, head.embedding_dim, head.cell) == (24, 2, 6, "gru")
+    assert (head.score, head.attention_heads, head.tied, head.dropout, head.copy) == ("dot", 3, True, 0.2, False)
+    assert head.loss.label_smoothing == 0.1
+    assert isinstance(pymtl.load(tmp_path / "run").predict("play jazz")["tags"], list)
 
 
 # Labels.
@@ -488,10 +532,20 @@ label_smoothing = 0.1
 )
 
 
-@pytest.mark.parametrize(
-    "more", [(), ("sharing=shared_private", "balancing=equal_norm"), ("balancing=famo",)], ids=" ".join
-)
-def test_it_is_learnt_beside_other_tasks_from_partial_labels(tmp_path, more):
+TOGETHER = {
+    "hard": "ew",
+    "soft": "uw",
+    "shared_private": "equal_norm",
+    "hierarchical": "dwa",
+    "cross_stitch": "gls",
+    "mmoe": "famo",
+    "cgc": "rlw",
+    "task_attention": "stch",
+}
+
+
+@pytest.mark.parametrize(("sharing", "balancing"), TOGETHER.items(), ids=TOGETHER)
+def test_it_is_learnt_beside_other_tasks_from_partial_labels(tmp_path, sharing, balancing):
     path = toy.write_files(tmp_path, JOINT)
     records = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     for i, record in enumerate(records):
@@ -500,13 +554,13 @@ def test_it_is_learnt_beside_other_tasks_from_partial_labels(tmp_path, more):
         elif i % 3 == 1:
             del record["intent"]
     toy.write_lines(tmp_path / "train.jsonl", records)
-    options = [part for pair in (*more, "training.epochs=12") for part in ("--set", pair)]
+    given = (f"sharing={sharing}", f"balancing={balancing}", "training.epochs=12")
+    options = [part for pair in given for part in ("--set", pair)]
     toy.quiet("train", path, "--run", tmp_path / "run", *options)
     scores = Run(tmp_path / "run").read_scores()
     assert scores["tags/token_error_rate"] < 0.5
     assert {"intent/accuracy", "slots/f1", "tags/exact_match"} <= set(scores)
-    again = toy.quiet("train", path, "--run", tmp_path / "again", *options)
-    assert again
+    toy.quiet("train", path, "--run", tmp_path / "again", *options)
     models = [Run(tmp_path / name).load_model()[0].model.state_dict() for name in ("run", "again")]
     assert_same_bits(*models)
 
@@ -549,9 +603,12 @@ epochs = 2
 """
     path = toy.write_files(tmp_path, toml)
     toy.quiet("train", path, "--run", tmp_path / "run")
-    answer = pymtl.load(tmp_path / "run").predict("play some jazz")
-    assert isinstance(answer["intent"], str)
-    assert isinstance(answer["tags"], list)
+    model = pymtl.load(tmp_path / "run")
+    answer = model.predict("play some jazz")
+    assert answer["intent"] in model.labels["intent"]
+    assert set(answer["tags"]) <= set(model.labels["tags"])
+    scores = Run(tmp_path / "run").read_manifest()["scores"]["validation"]
+    assert set(scores) >= {"intent/accuracy", "tags/token_error_rate"}
 
 
 def test_the_plain_model_learns_the_same(tmp_path):
@@ -567,9 +624,6 @@ def test_a_run_s_report_times_it_beside_plain_pytorch(tmp_path, capsys):
     path = toy.write_files(tmp_path, JOINT)
     toy.quiet("train", path, "--run", tmp_path / "run", "--set", "training.epochs=1")
     assert "plain PyTorch, packed" in printed(capsys, "report", tmp_path / "run", "--batches", 3)
-
-
-# Language models.
 
 
 def test_a_batch_without_a_label_of_the_decoder_is_timed_too(tmp_path, capsys):
@@ -614,6 +668,9 @@ def test_several_answers_of_one_task_do_not_widen_ctc_s_search():
     assert KINDS["generation"].search(task, None).beam_size == 3
 
 
+# Language models.
+
+
 def test_a_language_model_goes_on_with_a_text(tmp_path, capsys):
     records = [{"tokens": list("abcdefgh" * 3)[i : i + 9]} for i in range(8)] * 8
     toy.write_lines(tmp_path / "train.jsonl", records)
@@ -637,11 +694,13 @@ def test_a_language_model_goes_on_with_a_text(tmp_path, capsys):
     assert printed(capsys, *given, "--seed", 1) == printed(capsys, *given, "--seed", 1)
     assert printed(capsys, *given, "--seed", 1) != printed(capsys, *given, "--seed", 2)
     model = pymtl.load(tmp_path / "run")
-    expected = [
-        {"tokens": list("cd"), "continuations": [list("efg")]},
-        {"tokens": list("gh"), "continuations": [list("abc")]},
-    ]
-    assert model.go_on(["c d", ["g", "h"]], 3) == expected
+    one, other = model.go_on(["c d", ["g", "h"]], 3)
+    assert (one["tokens"], one["continuations"], one["texts"]) == (list("cd"), [list("efg")], ["c d e f g"])
+    assert (other["tokens"], other["continuations"], other["texts"]) == (list("gh"), [list("abc")], ["g h a b c"])
+    beam = model.go_on(["c d"], 3, Search(beam_size=3, nbest=3, length_penalty=0.0))[0]
+    assert beam["continuations"][0] == list("efg")
+    assert beam["scores"] == pytest.approx(list(map(math.log, beam["probabilities"])))
+    assert beam["scores"] == sorted(beam["scores"], reverse=True)
     search = Search(sample=True, temperature=50.0)
     whole = model.go_on(["c d"] * 5, 3, search)
     assert model.go_on(["c d"] * 5, 3, search, batch_size=2) == whole
@@ -653,6 +712,18 @@ def test_a_language_model_goes_on_with_a_text(tmp_path, capsys):
     for option in ("--max-length", "--coverage-penalty", "--length-penalty"):
         assert main(["predict", str(tmp_path / "run"), "a", "--continue", "3", option, "2"]) == 1
         assert f"{option}: expected none beside --continue" in capsys.readouterr().err
+
+
+def test_texts_go_on_as_their_data_set_splits_them(tmp_path, capsys):
+    toy.write_lines(tmp_path / "train.jsonl", [{"text": "abc abc abc"[i : i + 7]} for i in range(3)] * 8)
+    (tmp_path / "run.toml").write_text(
+        '[data]\ntrain = "train.jsonl"\ntokenizer = "characters"\n[tasks.letters]\nkind = "language_model"\n'
+        "[model]\nbidirectional = false\nhidden_size = 16\ndropout = 0.0\n"
+        "[training]\nepochs = 12\nlearning_rate = 0.02\n",
+        encoding="utf-8",
+    )
+    toy.quiet("train", tmp_path / "run.toml", "--run", tmp_path / "run")
+    assert printed(capsys, "predict", tmp_path / "run", "a b", "--continue", 4) == "a bcabc\n"
 
 
 @pytest.mark.parametrize(

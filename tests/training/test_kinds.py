@@ -29,6 +29,7 @@ def test_every_kind_of_task_is_scored(every):
     scores = Run(every / "run").read_scores()
     expected = {"intent/accuracy", "slots/accuracy", "topics/f1", "scores/r2", "politeness/kappa", "level/kappa"}
     assert (expected - {"slots/accuracy"}) | {"words/perplexity", "sounds/label_accuracy", "exact_match"} <= set(scores)
+    assert {"spoken/token_error_rate", "spoken/exact_match"} <= set(scores)
     assert 1 < scores["words/perplexity"] < 20
     assert scores["intent/accuracy"] > 0.5
     assert scores["politeness/kappa"] > 0.5
@@ -92,9 +93,8 @@ def test_predict_searches_ctc_labels_with_a_beam(every, capsys, monkeypatch):
     assert widths == [4] * 4
     assert len(answers) == 4
     assert all(isinstance(json.loads(answer)["sounds"], list) for answer in answers)
-    with pytest.raises(SystemExit):
-        main(["predict", str(every / "run"), "--beam", "0", "play"])
-    assert "--beam" in capsys.readouterr().err
+    assert main(["predict", str(every / "run"), "--beam", "0", "play"]) == 1
+    assert "--beam: expected a whole number above 0, got 0" in capsys.readouterr().err
 
 
 def test_training_takes_the_place_of_an_exported_program_only_if_told_to(exported, tmp_path, capsys):

@@ -24,6 +24,7 @@ class CTC(CTCAnswers, SequenceKind):
 
     Options = ReferenceOptions
     scores = ("label_accuracy", "exact_match")
+    special_labels = 1  # the blank
 
     def of_cell(self, cell: str, task: Any) -> list[str]:
         return cell.split()

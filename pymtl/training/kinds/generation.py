@@ -94,6 +94,8 @@ class Generation(GenerationAnswers, SequenceKind):
     Options = GenerationOptions
     has_reference = True
     looked_for = 1
+    parts_are = "tokens of answers"
+    special_labels = len(SPECIAL)
     scores = ("token_error_rate", "exact_match", "word_error_rate", "bleu", "chrf")
     lower_is_better = frozenset({"token_error_rate", "word_error_rate"})
 
@@ -185,18 +187,18 @@ class Generation(GenerationAnswers, SequenceKind):
     def head(self, task: Any, learned: Learned, words: nn.Embedding | None) -> DecoderHead:
         return DecoderHead(
             len(learned.labels),
-            task.decoder_size,
-            task.decoder_layers,
-            task.decoder_embedding_dim,
-            task.decoder_cell,
-            task.attention,
-            task.attention_heads,
-            task.decoder_tied,
-            task.decoder_dropout,
-            task.copy,
-            UNKNOWN_ID,
-            self.cross_entropy(task, learned),
-            self.reads(task),
+            hidden_size=task.decoder_size,
+            num_layers=task.decoder_layers,
+            embedding_dim=task.decoder_embedding_dim,
+            cell=task.decoder_cell,
+            attention=task.attention,
+            attention_heads=task.attention_heads,
+            tied=task.decoder_tied,
+            dropout=task.decoder_dropout,
+            copy=task.copy,
+            unknown=UNKNOWN_ID,
+            loss=self.cross_entropy(task, learned),
+            reads=self.reads(task),
         )
 
     def is_right(self, truth: RightAnswers, guess: Any, task: Any) -> bool:
