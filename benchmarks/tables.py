@@ -51,11 +51,14 @@ def generation_step(*found: dict[str, Any]) -> Iterator[Cells]:
 
 
 def generation(result: dict[str, Any]) -> Iterator[Cells]:
-    yield "", *result["rows"]
+    yield "", *(heading for search in result["rows"] for heading in (search, "time beside the first row's"))
     names = list(dict.fromkeys(name for contenders in result["rows"].values() for name in contenders))
     for name in names:
-        rows = [contenders.get(name) for contenders in result["rows"].values()]
-        yield name, *("" if row is None else f"{row['texts a second']:,.0f}" for row in rows)
+        cells = []
+        for contenders in result["rows"].values():
+            row = contenders.get(name)
+            cells += ["", ""] if row is None else [f"{row['texts a second']:,.0f}", f"{row['ratio']:.2f}"]
+        yield name, *cells
 
 
 def heads(result: dict[str, Any]) -> Iterator[Cells]:
@@ -277,6 +280,7 @@ ORIGINS = {
     "The same kernel with AVX2": "latest_avx2",
     "Training step": "training_step",
     "Generated answers": "generation",
+    "Training steps of a decoder": "generation_step",
     "Overhead": "overhead",
     "Threads": "threads",
     "Cells": "cells",

@@ -65,9 +65,8 @@ class LanguageModelHead(Head):
 
     def forward(self, features: Tensor) -> Tensor:
         """[N, D*H] to [N, D, V]."""
-        parts = [
-            torch.tanh(linear(h, hidden)) for hidden, h in zip(self.hidden, features.chunk(self.directions, dim=-1))
-        ]
+        states = features.chunk(self.directions, dim=-1)
+        parts = [torch.tanh(linear(h, hidden)) for hidden, h in zip(self.hidden, states)]
         return super().forward(torch.stack(parts, 1).flatten(0, 1)).unflatten(0, (-1, self.directions))
 
 
