@@ -334,7 +334,7 @@ def test_rows(out: Path, seconds: float) -> Iterator[tuple[str, Row]]:
         path.unlink(missing_ok=True)
         more = ["-k", keywords, f"--junitxml={path}", *files]
         left = share * (until - time.monotonic())
-        row = finished([*command, *more], out / "log.txt", left, OMP_NUM_THREADS="2")  # there are six processes
+        row = finished([*command, *more], out / "log.txt", left, OMP_NUM_THREADS="2")  # of six processes, with xdist
         yield f"pytest -k '{keywords}'", row | outcomes(path)
 
 
@@ -349,6 +349,8 @@ def outcomes(path: Path) -> Row:
         for case in suite.iter("testcase")
         for fault in (*case.findall("failure"), *case.findall("error"))
     ]
+    if counts["tests"] == 0:
+        return counts | {"error": "no test was found"}
     if counts["skipped"] == counts["tests"]:
         return counts | {"error": "every test was skipped"}
     return counts | {"failed": failed}
@@ -425,7 +427,8 @@ def table_of(step: str, rows: list[Row]) -> Table:
         content = {name: value for name, value in row.items() if name not in ("step", "case", "library", "all")}
         if step == "slopes" and "pymtl" in content:
             ours, theirs, ratios = (content[name] for name in ("pymtl", "nn.LSTM", "ratios"))
-            text = f"{content['mode']}: {ours['us_per_step']:.2f} us a step, start {ours['start_us']:.0f}; nn.LSTM "
+            text = f"{content['mode']} by {content['kernels']}: {ours['us_per_step']:.2f} us a step, "
+            text += f"start {ours['start_us']:.0f}; nn.LSTM "
             text += (
                 f"{theirs['us_per_step']:.2f}, {theirs['start_us']:.0f}; x {ratios[0]:.2f} short, {ratios[1]:.2f} long"
             )
@@ -543,6 +546,9 @@ def main() -> int:
     if wrong:
         parser.error(f"--library: expected NAME=DIR, got {', '.join(wrong)}")
     libraries = dict(text.split("=", 1) for text in arguments.library)
+    for folder in libraries.values():
+        if not Path(folder, "libpymtl_cuda.so").is_file():
+            print(f"--library: there is no libpymtl_cuda.so in {folder}; all else is run", file=sys.stderr)
     arguments.out.mkdir(parents=True, exist_ok=True)
     return run(arguments.out.resolve(), names, libraries, arguments.small, arguments.seconds)
 

@@ -7,16 +7,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pymtl import ops, reference
+from pymtl import ops
+from pymtl.linear import linear
 
 Score = Literal["dot", "general", "additive"]
 SCORES = ("dot", "general", "additive")
-
-
-def linear(input: Tensor, layer: nn.Linear) -> Tensor:
-    """The layer's product, where it can by the kernel, in which a row's bits do not depend on the others."""
-    function = ops.heads if ops.has_kernels(input, bfloat16=True, cuda=True) else reference.heads
-    return function(input, layer.weight, layer.bias)
 
 
 class Attended(NamedTuple):
@@ -98,7 +93,7 @@ class Attention(nn.Module):
             The means of the encoder's states [M, F], and the weights [M, J, T], zero behind each sentence's last token.
 
         Raises:
-            RuntimeError: a size, dtype or device does not fit, or there is no such sentence.
+            RuntimeError: a size or device does not fit; or, on the CPU, there is no such sentence.
         """
         query, score = (linear(states, self.query), self.weight) if self.score == "additive" else (states, None)
         return ops.attend(query, attended.keys, attended.values, sequences, attended.batch_sizes, self.num_heads, score)

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from pymtl import ops
-from pymtl.attention import SCORES, Attended, Attention, Score, linear
+from pymtl.attention import SCORES, Attended, Attention, Score
 from pymtl.dropout import dropout
 from pymtl.heads import Head, Reads
+from pymtl.linear import linear
 from pymtl.losses import CrossEntropy
 from pymtl.ops.autograd import is_exporting
 from pymtl.ops.late_errors import refuse_where

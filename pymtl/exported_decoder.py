@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pymtl.attention import Attended
-from pymtl.decoder import Copied, DecoderHead, Memory, State, copied_from
+from pymtl.decoder import Copied, DecoderHead, Memory, State
 
 PARTS = ("keys", "values", "batch_sizes", "places", "h", "c")
 
@@ -26,16 +26,14 @@ def memory_of(
     task: str,
     tensors: Mapping[str, Tensor],
     program: Callable[..., tuple[Tensor, State, Tensor]],
-    sources: Tensor | None = None,
-    num_classes: int = 0,
+    copied: Copied | None = None,
 ) -> Memory:
     """The memory again.
 
     Args:
         tensors: with those of :func:`memory_tensors`.
         program: of :func:`export_step`.
-        sources: of a decoder that copies, packed as ``tensors`` are, int64 [N].
-        num_classes: its own.
+        copied: of a decoder that copies, as :func:`pymtl.decoder.copied_from` gives it.
     """
     keys, values, batch_sizes, places, *state = (
         tensors[f"{task}/{name}"] for name in PARTS if f"{task}/{name}" in tensors
@@ -47,7 +45,6 @@ def memory_of(
         further = () if copied is None else (tuple(copied),)
         return program(tokens, state, *attended, places, *further)
 
-    copied = None if sources is None else copied_from(sources, batch_sizes, num_classes)
     return Memory(step, Attended(keys, values, batch_sizes), tuple(state), places, copied)
 
 
@@ -88,7 +85,7 @@ def export_step(head: DecoderHead) -> torch.export.ExportedProgram:
         head: in eval mode, of a model that has been built.
 
     Raises:
-        RuntimeError: the head is in training mode.
+        RuntimeError: the head is in training mode, or its layers keep their weights in fewer bits.
         TypeError: it is no :class:`pymtl.DecoderHead`.
         ValueError: its sizes are not known yet, as no model was built with it.
     """

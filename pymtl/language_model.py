@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from pymtl.attention import linear
 from pymtl.heads import Head
+from pymtl.linear import linear
 from pymtl.losses import CrossEntropy
 
 

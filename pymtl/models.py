@@ -172,8 +172,8 @@ class MultiTaskModel(nn.Module):
             IndexError: a decoder's target is no class. On a GPU a later loss raises it.
             TypeError: a decoder's targets are no integers.
             ValueError: the rank of the input does not fit, fields differ in their packing, ``lengths`` comes with a
-                PackedSequence, a decoder's targets are of another number of sequences, or there are targets under
-                torch.export.
+                PackedSequence, a decoder's targets are of another number of sequences, or there are targets or
+                sources under torch.export.
             RuntimeError: a size, dtype or device does not fit.
         """
         refuse_recording("a MultiTaskModel", "it packs its tokens by operators of pymtl; torch.export.export can")
@@ -322,9 +322,15 @@ class MultiTaskModel(nn.Module):
         found = {}
         for task in wanted:
             head = self.heads[task]
-            if not (isinstance(head, DecoderHead) and head.copy) or is_exporting():
+            if not (isinstance(head, DecoderHead) and head.copy):
                 continue
             field = sources.get(task)
+            if is_exporting():
+                if field is not None:
+                    raise ValueError(
+                        f"sources[{task!r}]: expected none under torch.export: the decoder's step takes them"
+                    )
+                continue
             if field is None:
                 raise ValueError(f"sources: expected those of {task!r}, which copies")
             if isinstance(field, PackedSequence) != isinstance(first, PackedSequence):
@@ -515,10 +521,11 @@ def _as_program_output(logits: Logits) -> dict[str, Tensor]:
     """What torch.export knows: tensors by name."""
     found: dict[str, Tensor] = {}
     for task, values in logits.items():
-        if isinstance(values, Memory):
-            found |= memory_tensors(task, values)
-        else:
-            found[task] = values
+        own = memory_tensors(task, values) if isinstance(values, Memory) else {task: values}
+        for name in own:
+            if name in found:
+                raise ValueError(f"heads: expected names that differ in the program's output, got {name!r} twice")
+        found |= own
     return found
 
 

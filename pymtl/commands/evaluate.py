@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pymtl.commands import FROZEN_WEIGHTS, add_machine, add_weights, positive, use_machine, weights_of, wide_console
-from pymtl.serving.search_options import FOR_SCORES, add_search_options, given_options, search_of
+from pymtl.serving.search_options import FOR_ONE, add_search_options, given_options, refuse_idle, search_of
 
 if TYPE_CHECKING:
     from pymtl.serving.records import Record
@@ -45,9 +45,9 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help="folder to write (default: in RUN, evaluation/test or evaluation/FILE)"
     )
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="texts at a time (default: 64)")
-    add_search_options(parser, ("--beam", *FOR_SCORES))
     add_weights(parser, FROZEN_WEIGHTS)
     add_machine(parser)
+    add_search_options(parser, FOR_ONE)
     return parser
 
 
@@ -66,9 +66,11 @@ def run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     predictor = Predictor(arguments.run_folder, arguments.device, arguments.data, weights_of(arguments))
-    for option in given_options(arguments):
-        if option in FOR_SCORES and not any(task.rules.generates for task in predictor.tasks.values()):
-            raise ConfigError(f"{option}: expected a run with a task of kind 'generation', got none")
+    asked = {option.removeprefix("--"): value for option, value in given_options(arguments).items()}
+    try:
+        refuse_idle(given_options(arguments), (task.rules for task in predictor.tasks.values()))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     notes: list[str] = []
     sets = _records(arguments, predictor, notes)
     every = [record for own in sets.values() for record in own]
@@ -78,14 +80,16 @@ def run(arguments: argparse.Namespace) -> int:
         evaluation, wrong = evaluate(predictor, sets, arguments.batch_size, search)
     name = "test" if arguments.file is None else arguments.file.name
     narrow = predictor.weights != "float32"
-    kept = f", weights in {predictor.weights}" if narrow else ""
-    show(console, evaluation, predictor, name + kept)
+    how = f", weights in {predictor.weights}" if narrow else ""
+    how += "".join(f", {option} {value:g}" for option, value in asked.items())
+    show(console, evaluation, predictor, name + how)
     source = "test" if arguments.file is None else f"{arguments.file.resolve()} {arguments.dataset or ''}".strip()
-    own = f"{name}-{predictor.weights}" if narrow else name
+    settings = [f"{option}-{value:g}" for option, value in asked.items()]
+    own = "-".join([name, *([predictor.weights] if narrow else []), *settings])
     folder = arguments.out or _own_folder(arguments.run_folder / EVALUATIONS, own, source)
     folder.mkdir(parents=True, exist_ok=True)
     target = Run(folder)
-    title = f"{arguments.run_folder.resolve().name} on {name}{kept}"
+    title = f"{arguments.run_folder.resolve().name} on {name}{how}"
     target.write_json(
         "evaluation.json",
         {
@@ -93,6 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
             "file": name,
             "source": _digest(source),
             "weights": predictor.weights,
+            "search": asked,
             **evaluation,
         },
     )

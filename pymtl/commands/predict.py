@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pymtl.commands import FROZEN_WEIGHTS, add_machine, add_weights, picture, positive, use_machine, weights_of
-from pymtl.serving.search_options import add_search_options, given_options, search_of
+from pymtl.serving.search_options import add_search_options, given_options, refuse_idle, search_of
 
 if TYPE_CHECKING:
     from pymtl.serving.generation import Search
@@ -61,8 +61,7 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
 
 
 def _add_generation(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("answers that are generated")
-    add_search_options(group)
+    group = add_search_options(parser)
     group.add_argument(
         "--attention",
         type=picture,
@@ -97,7 +96,9 @@ def run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     predictor = Predictor(arguments.run_folder, arguments.device, weights=weights_of(arguments))
-    _check_generation(predictor, arguments, search)
+    _check_generation(predictor, arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack letters, and an argument be no text
     if arguments.count is not None:
         _go_on(predictor, arguments, search)
         return 0
@@ -106,8 +107,6 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if predictor.config.fields and not arguments.records:
         raise ConfigError(f"--records: expected it with a model that reads {', '.join(predictor.config.fields)}")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack letters, and an argument be no text
     number = 1
     first = True
     for texts in [arguments.texts] if arguments.texts else _lines():
@@ -130,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_generation(predictor: Predictor, arguments: argparse.Namespace, search: Search | None) -> None:
+def _check_generation(predictor: Predictor, arguments: argparse.Namespace) -> None:
     """That there is something that the options are for.
 
     Raises:
@@ -138,16 +137,17 @@ def _check_generation(predictor: Predictor, arguments: argparse.Namespace, searc
     """
     from pymtl.training.errors import ConfigError
 
-    asked = [option for option in given_options(arguments) if option != "--beam"]  # which CTC has too
-    asked += ["--attention"] if arguments.attention is not None else []
+    asked = [*given_options(arguments), *(["--attention"] if arguments.attention is not None else [])]
     if arguments.count is not None:
         asked += ["--input"] if arguments.input is not None else []
         for option in ("--input", "--attention", "--max-length", "--coverage-penalty", "--length-penalty"):
             if option in asked:
                 raise ConfigError(f"{option}: expected none beside --continue")
         return
-    if asked and not any(task.rules.generates for task in predictor.tasks.values()):
-        raise ConfigError(f"{asked[0]}: expected a run with a task of kind 'generation', got none")
+    try:
+        refuse_idle(asked, (task.rules for task in predictor.tasks.values()))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if arguments.attention is not None and (arguments.input is not None or not arguments.texts):
         raise ConfigError(
             "--attention: expected texts as arguments, whose answers are drawn, not --input or piped ones"
@@ -157,11 +157,15 @@ def _check_generation(predictor: Predictor, arguments: argparse.Namespace, searc
 def _go_on(predictor: Predictor, arguments: argparse.Namespace, search: Search | None) -> None:
     """Prints the texts with what comes behind them."""
     from pymtl.serving.predicting import input_of
+    from pymtl.training.errors import ConfigError
 
     number = 1
     for texts in [arguments.texts] if arguments.texts else _lines():
         inputs = [input_of(text, number + i, arguments.records) for i, text in enumerate(texts)]
-        answers = predictor.go_on(inputs, arguments.count, search, arguments.batch_size, number)
+        try:
+            answers = predictor.go_on(inputs, arguments.count, search, arguments.batch_size, number)
+        except ConfigError as error:
+            raise ConfigError(f"--continue: {error}") from None
         for answer in answers:
             print(json.dumps(answer, ensure_ascii=False) if arguments.json else "\n".join(answer["texts"]))
         sys.stdout.flush()

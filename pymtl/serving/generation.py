@@ -69,6 +69,7 @@ class Search:
             fits = isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= least
             fits = fits or (value is None and name in ("beam_size", "max_length"))
             _require(fits, name, f"a whole number {'above 0' if least else 'of at least 0'}", value)
+        _require((self.max_length or 1) <= LONGEST, "max_length", f"a number of at most {LONGEST}", self.max_length)
         fits = self.sample or self.beam_size is None or self.nbest <= self.beam_size
         _require(fits, "nbest", f"at most beam_size = {self.beam_size} without sampling", self.nbest)
         fits = not self.sample or self.beam_size in (None, 1)

@@ -6,50 +6,74 @@ import argparse
 from collections.abc import Iterable
 from typing import Any
 
+from .answers import Answers
 from .generation import Search
 
 # Of each option the field of Search, its type, its metavar and its help.
-OPTIONS: dict[str, tuple[str, type, str, str]] = {
+OPTIONS: dict[str, tuple[str, type, str | None, str]] = {
     "--beam": (
         "beam_size",
         int,
         "N",
-        "hypotheses that a search for generated answers or CTC labels keeps (default: as the configuration says)",
+        "hypotheses that the search for an answer keeps, and that for CTC labels (default: as in training's "
+        "configuration)",
     ),
     "--nbest": (
         "nbest",
         int,
         "N",
-        "answers to give, the best score first, samples as drawn (default: 1; --beam is N at least)",
+        "answers to give, the best first, samples as drawn; a --beam has to be as wide (default: 1)",
     ),
-    "--length-penalty": ("length_penalty", float, "A", "divide scores by ((5 + length) / 6)^A (default: 1)"),
-    "--coverage-penalty": ("coverage_penalty", float, "B", "prefer answers that have read the whole text (default: 0)"),
-    "--no-repeat": ("no_repeat_ngram", int, "N", "let no N tokens come twice in an answer"),
-    "--max-length": ("max_length", int, "N", "tokens of an answer at most"),
+    "--length-penalty": (
+        "length_penalty",
+        float,
+        "A",
+        "divide a hypothesis' score by ((5 + length) / 6)^A: 0 prefers short answers (default: 1)",
+    ),
+    "--coverage-penalty": (
+        "coverage_penalty",
+        float,
+        "B",
+        "prefer answers that have read the whole text, the more the larger B (default: 0)",
+    ),
+    "--no-repeat": (
+        "no_repeat_ngram",
+        int,
+        "N",
+        "let no N tokens come twice in an answer (default: 0, they may)",
+    ),
+    "--max-length": ("max_length", int, "N", "tokens of an answer at most (default: as in training's configuration)"),
+    "--sample": ("sample", bool, None, "draw each token instead of looking for the likeliest"),
     "--temperature": ("temperature", float, "T", "with --sample: divide logits by T (default: 1)"),
-    "--top-k": ("top_k", int, "K", "with --sample: draw among the K likeliest tokens"),
-    "--top-p": ("top_p", float, "P", "with --sample: draw among the likeliest tokens of probability P together"),
-    "--seed": ("seed", int, "N", "with --sample: of the draws (default: 0)"),
+    "--top-k": ("top_k", int, "K", "with --sample: draw among the K likeliest tokens (default: 0, among all)"),
+    "--top-p": (
+        "top_p",
+        float,
+        "P",
+        "with --sample: draw among the likeliest tokens of probability P together (default: 1)",
+    ),
+    "--seed": ("seed", int, "N", "with --sample: start of the random numbers (default: 0)"),
 }
 FOR_SAMPLES = ("--temperature", "--top-k", "--top-p", "--seed")
-FOR_SCORES = ("--length-penalty", "--coverage-penalty", "--no-repeat", "--max-length")  # of a search for one answer
+FOR_ONE = ("--beam", "--length-penalty", "--coverage-penalty", "--no-repeat", "--max-length")  # of one answer
 
 
-def add_search_options(parser: argparse._ActionsContainer, options: Iterable[str] = OPTIONS) -> None:
-    """Adds some options, all by default; with those of samples ``--sample`` too."""
+def add_search_options(parser: argparse.ArgumentParser, options: Iterable[str] = OPTIONS) -> argparse._ArgumentGroup:
+    """Adds some options, by default all, in a group of their own."""
+    group = parser.add_argument_group("answers that are generated")
     for option in options:
         field, kind, metavar, description = OPTIONS[option]
-        parser.add_argument(option, dest=field, type=kind, metavar=metavar, help=description)
-        if option == "--max-length" and options is OPTIONS:
-            parser.add_argument(
-                "--sample", action="store_true", help="draw each token instead of looking for the likeliest"
-            )
+        if kind is bool:
+            group.add_argument(option, dest=field, action="store_const", const=True, help=description)
+        else:
+            group.add_argument(option, dest=field, type=kind, metavar=metavar, help=description)
+    return group
 
 
-def given_options(arguments: argparse.Namespace) -> list[str]:
-    """The options that were given, ``--sample`` among them."""
-    found = [option for option, (field, *_) in OPTIONS.items() if getattr(arguments, field, None) is not None]
-    return [*found, *(["--sample"] if getattr(arguments, "sample", False) else [])]
+def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given, and their values."""
+    values = {option: getattr(arguments, field, None) for option, (field, *_) in OPTIONS.items()}
+    return {option: value for option, value in values.items() if value is not None}
 
 
 def search_of(arguments: argparse.Namespace) -> Search | None:
@@ -58,19 +82,30 @@ def search_of(arguments: argparse.Namespace) -> Search | None:
     Raises:
         ValueError: they do not fit.
     """
-    asked = given_options(arguments)
-    sampled = "--sample" in asked
-    settings: dict[str, Any] = {"sample": True} if sampled else {}
-    for option in asked:
-        if option in FOR_SAMPLES and not sampled:
+    given = given_options(arguments)
+    for option in FOR_SAMPLES:
+        if option in given and "--sample" not in given:
             raise ValueError(f"{option}: expected --sample with it")
-        if option != "--sample":
-            settings[OPTIONS[option][0]] = getattr(arguments, OPTIONS[option][0])
     try:
-        return Search(**settings) if settings else None
+        return Search(**{OPTIONS[option][0]: value for option, value in given.items()}) if given else None
     except ValueError as error:
         said = str(error)
         for option, (field, *_) in OPTIONS.items():
             said = said.replace(f"{field}:", f"{option}:").replace(f"{field} = ", f"{option} ")
             said = said.replace(f"({field}", f"({option}")
         raise ValueError(said) from None
+
+
+def refuse_idle(options: Iterable[str], kinds: Iterable[Answers]) -> None:
+    """Refuses options that would do nothing, as no task of these kinds generates; a beam is CTC's too.
+
+    Raises:
+        ValueError: one would.
+    """
+    known = list(kinds)
+    generates = any(kind.generates for kind in known)
+    for option in options:
+        if option == "--beam" and not generates and not any(kind.name == "ctc" for kind in known):
+            raise ValueError(f"{option}: expected a model with a task of kind 'generation' or 'ctc', got none")
+        if option != "--beam" and not generates:
+            raise ValueError(f"{option}: expected a model with a task of kind 'generation', got none")

@@ -69,7 +69,7 @@ def went_on(text: str, tokens: Iterable[str], tokenizer: Tokenizer) -> str:
     where a text had none."""
     for token in tokens:
         close = tokenizer == "characters" or (tokenizer == "words" and _are_ideographs(text, token))
-        text += token if close or not text else f" {token}"
+        text += token if close or text[-1:].strip() == "" else f" {token}"
     return text
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from pymtl.crf import CRF
-from pymtl.decoder import DecoderHead, Memory
+from pymtl.decoder import DecoderHead, Memory, copied_from
 from pymtl.exported_decoder import export_step, memory_of
 from pymtl.lowering import limit_answers, lower, name_ids, write
 from pymtl.models import MultiTaskModel
@@ -39,7 +39,7 @@ EXPORTED_FACTS = ("data", "records", "epoch", "scores", "uncertainty")  # of a r
 
 
 class _Program(nn.Module):
-    """The model with plain dictionaries in and out."""
+    """The model asked for some of its tasks."""
 
     def __init__(self, model: MultiTaskModel, tasks: Sequence[str]) -> None:
         super().__init__()
@@ -207,8 +207,10 @@ class Exported:
         }
 
     def _memory(self, task: str, found: Mapping[str, Tensor], sources: PackedSequence | None) -> Memory:
-        classes = len(self.vocabulary.labels[task])
-        return memory_of(task, found, self._steps[task], None if sources is None else sources.data, classes)
+        copied = None
+        if sources is not None:
+            copied = copied_from(sources.data, found[f"{task}/batch_sizes"], len(self.vocabulary.labels[task]))
+        return memory_of(task, found, self._steps[task], copied)
 
 
 def is_exported(folder: Path) -> bool:

@@ -133,7 +133,8 @@ class Predictor(Answering):
         batch_size: int = 64,
         first: int = 1,
     ) -> list[Answer]:
-        """How the run's language model goes on with some texts, ``count`` tokens each.
+        """How the run's language model goes on with some texts, ``count`` tokens each; fewer where the search lets no
+        further token come.
 
         Args:
             inputs: a list as for :meth:`predict`.
@@ -149,8 +150,9 @@ class Predictor(Answering):
 
         Raises:
             ConfigError: there is no language model that can go on with a text.
-            TypeError: the inputs are no list, or one is of another type.
-            ValueError: a number is below 1.
+            TypeError: the inputs are no list, one is of another type, ``search`` is no :class:`pymtl.Search`, or a
+                number is not whole.
+            ValueError: a number is below 1, or the search has a coverage penalty.
             pymtl.training.errors.DataError: a record lacks a field, or one does not fit.
         """
         task = self._language_model()
@@ -158,9 +160,15 @@ class Predictor(Answering):
         if isinstance(inputs, str | Mapping) or not isinstance(inputs, Iterable):
             raise TypeError(f"inputs: expected a list of texts or records, got {type(inputs).__name__}")
         for name, number in (("count", count), ("batch_size", batch_size)):
+            if type(number) is not int:
+                raise TypeError(f"{name}: expected a whole number, got {number!r}")
             if number < 1:
                 raise ValueError(f"{name}: expected a number above 0, got {number}")
+        if not isinstance(search, Search | None):
+            raise TypeError(f"search: expected a Search, as pymtl.Search(beam_size=5), got {type(search).__name__}")
         settings = replace(search or Search(), max_length=count)
+        if settings.coverage_penalty > 0:
+            raise ValueError("search: expected no coverage_penalty: a language model attends to nothing")
         records = [self.record_or_none(given, f"input {first + i}", dataset) for i, given in enumerate(inputs)]
         own = self.config.sets[dataset]
         answers: list[Answer] = [

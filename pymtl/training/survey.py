@@ -65,8 +65,9 @@ def _of_task(name: str, config: Config, vocabulary: Vocabulary, labelled: int) -
     pairs.sort(key=lambda pair: -pair[1])
     shown = ", ".join(f"{label} ({count:,})" for label, count in pairs[:MOST])
     rarest = f", …, {pairs[-1][0]} ({pairs[-1][1]:,})" if len(pairs) > MOST else ""
-    lines = [f"{name}: {len(pairs)} {task.rules.parts_are}" + (f": {shown}{rarest}" if pairs else "")]
-    if len(pairs) == 1 and pairs[0][1] >= labelled:
+    one, several = task.rules.parts_are
+    lines = [f"{name}: {len(pairs)} {one if len(pairs) == 1 else several}" + (f": {shown}{rarest}" if pairs else "")]
+    if len(learned.labels) == 1 and pairs[0][1] >= labelled:
         lines.append(f"{name}: every training record with a label has {pairs[0][0]!r}: there is nothing to tell apart")
     return lines
 

@@ -13,7 +13,7 @@ from . import DataError, ModelError, __version__, isa
 from .library import Model
 from .predictor import load
 from .serving.predicting import described, input_of
-from .serving.search_options import add_search_options, given_options, search_of
+from .serving.search_options import add_search_options, given_options, refuse_idle, search_of
 
 FOLDER = Path(__file__).parent
 
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     predict.add_argument("--json", action="store_true", help="print one JSON object a text")
     predict.add_argument("--records", action="store_true", help="texts are JSON objects with the fields of training")
     predict.add_argument("--threads", type=int, default=0, metavar="N", help="of a call (default 0: all cores)")
-    add_search_options(predict.add_argument_group("answers that are generated"))
+    add_search_options(predict)
     info = commands.add_parser("info", help="what a file reads and answers")
     info.add_argument("file", type=Path, metavar="FILE", help="the model's file")
     commands.add_parser("flags", help="what a C compiler needs to find pymtl.h and the library")
@@ -87,11 +87,9 @@ def _predict(given: argparse.Namespace) -> int:
         raise DataError(f"this model reads {fields} of each token too: give JSON objects with these, and --records")
     try:
         search = search_of(given)
+        refuse_idle(given_options(given), (task.rules for task in predictor.tasks.values()))
     except ValueError as error:
         raise DataError(str(error)) from None
-    asked = [option for option in given_options(given) if option != "--beam"]  # which CTC has too
-    if asked and not any(task.rules.generates for task in predictor.tasks.values()):
-        raise DataError(f"{asked[0]}: expected a model with a task of kind 'generation', got none")
     if not given.texts and sys.stdin is None:
         raise DataError("expected texts, or lines of standard input, which is closed")
     texts = given.texts or (line.rstrip("\r\n") for line in sys.stdin)

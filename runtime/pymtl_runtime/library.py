@@ -525,7 +525,7 @@ class Session:
 
         Raises:
             KeyError, ValueError, MemoryError: as :meth:`step`.
-            RuntimeError: a logit is nan.
+            RuntimeError: a logit is nan, or another thread uses the session.
         """
         info = self.model.tasks[self.model.place(task)]
         if info.kind != "generated":

@@ -6,6 +6,7 @@ from torch import nn
 
 import pymtl
 from pymtl import Search
+from pymtl.decoder import copied_from
 from pymtl.exported_decoder import memory_of
 from pymtl.generation import generate
 
@@ -49,10 +50,13 @@ def test_a_program_and_its_step_answer_as_the_model(options):
     for lengths in ([3, 12, 5, 1, 12, 2], [1], [4, 4]):
         tokens, lengths = torch.randint(0, 20, (len(lengths), max(lengths))), torch.tensor(lengths)
         sources = torch.randint(0, CLASSES + 2, tokens.shape) if options.get("copy") else None
-        copied = None if sources is None else pymtl.pack(sources, lengths, batch_first=True).data
         found = program(tokens, lengths)
         torch.testing.assert_close(found["intent"], model(tokens, lengths, ["intent"])["intent"])
-        memory = memory_of("said", found, step, copied, CLASSES)
+        copied = None
+        if sources is not None:
+            packed = pymtl.pack(sources, lengths, batch_first=True)
+            copied = copied_from(packed.data, packed.batch_sizes, CLASSES)
+        memory = memory_of("said", found, step, copied)
         for search in (Search(), Search(beam_size=3, nbest=3, coverage_penalty=0.2), Search(sample=True, seed=3)):
             ours = generate(memory, search, 8, attention=True)
             known = None if sources is None else {"said": sources}
@@ -82,6 +86,15 @@ def test_what_cannot_be_exported_is_named():
     tokens = torch.randint(0, 20, (2, 5))
     with pytest.raises(ValueError, match=r"targets\['said'\]: expected none under torch.export"):
         torch.export.export(model, (tokens,), {"targets": {"said": torch.tensor([[1, 0], [2, 0]])}}, strict=False)
+    copying = model_with({"copy": True})
+    with pytest.raises(ValueError, match=r"sources\['said'\]: expected none under torch.export"):
+        torch.export.export(copying, (tokens,), {"sources": {"said": tokens}}, strict=False)
+    heads = {"said": pymtl.DecoderHead(CLASSES, 8), "said/h": pymtl.ClassificationHead(3)}
+    clashing = pymtl.MultiTaskModel(nn.Embedding(20, 16), pymtl.LSTM(16, 8, batch_first=True), heads).eval()
+    with pytest.raises(
+        ValueError, match="heads: expected names that differ in the program's output, got 'said/h' twice"
+    ):
+        torch.export.export(clashing, (tokens,), strict=False)
     with pytest.raises(TypeError, match=r"head: expected a pymtl.DecoderHead, got ClassificationHead"):
         pymtl.export_step(model.heads["intent"])
     with pytest.raises(ValueError, match="got one that is in none"):

@@ -208,10 +208,10 @@ def test_a_beam_size_and_a_search_are_one_too_many(folder):
 
 
 def test_every_option_of_a_search_reaches_it(folder, tmp_path, capsys):
-    model, text = pymtl.load(folder / "run"), "a b c d"
+    model, text = pymtl.load(folder / "run"), "a b a b"
     options = {
         ("--beam", 3, "--nbest", 2, "--length-penalty", 0): Search(3, 2, length_penalty=0.0),
-        ("--beam", 3, "--coverage-penalty", 0.5): Search(3, coverage_penalty=0.5),
+        ("--beam", 3, "--nbest", 2, "--coverage-penalty", 0.5): Search(3, 2, coverage_penalty=0.5),
         ("--no-repeat", 1): Search(no_repeat_ngram=1),
         ("--max-length", 2): Search(max_length=2),
         ("--sample", "--temperature", 9, "--top-p", 0.9, "--seed", 4): Search(
@@ -221,10 +221,12 @@ def test_every_option_of_a_search_reaches_it(folder, tmp_path, capsys):
             sample=True, temperature=9.0, top_k=2, nbest=3
         ),
     }
+    plain = model.predict([text], distributions=False)[0]
     for given, search in options.items():
         (line,) = printed(capsys, "predict", folder / "run", text, "--json", *given).splitlines()
         expected = model.predict([text], search=search, distributions=False)[0]
         assert json.loads(line) == json.loads(json.dumps(expected))
+        assert expected != plain
     assert model.predict(text, search=Search(max_length=2))["turned/ended"] is False
     scores = {}
     for given in ((), ("--max-length", 2)):

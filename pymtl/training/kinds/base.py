@@ -89,7 +89,7 @@ class Kind(Answers, ABC):
     has_reference: ClassVar[bool] = False  # whether the plain PyTorch backend has the head
     has_squared_error: ClassVar[bool] = False  # for a loss, which some balancing methods weigh otherwise
     least_labels: ClassVar[int] = 1  # that scores need
-    parts_are: ClassVar[str] = "labels"  # what its answers are made of
+    parts_are: ClassVar[tuple[str, str]] = ("label", "labels")  # what its answers are made of, one and several
     special_labels: ClassVar[int] = 0  # how many of the vocabulary's first labels stand for no part of an answer
     looked_for: ClassVar[int] = 9  # a kind with a lower number is tried first on the fields of a new file
 

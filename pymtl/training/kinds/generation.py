@@ -94,7 +94,7 @@ class Generation(GenerationAnswers, SequenceKind):
     Options = GenerationOptions
     has_reference = True
     looked_for = 1
-    parts_are = "tokens of answers"
+    parts_are = ("token of answers", "tokens of answers")
     special_labels = len(SPECIAL)
     scores = ("token_error_rate", "exact_match", "word_error_rate", "bleu", "chrf")
     lower_is_better = frozenset({"token_error_rate", "word_error_rate"})
