@@ -610,6 +610,11 @@ def test_the_options_are_refused_without_such_a_task(tmp_path, capsys):
     capsys.readouterr()
     assert command(["predict", str(tmp_path / "toy.pymtl"), "play jazz", "--nbest", "2"]) == 1
     assert "--nbest: expected a model with a task of kind 'generation', got none" in capsys.readouterr().err
+    assert command(["predict", str(tmp_path / "toy.pymtl"), "play jazz", "--beam", "2"]) == 1
+    assert "--beam: expected a model with a task of kind 'generation' or 'ctc'" in capsys.readouterr().err
+    for name, text in (("predict", "play jazz"), ("evaluate", str(tmp_path / "test.jsonl"))):
+        assert main([name, str(tmp_path / "run"), text, "--beam", "2"]) == 1
+        assert "--beam: expected a model with a task of kind 'generation' or 'ctc'" in capsys.readouterr().err
 
 
 def test_a_model_of_no_words(tmp_path):

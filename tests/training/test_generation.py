@@ -5,6 +5,7 @@ import json
 import math
 import random
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -229,9 +230,11 @@ def test_every_option_of_a_search_reaches_it(folder, tmp_path, capsys):
         assert expected != plain
     assert model.predict(text, search=Search(max_length=2))["turned/ended"] is False
     scores = {}
-    for given in ((), ("--max-length", 2)):
-        printed(capsys, "evaluate", folder / "run", *given, "--out", tmp_path / "evaluation")
-        found = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
+    shutil.copytree(folder / "run", tmp_path / "run")
+    for given, name, search in (((), "test", {}), (("--max-length", 2), "test-max-length-2", {"max-length": 2})):
+        printed(capsys, "evaluate", tmp_path / "run", *given, "--data", folder)
+        found = json.loads((tmp_path / "run" / "evaluation" / name / "evaluation.json").read_text(encoding="utf-8"))
+        assert found["search"] == search
         scores[given] = found["scores"]["turned/exact_match"]
     assert scores[()] == 1.0
     assert scores["--max-length", 2] < 0.5  # most are longer
@@ -711,9 +714,25 @@ def test_a_language_model_goes_on_with_a_text(tmp_path, capsys):
     for options, message in (({"count": 0}, "count"), ({"batch_size": 0}, "batch_size")):
         with pytest.raises(ValueError, match=f"{message}: expected a number above 0, got 0"):
             model.go_on(["a"], **{"count": 2, **options})
+    with pytest.raises(TypeError, match=r"count: expected a whole number, got 2\.5"):
+        model.go_on(["a"], 2.5)
+    with pytest.raises(TypeError, match=r"search: expected a Search, as pymtl.Search\(beam_size=5\), got dict"):
+        model.go_on(["a"], 2, {"beam_size": 3})
+    with pytest.raises(ValueError, match="search: expected no coverage_penalty"):
+        model.go_on(["a"], 2, Search(coverage_penalty=1.0))
+    assert printed(capsys, "predict", tmp_path / "run", "b c ", "--continue", 2) == "b c d e\n"
     for option in ("--max-length", "--coverage-penalty", "--length-penalty"):
         assert main(["predict", str(tmp_path / "run"), "a", "--continue", "3", option, "2"]) == 1
         assert f"{option}: expected none beside --continue" in capsys.readouterr().err
+
+
+def test_one_token_many_times_is_no_warning(tmp_path):
+    toy.write_lines(tmp_path / "train.jsonl", [{"tokens": ["x"] * 9, "said": ["a"] * (1 + i % 4)} for i in range(40)])
+    toml = '[data]\ntrain = "train.jsonl"\n[tasks.said]\nkind = "generation"\n[training]\nepochs = 1\n'
+    (tmp_path / "run.toml").write_text(toml, encoding="utf-8")
+    shown = toy.quiet("train", tmp_path / "run.toml", "--run", tmp_path / "run")
+    assert "said: 1 token of answers: a (" in shown
+    assert "nothing to tell apart" not in shown
 
 
 def test_texts_go_on_as_their_data_set_splits_them(tmp_path, capsys):

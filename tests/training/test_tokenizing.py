@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pymtl.serving.records import given_tokens, text_record, unlabelled_record
-from pymtl.serving.tokenizing import JOINER, joined, pieces_of, places, tokens_of
+from pymtl.serving.tokenizing import JOINER, joined, pieces_of, places, tokens_of, went_on
 from pymtl.training import config as configuration
 from pymtl.training.data import read_all
 
@@ -237,3 +237,18 @@ def test_pieces_are_words_and_the_signs_beside_them(text, pieces):
 @settings(max_examples=500)
 def test_any_text_is_made_of_its_pieces_again(text):
     assert joined(pieces_of(text)) == " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "tokenizer", "expected"),
+    [
+        ("once upon", ["a", "time", "."], "words", "once upon a time ."),
+        ("once ", ["upon"], "whitespace", "once upon"),
+        ("", ["a", "b"], "words", "a b"),
+        ("a b", ["c", "d"], "characters", "a bcd"),
+        ("\u65e5\u672c", ["\u8a9e", "x"], "words", "\u65e5\u672c\u8a9e x"),
+        ("\u65e5", ["\u672c"], "whitespace", "\u65e5 \u672c"),
+    ],
+)
+def test_a_text_goes_on_with_the_spaces_that_tokens_tell_of(text, tokens, tokenizer, expected):
+    assert went_on(text, tokens, tokenizer) == expected
