@@ -35,14 +35,14 @@ def kernel(result: dict[str, Any]) -> Iterator[Cells]:
 
 
 def training_step(result: dict[str, Any]) -> Iterator[Cells]:
-    yield "batches", "", *STEP, "pymtl is faster by"
+    yield "batches", "", *STEP, "times as fast"
     for kind, contenders in result["rows"].items():
         for name, row in contenders.items():
             yield kind, name, *(f"{row[part]:.2f}" for part in STEP), _ratio(name, row)
 
 
 def generation_step(*found: dict[str, Any]) -> Iterator[Cells]:
-    yield "B", "batches", "", "forward and loss", "backward", "step", "pymtl is faster by"
+    yield "B", "batches", "", "forward and loss", "backward", "step", "times as fast"
     for result in found:
         for kind, contenders in result["rows"].items():
             for name, row in contenders.items():
@@ -104,7 +104,7 @@ def sharing(result: dict[str, Any]) -> Iterator[Cells]:
 
 
 def overhead(result: dict[str, Any]) -> Iterator[Cells]:
-    yield "", "by", "inference", "pymtl is faster by", "forward and backward", "pymtl is faster by"
+    yield "", "by", "inference", "times as fast", "forward and backward", "times as fast"
     for what, modes in result["rows"].items():
         for name in modes["inference"]:
             cells = []

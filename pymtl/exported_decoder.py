@@ -28,7 +28,7 @@ def memory_of(
     program: Callable[..., tuple[Tensor, State, Tensor]],
     copied: Copied | None = None,
 ) -> Memory:
-    """The memory again.
+    """Rebuilds the memory from the tensors that an exported model gave.
 
     Args:
         tensors: with those of :func:`memory_tensors`.
@@ -70,16 +70,21 @@ class _Step(nn.Module):
 
 
 def export_step(head: DecoderHead) -> torch.export.ExportedProgram:
-    """One step of a decoder, for any number of hypotheses, as a program of torch.export: what goes with the program of
-    the whole model, which gives for a decoder what it answers from.
+    """Exports one step of a decoder, for any number M of hypotheses. It goes with the exported program of the whole
+    model, which gives the decoder's first state, and the keys and values that attention reads.
 
-    The program takes ``tokens``, what each of M hypotheses reads, int64 [M], at first class 0; ``state``, a tuple of h
-    and of an LSTM c, [L, M, H] each, at first those of ``NAME/h`` and ``NAME/c`` at the sentences' places; ``keys``,
-    ``values`` and ``batch_sizes`` as the model's program gives them; and ``places``, of each hypothesis its sentence's,
-    int64 [M]. For a head that copies a tuple follows: what each packed token of the input is among the classes, int64
-    [N]; of each sequence, in the packed order, how many classes it has with its own unknown tokens, int64 [B]; and the
-    numbers of all classes of the batch, from 0 on. It gives logits [M, C], the states after the step, and the weights
-    of attention [M, J, T].
+    The step takes, in this order:
+
+    - ``tokens`` int64 [M]: the token that each hypothesis reads; at first class 0
+    - ``state``: a tuple of h and, of an LSTM, c, [L, M, H] each; at first ``NAME/h`` and ``NAME/c`` at the sentences'
+      places
+    - ``keys``, ``values``, ``batch_sizes``: as the model's program gives them
+    - ``places`` int64 [M]: for each hypothesis, the place of its sentence in the packed order
+    - of a head that copies, a tuple: the class of each packed token of the input, int64 [N]; for each sequence, in the
+      packed order, the number of classes with its own unknown tokens, int64 [B]; and the numbers of all classes of the
+      batch, from 0 on
+
+    It gives logits [M, C], the states after the step, and the weights [M, J, T] of J attention heads over T tokens.
 
     Args:
         head: in eval mode, of a model that has been built.

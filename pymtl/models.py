@@ -242,10 +242,10 @@ class MultiTaskModel(nn.Module):
             KeyError: the task is unknown.
             RuntimeError: the model is in training mode, a length is out of range, or a logit is nan.
             TypeError: ``search`` is no :class:`pymtl.Search`, or ``max_length`` or one of ``never`` no whole number.
-            ValueError: the task is none of these, or which is meant is not clear; ``max_length`` or one of ``never`` is
-                out of range; ``sources`` are missing or laid out in another way; or this language model cannot go on
-                with a text: its encoder or embedding is not of that kind, or ``attention`` or a coverage penalty is
-                asked for.
+            ValueError: the task is neither a decoder's nor a language model's, or is left out where there are several;
+                ``max_length`` or one of ``never`` is out of range; ``sources`` are missing or not laid out as the
+                input; or this language model cannot go on with a text: its encoder or embedding is not of that kind,
+                or ``attention`` or a coverage penalty is asked for.
         """
         able = [name for name, head in self.heads.items() if isinstance(head, DecoderHead | LanguageModelHead)]
         if task is None and len(able) != 1:

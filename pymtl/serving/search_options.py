@@ -15,20 +15,20 @@ OPTIONS: dict[str, tuple[str, type, str | None, str]] = {
         "beam_size",
         int,
         "N",
-        "hypotheses that the search for an answer keeps, and that for CTC labels (default: as in training's "
+        "hypotheses to keep at each step of the search for generated answers or CTC labels (default: as in training's "
         "configuration)",
     ),
     "--nbest": (
         "nbest",
         int,
         "N",
-        "answers to give, the best first, samples as drawn; a --beam has to be as wide (default: 1)",
+        "number of answers, the best first, or samples as drawn; at most --beam, if that is given (default: 1)",
     ),
     "--length-penalty": (
         "length_penalty",
         float,
         "A",
-        "divide a hypothesis' score by ((5 + length) / 6)^A: 0 prefers short answers (default: 1)",
+        "divide an answer's log probability by ((5 + length) / 6)^A to get its score; 0 prefers short (default: 1)",
     ),
     "--coverage-penalty": (
         "coverage_penalty",
@@ -97,10 +97,10 @@ def search_of(arguments: argparse.Namespace) -> Search | None:
 
 
 def refuse_idle(options: Iterable[str], kinds: Iterable[Answers]) -> None:
-    """Refuses options that would do nothing, as no task of these kinds generates; a beam is CTC's too.
+    """Refuses options without an effect: they need a task of kind ``generation``; ``--beam`` works with ``ctc`` too.
 
     Raises:
-        ValueError: one would.
+        ValueError: an option would have no effect.
     """
     known = list(kinds)
     generates = any(kind.generates for kind in known)

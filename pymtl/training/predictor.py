@@ -144,9 +144,10 @@ class Predictor(Answering):
             first: the number of the first input, for errors and for the draws.
 
         Returns:
-            A dictionary for each input: ``tokens``, as for :meth:`predict`; ``continuations``, the ``nbest``, the best
-            first, each a list of tokens; of each its ``probabilities`` and ``scores``, by which a search orders them;
-            and the whole ``texts``. All are empty for an input without a token.
+            A dictionary for each input: ``tokens``, as for :meth:`predict`; ``continuations``, ``nbest`` lists of
+            tokens, the best first; ``probabilities`` and ``scores``, a number for each continuation, of which a search
+            sorts by the score; and ``texts``, each the input followed by a continuation. All are empty for an input
+            without a token.
 
         Raises:
             ConfigError: there is no language model that can go on with a text.
