@@ -170,7 +170,7 @@ class MultiTaskModel(nn.Module):
         Raises:
             KeyError: a task is unknown.
             IndexError: a decoder's target is no class. On a GPU a later loss raises it.
-            TypeError: a decoder's targets are no integers.
+            TypeError: a decoder's targets are no integers, or ``targets`` or ``sources`` no dictionary.
             ValueError: the rank of the input does not fit, fields differ in their packing, ``lengths`` comes with a
                 PackedSequence, a decoder's targets are of another number of sequences, or there are targets or
                 sources under torch.export.
@@ -183,6 +183,9 @@ class MultiTaskModel(nn.Module):
         for task in wanted:
             if task not in self.heads:
                 raise KeyError(f"tasks: unknown task {task!r}, expected one of {list(self.heads)}")
+        for name, given in (("targets", targets), ("sources", sources)):
+            if given is not None and not isinstance(given, Mapping):
+                raise TypeError(f"{name}: expected a dictionary by task, got a {type(given).__name__}")
         fields = inputs if isinstance(inputs, Mapping) else {"tokens": inputs}
         if not fields:
             raise ValueError("inputs: expected at least one field, got none")

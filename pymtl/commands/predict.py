@@ -147,7 +147,9 @@ def _check_generation(predictor: Predictor, arguments: argparse.Namespace) -> No
     try:
         refuse_idle(asked, (task.rules for task in predictor.tasks.values()))
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        goes_on = any(task.kind == "language_model" for task in predictor.tasks.values())
+        hint = "; --continue N goes on with a text" if goes_on else ""
+        raise ConfigError(f"{error}{hint}") from None
     if arguments.attention is not None and (arguments.input is not None or not arguments.texts):
         raise ConfigError(
             "--attention: expected texts as arguments, whose answers are drawn, not --input or piped ones"

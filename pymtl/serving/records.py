@@ -91,11 +91,16 @@ def text_field(values: Mapping[str, Any], data: Any) -> str:
     return "text" if by_default and "text" in values else data.tokens
 
 
+def names_of_text(data: Any) -> str:
+    """What the field of the text may be called."""
+    return "'tokens' or 'text'" if data.tokens == "tokens" else repr(data.tokens)
+
+
 def _tokens(text: Any, values: Mapping[str, Any], data: Any, tokenizer: Tokenizer) -> list[str]:
     if text_field(values, data) not in values:
         got = ", ".join(values) or "none"
         raise DataError(
-            f"expected a field {data.tokens!r}, a text or a list of tokens (data.tokens names it), got {got}"
+            f"expected a field {names_of_text(data)}, a text or a list of tokens (data.tokens names it), got {got}"
         )
     if text is None:
         return []

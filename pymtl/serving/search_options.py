@@ -34,7 +34,7 @@ OPTIONS: dict[str, tuple[str, type, str | None, str]] = {
         "coverage_penalty",
         float,
         "B",
-        "prefer answers that have read the whole text, the more the larger B (default: 0)",
+        "prefer answers that have read the whole text; try 0.2, as much more makes answers run on (default: 0)",
     ),
     "--no-repeat": (
         "no_repeat_ngram",

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pymtl.serving.records import Record, read_record, text_field
+from pymtl.serving.records import Record, names_of_text, read_record, text_field
 from pymtl.serving.tokenizing import Tokenizer, places, tokens_of
 from pymtl.serving.values import as_name, is_label, is_missing, number_of
 from pymtl.training.config import Config, DataConfig, FieldConfig
@@ -289,7 +289,7 @@ def _check_columns(row: Row, config: Config, dataset: str, complete: bool, notes
     how = f"(the file was read {format_of(path, data.format)[1]})"
     if config.model.words and row.values.get(text_field(row.values, data)) is None:
         raise DataError(
-            f"{where}: expected a column {data.tokens!r} with the text (data.tokens names it), got "
+            f"{where}: expected a column {names_of_text(data)} with the text (data.tokens names it), got "
             f"{', '.join(row.values)} {how}"
         )
     for name, task in config.tasks_of(dataset).items():

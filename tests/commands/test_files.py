@@ -240,7 +240,7 @@ def test_what_does_not_fit_input_and_output_is_named(run, tmp_path, fails):
     assert "absent.csv" in fails("predict", run, "--input", tmp_path / "absent.csv", "--output", tmp_path / "a.csv")
     (tmp_path / "bare.csv").write_text("n,body\n1,play\n", encoding="utf-8")
     bare = fails("predict", run, "--input", tmp_path / "bare.csv", "--output", tmp_path / "a.csv")
-    assert "bare.csv:1: expected a column 'tokens' with the text" in bare
+    assert "bare.csv:1: expected a column 'tokens' or 'text' with the text" in bare
     assert source.read_text(encoding="utf-8") == TABLE
     assert not (tmp_path / "a.csv").exists()
 

@@ -81,6 +81,13 @@ def test_a_programs_dictionary_has_what_a_decoder_answers_from():
     assert found["said/places"].tolist() == [1, 0, 2]
 
 
+@pytest.mark.parametrize("name", ["targets", "sources"])
+def test_targets_and_sources_are_dictionaries(name):
+    tokens = torch.randint(0, 20, (2, 5))
+    with pytest.raises(TypeError, match=f"{name}: expected a dictionary by task, got a Tensor"):
+        model_with({})(tokens, **{name: tokens})
+
+
 def test_what_cannot_be_exported_is_named():
     model = model_with({})
     tokens = torch.randint(0, 20, (2, 5))

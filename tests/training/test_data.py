@@ -83,7 +83,7 @@ def test_records_hold_tokens_and_the_labels_of_every_task(read):
         ('{"tokens": ["a"]', "not JSON"),
         ("[1]", "expected a JSON object, got list"),
         ("null", "expected a JSON object, got NoneType"),
-        ("{}", "expected a field 'tokens', a text or a list of tokens (data.tokens names it), got none"),
+        ("{}", "expected a field 'tokens' or 'text', a text or a list of tokens (data.tokens names it), got none"),
         ({"tokens": 3}, "field 'tokens': expected a text or a list of strings, got 3"),
         ({"tokens": ["a", 1]}, "field 'tokens': expected a text or a list of strings"),
         (

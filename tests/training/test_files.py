@@ -302,7 +302,10 @@ def test_a_training_file_without_a_task_s_column_is_an_error_of_its_header(refus
 
 def test_a_table_without_the_text_is_an_error_of_its_header(refused):
     message = refused("a.csv", "sentence,mood\na tea,x\n")
-    assert "a.csv:1: expected a column 'tokens' with the text (data.tokens names it), got sentence, mood" in message
+    assert (
+        "a.csv:1: expected a column 'tokens' or 'text' with the text (data.tokens names it), got sentence, mood"
+        in message
+    )
 
 
 @pytest.mark.parametrize("word", ["w", "ab."])

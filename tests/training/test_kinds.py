@@ -263,4 +263,4 @@ def test_a_record_may_be_of_one_data_set_of_several(tmp_path, capsys):
         assert main(["predict", str(tmp_path / "run"), "--records", record]) == 0
         assert {line.partition(":")[0] for line in capsys.readouterr().out.splitlines()} == tasks
     assert main(["predict", str(tmp_path / "run"), "--records", '{"body": ["play"]}']) == 1
-    assert "input 1: expected a field 'tokens', a text or a list of tokens" in capsys.readouterr().err
+    assert "input 1: expected a field 'tokens' or 'text', a text or a list of tokens" in capsys.readouterr().err

@@ -444,8 +444,8 @@ def test_any_other_collection_of_texts_is_taken_or_refused(model, make):
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        ({"id": 3}, "expected a field 'tokens'"),
-        ({}, "expected a field 'tokens'"),
+        ({"id": 3}, "expected a field 'tokens' or 'text'"),
+        ({}, "expected a field 'tokens' or 'text'"),
         ({"text": 3}, "expected a text or a list of strings, got 3"),
         (["play", 3], "expected a text or a list of strings"),
         (["play", None], "expected a text or a list of strings"),
