@@ -9,7 +9,8 @@ its Python, or by the likeliest id each time, which its library finds by itself.
 this library: nn.LSTM on packed texts, then nn.LSTMCell and attention by matrix products, for one text at a time with
 its hypotheses in a batch; or for all texts' hypotheses in one batch, with this library's own search around it, so that
 the layers alone differ. All contenders answer the same texts in turn, on as many threads as torch has; texts a second
-are of median times, ratios medians of ratios.
+are of median times, ratios medians of ratios. The last line says how long the matrix products of a batch take at the
+measured peak of the cores.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pymtl.benchmark import results
+from pymtl.benchmark.machine import peak_gflops
 from pymtl.benchmark.timing import interleaved
 from pymtl.commands import positive
 from pymtl.generation import likeliest
@@ -132,6 +134,27 @@ def contenders_of(run: Run, settings: Search) -> tuple[str, dict[str, Contender]
     }
 
 
+def products(run: Run, work: list[Work]) -> dict[str, float]:
+    """The matrix products of a greedy search through a batch: GFLOP, the measured peak of this machine in GFLOP/s, and
+    the milliseconds that they take at it, which float32 cannot fall below."""
+    ours, config, _ = run.load_model()
+    (name, task), *_ = ((n, t) for n, t in config.main_tasks.items() if t.rules.generates)
+    head, model = ours.model.heads[name], ours.model
+    read = sum(_weights(module) for module in (model.encoder, head.reader))
+    written = sum(_weights(module) for module in (head.recurrence, head.combine)) + head.projection()[0].numel()
+    flop = 0
+    for whole, *_ in work:
+        found = generated(ours.logits(replace(whole, targets={}))[name], task, SEARCHES["greedy"])
+        steps = sum(len(own[0].tokens) + own[0].ended for own in found)
+        flop += 2 * (read * int(whole.lengths.sum()) + written * steps)
+    gflop, peak = 1e-9 * flop / len(work), peak_gflops(torch.get_num_threads())
+    return {"gflop": gflop, "peak_gflops": peak, "ms": 1e3 * gflop / peak}
+
+
+def _weights(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.dim() == 2)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run of a task that generates")
@@ -168,9 +191,16 @@ def main() -> None:
                 ratio = "" if name == mine else f"{timed[name]['ratio']:.2f} x"
                 table.add_row(name, f"{rate:,.0f}", ratio, f"{100 * same:.1f} %")
             table.add_section()
-    Console(width=110).print(table)
+    with torch.inference_mode():
+        limit = products(run, work)
+    console = Console(width=110)
+    console.print(table)
+    console.print(
+        f"greedy, {SIZE} texts: {limit['gflop']:.1f} GFLOP of matrix products, {limit['ms']:.1f} ms at the measured "
+        f"peak of {limit['peak_gflops']:.0f} GFLOP/s"
+    )
     if arguments.json:
-        results.write(results.stamped(rows=rows), arguments.json)
+        results.write(results.stamped(rows=rows, products=limit), arguments.json)
 
 
 if __name__ == "__main__":

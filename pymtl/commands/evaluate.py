@@ -53,7 +53,6 @@ def add_parser(parsers: Any) -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     from pymtl.training.data import labelled
-    from pymtl.training.errors import ConfigError
     from pymtl.training.evaluation import evaluate, exact_of, lines_of, page
     from pymtl.training.plots import evaluation_plot
     from pymtl.training.predictor import Predictor
@@ -61,16 +60,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     use_machine(arguments)
     console = wide_console()
-    try:
-        search = search_of(arguments)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    search, given = search_of(arguments), given_options(arguments)
     predictor = Predictor(arguments.run_folder, arguments.device, arguments.data, weights_of(arguments))
-    asked = {option.removeprefix("--"): value for option, value in given_options(arguments).items()}
-    try:
-        refuse_idle(given_options(arguments), (task.rules for task in predictor.tasks.values()))
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    refuse_idle(given, (task.rules for task in predictor.tasks.values()))
+    asked = {option.removeprefix("--"): value for option, value in given.items()}
     notes: list[str] = []
     sets = _records(arguments, predictor, notes)
     every = [record for own in sets.values() for record in own]

@@ -91,10 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     for number, text in enumerate(arguments.texts, 1):
         if not arguments.records and _is_file(text):
             raise ConfigError(f"text {number}: {text} is a file: --input {text} --output FILE labels what it holds")
-    try:
-        search = search_of(arguments)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    search = search_of(arguments)
     predictor = Predictor(arguments.run_folder, arguments.device, weights=weights_of(arguments))
     _check_generation(predictor, arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -133,23 +130,21 @@ def _check_generation(predictor: Predictor, arguments: argparse.Namespace) -> No
     """That there is something that the options are for.
 
     Raises:
-        ConfigError: there is not.
+        ConfigError, DataError: there is not.
     """
     from pymtl.training.errors import ConfigError
 
-    asked = [*given_options(arguments), *(["--attention"] if arguments.attention is not None else [])]
+    others = {"--attention": arguments.attention, "--input": arguments.input}
+    asked = [*given_options(arguments), *(option for option, value in others.items() if value is not None)]
     if arguments.count is not None:
-        asked += ["--input"] if arguments.input is not None else []
         for option in ("--input", "--attention", "--max-length", "--coverage-penalty", "--length-penalty"):
             if option in asked:
                 raise ConfigError(f"{option}: expected none beside --continue")
         return
-    try:
-        refuse_idle(asked, (task.rules for task in predictor.tasks.values()))
-    except ValueError as error:
-        goes_on = any(task.kind == "language_model" for task in predictor.tasks.values())
-        hint = "; --continue N goes on with a text" if goes_on else ""
-        raise ConfigError(f"{error}{hint}") from None
+    searching = [option for option in asked if option != "--input"]
+    if searching and all(task.kind == "language_model" for task in predictor.tasks.values()):
+        raise ConfigError(f"{searching[0]}: expected --continue N with it, to go on with a text")
+    refuse_idle(searching, (task.rules for task in predictor.tasks.values()))
     if arguments.attention is not None and (arguments.input is not None or not arguments.texts):
         raise ConfigError(
             "--attention: expected texts as arguments, whose answers are drawn, not --input or piped ones"

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .answers import Answers
+from .errors import DataError
 from .generation import Search
 
 # Of each option the field of Search, its type, its metavar and its help.
@@ -80,12 +81,12 @@ def search_of(arguments: argparse.Namespace) -> Search | None:
     """What the options say; None if nothing.
 
     Raises:
-        ValueError: they do not fit.
+        DataError: they do not fit.
     """
     given = given_options(arguments)
     for option in FOR_SAMPLES:
         if option in given and "--sample" not in given:
-            raise ValueError(f"{option}: expected --sample with it")
+            raise DataError(f"{option}: expected --sample with it")
     try:
         return Search(**{OPTIONS[option][0]: value for option, value in given.items()}) if given else None
     except ValueError as error:
@@ -93,19 +94,19 @@ def search_of(arguments: argparse.Namespace) -> Search | None:
         for option, (field, *_) in OPTIONS.items():
             said = said.replace(f"{field}:", f"{option}:").replace(f"{field} = ", f"{option} ")
             said = said.replace(f"({field}", f"({option}")
-        raise ValueError(said) from None
+        raise DataError(said) from None
 
 
 def refuse_idle(options: Iterable[str], kinds: Iterable[Answers]) -> None:
     """Refuses options without an effect: they need a task of kind ``generation``; ``--beam`` works with ``ctc`` too.
 
     Raises:
-        ValueError: an option would have no effect.
+        DataError: an option would have no effect.
     """
     known = list(kinds)
     generates = any(kind.generates for kind in known)
     for option in options:
         if option == "--beam" and not generates and not any(kind.name == "ctc" for kind in known):
-            raise ValueError(f"{option}: expected a model with a task of kind 'generation' or 'ctc', got none")
+            raise DataError(f"{option}: expected a model with a task of kind 'generation' or 'ctc', got none")
         if option != "--beam" and not generates:
-            raise ValueError(f"{option}: expected a model with a task of kind 'generation', got none")
+            raise DataError(f"{option}: expected a model with a task of kind 'generation', got none")

@@ -72,8 +72,8 @@ def export(run: Run, folder: Path, weights: torch.dtype | None = None) -> None:
             except (RuntimeError, ValueError) as error:
                 raise ConfigError(f"{run.folder}: {error}") from None
     folder.mkdir(parents=True, exist_ok=True)
-    decoders = {name: head for name, head in trained.model.heads.items() if isinstance(head, DecoderHead)}
-    written = {name: export_step(head) for name, head in decoders.items() if name in config.main_tasks}
+    heads = {name: trained.model.heads[name] for name in config.main_tasks}
+    written = {name: export_step(head) for name, head in heads.items() if isinstance(head, DecoderHead)}
     batch = Batcher(vocabulary, config).batch([_example(config, 7), _example(config, 4)], [0, 1])
     batch_dim, steps = torch.export.Dim("batch"), torch.export.Dim("steps")
     inputs = batch.inputs()

@@ -85,11 +85,8 @@ def _predict(given: argparse.Namespace) -> int:
     if predictor.config.fields and not given.records:
         fields = ", ".join(predictor.config.fields)
         raise DataError(f"this model reads {fields} of each token too: give JSON objects with these, and --records")
-    try:
-        search = search_of(given)
-        refuse_idle(given_options(given), (task.rules for task in predictor.tasks.values()))
-    except ValueError as error:
-        raise DataError(str(error)) from None
+    search = search_of(given)
+    refuse_idle(given_options(given), (task.rules for task in predictor.tasks.values()))
     if not given.texts and sys.stdin is None:
         raise DataError("expected texts, or lines of standard input, which is closed")
     texts = given.texts or (line.rstrip("\r\n") for line in sys.stdin)

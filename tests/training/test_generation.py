@@ -80,32 +80,26 @@ def test_reversing_is_learnt_without_a_mistake(folder):
     assert Run(folder / "run").read_scores() == {"turned/token_error_rate": 0.0, "turned/exact_match": 1.0}
 
 
-def printed(capsys, *arguments):
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 0
-    return capsys.readouterr().out
-
-
-def test_answers_on_the_command_line(folder, capsys):
+def test_answers_on_the_command_line(folder):
     run = folder / "run"
-    text = printed(capsys, "predict", run, "a b c d")
+    text = toy.quiet("predict", run, "a b c d")
     assert text.startswith("turned: d c b a (")
-    answer = json.loads(printed(capsys, "predict", run, "a b c d", "--json", "--beam", 3, "--nbest", 3))
+    answer = json.loads(toy.quiet("predict", run, "a b c d", "--json", "--beam", 3, "--nbest", 3))
     assert answer["turned"] == ["d", "c", "b", "a"]
     assert [set(each) for each in answer["turned/nbest"]] == [{"answer", "probability", "score", "ended"}] * 3
     assert answer["turned/nbest"][0]["answer"] == answer["turned"]
     assert 0.5 < answer["turned/probability"] <= 1
-    short = json.loads(printed(capsys, "predict", run, "a b c d", "--json", "--max-length", 2))
+    short = json.loads(toy.quiet("predict", run, "a b c d", "--json", "--max-length", 2))
     assert short["turned"] == ["d", "c"]
     assert (answer["turned/ended"], short["turned/ended"]) == (True, False)
-    assert ", cut off)" in printed(capsys, "predict", run, "a b c d", "--max-length", 2)
-    lines = printed(capsys, "predict", run, "a b", "c d", "--nbest", 2).split("\n\n")
+    assert ", cut off)" in toy.quiet("predict", run, "a b c d", "--max-length", 2)
+    lines = toy.quiet("predict", run, "a b", "c d", "--nbest", 2).split("\n\n")
     assert [len(each.strip().splitlines()) for each in lines] == [2, 2]
 
 
-def test_samples_on_the_command_line_repeat_with_their_seed(folder, capsys):
+def test_samples_on_the_command_line_repeat_with_their_seed(folder):
     given = ["predict", folder / "run", "a b c d", "--json", "--sample", "--temperature", 20, "--nbest", 4]
-    first, same, other = (printed(capsys, *given, "--seed", seed) for seed in (1, 1, 2))
+    first, same, other = (toy.quiet(*given, "--seed", seed) for seed in (1, 1, 2))
     assert first == same != other
     assert len({tuple(each["answer"]) for each in json.loads(first)["turned/nbest"]}) == 4
 
@@ -126,8 +120,8 @@ def test_the_attention_of_long_texts_is_drawn_below_one_another():
     assert short.get_title() == r"reply: \$1 and \$ (50 %)"  # no formula
 
 
-def test_attention_is_drawn_and_given(folder, capsys):
-    printed(capsys, "predict", folder / "run", "a b c", "d e", "--attention", folder / "read.png")
+def test_attention_is_drawn_and_given(folder):
+    toy.quiet("predict", folder / "run", "a b c", "d e", "--attention", folder / "read.png")
     assert (folder / "read.png").read_bytes().startswith(b"\x89PNG")
     answer = pymtl.load(folder / "run").predict("a b c d e")
     weights = answer["turned/attention"]
@@ -137,27 +131,25 @@ def test_attention_is_drawn_and_given(folder, capsys):
     assert max(range(5), key=weights[0].__getitem__) >= 3
 
 
-def test_a_file_s_rows_get_their_answers(folder, tmp_path, capsys):
+def test_a_file_s_rows_get_their_answers(folder, tmp_path):
     (tmp_path / "in.csv").write_text("tokens,note\na b c,x\nd e,y\n", encoding="utf-8")
-    printed(
-        capsys, "predict", folder / "run", "--input", tmp_path / "in.csv", "--output", tmp_path / "out.csv", "--beam", 2
-    )
+    toy.quiet("predict", folder / "run", "--input", tmp_path / "in.csv", "--output", tmp_path / "out.csv", "--beam", 2)
     with open(tmp_path / "out.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["predicted_turned"] for row in rows] == ["c b a", "e d"]
     assert [row["note"] for row in rows] == ["x", "y"]
 
 
-def test_an_evaluation_takes_a_beam(folder, capsys):
-    text = printed(capsys, "evaluate", folder / "run", "--beam", 3, "--out", folder / "evaluation")
+def test_an_evaluation_takes_a_beam(folder):
+    text = toy.quiet("evaluate", folder / "run", "--beam", 3, "--out", folder / "evaluation")
     assert "exact_match" in text
     evaluation = json.loads((folder / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
     assert evaluation["scores"]["turned/exact_match"] == 1.0
     assert (folder / "evaluation" / "errors.jsonl").read_text(encoding="utf-8") == ""
 
 
-def test_an_exported_program_answers_the_same(folder, tmp_path, capsys):
-    text = printed(capsys, "export", folder / "run", tmp_path / "exported")
+def test_an_exported_program_answers_the_same(folder, tmp_path):
+    text = toy.quiet("export", folder / "run", tmp_path / "exported")
     assert "program.pt2" in text
     assert "steps.turned.pt2" in text
     run, exported = pymtl.load(folder / "run"), pymtl.load(tmp_path / "exported")
@@ -224,7 +216,7 @@ def test_every_option_of_a_search_reaches_it(folder, tmp_path, capsys):
     }
     plain = model.predict([text], distributions=False)[0]
     for given, search in options.items():
-        (line,) = printed(capsys, "predict", folder / "run", text, "--json", *given).splitlines()
+        (line,) = toy.quiet("predict", folder / "run", text, "--json", *given).splitlines()
         expected = model.predict([text], search=search, distributions=False)[0]
         assert json.loads(line) == json.loads(json.dumps(expected))
         assert expected != plain
@@ -232,7 +224,7 @@ def test_every_option_of_a_search_reaches_it(folder, tmp_path, capsys):
     scores = {}
     shutil.copytree(folder / "run", tmp_path / "run")
     for given, name, search in (((), "test", {}), (("--max-length", 2), "test-max-length-2", {"max-length": 2})):
-        printed(capsys, "evaluate", tmp_path / "run", *given, "--data", folder)
+        toy.quiet("evaluate", tmp_path / "run", *given, "--data", folder)
         found = json.loads((tmp_path / "run" / "evaluation" / name / "evaluation.json").read_text(encoding="utf-8"))
         assert found["search"] == search
         scores[given] = found["scores"]["turned/exact_match"]
@@ -625,13 +617,13 @@ def test_the_plain_model_learns_the_same(tmp_path):
         assert ours["valid"] == pytest.approx(theirs["valid"])
 
 
-def test_a_run_s_report_times_it_beside_plain_pytorch(tmp_path, capsys):
+def test_a_run_s_report_times_it_beside_plain_pytorch(tmp_path):
     path = toy.write_files(tmp_path, JOINT)
     toy.quiet("train", path, "--run", tmp_path / "run", "--set", "training.epochs=1")
-    assert "plain PyTorch, packed" in printed(capsys, "report", tmp_path / "run", "--batches", 3)
+    assert "plain PyTorch, packed" in toy.quiet("report", tmp_path / "run", "--batches", 3)
 
 
-def test_a_batch_without_a_label_of_the_decoder_is_timed_too(tmp_path, capsys):
+def test_a_batch_without_a_label_of_the_decoder_is_timed_too(tmp_path):
     path = toy.write_files(tmp_path, JOINT)
     records = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     for record in records[1:]:
@@ -640,7 +632,7 @@ def test_a_batch_without_a_label_of_the_decoder_is_timed_too(tmp_path, capsys):
     toy.write_lines(tmp_path / "train.jsonl", records)
     options = ["--set", "training.epochs=1", "--set", "tasks.tags.field=tags"]
     toy.quiet("train", path, "--run", tmp_path / "run", *options)
-    assert "plain PyTorch, packed" in printed(capsys, "report", tmp_path / "run", "--batches", 3)
+    assert "plain PyTorch, packed" in toy.quiet("report", tmp_path / "run", "--batches", 3)
 
 
 CTC = """
@@ -685,19 +677,19 @@ def test_a_language_model_goes_on_with_a_text(tmp_path, capsys):
         encoding="utf-8",
     )
     toy.quiet("train", tmp_path / "run.toml", "--run", tmp_path / "run")
-    assert printed(capsys, "predict", tmp_path / "run", "b c d", "--continue", 5) == "b c d e f g h a\n"
-    found = printed(capsys, "predict", tmp_path / "run", "a b", "--continue", 2, "--json", "--nbest", 2)
+    assert toy.quiet("predict", tmp_path / "run", "b c d", "--continue", 5) == "b c d e f g h a\n"
+    found = toy.quiet("predict", tmp_path / "run", "a b", "--continue", 2, "--json", "--nbest", 2)
     (line,) = map(json.loads, found.splitlines())
     assert line["tokens"] == ["a", "b"]
     assert line["continuations"][0] == ["c", "d"]
     assert len(line["continuations"]) == 2
-    assert len(printed(capsys, "predict", tmp_path / "run", "a b", "--continue", 2, "--nbest", 2).splitlines()) == 2
+    assert len(toy.quiet("predict", tmp_path / "run", "a b", "--continue", 2, "--nbest", 2).splitlines()) == 2
     record = json.dumps({"tokens": ["a", "b"]})
-    assert printed(capsys, "predict", tmp_path / "run", "--records", record, "--continue", 1) == "a b c\n"
-    assert printed(capsys, "predict", tmp_path / "run", "a", "", "b", "--continue", 1) == "a b\n\nb c\n"
+    assert toy.quiet("predict", tmp_path / "run", "--records", record, "--continue", 1) == "a b c\n"
+    assert toy.quiet("predict", tmp_path / "run", "a", "", "b", "--continue", 1) == "a b\n\nb c\n"
     given = ["predict", tmp_path / "run", "a b", "--continue", 6, "--sample", "--temperature", 50]
-    assert printed(capsys, *given, "--seed", 1) == printed(capsys, *given, "--seed", 1)
-    assert printed(capsys, *given, "--seed", 1) != printed(capsys, *given, "--seed", 2)
+    assert toy.quiet(*given, "--seed", 1) == toy.quiet(*given, "--seed", 1)
+    assert toy.quiet(*given, "--seed", 1) != toy.quiet(*given, "--seed", 2)
     model = pymtl.load(tmp_path / "run")
     one, other = model.go_on(["c d", ["g", "h"]], 3)
     assert (one["tokens"], one["continuations"], one["texts"]) == (list("cd"), [list("efg")], ["c d e f g"])
@@ -720,7 +712,7 @@ def test_a_language_model_goes_on_with_a_text(tmp_path, capsys):
         model.go_on(["a"], 2, {"beam_size": 3})
     with pytest.raises(ValueError, match="search: expected no coverage_penalty"):
         model.go_on(["a"], 2, Search(coverage_penalty=1.0))
-    assert printed(capsys, "predict", tmp_path / "run", "b c ", "--continue", 2) == "b c d e\n"
+    assert toy.quiet("predict", tmp_path / "run", "b c ", "--continue", 2) == "b c d e\n"
     for option in ("--max-length", "--coverage-penalty", "--length-penalty"):
         assert main(["predict", str(tmp_path / "run"), "a", "--continue", "3", option, "2"]) == 1
         assert f"{option}: expected none beside --continue" in capsys.readouterr().err
@@ -735,7 +727,7 @@ def test_one_token_many_times_is_no_warning(tmp_path):
     assert "nothing to tell apart" not in shown
 
 
-def test_texts_go_on_as_their_data_set_splits_them(tmp_path, capsys):
+def test_texts_go_on_as_their_data_set_splits_them(tmp_path):
     toy.write_lines(tmp_path / "train.jsonl", [{"text": "abc abc abc"[i : i + 7]} for i in range(3)] * 8)
     (tmp_path / "run.toml").write_text(
         '[data]\ntrain = "train.jsonl"\ntokenizer = "characters"\n[tasks.letters]\nkind = "language_model"\n'
@@ -744,7 +736,7 @@ def test_texts_go_on_as_their_data_set_splits_them(tmp_path, capsys):
         encoding="utf-8",
     )
     toy.quiet("train", tmp_path / "run.toml", "--run", tmp_path / "run")
-    assert printed(capsys, "predict", tmp_path / "run", "a b", "--continue", 4) == "a bcabc\n"
+    assert toy.quiet("predict", tmp_path / "run", "a b", "--continue", 4) == "a bcabc\n"
 
 
 @pytest.mark.parametrize(
@@ -756,9 +748,9 @@ def test_texts_go_on_as_their_data_set_splits_them(tmp_path, capsys):
     ],
     ids=["generation", "multilabel", "tagging"],
 )
-def test_init_takes_lists_whose_order_counts_for_answers(tmp_path, capsys, said, kind):
+def test_init_takes_lists_whose_order_counts_for_answers(tmp_path, said, kind):
     toy.write_lines(tmp_path / "new.jsonl", [{"tokens": ["x", "y"], "said": each} for each in said * 4])
-    assert f"said: {kind}" in printed(capsys, "init", tmp_path / "new.jsonl")
+    assert f"said: {kind}" in toy.quiet("init", tmp_path / "new.jsonl")
     config = configuration.load(tmp_path / "new.toml")
     assert config.tasks["said"].kind == kind
 
@@ -800,18 +792,18 @@ def greetings(count, seed):
         yield {"text": f"{before} {name}{after}", "reply": f"hello {name}, welcome!"}
 
 
-def test_unknown_words_are_copied(tmp_path, capsys):
+def test_unknown_words_are_copied(tmp_path):
     for name, count, seed in (("train", 400, 0), ("valid", 30, 1), ("test", 60, 2)):
         toy.write_lines(tmp_path / f"{name}.jsonl", list(greetings(count, seed)))
     (tmp_path / "run.toml").write_text(GREETINGS, encoding="utf-8")
-    said = printed(capsys, "train", tmp_path / "run.toml", "--run", tmp_path / "run")
+    said = toy.quiet("train", tmp_path / "run.toml", "--run", tmp_path / "run")
     assert re.search(rf"reply: [45]\d % {COPIED}\n", said)
     assert "labels of reply that training lacks" not in said  # the names of validation and test
     assert Run(tmp_path / "run").read_scores()["reply/exact_match"] > 0.95
     model = pymtl.load(tmp_path / "run")
     answers = model.predict(["my name is Zaphod, please!", "this is Trillian speaking."], search=Search(beam_size=3))
     assert [answer["reply"] for answer in answers] == ["hello Zaphod, welcome!", "hello Trillian, welcome!"]
-    printed(capsys, "predict", tmp_path / "run", "hello, I am Ford.", "--attention", tmp_path / "read.png")
+    toy.quiet("predict", tmp_path / "run", "hello, I am Ford.", "--attention", tmp_path / "read.png")
     texts = ["my name is Zaphod, please!", "this is Trillian speaking.", "hello, I am Ford Prefect.", "is is is"]
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "exported")]) == 0
     exported = pymtl.load(tmp_path / "exported")
@@ -827,6 +819,6 @@ def test_unknown_words_are_copied(tmp_path, capsys):
             nbest = [[each["answer"] for each in found.get("reply/nbest", [])] for found in (ours, theirs)]
             assert nbest[0] == nbest[1]
     toy.write_lines(tmp_path / "new.jsonl", [*greetings(5, 3), {"text": "I am Xi", "reply": "hello Yu!"}])
-    assert "labels that training lacks, each one missed: 'Yu' 1" in printed(
-        capsys, "evaluate", tmp_path / "run", tmp_path / "new.jsonl", "--out", tmp_path / "new"
+    assert "labels that training lacks, each one missed: 'Yu' 1" in toy.quiet(
+        "evaluate", tmp_path / "run", tmp_path / "new.jsonl", "--out", tmp_path / "new"
     )
